@@ -1,0 +1,127 @@
+/* Arithmetic: one table of operations, filled by the scalar reference and overwritten upward by what
+ * the processor can do (AVX2, AVX-512; CUDA fills its own).
+ *
+ * Invariant (same bits): each output element has ONE reduction order, fixed by K alone, the same in
+ * every CPU op set, for every M, row range, thread count and alignment:
+ *
+ *   dot(w, x, k0, k1)   KERN_LANES = 16 partial sums; lane j takes k0+j, k0+j+16, ... by fused
+ *                       multiply-add in ascending k; a lane past k1 adds fma(0, 0, lane). Then the
+ *                       tree: lane j += lane j+8, j+4, j+2, j+1.
+ *   block-scaled types  the range is cut where the scale changes (every `scale_cols` columns,
+ *                       counted from column 0). Within a cut the 16 lanes start at zero; then
+ *                       total_lane = fma(block_lane, scale, total_lane); the tree comes once, at
+ *                       the end, over the totals.
+ *   matmul              y = dot over [0, K), or, with k_blocks = 8 (row-parallel products), the sum
+ *                       in ascending order of dots over [K*i/8, K*(i+1)/8), i = 0..7, starting
+ *                       from the first: any of 1, 2, 4, 8 ranks can hold whole blocks.
+ *   matmul_t            y[c] = sum over rows d ascending of fma(w[d][c], x[d] * scale(d, c), y[c]).
+ *   exp, silu           kern_exp: one polynomial in fused multiply-adds, the same in every op set.
+ *
+ * So all CPU op sets agree bit for bit, and the tests demand equality, not a tolerance. Sources are
+ * compiled with -ffp-contract=off; fused operations are written out.
+ *
+ * Weights stay in their stored type and are decoded in registers. Pointers to weights need 1-byte
+ * alignment for FP8 and INT8 and 2-byte for BF16/F16; scales may lie anywhere (loaded bytewise).
+ * Nothing here allocates, locks or starts threads; any thread, disjoint outputs.
+ */
+#ifndef KERNELS_KERN_H
+#define KERNELS_KERN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { KERN_LANES = 16, KERN_RANK_BLOCKS = 8 };
+
+enum kern_dtype { KERN_F32, KERN_F16, KERN_BF16, KERN_FP8_E4M3, KERN_DTYPE_COUNT };
+
+/* A weight matrix [rows][cols], row-major and dense, with optional block scales: element (n, k) is
+ * decode(data[n][k]) * scales[n / scale_rows][k / scale_cols]. FP8 codes 0x7f and 0xff (NaN) decode
+ * as NaN. */
+struct kern_matrix {
+    enum kern_dtype dtype;
+    uint32_t rows, cols;
+    const void *data;
+    const void *scales;         /* f32, ceil(rows/scale_rows) x ceil(cols/scale_cols), or NULL */
+    uint32_t scale_rows, scale_cols;
+};
+
+size_t kern_dtype_bytes(enum kern_dtype dtype);
+
+/* y[m][n] for n in [row_begin, row_end), all m. Strides in elements. */
+struct kern_matmul {
+    const struct kern_matrix *w;
+    const float *x;             /* [m][cols], stride x_stride */
+    float *y;                   /* [m][rows], stride y_stride; element n is y[m * y_stride + n] */
+    uint32_t m;
+    size_t x_stride, y_stride;
+    uint32_t k_blocks;          /* 1, or KERN_RANK_BLOCKS */
+};
+
+/* One query token of absorbed latent attention over the paged latent cache.
+ *
+ *   s[t] = (dot(q[:lora], c[t][:lora]) + dot(q[lora:], c[t][lora:])) * scale   t in [0, tokens)
+ *   out  = sum_t softmax(s)[t] * c[t][:lora]
+ *
+ * Blocks of `block_tokens` tokens in order, running maximum and sum rescaled at each block (flash
+ * style): m' = max(m, max(s)); r = exp(m - m'); l = l*r + sum exp(s-m') (ascending t);
+ * acc = acc*r, then acc = fma(p_t, c[t], acc) ascending t; out = acc / l. Two dots, then one add. */
+struct kern_mla {
+    uint32_t heads;
+    uint32_t lora, rope;        /* kv_lora_rank, qk_rope_dim */
+    const float *q;             /* [heads][lora + rope] */
+    const void *const *blocks;  /* ceil(tokens / block_tokens) blocks of [block_tokens][lora + rope] */
+    bool blocks_bf16;           /* else f32 */
+    uint32_t block_tokens;
+    uint32_t tokens;            /* >= 1; the query sees these */
+    float scale;
+    float *out;                 /* [heads][lora] */
+};
+
+/* Routing of one token from its router logits (MODEL.md, "Gate"). */
+struct kern_gate {
+    uint32_t experts, top_k, groups, top_groups;
+    bool sigmoid;               /* else softmax over all experts */
+    enum { KERN_GATE_GREEDY, KERN_GATE_GROUP_MAX, KERN_GATE_NOAUX } method;
+    bool normalize;             /* weights / (their sum + 1e-20) */
+    float scaling;
+    const float *bias;          /* [experts], NOAUX only; may be NULL */
+};
+
+struct kern_ops {
+    const char *name;           /* "reference", "avx2", "avx512" */
+    void (*matmul)(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
+    /* y[c] over columns, from rows [row_begin, row_end) of w and x[row_end - row_begin]. */
+    void (*matmul_t)(const struct kern_matrix *w, uint32_t row_begin, uint32_t row_end,
+                     const float *x, float *y);
+    /* y = x * rsqrt(mean(x^2) + eps) * weight; mean by the dot order; y may be x. */
+    void (*rmsnorm)(float *y, const float *x, const float *weight, uint32_t n, float eps);
+    /* y[i] = silu(gate[i]) * up[i]; y may be gate. */
+    void (*swiglu)(float *y, const float *gate, const float *up, uint32_t n);
+    /* Rotates pairs (2i, 2i+1) of x[dims] by cos[i], sin[i] in place; `interleaved` false: pairs
+     * (i, i + dims/2). */
+    void (*rope)(float *x, const float *cos, const float *sin, uint32_t dims, bool interleaved);
+    void (*mla)(const struct kern_mla *args, uint32_t head_begin, uint32_t head_end);
+    /* y[i] = fma(a, x[i], y[i]) */
+    void (*axpy)(float *y, float a, const float *x, uint32_t n);
+    void (*add)(float *y, const float *x, uint32_t n);
+    /* Chooses experts: ids in descending order of choice score (strongest first, lower id wins
+     * ties), weights in the same order, unbiased. `scratch` holds 2 x experts floats. */
+    void (*gate)(const struct kern_gate *gate, const float *logits, uint32_t *ids, float *weights,
+                 float *scratch);
+    /* Element-wise conversions. */
+    void (*to_f32)(float *y, const void *x, enum kern_dtype dtype, size_t n);
+    void (*to_bf16)(uint16_t *y, const float *x, size_t n);     /* round to nearest even */
+};
+
+enum kern_cpu { KERN_CPU_REFERENCE = 0, KERN_CPU_AVX2 = 1, KERN_CPU_AVX512 = 2 };
+
+/* The best table this machine can run, at most `cap` (option kernels.cpu_mask). Static storage. */
+const struct kern_ops *kern_ops_cpu(enum kern_cpu cap);
+/* A given table, or NULL if this machine (or build) cannot run it: for tests and benchmarks. */
+const struct kern_ops *kern_ops_variant(enum kern_cpu variant);
+
+/* exp of x with the polynomial that every op set uses; about 1 ulp. */
+float kern_exp(float x);
+
+#endif

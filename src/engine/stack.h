@@ -1,0 +1,48 @@
+/* The whole stack below the server, opened from one configuration in one place: model folder,
+ * expert index (made when missing), store, tiers, trace, engine. Used by tier-server, tier-run,
+ * tier-bench and the tests, so that all of them run the same thing.
+ */
+#ifndef ENGINE_STACK_H
+#define ENGINE_STACK_H
+
+#include "engine/engine.h"
+#include "model/chat.h"
+
+struct eng_stack_config {
+    struct tier_config tier;
+    struct tier_io_config io;
+    struct eng_config engine;
+};
+
+/* Groups for option readers over a stack_config: fills `groups` (at least ENG_STACK_GROUPS) and
+ * returns their number. Programs append their own. */
+enum { ENG_STACK_GROUPS = 8 };
+size_t eng_stack_groups(struct eng_stack_config *config, struct base_option_group *groups);
+
+struct eng_stack {
+    struct eng_stack_config config;
+    struct model_shape shape;
+    struct model_files *files;
+    struct model_tokenizer *tokenizer;
+    struct model_chat *chat;
+    struct tier_store *store;
+    struct tier *tier;
+    struct eng *engine;
+};
+
+struct eng_stack_args {
+    const char *model_dir;
+    const struct eng_stack_config *config;
+    const char *trace_path;         /* NULL = no trace */
+    struct eng_hooks hooks;         /* called beside the trace's own */
+    bool quiet;                     /* no progress on stderr */
+};
+
+/* Opens everything in order; on failure closes what was open and says why. */
+int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, struct base_err *err);
+void eng_stack_close(struct eng_stack *stack);
+
+/* Prints the memory table: dense, KV, activations, slots by tier, tables, sum. */
+int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struct base_err *err);
+
+#endif

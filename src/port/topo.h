@@ -1,0 +1,26 @@
+/* Machine topology (library: hwloc): cores, NUMA nodes, memory, and pinning. Cold; any thread. */
+#ifndef PORT_TOPO_H
+#define PORT_TOPO_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+struct port_topo;
+
+int port_topo_open(struct port_topo **out, struct base_err *err);
+void port_topo_close(struct port_topo *topo);
+
+unsigned port_topo_cores(const struct port_topo *topo);     /* this process may run on */
+unsigned port_topo_numa_nodes(const struct port_topo *topo);
+uint64_t port_topo_memory_bytes(const struct port_topo *topo);
+
+/* Binds the calling thread to the index-th core (modulo their number). 0 or -errno; a refusal by
+ * the container is not an error worth stopping for. */
+int port_topo_bind_thread(const struct port_topo *topo, unsigned index);
+
+/* Binds the pages of a range to a NUMA node, moving what is there. 0, -ENOTSUP, -errno. */
+int port_topo_bind_memory(const struct port_topo *topo, void *memory, size_t size, unsigned node);
+
+#endif

@@ -1,0 +1,128 @@
+/* The decision core: which experts are resident in which tier. Pure: no clock, no IO, no slots, no
+ * threads. The live cache and the replay run this very code on the same ordered events, and so
+ * always agree (ARCHITECTURE, invariant 2).
+ *
+ *   acquire(layer, ids)   grants the longest prefix that fits beside what is leased, then
+ *                           1. pins every granted expert,
+ *                           2. touches those resident in the top tier, strongest first,
+ *                           3. admits the others, strongest first, each after its victim left.
+ *   release(layer, ids)   unpins. A pinned expert is never a victim.
+ *   hint(layer, id, p)    may admit an expert ahead of need; may move its place in the policy.
+ *
+ * Tier 0 is the top tier, where experts run (hbm, or dram when there is no device); the last level,
+ * nvme, holds everything and is not listed. What tier 0 did not have is a lookup of tier 1, and so
+ * on; `from` tells where it was found.
+ *
+ * Partition: a policy works per layer with that layer's quota of slots, or over all layers at once
+ * (lru_global). Each acquire reports its moves as actions in the order in which they must be
+ * carried out; carrying them out early, late or slowly never changes a later decision.
+ *
+ * Engine thread only (replay: any one thread). No call allocates except create.
+ */
+#ifndef TIERING_DECIDE_H
+#define TIERING_DECIDE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "tiering/event.h"
+
+struct tier_decide;
+
+struct tier_decide_tier {
+    uint64_t slots;             /* in all; per-layer policies get slots / layers each, the first
+                                 * layers one more when it does not divide */
+    const uint32_t *quotas;     /* or [layers], their sum <= slots; NULL = equal */
+    char policy[32];            /* "lru", "lru_global", ... as registered in policy.h */
+};
+
+struct tier_decide_config {
+    uint32_t layers, experts, top_k;
+    uint32_t tier_count;        /* 1..TIER_RESIDENT_TIERS_MAX */
+    struct tier_decide_tier tiers[TIER_RESIDENT_TIERS_MAX];
+    bool inclusive;             /* a lower tier keeps what moved up; default exclusive */
+    double half_life_tokens;    /* decayed policies */
+    double prefill_share;       /* of a partition's slots that prefill may take from decode's set */
+    bool prefetch;              /* hints may admit */
+    bool strict;                /* server: refuse a budget below top-k or below the LRU cliff;
+                                 * replay: allow it (the caller warns) */
+    /* Belady only (replay): the position (event number) of the next acquire of an expert after
+     * `now`, UINT64_MAX when there is none. Called for experts of the running acquire only. */
+    uint64_t (*next_use)(void *context, uint32_t layer, uint32_t expert, uint64_t now);
+    void *next_use_context;
+};
+
+enum tier_action_kind {
+    TIER_LOAD,                  /* nvme -> tier */
+    TIER_COPY_UP,               /* tier + 1 -> tier; exclusive: it leaves tier + 1 */
+    TIER_COPY_DOWN,             /* tier - 1 -> tier (demotion) */
+    TIER_DROP,                  /* leaves tier */
+};
+
+struct tier_action {
+    enum tier_action_kind kind;
+    uint32_t tier;
+    uint32_t layer, expert;
+};
+
+/* What became of one granted expert of an acquire. */
+struct tier_found {
+    uint32_t from;              /* tier in which it was resident before; tier_count = nvme */
+};
+
+/* Counts of one (tier, phase) cell; `cold` cells count acquires whose partition still had a slot
+ * that was never used, and are never added to the warm ones. */
+struct tier_counts {
+    uint64_t lookups, resident, misses;
+    uint64_t evictions;         /* victims that left this tier, whatever became of them */
+    uint64_t admissions;
+    uint64_t prefetch_admissions, prefetch_used;    /* hinted in; looked up before leaving */
+};
+
+enum tier_cell { TIER_CELL_COLD, TIER_CELL_PREFILL, TIER_CELL_DECODE, TIER_CELL_COUNT };
+
+/* 0; BASE_EBUDGET or BASE_ECONFIG with the arithmetic in the sentence; -ENOMEM. */
+int tier_decide_create(struct tier_decide **out, const struct tier_decide_config *config,
+                       struct base_err *err);
+void tier_decide_destroy(struct tier_decide *decide);
+
+/* ids distinct, strongest first, n <= experts. Returns k <= n: the granted prefix (0 only if every
+ * slot is leased). found[0..k) in the order of ids. The actions of the call are read with
+ * tier_decide_actions until the next call on this object. */
+uint32_t tier_decide_acquire(struct tier_decide *decide, uint32_t layer, const uint32_t *ids,
+                             uint32_t n, enum tier_phase phase, struct tier_found *found);
+void tier_decide_release(struct tier_decide *decide, uint32_t layer, const uint32_t *ids,
+                         uint32_t n);
+
+/* Offers a prediction for an expert `distance` layers ahead. True if it was admitted (it was absent,
+ * and a victim less likely than it could leave); a resident expert's place may move either way. */
+bool tier_decide_hint(struct tier_decide *decide, uint32_t layer, uint32_t expert,
+                      float probability, uint32_t distance);
+
+/* Makes absent experts resident without a lookup (warm start). Returns how many fitted. */
+uint32_t tier_decide_restore(struct tier_decide *decide, uint32_t tier, uint32_t layer,
+                             const uint32_t *ids, uint32_t n);
+
+/* Takes an expert out of every tier: its bytes cannot be had. */
+void tier_decide_forget(struct tier_decide *decide, uint32_t layer, uint32_t expert);
+
+/* Applies one recorded event. Returns 0, or BASE_EMISMATCH when the core answered otherwise than
+ * the event says (granted, admitted): the trace is not of this configuration. */
+int tier_decide_apply(struct tier_decide *decide, const struct tier_event *event,
+                      struct base_err *err);
+
+uint32_t tier_decide_actions(const struct tier_decide *decide, const struct tier_action **actions);
+
+bool tier_decide_resident(const struct tier_decide *decide, uint32_t tier, uint32_t layer,
+                          uint32_t expert);
+uint64_t tier_decide_resident_count(const struct tier_decide *decide, uint32_t tier);
+uint32_t tier_decide_slots_of_layer(const struct tier_decide *decide, uint32_t tier,
+                                    uint32_t layer);
+const struct tier_counts *tier_decide_counts(const struct tier_decide *decide, uint32_t tier,
+                                             enum tier_cell cell);
+/* The same per moe layer, all cells together. */
+const struct tier_counts *tier_decide_layer_counts(const struct tier_decide *decide,
+                                                   uint32_t tier, uint32_t layer);
+
+#endif

@@ -1,0 +1,107 @@
+/* The expert store: where each expert's bytes lie on disk, and what they must hash to.
+ *
+ * An index (docs/formats.md) maps (layer, expert, rung) to extents and one XXH3 over exactly the
+ * expert's bytes in part order. It points into the checkpoint's own safetensors shards (no second
+ * copy), or into packed files made by `tier-pack repack`. It records size, mtime and header hash of
+ * each file it points into; opening it against a changed file is BASE_ESTALE.
+ *
+ *   parts of an expert, always in this order (a part of 0 bytes does not exist):
+ *     gate, gate scales, up, up scales, down, down scales
+ *
+ *   slot with direct IO: each extent is read at 4 KiB granularity and lands where its first byte
+ *   keeps its offset modulo 4096:
+ *
+ *     |pad| gate .......|pad|pad| gate scales |pad| ...
+ *     ^ 4096-aligned        ^ 4096-aligned
+ *
+ * Adjacent parts in a file share one extent. Immutable after open; any thread.
+ */
+#ifndef TIERING_STORE_H
+#define TIERING_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "model/expert.h"
+#include "model/safetensors.h"
+#include "model/shape.h"
+
+enum { TIER_PARTS = 6, TIER_PAGE = 4096 };
+
+struct tier_extent {
+    uint32_t file;              /* index into the store's files */
+    uint64_t offset;
+    uint64_t bytes;
+    uint64_t slot_offset;       /* 4096-aligned place in the slot where its first page lands */
+};
+
+/* One expert as the store knows it. */
+struct tier_record {
+    uint32_t layer, index;
+    uint32_t extent_count;                  /* 1..6 */
+    struct tier_extent extents[TIER_PARTS];
+    uint64_t part_offset[TIER_PARTS];       /* where each part begins in the slot */
+    uint64_t part_bytes[TIER_PARTS];
+    uint64_t bytes;                         /* sum of the parts */
+    uint64_t hash;                          /* XXH3-64 over the parts in order */
+};
+
+/* Shape and type of one part, the same for every expert of the store. */
+struct tier_part {
+    enum model_dtype dtype;
+    uint32_t rows, cols;
+};
+
+struct tier_store;
+
+/* Opens an index and checks it against the files it points into. `path` may be NULL: the default
+ * place DIR/expertier.index. 0; -ENOENT when there is none; BASE_EFORMAT, BASE_EVERSION,
+ * BASE_ECHECKSUM, BASE_ESTALE, BASE_EMISMATCH with a sentence. */
+int tier_store_open(struct tier_store **out, const char *dir, const char *path,
+                    const struct model_shape *shape, struct base_err *err);
+void tier_store_close(struct tier_store *store);
+
+/* Makes the index of a checkpoint: finds the experts' tensors, reads every byte once for its hash,
+ * writes temp + fsync + rename. FP8 NaN codes in an expert are refused by name. `progress` may be
+ * NULL; it returns non-zero to stop (-ECANCELED, nothing left behind). */
+struct tier_store_progress {
+    void (*report)(void *context, uint64_t done_bytes, uint64_t total_bytes);
+    int (*stop)(void *context);
+    void *context;
+};
+int tier_store_index(const char *dir, const char *path, const struct model_shape *shape,
+                     unsigned threads, const struct tier_store_progress *progress,
+                     struct base_err *err);
+
+const char *tier_store_index_path(const struct tier_store *store);
+uint32_t tier_store_files(const struct tier_store *store);
+const char *tier_store_file_path(const struct tier_store *store, uint32_t file);
+uint32_t tier_store_layer_first(const struct tier_store *store);    /* first layer with experts */
+uint32_t tier_store_layers(const struct tier_store *store);         /* layers with experts */
+uint32_t tier_store_experts(const struct tier_store *store);        /* per layer */
+const struct tier_part *tier_store_parts(const struct tier_store *store);   /* [TIER_PARTS] */
+
+/* Record of an expert; layer counts from 0 over the layers WITH experts ("moe layer"). Fills the
+ * caller's struct: records are stored compactly. */
+void tier_store_record(const struct tier_store *store, uint32_t moe_layer, uint32_t expert,
+                       struct tier_record *record);
+
+/* Bytes of a slot that can hold any expert of the store, pads included; a multiple of 4096. */
+uint64_t tier_store_slot_bytes(const struct tier_store *store);
+/* Largest expert without pads. */
+uint64_t tier_store_expert_bytes(const struct tier_store *store);
+
+/* Checks the parts in a slot against the record's hash: 0 or BASE_ECHECKSUM. */
+int tier_store_check(const struct tier_record *record, const void *slot);
+
+/* Reads every expert back and compares hashes (tier-pack verify). Bad ones are reported one by one;
+ * returns their number, or a negative code when it could not run. */
+int64_t tier_store_verify(const struct tier_store *store,
+                          void (*bad)(void *context, uint32_t moe_layer, uint32_t expert,
+                                      const char *why),
+                          void *context, const struct tier_store_progress *progress,
+                          struct base_err *err);
+
+#endif

@@ -1,0 +1,190 @@
+/* Tiered residency of expert weights: the face of libtiering.
+ *
+ * An engine asks for the experts of a layer, waits for some or all of them, reads them, gives them
+ * back. Where they were, what had to leave for them, which reads were under way and what each wait
+ * was spent on is this library's affair.
+ *
+ *      acquire ──> leases ──> wait(any) ──> use parts ──> ... ──> release
+ *                     └ demand reads are submitted inside acquire, before it returns
+ *
+ * All calls on the engine thread unless stated. After open nothing here allocates except
+ * reconfigure. A lease's parts stay valid from the wait that said it is ready to its release.
+ */
+#ifndef TIERING_TIERING_H
+#define TIERING_TIERING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/clock.h"
+#include "base/err.h"
+#include "base/hist.h"
+#include "base/metric.h"
+#include "base/option.h"
+#include "tiering/decide.h"
+#include "tiering/event.h"
+#include "tiering/io.h"
+#include "tiering/store.h"
+
+#define TIER_OPTIONS(O)                                                                           \
+    O(dram_capacity, TEXTLINE, "tiers.dram.capacity", "25%", "", "",                              \
+      "memory for expert slots in DRAM: a size (512GiB), or a share of the model's experts (25%)") \
+    O(dram_pin, ENUM, "tiers.dram.pin", "auto", "auto|on|off", "",                                \
+      "lock the slots in memory; auto goes on without where the limit forbids it, and says so")   \
+    O(nvme_index, TEXTLINE, "tiers.nvme.index", "", "", "",                                       \
+      "path of the expert index; empty = expertier.index in the model folder")                    \
+    O(eviction, ENUM, "policy.eviction", "lru", "lru|lru_global", "",                             \
+      "which expert leaves when a slot is needed")                                                \
+    O(prefill_share, SHARE, "policy.prefill_share", "50%", "", "",                                \
+      "share of a layer's slots that prefill may take from decode's set")                         \
+    O(verify, ENUM, "tiers.verify", "always", "always|first", "",                                 \
+      "check an expert's checksum at every read, or only at its first")
+
+struct tier_config {
+    BASE_OPTION_STRUCT(TIER_OPTIONS)
+};
+
+extern const struct base_option tier_options[];
+extern const size_t tier_option_count;
+
+struct tier;
+
+/* One expert, pinned. Filled by acquire and wait; the engine reads it and hands it back. */
+struct tier_lease {
+    uint32_t layer, expert;
+    int status;                 /* 0 readable, -EINPROGRESS on its way, else why it failed */
+    uint32_t slot;
+    uint64_t epoch;             /* of the slot: changes whenever the slot changes hands */
+    const void *parts[TIER_PARTS];  /* valid while status is 0 */
+};
+
+enum tier_wait_mode { TIER_WAIT_ANY, TIER_WAIT_ALL };
+
+/* Why the engine waited. */
+enum tier_wait_cause {
+    TIER_WAIT_DEMAND,           /* a demand read from nvme */
+    TIER_WAIT_LATE,             /* a prefetch read that had not arrived */
+    TIER_WAIT_COPY,             /* dram -> hbm */
+    TIER_WAIT_SLOT,             /* a slot still being filled for somebody who left */
+    TIER_WAIT_CAUSE_COUNT,
+};
+
+struct tier_open_args {
+    const struct tier_config *config;
+    const struct tier_io_config *io;
+    struct tier_store *store;           /* borrowed */
+    uint32_t top_k;
+    struct tier_observer observer;      /* .event may be NULL */
+    struct base_clock *clock;           /* NULL = real */
+};
+
+int tier_open(struct tier **out, const struct tier_open_args *args, struct base_err *err);
+/* Waits for reads in flight, then frees everything. Accepts NULL. */
+void tier_close(struct tier *tier);
+
+/* Asks for experts of one layer: ids distinct, strongest first. Grants a prefix and returns its
+ * length k; leases[0..k) are filled, demand reads are on their way. Never waits. k depends on slots
+ * and leases only. Ask again for the rest after a release; k = 0 with nothing leased cannot happen. */
+uint32_t tier_acquire(struct tier *tier, uint32_t layer, const uint32_t *ids, uint32_t n,
+                      enum tier_phase phase, struct tier_lease *leases);
+
+/* Waits until any (all) of the leases left -EINPROGRESS, or until the absolute deadline. Returns how
+ * many are settled (status 0 or failed), possibly 0 at the deadline. Polls when the deadline is 0. */
+uint32_t tier_wait(struct tier *tier, struct tier_lease *leases, uint32_t n,
+                   enum tier_wait_mode mode, uint64_t deadline_ns);
+
+/* Gives leases back, in this order. */
+void tier_release(struct tier *tier, const struct tier_lease *leases, uint32_t n);
+
+/* Reaps what has arrived, without waiting: call between pieces of compute. */
+void tier_poll(struct tier *tier);
+
+struct tier_hint {
+    uint32_t layer, expert;
+    float probability;
+    uint32_t distance;          /* layers ahead */
+};
+/* Predictions; cheap, may be refused, never waits. Returns how many were admitted. */
+uint32_t tier_hint(struct tier *tier, const struct tier_hint *hints, uint32_t n);
+
+/* Ends a step: closes its account of waits. */
+void tier_step_end(struct tier *tier);
+
+#define TIER_METRICS(M)                                                                           \
+    M(lookups, COUNTER, "", "distinct experts asked of this tier")                                \
+    M(hits, COUNTER, "", "lookups that were readable at once")                                    \
+    M(late, COUNTER, "", "lookups that were admitted and still on their way")                     \
+    M(misses, COUNTER, "", "lookups that were neither")                                           \
+    M(evictions, COUNTER, "", "experts that left this tier for another one")                      \
+    M(evicted_bytes, COUNTER, "bytes", "bytes dropped to make room")                              \
+    M(slots, GAUGE, "slots", "slots of this tier")                                                \
+    M(resident_slots, GAUGE, "slots", "slots that hold an expert")                                \
+    M(leased_slots, GAUGE, "slots", "slots a running step still reads")                           \
+    M(capacity_bytes, GAUGE, "bytes", "memory of this tier's slots, pads included")
+
+struct tier_tier_metrics {
+    BASE_METRIC_STRUCT(TIER_METRICS)
+};
+
+#define TIER_IO_METRICS(M)                                                                        \
+    M(demand_reads, COUNTER, "", "experts read while somebody waited")                            \
+    M(demand_bytes, COUNTER, "bytes", "bytes of those reads")                                     \
+    M(prefetch_reads, COUNTER, "", "experts read ahead of need")                                  \
+    M(prefetch_bytes, COUNTER, "bytes", "bytes of those reads")                                   \
+    M(prefetch_wasted_bytes, COUNTER, "bytes", "bytes read ahead and evicted unused")             \
+    M(checksum_failures, COUNTER, "", "experts whose bytes did not match and were read again")    \
+    M(read_errors, COUNTER, "", "reads that failed and were tried again")                         \
+    M(quarantined, GAUGE, "experts", "experts given up")                                          \
+    M(wait_demand_seconds, REAL, "seconds", "engine waits for demand reads")                      \
+    M(wait_late_seconds, REAL, "seconds", "engine waits for late prefetches")                     \
+    M(wait_copy_seconds, REAL, "seconds", "engine waits for copies between tiers")                \
+    M(wait_slot_seconds, REAL, "seconds", "engine waits for a slot")                              \
+    M(read_latency, HIST, "seconds", "from submit to the last byte of an expert")                 \
+    M(submit_latency, HIST, "seconds", "from acquire to the submission of its demand reads")
+
+struct tier_io_metrics {
+    BASE_METRIC_STRUCT(TIER_IO_METRICS)
+};
+
+struct tier_layer_stats {
+    uint64_t lookups, resident, misses, evictions;      /* top tier */
+    uint64_t load_count, load_ns_sum, load_ns_min, load_ns_max;
+};
+
+/* Consistent counters; any thread, at any time. */
+struct tier_snapshot {
+    uint32_t tier_count;                /* resident tiers */
+    const char *tier_names[TIER_RESIDENT_TIERS_MAX + 1];    /* then "nvme" */
+    struct tier_tier_metrics tiers[TIER_RESIDENT_TIERS_MAX];
+    struct tier_counts cells[TIER_RESIDENT_TIERS_MAX][TIER_CELL_COUNT];
+    struct tier_io_metrics io;
+    uint64_t steps;
+    char io_note[200];                  /* which backend, and why */
+    char pin_note[200];
+};
+void tier_snapshot(struct tier *tier, struct tier_snapshot *out);
+/* [layers] and [layers x experts] (lookups per expert); return -ERANGE if the array is too small. */
+int tier_snapshot_layers(struct tier *tier, struct tier_layer_stats *out, uint32_t layers);
+int tier_snapshot_experts(struct tier *tier, uint64_t *lookups, uint8_t *resident, size_t count);
+
+/* Memory that open will take, for the table printed at start. */
+struct tier_footprint {
+    uint64_t slots[TIER_RESIDENT_TIERS_MAX];
+    uint64_t slot_bytes;
+    uint64_t slots_bytes[TIER_RESIDENT_TIERS_MAX];
+    uint64_t tables_bytes;
+};
+int tier_footprint(const struct tier_config *config, const struct tier_store *store,
+                   uint32_t top_k, struct tier_footprint *out, struct base_err *err);
+
+/* What the decision core runs with: written into the trace's header. */
+const struct tier_decide_config *tier_decide_config_of(const struct tier *tier);
+
+/* The last `tier_wait` causes of the running step, in nanoseconds (invariant 6). */
+void tier_step_waits(const struct tier *tier, uint64_t wait_ns[TIER_WAIT_CAUSE_COUNT]);
+
+extern const struct base_metric tier_metrics[], tier_io_metrics[];
+extern const size_t tier_metric_count, tier_io_metric_count;
+
+#endif
