@@ -8,7 +8,7 @@
  *
  * Fields are uint64_t counters, gauges and double for REAL gauges. Exposed as
  * expertier_<module>_<field>[_total]{labels}: the field's last word is its unit, base units only.
- * HIST fields are struct base_hist of nanoseconds and are exposed in seconds.
+ * HIST fields are struct base_hist of nanoseconds; they are exposed in seconds and named so.
  *
  * Snapshots are plain structs that their module fills; rendering is cold and may run on any thread.
  */
@@ -43,7 +43,8 @@ struct base_metric {
 #define BASE_METRIC_ROW(name, type, unit, text) \
     { #name, BASE_METRIC_##type, offsetof(BASE_METRIC_OWNER, name), unit, text },
 
-/* One sample: a struct and the label text that tells it from its siblings (tier="hbm"), or NULL. */
+/* One sample: a struct and the label text that tells it from its siblings (tier="hbm"), or NULL.
+ * The text goes out as it is: quotes and backslashes inside its values are the caller's to escape. */
 struct base_metric_sample {
     const void *values;
     const char *labels;

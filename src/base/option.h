@@ -8,14 +8,12 @@
  *         O(depth,   UINT,  "io.depth",   "32",   "1..4096", "reads", "reads in flight")
  *     struct tier_io_config { BASE_OPTION_STRUCT(TIER_IO_OPTIONS) };
  *
- * and one table in its .c:
- *
- *     static const struct base_option table[] = { BASE_OPTION_TABLE(struct tier_io_config, TIER_IO_OPTIONS) };
+ * and one table in its .c, see BASE_OPTION_ROW.
  *
  * Types and their C fields:
  *     BOOL bool · UINT uint64_t · INT int64_t · REAL double · BYTES uint64_t ("16GiB")
  *     TIME uint64_t ns ("250us") · SHARE double ("25%") · ENUM int (index into the choices)
- *     TEXT char[256] · LIST struct base_option_list (up to 16 texts)
+ *     TEXTLINE char[256] · LIST struct base_option_list (up to 16 texts)
  * `limits` is "min..max" for numbers (either side may be empty), "a|b|c" for ENUM, "" otherwise.
  * Values are validated by the same parser whether they come from default, YAML or command line.
  *
@@ -100,6 +98,14 @@ void base_option_defaults(const struct base_option_group *groups, size_t count);
 int base_option_set(const struct base_option_group *groups, size_t count, const char *key,
                     const char *value, const struct base_option_source *source, bool begin_list,
                     struct base_err *err);
+
+/* Empties a LIST, for a source that gives it no texts. -ENOENT, -EINVAL for another type. */
+int base_option_clear_list(const struct base_option_group *groups, size_t count, const char *key);
+
+/* The option of that key, or NULL; and whether known keys lie below `path`. */
+const struct base_option *base_option_find(const struct base_option_group *groups, size_t count,
+                                           const char *key);
+bool base_option_is_section(const struct base_option_group *groups, size_t count, const char *path);
 
 /* "key=value" as given to --set. A LIST value is split at commas. */
 int base_option_set_pair(const struct base_option_group *groups, size_t count, const char *pair,
