@@ -5,6 +5,8 @@
  * sit on any of them: faulty (seeded errors, short reads, bit flips, stuck reads) and throttle
  * (bandwidth and latency limit).
  *
+ * Demand before prefetch: requests marked `prefetch` start only when no other one waits to start.
+ *
  * Ownership: requests belong to the caller and must live until reaped; every submitted request is
  * reaped exactly once, with `result` = bytes read or -errno. Short reads are finished inside the
  * backend; a result below `bytes` means end of file. Order of completion is free.
@@ -80,15 +82,22 @@ struct tier_io_ops {
                 uint64_t deadline_ns);
     /* Optional: memory that reads will land in, registered once (fixed buffers). */
     int (*memory_add)(struct tier_io *io, void *memory, size_t bytes);
+    /* Optional: somebody waits for this prefetch request now. */
+    void (*promote)(struct tier_io *io, struct tier_io_req *req);
 };
+
+struct tier_io_files;
 
 /* First member of every backend's object. */
 struct tier_io {
     const struct tier_io_ops *ops;
+    struct base_clock *clock;
+    struct tier_io_files *files;    /* a wrapper shares the ones it wraps */
     unsigned in_flight;
     unsigned depth;
     bool direct;                /* requests must be 4096-aligned */
     bool direct_refused;        /* auto fell back to buffered reads: reported as degraded */
+    bool buffers_refused;       /* the kernel would not register the slots: reads cost more CPU */
     char note[200];             /* what was chosen and why, for the start report */
 };
 
@@ -98,10 +107,20 @@ int tier_io_create(struct tier_io **out, const struct tier_io_config *config,
                    struct base_clock *clock, struct base_err *err);
 void tier_io_destroy(struct tier_io *io);
 int tier_io_file_add(struct tier_io *io, const char *path, struct base_err *err);
+/* Path of a handle, for messages; never NULL. */
+const char *tier_io_file_path(const struct tier_io *io, uint32_t file);
+/* Stamps submit_ns and takes 0..n requests. */
 int tier_io_submit(struct tier_io *io, struct tier_io_req *const *reqs, unsigned n);
+/* `min` above what is in flight means all of it. */
 int tier_io_reap(struct tier_io *io, struct tier_io_req **done, unsigned max, unsigned min,
                  uint64_t deadline_ns);
-int tier_io_memory_add(struct tier_io *io, void *memory, size_t bytes);     /* -ENOTSUP: no need */
+/* Registers memory that reads land in; only while nothing is in flight. 0; -ENOTSUP where there is
+ * no need; another -errno when the kernel refused: reads still work, `buffers_refused` is set and
+ * `note` says what to set. */
+int tier_io_memory_add(struct tier_io *io, void *memory, size_t bytes);
+/* Moves a prefetch request that has not started in front of the other prefetches: it is a demand
+ * read from here on. */
+void tier_io_promote(struct tier_io *io, struct tier_io_req *req);
 
 extern const struct base_option tier_io_options[];
 extern const size_t tier_io_option_count;
