@@ -4,7 +4,7 @@
  *
  *     backend[0]     next request of the list it is in
  *     backend[1..3]  pieces: bytes handed out, pieces under way, end of file seen
- *     backend[4]     faulty's verdict
+ *     backend[4]     faulty's verdict, then its time of release
  *     backend[5]     throttle's time of arrival
  *
  * Nothing here locks; a backend with threads guards its queue itself.

@@ -34,7 +34,7 @@ struct faulty_io {
     double share[FAULT_COUNT];
     uint64_t stuck_ns, slow_ns;
     struct tier_io_list failed; /* never reached the disk */
-    struct tier_io_req *held;   /* read; backend[5] = when it may be reported, earliest first */
+    struct tier_io_req *held;   /* read; backend[4] = when it may be reported, earliest first */
 };
 
 /* Verdict in the low byte, random bits above it. */
@@ -57,8 +57,8 @@ static uint64_t judge(const struct faulty_io *f, uint64_t number)
 static void hold(struct faulty_io *f, struct tier_io_req *req, uint64_t until)
 {
     struct tier_io_req *before = NULL, *after = f->held;
-    req->backend[5] = until;
-    while (after && after->backend[5] <= until) {
+    req->backend[4] = until;
+    while (after && after->backend[4] <= until) {
         before = after;
         after = tier_io_list_next(after);
     }
@@ -160,16 +160,16 @@ static int faulty_reap(struct tier_io *io, struct tier_io_req **done, unsigned m
         while (count < max && f->failed.head) {
             done[count++] = tier_io_list_pop(&f->failed);
         }
-        while (count < max && f->held && f->held->backend[5] <= now) {
+        while (count < max && f->held && f->held->backend[4] <= now) {
             struct tier_io_req *req = f->held;
             f->held = tier_io_list_next(req);
-            if (req->done_ns < req->backend[5]) req->done_ns = now;
+            if (req->done_ns < req->backend[4]) req->done_ns = now;
             done[count++] = req;
         }
         if (count >= min || now >= deadline_ns) return (int)count;
 
         uint64_t until = deadline_ns;
-        if (f->held && f->held->backend[5] < until) until = f->held->backend[5];
+        if (f->held && f->held->backend[4] < until) until = f->held->backend[4];
         if (f->inner->in_flight > 0) {
             take_in(f, 1, until);
         } else {

@@ -19,6 +19,7 @@ enum {
     FILES_MAX = 1024,           /* registered; files beyond are used by descriptor */
     REGIONS_MAX = 64,
     TRIES_MAX = 1000,           /* of one piece without progress, then EIO */
+    UNSENT_WAIT_NS = 1000000,
 };
 
 /* The kernel takes at most 1 GiB in one registered buffer. */
@@ -131,9 +132,10 @@ static int uring_create(struct tier_io **out, const struct tier_io_config *confi
     unsigned depth = u->base.depth;
     u->pieces = calloc(depth, sizeof *u->pieces);
     u->free_pieces = calloc(depth, sizeof *u->free_pieces);
-    rc = base_err_set(err, -ENOMEM, "io backend io_uring: out of memory");
-    if (!u->pieces || !u->free_pieces) goto fail;
-    if (err) err->code = 0;
+    if (!u->pieces || !u->free_pieces) {
+        rc = base_err_set(err, -ENOMEM, "io backend io_uring: out of memory");
+        goto fail;
+    }
     for (unsigned i = 0; i < depth; i++) {
         u->free_pieces[u->free_count++] = depth - 1 - i;
     }
@@ -298,16 +300,20 @@ static void collect(struct uring_io *u)
 static bool wait_one(struct uring_io *u, uint64_t deadline_ns)
 {
     struct io_uring_cqe *cqe;
-    if (deadline_ns == UINT64_MAX) {
+    bool unsent = io_uring_sq_ready(&u->ring) > 0;
+    if (deadline_ns == UINT64_MAX && !unsent) {
         io_uring_wait_cqe(&u->ring, &cqe);
         return true;
     }
     uint64_t now = base_clock_now_ns(u->base.clock);
     if (now >= deadline_ns) return false;
     uint64_t left = deadline_ns - now;
+    /* The kernel was short of something: try again soon, nothing may be under way to wake us. */
+    if (unsent && left > UNSENT_WAIT_NS) left = UNSENT_WAIT_NS;
     struct __kernel_timespec wait = { .tv_sec = (long long)(left / 1000000000u),
                                       .tv_nsec = (long long)(left % 1000000000u) };
-    return io_uring_wait_cqes(&u->ring, &cqe, 1, &wait, NULL) != -ETIME;
+    return io_uring_wait_cqes(&u->ring, &cqe, 1, &wait, NULL) != -ETIME ||
+           unsent;
 }
 
 static int uring_reap(struct tier_io *io, struct tier_io_req **done, unsigned max, unsigned min,
