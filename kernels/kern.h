@@ -15,9 +15,13 @@
  *                       in ascending order of dots over [K*i/8, K*(i+1)/8), i = 0..7, starting
  *                       from the first: any of 1, 2, 4, 8 ranks can hold whole blocks.
  *   matmul_t            y[c] = sum over rows d ascending of fma(w[d][c], x[d] * scale(d, c), y[c]).
+ *   FP8                 a product takes the weight as decode(w)/256 and the operand as x*256 (in
+ *                       matmul_t: (x*scale)*256): the same number, and e4m3 shifted into an IEEE
+ *                       half needs no further step.
  *   exp, silu           kern_exp: one polynomial in fused multiply-adds, the same in every op set.
  *
- * So all CPU op sets agree bit for bit, and the tests demand equality, not a tolerance. Sources are
+ * So all CPU op sets agree bit for bit, and the tests demand equality, not a tolerance; only the
+ * sign and payload of a NaN are left open, the hardware picks them by operand order. Sources are
  * compiled with -ffp-contract=off; fused operations are written out.
  *
  * Weights stay in their stored type and are decoded in registers. Pointers to weights need 1-byte
@@ -31,7 +35,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KERN_LANES = 16, KERN_RANK_BLOCKS = 8 };
+enum { KERN_LANES = 16, KERN_RANK_BLOCKS = 8, KERN_MLA_BLOCK_MAX = 256 };
 
 enum kern_dtype { KERN_F32, KERN_F16, KERN_BF16, KERN_FP8_E4M3, KERN_DTYPE_COUNT };
 
@@ -64,7 +68,7 @@ struct kern_matmul {
  *   out  = sum_t softmax(s)[t] * c[t][:lora]
  *
  * Blocks of `block_tokens` tokens in order, running maximum and sum rescaled at each block (flash
- * style): m' = max(m, max(s)); r = exp(m - m'); l = l*r + sum exp(s-m') (ascending t);
+ * style): m' = max(m, max(s)); r = exp(m - m'); l = l*r, then l += exp(s-m') ascending t;
  * acc = acc*r, then acc = fma(p_t, c[t], acc) ascending t; out = acc / l. Two dots, then one add. */
 struct kern_mla {
     uint32_t heads;
@@ -72,7 +76,7 @@ struct kern_mla {
     const float *q;             /* [heads][lora + rope] */
     const void *const *blocks;  /* ceil(tokens / block_tokens) blocks of [block_tokens][lora + rope] */
     bool blocks_bf16;           /* else f32 */
-    uint32_t block_tokens;
+    uint32_t block_tokens;      /* 1..KERN_MLA_BLOCK_MAX */
     uint32_t tokens;            /* >= 1; the query sees these */
     float scale;
     float *out;                 /* [heads][lora] */
@@ -80,7 +84,7 @@ struct kern_mla {
 
 /* Routing of one token from its router logits (MODEL.md, "Gate"). */
 struct kern_gate {
-    uint32_t experts, top_k, groups, top_groups;
+    uint32_t experts, top_k, groups, top_groups;    /* groups <= 64, dividing experts */
     bool sigmoid;               /* else softmax over all experts */
     enum { KERN_GATE_GREEDY, KERN_GATE_GROUP_MAX, KERN_GATE_NOAUX } method;
     bool normalize;             /* weights / (their sum + 1e-20) */

@@ -1,0 +1,40 @@
+/* What the CPU op sets share among themselves: the tables, the scalar twins that a faster set may
+ * keep, and the cutting of a reduction range. Private to kernels/.
+ *
+ * Invariant: every function here is pure; the tables are filled at compile time.
+ */
+#ifndef KERNELS_CPU_CPU_H
+#define KERNELS_CPU_CPU_H
+
+#include "kernels/kern.h"
+
+extern const struct kern_ops kern_ops_reference;
+
+void kern_ref_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
+void kern_ref_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t row_end, const float *x,
+                  float *y);
+void kern_ref_rmsnorm(float *y, const float *x, const float *weight, uint32_t n, float eps);
+void kern_ref_swiglu(float *y, const float *gate, const float *up, uint32_t n);
+void kern_ref_rope(float *x, const float *cos, const float *sin, uint32_t dims, bool interleaved);
+void kern_ref_mla(const struct kern_mla *args, uint32_t head_begin, uint32_t head_end);
+void kern_ref_axpy(float *y, float a, const float *x, uint32_t n);
+void kern_ref_add(float *y, const float *x, uint32_t n);
+void kern_ref_gate(const struct kern_gate *gate, const float *logits, uint32_t *ids, float *weights,
+              float *scratch);
+void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n);
+void kern_ref_to_bf16(uint16_t *y, const float *x, size_t n);
+
+/* Start of range `block` of `blocks` over [0, k): the cut of row-parallel products. */
+static inline uint32_t cpu_range_begin(uint32_t k, uint32_t block, uint32_t blocks)
+{
+    return (uint32_t)((uint64_t)k * block / blocks);
+}
+
+/* End of the cut that begins at k0: where the scale changes next, at most k1. */
+static inline uint32_t cpu_cut_end(uint32_t k0, uint32_t k1, uint32_t scale_cols)
+{
+    const uint64_t end = ((uint64_t)k0 / scale_cols + 1) * scale_cols;
+    return end < k1 ? (uint32_t)end : k1;
+}
+
+#endif

@@ -1,0 +1,76 @@
+/* Norms, activation, rotation, sums and conversions over one vector, scalar. */
+#include "base/must.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/scalar.h"
+
+float kern_exp(float x)
+{
+    return scalar_exp(x);
+}
+
+void kern_ref_rmsnorm(float *y, const float *x, const float *weight, uint32_t n, float eps)
+{
+    float lanes[KERN_LANES] = { 0 };
+    for (uint64_t k = 0; k < n; k += KERN_LANES) {
+        for (uint32_t j = 0; j < KERN_LANES; j++) {
+            const float value = k + j < n ? x[k + j] : 0.0f;
+            lanes[j] = fmaf(value, value, lanes[j]);
+        }
+    }
+    for (uint32_t width = KERN_LANES / 2; width > 0; width /= 2) {
+        for (uint32_t j = 0; j < width; j++)
+            lanes[j] += lanes[j + width];
+    }
+    const float inverse = 1.0f / sqrtf(lanes[0] / (float)n + eps);
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = x[i] * inverse * weight[i];
+}
+
+void kern_ref_swiglu(float *y, const float *gate, const float *up, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = scalar_silu(gate[i]) * up[i];
+}
+
+void kern_ref_rope(float *x, const float *cos, const float *sin, uint32_t dims, bool interleaved)
+{
+    const uint32_t pairs = dims / 2;
+    MUST(dims % 2 == 0);
+    for (uint32_t i = 0; i < pairs; i++) {
+        float *a = interleaved ? &x[2 * i] : &x[i];
+        float *b = interleaved ? &x[2 * i + 1] : &x[i + pairs];
+        const float first = *a * cos[i] - *b * sin[i];
+        const float second = *b * cos[i] + *a * sin[i];
+        *a = first;
+        *b = second;
+    }
+}
+
+void kern_ref_axpy(float *y, float a, const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] = fmaf(a, x[i], y[i]);
+}
+
+void kern_ref_add(float *y, const float *x, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
+void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n)
+{
+    if (dtype == KERN_F32) {
+        memmove(y, x, n * sizeof *y);
+        return;
+    }
+    const float unit = dtype == KERN_FP8_E4M3 ? SCALAR_FP8_UNIT : 1.0f;
+    for (size_t i = 0; i < n; i++)
+        y[i] = scalar_weight(dtype, x, i) * unit;
+}
+
+void kern_ref_to_bf16(uint16_t *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] = scalar_to_bf16(x[i]);
+}

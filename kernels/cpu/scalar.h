@@ -1,0 +1,143 @@
+/* Scalar arithmetic that the reference and the tails of faster op sets share: decoding of stored
+ * types, exp, silu. Private to kernels/.
+ *
+ * Invariant: the vector versions compute the same operations in the same order, so they give the
+ * same bits for every input (NaN payloads apart).
+ */
+#ifndef KERNELS_CPU_SCALAR_H
+#define KERNELS_CPU_SCALAR_H
+
+#include <math.h>
+#include <stdint.h>
+
+#include "base/le.h"
+#include "kernels/kern.h"
+
+/* An FP8 weight enters a product as decode(w)/256, with x*256 on the other side: e4m3 shifted into
+ * an IEEE half is the value / 256, and so needs no further step. The product is the same number. */
+#define SCALAR_FP8_UNIT 256.0f
+
+static inline float scalar_from_bits(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline uint32_t scalar_to_bits(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline float scalar_from_bf16(uint16_t code)
+{
+    return scalar_from_bits((uint32_t)code << 16);
+}
+
+/* Round to nearest even; a NaN stays one, made quiet. */
+static inline uint16_t scalar_to_bf16(float value)
+{
+    const uint32_t bits = scalar_to_bits(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t)(bits >> 16 | 0x40u);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+static inline float scalar_from_f16(uint16_t code)
+{
+    const uint32_t sign = (uint32_t)(code & 0x8000u) << 16;
+    const uint32_t magnitude = code & 0x7fffu;
+    if (magnitude >= 0x7c00u) {     /* infinity, or a NaN made quiet as F16C does */
+        const uint32_t fraction = (magnitude & 0x3ffu) << 13;
+        return scalar_from_bits(sign | 0x7f800000u | fraction | (fraction ? 0x400000u : 0));
+    }
+    if (magnitude >= 0x400u)
+        return scalar_from_bits(sign | ((magnitude << 13) + (112u << 23)));
+    const float small = (float)magnitude * 0x1p-24f;    /* subnormal or zero: exact */
+    return scalar_from_bits(sign | scalar_to_bits(small));
+}
+
+/* decode(code) / 256: exact, as subnormal halves reach down to 2^-24. */
+static inline float scalar_from_fp8_unit(uint8_t code)
+{
+    const uint32_t magnitude = code & 0x7fu;
+    if (magnitude == 0x7fu)
+        return scalar_from_bits(0x7fc00000u);
+    return scalar_from_f16((uint16_t)((code & 0x80u) << 8 | magnitude << 7));
+}
+
+/* decode(code) alone. */
+static inline float scalar_from_fp8(uint8_t code)
+{
+    return scalar_from_fp8_unit(code) * SCALAR_FP8_UNIT;
+}
+
+/* Weight `index` as it enters a product (FP8: in units, see above). */
+static inline float scalar_weight(enum kern_dtype dtype, const void *data, size_t index)
+{
+    const uint8_t *bytes = data;
+    switch (dtype) {
+    case KERN_F32:
+        return scalar_from_bits(base_le_load32(bytes + 4 * index));
+    case KERN_F16:
+        return scalar_from_f16(base_le_load16(bytes + 2 * index));
+    case KERN_BF16:
+        return scalar_from_bf16(base_le_load16(bytes + 2 * index));
+    case KERN_FP8_E4M3:
+        return scalar_from_fp8_unit(bytes[index]);
+    case KERN_DTYPE_COUNT:
+        break;
+    }
+    return 0;
+}
+
+/* x as it enters a product with weights of `dtype`. */
+static inline float scalar_operand(enum kern_dtype dtype, float x)
+{
+    return dtype == KERN_FP8_E4M3 ? x * SCALAR_FP8_UNIT : x;
+}
+
+/* exp: x = n ln2 + r with |r| <= ln2 / 2, then a polynomial of degree 6 (fitted for least relative
+ * error, see README.md), then times 2^n in two exact halves so that results below the normal range
+ * round once. Outside [-104, 89] the result is 0 or infinity anyway. */
+#define EXP_MIN (-104.0f)
+#define EXP_MAX 89.0f
+#define EXP_LOG2E 0x1.715476p+0f
+#define EXP_LN2_HIGH 0x1.62e400p-1f
+#define EXP_LN2_LOW 0x1.7f7d1cp-20f
+#define EXP_ROUND 0x1.8p23f
+#define EXP_C2 0x1.fffffcp-2f
+#define EXP_C3 0x1.555492p-3f
+#define EXP_C4 0x1.5558f2p-5f
+#define EXP_C5 0x1.123a20p-7f
+#define EXP_C6 0x1.6a23cep-10f
+
+static inline float scalar_exp(float x)
+{
+    x = x > EXP_MAX ? EXP_MAX : x;
+    x = x < EXP_MIN ? EXP_MIN : x;
+    const float shifted = fmaf(x, EXP_LOG2E, EXP_ROUND);
+    const float n = shifted - EXP_ROUND;
+    float r = fmaf(n, -EXP_LN2_HIGH, x);
+    r = fmaf(n, -EXP_LN2_LOW, r);
+    float p = fmaf(EXP_C6, r, EXP_C5);
+    p = fmaf(p, r, EXP_C4);
+    p = fmaf(p, r, EXP_C3);
+    p = fmaf(p, r, EXP_C2);
+    p = fmaf(p, r, 1.0f);
+    p = fmaf(p, r, 1.0f);
+    const uint32_t whole = scalar_to_bits(shifted) - scalar_to_bits(EXP_ROUND);
+    const uint32_t half = (uint32_t)((int32_t)whole >> 1);
+    const float scale_a = scalar_from_bits((half + 127u) << 23);
+    const float scale_b = scalar_from_bits((whole - half + 127u) << 23);
+    return p * scale_a * scale_b;
+}
+
+static inline float scalar_silu(float x)
+{
+    return x / (1.0f + scalar_exp(-x));
+}
+
+#endif

@@ -1,0 +1,56 @@
+#include "kernels/kern.h"
+
+#include "base/must.h"
+#include "kernels/cpu/cpu.h"
+
+const struct kern_ops kern_ops_reference = {
+    .name = "reference",
+    .matmul = kern_ref_matmul,
+    .matmul_t = kern_ref_matmul_t,
+    .rmsnorm = kern_ref_rmsnorm,
+    .swiglu = kern_ref_swiglu,
+    .rope = kern_ref_rope,
+    .mla = kern_ref_mla,
+    .axpy = kern_ref_axpy,
+    .add = kern_ref_add,
+    .gate = kern_ref_gate,
+    .to_f32 = kern_ref_to_f32,
+    .to_bf16 = kern_ref_to_bf16,
+};
+
+size_t kern_dtype_bytes(enum kern_dtype dtype)
+{
+    switch (dtype) {
+    case KERN_F32:
+        return 4;
+    case KERN_F16:
+    case KERN_BF16:
+        return 2;
+    case KERN_FP8_E4M3:
+        return 1;
+    case KERN_DTYPE_COUNT:
+        break;
+    }
+    MUST(!"a dtype of enum kern_dtype");
+    return 0;
+}
+
+const struct kern_ops *kern_ops_variant(enum kern_cpu variant)
+{
+    switch (variant) {
+    case KERN_CPU_REFERENCE:
+        return &kern_ops_reference;
+    case KERN_CPU_AVX2:
+    case KERN_CPU_AVX512:
+        break;
+    }
+    return NULL;
+}
+
+const struct kern_ops *kern_ops_cpu(enum kern_cpu cap)
+{
+    const struct kern_ops *ops = NULL;
+    for (int variant = (int)cap; !ops; variant--)
+        ops = kern_ops_variant((enum kern_cpu)variant);
+    return ops;
+}
