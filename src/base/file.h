@@ -1,0 +1,14 @@
+/* Whole small files into memory. Cold: allocates and blocks. Any thread. */
+#ifndef BASE_FILE_H
+#define BASE_FILE_H
+
+#include <stddef.h>
+
+#include "base/err.h"
+
+/* Reads the file, at most `size_max` bytes, into memory that the caller frees; a NUL follows that
+ * `size` does not count. -errno, or -EFBIG when it is longer, with a sentence. */
+int base_file_read(char **bytes, size_t *size, const char *path, size_t size_max,
+                   struct base_err *err);
+
+#endif

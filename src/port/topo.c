@@ -1,0 +1,143 @@
+#include "port/topo.h"
+
+#include <errno.h>
+#include <hwloc.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/must.h"
+
+struct port_topo {
+    hwloc_topology_t topology;
+    hwloc_cpuset_t *cores;      /* of each core, the part this process may run on */
+    unsigned core_count;
+    unsigned node_count;
+    uint64_t memory_bytes;
+};
+
+/* The container's limit, when one is set below what the machine has. */
+static uint64_t cgroup_memory_bytes(void)
+{
+    static const char *const files[] = { "/sys/fs/cgroup/memory.max",
+                                         "/sys/fs/cgroup/memory/memory.limit_in_bytes" };
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        FILE *file = fopen(files[i], "re");
+        unsigned long long limit;
+        bool read = file && fscanf(file, "%llu", &limit) == 1;
+        if (file) fclose(file);
+        if (read && limit > 0) return limit;
+    }
+    return UINT64_MAX;
+}
+
+static int list_cores(struct port_topo *topo, hwloc_const_cpuset_t allowed)
+{
+    int depth = hwloc_get_type_or_below_depth(topo->topology, HWLOC_OBJ_CORE);
+    unsigned count = hwloc_get_nbobjs_by_depth(topo->topology, depth);
+    topo->cores = calloc(count ? count : 1, sizeof *topo->cores);
+    if (!topo->cores) return -ENOMEM;
+    for (unsigned i = 0; i < count; i++) {
+        hwloc_obj_t core = hwloc_get_obj_by_depth(topo->topology, depth, i);
+        if (!hwloc_bitmap_intersects(core->cpuset, allowed)) continue;
+        hwloc_cpuset_t set = hwloc_bitmap_alloc();
+        if (!set) return -ENOMEM;
+        topo->cores[topo->core_count++] = set;
+        if (hwloc_bitmap_and(set, core->cpuset, allowed) < 0) return -ENOMEM;
+    }
+    return 0;
+}
+
+static int read_machine(struct port_topo *topo)
+{
+    hwloc_obj_t root = hwloc_get_root_obj(topo->topology);
+    hwloc_cpuset_t allowed = hwloc_bitmap_dup(hwloc_topology_get_allowed_cpuset(topo->topology));
+    hwloc_cpuset_t bound = hwloc_bitmap_alloc();
+    int rc = -ENOMEM;
+    if (!allowed || !bound) goto fail;
+    /* taskset and the like narrow the process further than the machine's own limits do. */
+    if (hwloc_get_cpubind(topo->topology, bound, HWLOC_CPUBIND_PROCESS) == 0 &&
+        hwloc_bitmap_intersects(allowed, bound)) {
+        hwloc_bitmap_and(allowed, allowed, bound);
+    }
+    rc = list_cores(topo, allowed);
+    if (rc < 0) goto fail;
+    int nodes = hwloc_get_nbobjs_by_type(topo->topology, HWLOC_OBJ_NUMANODE);
+    topo->node_count = nodes > 0 ? (unsigned)nodes : 1;
+    uint64_t limit = cgroup_memory_bytes();
+    topo->memory_bytes = root->total_memory < limit ? root->total_memory : limit;
+    rc = topo->core_count > 0 ? 0 : -ENODEV;
+fail:
+    hwloc_bitmap_free(bound);
+    hwloc_bitmap_free(allowed);
+    return rc;
+}
+
+int port_topo_open(struct port_topo **out, struct base_err *err)
+{
+    *out = NULL;
+    struct port_topo *topo = calloc(1, sizeof *topo);
+    if (!topo) return base_err_set(err, -ENOMEM, "no memory for the machine's topology");
+    int rc = -ENOMEM;
+    if (hwloc_topology_init(&topo->topology) < 0) {
+        topo->topology = NULL;
+        goto fail;
+    }
+    if (hwloc_topology_load(topo->topology) < 0) {
+        rc = errno ? -errno : -EIO;
+        goto fail;
+    }
+    rc = read_machine(topo);
+    if (rc < 0) goto fail;
+    *out = topo;
+    return 0;
+fail:
+    port_topo_close(topo);
+    return base_err_set(err, rc, "the machine's topology cannot be read: %s", base_err_name(rc));
+}
+
+void port_topo_close(struct port_topo *topo)
+{
+    if (!topo) return;
+    for (unsigned i = 0; i < topo->core_count; i++) {
+        hwloc_bitmap_free(topo->cores[i]);
+    }
+    free(topo->cores);
+    if (topo->topology) hwloc_topology_destroy(topo->topology);
+    free(topo);
+}
+
+unsigned port_topo_cores(const struct port_topo *topo)
+{
+    return topo->core_count;
+}
+
+unsigned port_topo_numa_nodes(const struct port_topo *topo)
+{
+    return topo->node_count;
+}
+
+uint64_t port_topo_memory_bytes(const struct port_topo *topo)
+{
+    return topo->memory_bytes;
+}
+
+int port_topo_bind_thread(const struct port_topo *topo, unsigned index)
+{
+    hwloc_const_cpuset_t core = topo->cores[index % topo->core_count];
+    if (hwloc_set_cpubind(topo->topology, core, HWLOC_CPUBIND_THREAD) == 0) return 0;
+    return errno == ENOSYS || errno == EXDEV ? -ENOTSUP : -errno;
+}
+
+int port_topo_bind_memory(const struct port_topo *topo, void *memory, size_t size, unsigned node)
+{
+    if (node >= topo->node_count) return -EINVAL;
+    if (topo->node_count == 1 || size == 0) return 0;       /* it cannot lie elsewhere */
+    hwloc_obj_t object = hwloc_get_obj_by_type(topo->topology, HWLOC_OBJ_NUMANODE, node);
+    MUST(object);
+    int flags = HWLOC_MEMBIND_BYNODESET | HWLOC_MEMBIND_MIGRATE;
+    int rc = hwloc_set_area_membind(topo->topology, memory, size, object->nodeset,
+                                    HWLOC_MEMBIND_BIND, flags);
+    if (rc == 0) return 0;
+    return errno == ENOSYS || errno == EXDEV ? -ENOTSUP : -errno;
+}
