@@ -2,7 +2,9 @@
  *
  * Follows Hugging Face `tokenizers`: added tokens are cut out first (longest match), then the
  * Split steps of the pre-tokenizer (PCRE2), then BPE merges by rank over the byte alphabet.
- * A post-processor is not applied: callers put BOS themselves (chat.h).
+ * A post-processor, truncation and padding are not applied: callers put BOS themselves (chat.h).
+ * Normalizers, other models and step types, and added tokens with single_word, lstrip or rstrip are
+ * refused by name.
  *
  * Immutable after load, any thread; encoding and decoding state belongs to one thread.
  */
@@ -20,6 +22,9 @@ struct model_tokenizer;
 /* Reads DIR/tokenizer.json. */
 int model_tokenizer_load(struct model_tokenizer **out, const char *dir, struct base_err *err);
 int model_tokenizer_load_file(struct model_tokenizer **out, const char *path, struct base_err *err);
+/* `name` is used in messages only. */
+int model_tokenizer_parse(struct model_tokenizer **out, const char *json, size_t size,
+                          const char *name, struct base_err *err);
 void model_tokenizer_free(struct model_tokenizer *tokenizer);
 
 uint32_t model_tokenizer_vocab(const struct model_tokenizer *tokenizer);   /* highest id + 1 */
@@ -27,7 +32,8 @@ uint32_t model_tokenizer_vocab(const struct model_tokenizer *tokenizer);   /* hi
 /* Encodes `size` bytes. Bytes that are not valid UTF-8 are replaced as Rust's from_utf8_lossy does
  * (U+FFFD per maximal invalid part). Added tokens in the text are recognised only when
  * `with_special` (a user's message must not be able to write them). Returns 0 and a malloc'ed array
- * that the caller frees; -ENOMEM; -EFBIG above 16 MiB of text. */
+ * that the caller frees; -ENOMEM; -EFBIG above 16 MiB of text; -E2BIG when a pattern of the
+ * tokenizer gave up on the text. Time: n log n in the longest piece. */
 int model_tokenizer_encode(const struct model_tokenizer *tokenizer, const char *text, size_t size,
                            bool with_special, uint32_t **ids, size_t *count);
 
@@ -36,7 +42,8 @@ int model_tokenizer_encode(const struct model_tokenizer *tokenizer, const char *
 const char *model_tokenizer_bytes(const struct model_tokenizer *tokenizer, uint32_t id,
                                   size_t *size, bool *special);
 
-/* Id of an added or vocabulary token by its exact text, or -1. */
+/* Id of an added or vocabulary token by its exact text, or -1. The text is what the token stands
+ * for, not its spelling in the byte alphabet: " the", not "\u0120the". */
 int64_t model_tokenizer_find(const struct model_tokenizer *tokenizer, const char *text);
 
 /* Streaming detokenizer: gives out whole UTF-8 characters only. Caller's memory. */
@@ -48,9 +55,9 @@ struct model_detokenizer {
 void model_detokenizer_init(struct model_detokenizer *stream,
                             const struct model_tokenizer *tokenizer);
 /* Adds one token; writes what became whole to `to` and returns its size. Invalid bytes become
- * U+FFFD. `size` must be at least 3 x the token's bytes + 16; MUST. */
+ * U+FFFD, as in encode. Special tokens are left out. `size` must be at least 3 x the token's bytes + 16; MUST. */
 size_t model_detokenizer_add(struct model_detokenizer *stream, uint32_t id, char *to, size_t size);
-/* What is held at the end of an answer, as U+FFFD. */
+/* What is held at the end of an answer, as U+FFFD. `size` must be at least 3; MUST. */
 size_t model_detokenizer_finish(struct model_detokenizer *stream, char *to, size_t size);
 
 #endif

@@ -1,0 +1,329 @@
+#include "model/chat.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/log.h"
+#include "base/must.h"
+#include "model/show.h"
+#include "port/json.h"
+
+enum {
+    CHAT_MAGIC = 0x4d434854,
+    CONFIG_BYTES_MAX = 16 << 20,
+};
+
+/* The template's own tokens. The bars are U+FF5C, the low lines U+2581. */
+enum mark {
+    MARK_USER, MARK_ASSISTANT, MARK_END, MARK_OUTPUTS_BEGIN, MARK_OUTPUTS_END, MARK_OUTPUT_BEGIN,
+    MARK_OUTPUT_END, MARK_COUNT,
+};
+static const char *const mark_texts[MARK_COUNT] = {
+    [MARK_USER] = "<｜User｜>",
+    [MARK_ASSISTANT] = "<｜Assistant｜>",
+    [MARK_END] = "<｜end▁of▁sentence｜>",
+    [MARK_OUTPUTS_BEGIN] = "<｜tool▁outputs▁begin｜>",
+    [MARK_OUTPUTS_END] = "<｜tool▁outputs▁end｜>",
+    [MARK_OUTPUT_BEGIN] = "<｜tool▁output▁begin｜>",
+    [MARK_OUTPUT_END] = "<｜tool▁output▁end｜>",
+};
+
+struct model_chat {
+    uint32_t magic;
+    const struct model_tokenizer *tokenizer;
+    bool deepseek;
+    bool prompt_bos;            /* add_bos_token: what a raw prompt begins with */
+    int64_t bos;                /* -1 = none */
+    int64_t marks[MARK_COUNT];  /* -1 = the vocabulary has no such token */
+};
+
+enum role { ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLE_TOOL, ROLE_COUNT };
+static const char *const role_names[ROLE_COUNT] = { "system", "user", "assistant", "tool" };
+
+/* The prompt while it grows. Text waits until the next mark, because neighbouring texts are one text
+ * to the tokenizer. */
+struct render {
+    const struct model_chat *chat;
+    struct base_err *err;
+    struct base_buf text;
+    uint32_t *ids;
+    size_t count;
+    size_t capacity;
+    int rc;
+};
+
+static void ids_append(struct render *r, const uint32_t *ids, size_t count)
+{
+    if (r->rc < 0) return;
+    if (r->count + count > r->capacity || !r->ids) {
+        size_t capacity = (r->count + count) * 2 + 16;
+        uint32_t *grown = reallocarray(r->ids, capacity, sizeof *grown);
+        if (!grown) {
+            r->rc = -ENOMEM;
+            return;
+        }
+        r->ids = grown;
+        r->capacity = capacity;
+    }
+    if (count > 0) memcpy(r->ids + r->count, ids, count * sizeof *ids);
+    r->count += count;
+}
+
+static void text_flush(struct render *r)
+{
+    if (r->rc == 0) r->rc = base_buf_error(&r->text);
+    if (r->rc < 0 || r->text.size == 0) return;
+    uint32_t *ids;
+    size_t count;
+    r->rc = model_tokenizer_encode(r->chat->tokenizer, r->text.data, r->text.size, false, &ids,
+                                   &count);
+    if (r->rc < 0) {
+        base_err_set(r->err, r->rc, "%zu bytes of text cannot be turned into tokens: %s",
+                     r->text.size, base_err_name(r->rc));
+        return;
+    }
+    ids_append(r, ids, count);
+    free(ids);
+    base_buf_clear(&r->text);
+}
+
+static void put_id(struct render *r, int64_t id)
+{
+    if (id < 0) return;
+    uint32_t value = (uint32_t)id;
+    text_flush(r);
+    ids_append(r, &value, 1);
+}
+
+static void put_mark(struct render *r, enum mark mark)
+{
+    if (r->chat->marks[mark] >= 0) {
+        put_id(r, r->chat->marks[mark]);
+    } else if (r->rc == 0) {
+        r->rc = base_err_set(r->err, BASE_EFORMAT,
+                             "this conversation needs the token %s, which the tokenizer lacks",
+                             mark_texts[mark]);
+    }
+}
+
+static void put_text(struct render *r, const struct model_message *message)
+{
+    base_buf_append(&r->text, message->text, message->size);
+}
+
+static int render_end(struct render *r, uint32_t **ids, size_t *count)
+{
+    text_flush(r);
+    ids_append(r, NULL, 0);
+    base_buf_fini(&r->text);
+    if (r->rc < 0) {
+        if (r->rc == -ENOMEM) base_err_set(r->err, r->rc, "out of memory for the prompt's tokens");
+        free(r->ids);
+        return r->rc;
+    }
+    *ids = r->ids;
+    *count = r->count;
+    return 0;
+}
+
+static int role_find(const char *name, enum role *role, struct base_err *err)
+{
+    for (unsigned i = 0; i < ROLE_COUNT; i++) {
+        if (strcmp(name, role_names[i]) == 0) {
+            *role = (enum role)i;
+            return 0;
+        }
+    }
+    return base_err_set(err, BASE_EFORMAT,
+                        "role '%s' is unknown; system, user, assistant and tool are known",
+                        model_show(name).text);
+}
+
+/* The chat_template of DeepSeek-V3's tokenizer_config.json, branch by branch (what it does with an
+ * assistant's tool calls has no counterpart in a message here), and with a generation prompt. System
+ * texts come first wherever they stand; only the first tool output ever opens the outputs. */
+static void render_deepseek(struct render *r, const struct model_message *messages, size_t count,
+                            const enum role *roles)
+{
+    bool first_system = true, first_output = true, in_tools = false;
+    for (size_t i = 0; i < count; i++) {
+        if (roles[i] != ROLE_SYSTEM) continue;
+        if (!first_system) base_buf_puts(&r->text, "\n\n");
+        first_system = false;
+        put_text(r, &messages[i]);
+    }
+    for (size_t i = 0; i < count; i++) {
+        switch (roles[i]) {
+        case ROLE_USER:
+            in_tools = false;
+            put_mark(r, MARK_USER);
+            put_text(r, &messages[i]);
+            break;
+        case ROLE_ASSISTANT:
+            put_mark(r, in_tools ? MARK_OUTPUTS_END : MARK_ASSISTANT);
+            in_tools = false;
+            put_text(r, &messages[i]);
+            put_mark(r, MARK_END);
+            break;
+        case ROLE_TOOL:
+            in_tools = true;
+            if (first_output) {
+                put_mark(r, MARK_OUTPUTS_BEGIN);
+            } else {
+                base_buf_puts(&r->text, "\n");
+            }
+            first_output = false;
+            put_mark(r, MARK_OUTPUT_BEGIN);
+            put_text(r, &messages[i]);
+            put_mark(r, MARK_OUTPUT_END);
+            break;
+        default:
+            break;
+        }
+    }
+    put_mark(r, in_tools ? MARK_OUTPUTS_END : MARK_ASSISTANT);
+}
+
+static void render_plain(struct render *r, const struct model_message *messages, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (i > 0) base_buf_puts(&r->text, "\n");
+        put_text(r, &messages[i]);
+    }
+}
+
+int model_chat_render(const struct model_chat *chat, const struct model_message *messages,
+                      size_t count, uint32_t **ids, size_t *id_count, struct base_err *err)
+{
+    MUST_MAGIC(chat, CHAT_MAGIC);
+    *ids = NULL;
+    *id_count = 0;
+    enum role *roles = calloc(count + 1, sizeof *roles);
+    int rc = roles ? 0 : base_err_set(err, -ENOMEM, "out of memory for %zu messages", count);
+    for (size_t i = 0; rc == 0 && i < count; i++) {
+        rc = role_find(messages[i].role, &roles[i], err);
+    }
+    if (rc == 0) {
+        struct render r = { .chat = chat, .err = err };
+        base_buf_init(&r.text);
+        put_id(&r, chat->bos);
+        if (chat->deepseek) {
+            render_deepseek(&r, messages, count, roles);
+        } else {
+            render_plain(&r, messages, count);
+        }
+        rc = render_end(&r, ids, id_count);
+    }
+    free(roles);
+    return rc;
+}
+
+int model_chat_prompt(const struct model_chat *chat, const char *text, size_t size, uint32_t **ids,
+                      size_t *id_count, struct base_err *err)
+{
+    MUST_MAGIC(chat, CHAT_MAGIC);
+    *ids = NULL;
+    *id_count = 0;
+    struct render r = { .chat = chat, .err = err };
+    base_buf_init(&r.text);
+    if (chat->prompt_bos) put_id(&r, chat->bos);
+    base_buf_append(&r.text, text, size);
+    return render_end(&r, ids, id_count);
+}
+
+/* "bos_token" is a string, an object with its content, or null. */
+static int read_bos(struct model_chat *chat, const struct port_json *root, const char *path,
+                    struct base_err *err)
+{
+    const struct port_json *value = port_json_get(root, "bos_token");
+    if (!value || port_json_type(value) == PORT_JSON_NULL) return 0;
+    if (port_json_type(value) == PORT_JSON_OBJECT) value = port_json_get(value, "content");
+    const char *text = port_json_text(value, NULL);
+    if (!text) {
+        return base_err_set(err, BASE_EFORMAT,
+                            "%s: bos_token must be a string, or an object with its content", path);
+    }
+    chat->bos = model_tokenizer_find(chat->tokenizer, text);
+    if (chat->bos >= 0) return 0;
+    return base_err_set(err, BASE_EMISMATCH, "%s: bos_token '%s' is no token of tokenizer.json",
+                        path, model_show(text).text);
+}
+
+static bool file_exists(const char *dir, const char *name)
+{
+    char *path;
+    if (asprintf(&path, "%s/%s", dir, name) < 0) return false;
+    bool exists = access(path, F_OK) == 0;
+    free(path);
+    return exists;
+}
+
+/* Absent add_bos_token means yes, as in the tokenizer class that DeepSeek's checkpoints name. */
+static int config_read(struct model_chat *chat, const char *dir, const struct port_json *root,
+                       const char *path, struct base_err *err)
+{
+    if (port_json_type(root) != PORT_JSON_OBJECT) {
+        return base_err_set(err, BASE_EFORMAT, "%s: the file must hold one JSON object", path);
+    }
+    int rc = read_bos(chat, root, path, err);
+    if (rc == 0) {
+        rc = port_json_bool(root, "add_bos_token", false, true, &chat->prompt_bos, path, err);
+    }
+    if (rc < 0) return rc;
+    bool has_template = port_json_text(port_json_get(root, "chat_template"), NULL) != NULL ||
+                        file_exists(dir, "chat_template.jinja");
+    chat->deepseek =
+        has_template && chat->marks[MARK_USER] >= 0 && chat->marks[MARK_ASSISTANT] >= 0;
+    if (has_template && !chat->deepseek) {
+        base_log(BASE_LOG_WARN, "model", "this chat template is not DeepSeek-V3's: messages are joined "
+                 "by newlines file=%s", path);
+    }
+    return 0;
+}
+
+int model_chat_load(struct model_chat **out, const char *dir,
+                    const struct model_tokenizer *tokenizer, struct base_err *err)
+{
+    *out = NULL;
+    struct port_json *root = NULL;
+    char *path = NULL;
+    struct model_chat *chat = calloc(1, sizeof *chat);
+    int rc = -ENOMEM;
+    if (asprintf(&path, "%s/tokenizer_config.json", dir) < 0) path = NULL;
+    if (!chat || !path) goto fail;
+    *chat = (struct model_chat){ .magic = CHAT_MAGIC, .tokenizer = tokenizer, .bos = -1 };
+    for (unsigned i = 0; i < MARK_COUNT; i++) {
+        chat->marks[i] = model_tokenizer_find(tokenizer, mark_texts[i]);
+    }
+    rc = port_json_load(&root, path, CONFIG_BYTES_MAX, err);
+    if (rc == 0) rc = config_read(chat, dir, root, path, err);
+    if (rc < 0) goto fail;
+    port_json_free(root);
+    free(path);
+    *out = chat;
+    return 0;
+fail:
+    if (rc == -ENOMEM) base_err_set(err, rc, "%s: out of memory", dir);
+    port_json_free(root);
+    free(path);
+    model_chat_free(chat);
+    return rc;
+}
+
+void model_chat_free(struct model_chat *chat)
+{
+    if (!chat) return;
+    chat->magic = 0;
+    free(chat);
+}
+
+const char *model_chat_name(const struct model_chat *chat)
+{
+    MUST_MAGIC(chat, CHAT_MAGIC);
+    return chat->deepseek ? "deepseek" : "plain";
+}
