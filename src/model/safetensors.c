@@ -213,7 +213,7 @@ static int member_read(void *context, const char *key, size_t key_size,
     struct model_tensor *tensor = &r->files->tensors[r->files->tensor_count];
     *tensor = (struct model_tensor){ .name = memcpy(r->name_at, key, key_size + 1),
                                      .file = r->shard };
-    uint64_t bytes;
+    uint64_t bytes = 0;
     int rc = dtype_read(r, key, entry, &tensor->dtype);
     if (rc == 0) rc = shape_read(r, entry, tensor, &bytes);
     if (rc == 0) rc = offsets_read(r, entry, tensor, bytes);
