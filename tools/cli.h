@@ -1,9 +1,10 @@
-/* What every program's command line shares: a table of sub-commands over tables of flags.
+/* What every program's command line shares: sub-commands and flags as tables.
  *
  * A program is one `struct cli_program`; cli_main parses, prints help and calls. Help goes to stdout
  * and exits 0; misuse goes to stderr, names the nearest flag or command, and exits 2; a command's
  * own failure exits 1. Values come as `--flag value` or `--flag=value`; `--` ends flags. Programs
- * without sub-commands have one command whose name is NULL.
+ * without sub-commands have one command whose name is NULL. A flag may stand before or after the
+ * arguments; given twice, the last one holds.
  *
  * Every program has --help, --version and, from cli_main, --man, which prints its man page made from
  * the same tables (the build puts those under share/man).
@@ -28,9 +29,10 @@ struct cli_list {
 };
 
 struct cli_flag {
-    const char *name;           /* without dashes */
+    const char *name;           /* without dashes: "seed"; "output|o" for --output, -o */
     enum cli_type type;
-    void *value;                /* bool, const char *, uint64_t, double, uint64_t, uint64_t ns, struct cli_list */
+    void *value;                /* bool, const char *, uint64_t, double, uint64_t bytes, uint64_t ns,
+                                 * struct cli_list: in the order of the types */
     const char *argument;       /* "FILE", "N"; NULL for switches */
     const char *text;           /* one sentence, no full stop */
 };
