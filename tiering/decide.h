@@ -14,8 +14,20 @@
  * on; `from` tells where it was found.
  *
  * Partition: a policy works per layer with that layer's quota of slots, or over all layers at once
- * (lru_global). Each acquire reports its moves as actions in the order in which they must be
- * carried out; carrying them out early, late or slowly never changes a later decision.
+ * (the *_global kinds). Each call reports its moves as actions in the order in which they must be
+ * carried out; carrying them out early, late or slowly never changes a later decision. Tier 0 never
+ * holds more than its slots, not even between two actions; when two full tiers swap an expert, the
+ * lower one holds one more between the COPY_DOWN and the COPY_UP that follows it.
+ *
+ * Two resident tiers. exclusive: an expert is in one of them; moving up frees its place below, and
+ * what leaves tier 0 moves down (or is dropped when everything below is spoken for). inclusive: all
+ * of tier 0 is in tier 1 too, so tier 1 never drops what tier 0 holds and nothing is copied down.
+ *
+ * Prefill: once it holds prefill_share of a full partition, its next admissions take the place of
+ * its own oldest ones. An expert that decode uses becomes decode's. An acquire of prefill is granted
+ * no further than this allows.
+ *
+ * A forgotten expert is granted, found nowhere and never admitted again: it takes no slot.
  *
  * Engine thread only (replay: any one thread). No call allocates except create.
  */
@@ -42,13 +54,15 @@ struct tier_decide_config {
     uint32_t tier_count;        /* 1..TIER_RESIDENT_TIERS_MAX */
     struct tier_decide_tier tiers[TIER_RESIDENT_TIERS_MAX];
     bool inclusive;             /* a lower tier keeps what moved up; default exclusive */
-    double half_life_tokens;    /* decayed policies */
-    double prefill_share;       /* of a partition's slots that prefill may take from decode's set */
+    double half_life_tokens;    /* decayed policies; an acquire of a layer counts as one token */
+    double prefill_share;       /* of a partition's slots that prefill may take from decode's set;
+                                 * always at least one slot; 1 = no bound */
     bool prefetch;              /* hints may admit */
     bool strict;                /* server: refuse a budget below top-k or below the LRU cliff;
                                  * replay: allow it (the caller warns) */
-    /* Belady only (replay): the position (event number) of the next acquire of an expert after
-     * `now`, UINT64_MAX when there is none. Called for experts of the running acquire only. */
+    /* belady only (replay): the position of the next acquire that asks for an expert after position
+     * `now`, UINT64_MAX when there is none. Positions number the acquires of this core from 0. With
+     * one tier it is called for experts of the running acquire only, with `now` its position. */
     uint64_t (*next_use)(void *context, uint32_t layer, uint32_t expert, uint64_t now);
     void *next_use_context;
 };
@@ -56,7 +70,7 @@ struct tier_decide_config {
 enum tier_action_kind {
     TIER_LOAD,                  /* nvme -> tier */
     TIER_COPY_UP,               /* tier + 1 -> tier; exclusive: it leaves tier + 1 */
-    TIER_COPY_DOWN,             /* tier - 1 -> tier (demotion) */
+    TIER_COPY_DOWN,             /* tier - 1 -> tier (demotion); it leaves tier - 1 */
     TIER_DROP,                  /* leaves tier */
 };
 
@@ -71,8 +85,9 @@ struct tier_found {
     uint32_t from;              /* tier in which it was resident before; tier_count = nvme */
 };
 
-/* Counts of one (tier, phase) cell; `cold` cells count acquires whose partition still had a slot
- * that was never used, and are never added to the warm ones. */
+/* Counts of one (tier, cell). An acquire counts in the cold cell while its partition still had a
+ * slot that was never used when it began, else in the cell of its phase. What hints do counts in the
+ * cell of the latest acquire's phase. */
 struct tier_counts {
     uint64_t lookups, resident, misses;
     uint64_t evictions;         /* victims that left this tier, whatever became of them */
@@ -88,7 +103,7 @@ int tier_decide_create(struct tier_decide **out, const struct tier_decide_config
 void tier_decide_destroy(struct tier_decide *decide);
 
 /* ids distinct, strongest first, n <= experts. Returns k <= n: the granted prefix (0 only if every
- * slot is leased). found[0..k) in the order of ids. The actions of the call are read with
+ * slot it may take is leased). found[0..k) in the order of ids. The actions of the call are read with
  * tier_decide_actions until the next call on this object. */
 uint32_t tier_decide_acquire(struct tier_decide *decide, uint32_t layer, const uint32_t *ids,
                              uint32_t n, enum tier_phase phase, struct tier_found *found);
@@ -100,19 +115,24 @@ void tier_decide_release(struct tier_decide *decide, uint32_t layer, const uint3
 bool tier_decide_hint(struct tier_decide *decide, uint32_t layer, uint32_t expert,
                       float probability, uint32_t distance);
 
-/* Makes absent experts resident without a lookup (warm start). Returns how many fitted. */
+/* Makes absent experts resident in free slots without a lookup (warm start), the one to keep longest
+ * last. Returns how many fitted. */
 uint32_t tier_decide_restore(struct tier_decide *decide, uint32_t tier, uint32_t layer,
                              const uint32_t *ids, uint32_t n);
 
 /* Takes an expert out of every tier: its bytes cannot be had. */
 void tier_decide_forget(struct tier_decide *decide, uint32_t layer, uint32_t expert);
 
-/* Applies one recorded event. Returns 0, or BASE_EMISMATCH when the core answered otherwise than
- * the event says (granted, admitted): the trace is not of this configuration. */
+/* Applies one recorded event. Returns 0; BASE_EFORMAT when the event is impossible (an id out of
+ * range or twice, a release of what is not leased); BASE_EMISMATCH when the core answered otherwise
+ * than the event says (granted, admitted): the trace is not of this configuration. */
 int tier_decide_apply(struct tier_decide *decide, const struct tier_event *event,
                       struct base_err *err);
 
 uint32_t tier_decide_actions(const struct tier_decide *decide, const struct tier_action **actions);
+
+/* What it runs with; quotas filled in, always [layers]. Lives as long as the core. */
+const struct tier_decide_config *tier_decide_config_get(const struct tier_decide *decide);
 
 bool tier_decide_resident(const struct tier_decide *decide, uint32_t tier, uint32_t layer,
                           uint32_t expert);

@@ -1,0 +1,107 @@
+/* An indexed binary heap over the experts of a partition, for policies that rank by a number: the
+ * smallest (rank, expert) is at the top and leaves first.
+ *
+ * Arrays are the owner's: rank[expert], place[expert] (TIER_NO_EXPERT while not in the heap) and
+ * order[place]. Every operation is O(log n); pick costs O(h) when h held experts rank lowest.
+ */
+#ifndef TIERING_HEAP_H
+#define TIERING_HEAP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tiering/policy.h"
+
+struct tier_heap {
+    double *rank;
+    uint32_t *place;
+    uint32_t *order;
+    uint32_t count;
+};
+
+static inline bool tier_heap_before(const struct tier_heap *heap, uint32_t a, uint32_t b)
+{
+    return heap->rank[a] != heap->rank[b] ? heap->rank[a] < heap->rank[b] : a < b;
+}
+
+static inline void tier_heap_put(struct tier_heap *heap, uint32_t at, uint32_t expert)
+{
+    heap->order[at] = expert;
+    heap->place[expert] = at;
+}
+
+static inline void tier_heap_rise(struct tier_heap *heap, uint32_t expert)
+{
+    uint32_t at = heap->place[expert];
+    while (at > 0) {
+        uint32_t above = (at - 1) / 2;
+        if (!tier_heap_before(heap, expert, heap->order[above])) break;
+        tier_heap_put(heap, at, heap->order[above]);
+        at = above;
+    }
+    tier_heap_put(heap, at, expert);
+}
+
+static inline void tier_heap_sink(struct tier_heap *heap, uint32_t expert)
+{
+    uint32_t at = heap->place[expert];
+    for (;;) {
+        uint32_t below = 2 * at + 1;
+        if (below >= heap->count) break;
+        if (below + 1 < heap->count &&
+            tier_heap_before(heap, heap->order[below + 1], heap->order[below])) {
+            below++;
+        }
+        if (!tier_heap_before(heap, heap->order[below], expert)) break;
+        tier_heap_put(heap, at, heap->order[below]);
+        at = below;
+    }
+    tier_heap_put(heap, at, expert);
+}
+
+/* Gives an expert of the heap another rank. */
+static inline void tier_heap_move(struct tier_heap *heap, uint32_t expert, double rank)
+{
+    bool lower = rank < heap->rank[expert];
+    heap->rank[expert] = rank;
+    if (lower) {
+        tier_heap_rise(heap, expert);
+    } else {
+        tier_heap_sink(heap, expert);
+    }
+}
+
+/* Adds an expert under the rank it has. */
+static inline void tier_heap_add(struct tier_heap *heap, uint32_t expert)
+{
+    tier_heap_put(heap, heap->count++, expert);
+    tier_heap_rise(heap, expert);
+}
+
+static inline void tier_heap_remove(struct tier_heap *heap, uint32_t expert)
+{
+    uint32_t at = heap->place[expert];
+    uint32_t last = heap->order[--heap->count];
+    heap->place[expert] = TIER_NO_EXPERT;
+    if (last == expert) return;
+    tier_heap_put(heap, at, last);
+    tier_heap_rise(heap, last);
+    tier_heap_sink(heap, last);
+}
+
+/* The first expert in order that is not held, searched below `at`: a free one is the best of its
+ * subtree, a held one sends the search into both halves. Depth is at most log2 of the count. */
+static inline uint32_t tier_heap_pick(const struct tier_heap *heap, uint32_t at,
+                                      const uint16_t *held)
+{
+    if (at >= heap->count) return TIER_NO_EXPERT;
+    uint32_t expert = heap->order[at];
+    if (!held[expert]) return expert;
+    uint32_t left = tier_heap_pick(heap, 2 * at + 1, held);
+    uint32_t right = tier_heap_pick(heap, 2 * at + 2, held);
+    if (left == TIER_NO_EXPERT) return right;
+    if (right == TIER_NO_EXPERT) return left;
+    return tier_heap_before(heap, left, right) ? left : right;
+}
+
+#endif

@@ -1,0 +1,86 @@
+/* Eviction policies: which resident expert of a partition leaves when a slot is needed.
+ *
+ * A partition is one layer, or all layers for the global kinds; its experts are numbered densely
+ * from 0. A policy sees events only. It knows no bytes, no clock and no IO, so the same events
+ * always name the same victims: replay is exact because of this, not by care taken elsewhere.
+ *
+ *      begin ── touch(hits) ── insert(misses, each after its victim left) ── begin ── ...
+ *
+ * Everything between two begins belongs to one acquire. Which experts may not leave is the core's
+ * knowledge: it keeps one count per expert (`held`), and victim() passes over those that are held.
+ * The experts of the running acquire are held, so they never push each other out.
+ *
+ * Ties are broken by the smaller expert number.
+ *
+ * Engine thread only. No call allocates or blocks, except create and destroy.
+ */
+#ifndef TIERING_POLICY_H
+#define TIERING_POLICY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define TIER_NO_EXPERT UINT32_MAX
+
+struct tier_policy;
+
+struct tier_policy_options {
+    uint32_t expert_count;      /* experts in the partition, >= 1 */
+    uint32_t slots;             /* of the partition, >= 1 */
+    double half_life;           /* decayed kinds: in acquires of this partition, > 0 */
+    const uint16_t *held;       /* [expert_count], the core's: non-zero = may not leave */
+    /* belady: position of the next acquire of this partition's expert after `now`. */
+    uint64_t (*next_use)(void *context, uint32_t layer, uint32_t expert, uint64_t now);
+    void *next_use_context;
+    uint32_t layer_first;       /* layer of expert 0, and how many experts a layer has */
+    uint32_t layer_experts;
+};
+
+struct tier_policy_ops {
+    const char *name;           /* as written in YAML */
+    bool global;                /* one partition over all layers */
+    bool replay_only;
+    int (*create)(struct tier_policy **out, const struct tier_policy_options *options);
+    void (*destroy)(struct tier_policy *policy);
+    /* The acquire number `now` begins in this partition. */
+    void (*begin)(struct tier_policy *policy, uint64_t now);
+    /* A resident expert is used. */
+    void (*touch)(struct tier_policy *policy, uint32_t expert);
+    /* An absent expert becomes resident; `used`: by the running acquire, else ahead of any use. */
+    void (*insert)(struct tier_policy *policy, uint32_t expert, bool used);
+    /* A resident expert leaves, whoever decided that. */
+    void (*remove)(struct tier_policy *policy, uint32_t expert);
+    /* The expert that should leave next, or TIER_NO_EXPERT if every resident one is held. Changes
+     * nothing that shows: the core answers with remove. */
+    uint32_t (*victim)(struct tier_policy *policy);
+    /* Optional. An expert that is resident in a higher tier, and not here, is used there. */
+    void (*seen)(struct tier_policy *policy, uint32_t expert);
+    /* Optional. Probability in [0, 1] that the expert is wanted at its layer's next acquire. */
+    void (*hint)(struct tier_policy *policy, uint32_t expert, float probability);
+    /* Optional. The partition has another number of slots from now on. */
+    void (*resize)(struct tier_policy *policy, uint32_t slots);
+};
+
+/* First member of every concrete policy. */
+struct tier_policy {
+    const struct tier_policy_ops *ops;
+    const uint16_t *held;
+};
+
+/* The policy called `name`, or NULL. */
+const struct tier_policy_ops *tier_policy_find(const char *name);
+
+/* Names of all policies, in registry order; NULL past the end. */
+const char *tier_policy_name(size_t index);
+
+/* Creates a policy. Returns 0; -EINVAL if an option is out of range or one is missing that this
+ * kind needs; -ENOMEM. On error *out is NULL. */
+int tier_policy_create(struct tier_policy **out, const struct tier_policy_ops *ops,
+                       const struct tier_policy_options *options);
+void tier_policy_destroy(struct tier_policy *policy);       /* accepts NULL */
+
+extern const struct tier_policy_ops tier_policy_lru_ops, tier_policy_lru_global_ops;
+extern const struct tier_policy_ops tier_policy_belady_ops, tier_policy_belady_global_ops;
+
+#endif
