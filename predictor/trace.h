@@ -123,6 +123,10 @@ int pred_trace_writer_open(struct pred_trace_writer **out, const struct pred_tra
                            const struct pred_trace_header *header, bool replace,
                            struct base_err *err);
 
+/* For tools that convert traces: from now on calls wait for room in the buffer instead of losing
+ * records. A server never asks for this. */
+void pred_trace_writer_patient(struct pred_trace_writer *writer);
+
 /* A tier_observer's function: context is the writer. */
 void pred_trace_writer_event(void *writer, const struct tier_event *event);
 

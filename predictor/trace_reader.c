@@ -1,0 +1,751 @@
+/* Checked iteration over a trace. Three layers: files and parts, chunks, records. A record is decoded
+ * into buffers that grow with what the file really holds, never with what it claims. */
+#include "predictor/trace.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/must.h"
+#include "port/hash.h"
+#include "predictor/trace_format.h"
+
+/* A step while its records come in, and the arrays that the item shows. */
+struct assembly {
+    bool running;
+    struct pred_step step;
+    uint64_t rows, rows_got;
+    uint32_t tokens_got;
+    bool has_tokens, has_weights;
+    size_t token_room, id_room;
+    uint64_t *seqs;
+    uint32_t *tokens, *positions, *ids;
+    uint8_t *phases;
+    float *weights;
+};
+
+struct pred_trace_reader {
+    char path[PATH_MAX];            /* of part 0 */
+    char open_path[PATH_MAX];
+    int fd;
+    uint32_t first_part, part;
+    uint64_t trace_id;
+    uint64_t offset, file_bytes;    /* of the next chunk; of the open file */
+    uint64_t chunk_number, record_number;
+    uint8_t *chunk;
+    size_t chunk_room;
+    struct pred_in in;              /* records left in the chunk */
+    uint64_t chunk_offset;
+    bool at_end, orphans_allowed;   /* after a gap the rest of a step may stand alone */
+    struct pred_trace_header *header;
+    uint64_t header_hash;
+    unsigned id_bits;
+    uint32_t *event_ids, *last_ids, *stamps, stamp;
+    uint32_t last_layer, last_granted;
+    bool last_valid;
+    char text[4096];
+    struct assembly step;
+    struct pred_trace_health health;
+};
+
+static const char *const record_names[] = {
+    [PRED_RECORD_HEADER] = "header",   [PRED_RECORD_ACQUIRE] = "acquire",
+    [PRED_RECORD_RELEASE] = "release", [PRED_RECORD_HINT] = "hint",
+    [PRED_RECORD_SETTING] = "setting", [PRED_RECORD_RESTORE] = "restore",
+    [PRED_RECORD_FORGET] = "forget",   [PRED_RECORD_STEP] = "step",
+    [PRED_RECORD_TOKENS] = "tokens",   [PRED_RECORD_ROUTES] = "routes",
+    [PRED_RECORD_COUNTS] = "counts",   [PRED_RECORD_GAP] = "gap",
+    [PRED_RECORD_NEXT] = "next",       [PRED_RECORD_END] = "end",
+};
+
+/* ------------------------------------------------------------------------ files and chunks -- */
+
+static int read_at(const struct pred_trace_reader *r, void *to, size_t size, uint64_t offset,
+                   struct base_err *err)
+{
+    uint8_t *at = to;
+    while (size > 0) {
+        ssize_t n = pread(r->fd, at, size, (off_t)offset);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) {
+            int rc = n < 0 ? -errno : -EIO;
+            return base_err_set(err, rc, "%s: cannot read %zu bytes at offset %" PRIu64 ": %s",
+                                r->open_path, size, offset,
+                                n < 0 ? base_err_name(rc) : "the file became shorter");
+        }
+        at += n;
+        size -= (size_t)n;
+        offset += (uint64_t)n;
+    }
+    return 0;
+}
+
+/* After a crash a file may end in a hole: zeros up to the end count as a torn tail. 1, 0, or -errno. */
+static int is_zero_from(const struct pred_trace_reader *r, uint64_t offset, struct base_err *err)
+{
+    uint8_t bytes[4096];
+    while (offset < r->file_bytes) {
+        size_t size = r->file_bytes - offset < sizeof bytes ? (size_t)(r->file_bytes - offset)
+                                                            : sizeof bytes;
+        int rc = read_at(r, bytes, size, offset, err);
+        if (rc < 0) return rc;
+        for (size_t i = 0; i < size; i++) {
+            if (bytes[i] != 0) return 0;
+        }
+        offset += size;
+    }
+    return 1;
+}
+
+static int torn(struct pred_trace_reader *r)
+{
+    r->health.torn_bytes += r->file_bytes - r->offset;
+    r->at_end = true;
+    return 0;
+}
+
+static int damaged(struct pred_trace_reader *r, int rc, const char *what, struct base_err *err)
+{
+    return base_err_set(err, rc, "%s: chunk at offset %" PRIu64 ": %s; what stands before it can be "
+                        "saved with tier-replay cut", r->open_path, r->offset, what);
+}
+
+/* Reads the next chunk: 1, 0 at the end or at a torn tail, or a negative code. */
+static int chunk_load(struct pred_trace_reader *r, struct base_err *err)
+{
+    uint8_t head[PRED_CHUNK_HEADER_BYTES];
+    uint64_t left = r->file_bytes - r->offset;
+    if (left == 0) {
+        r->at_end = true;
+        return 0;
+    }
+    if (left < sizeof head) return torn(r);
+    int rc = read_at(r, head, sizeof head, r->offset, err);
+    if (rc < 0) return rc;
+    uint32_t payload = base_le_load32(head + 4);
+    if (base_le_load32(head) != PRED_CHUNK_MAGIC) {
+        rc = is_zero_from(r, r->offset, err);
+        if (rc != 0) return rc < 0 ? rc : torn(r);
+        return damaged(r, BASE_EFORMAT, "its mark is missing", err);
+    }
+    if (payload == 0 || payload > PRED_CHUNK_PAYLOAD_MAX) {
+        return damaged(r, BASE_EFORMAT, "it claims an impossible size", err);
+    }
+    if (left - sizeof head < payload) return torn(r);
+    if (payload > r->chunk_room) {
+        uint8_t *grown = realloc(r->chunk, payload);
+        if (!grown) return -ENOMEM;
+        r->chunk = grown;
+        r->chunk_room = payload;
+    }
+    rc = read_at(r, r->chunk, payload, r->offset + sizeof head, err);
+    if (rc < 0) return rc;
+    struct port_hash hash;
+    port_hash_begin(&hash);
+    port_hash_add(&hash, head, 24);
+    port_hash_add(&hash, r->chunk, payload);
+    if (port_hash_end(&hash) != base_le_load64(head + 24)) {
+        rc = is_zero_from(r, r->offset + sizeof head + payload, err);
+        if (rc != 0) return rc < 0 ? rc : torn(r);
+        return damaged(r, BASE_ECHECKSUM, "its bytes do not match their checksum", err);
+    }
+    if (base_le_load64(head + 8) != r->chunk_number) {
+        return damaged(r, BASE_EFORMAT, "it is not the one that should stand here", err);
+    }
+    if (r->chunk_number > 0 && base_le_load64(head + 16) != r->record_number) {
+        return damaged(r, BASE_EFORMAT, "records are missing or repeated before it", err);
+    }
+    r->chunk_number++;
+    r->chunk_offset = r->offset;
+    r->offset += sizeof head + payload;
+    r->health.read_bytes += sizeof head + payload;
+    r->in = (struct pred_in){ .at = r->chunk, .end = r->chunk + payload };
+    return 1;
+}
+
+static int bad_file(const struct pred_trace_reader *r, int rc, const char *what, struct base_err *err)
+{
+    return base_err_set(err, rc, "%s: %s", r->open_path, what);
+}
+
+/* The first chunk of a file: one header record. */
+static int header_load(struct pred_trace_reader *r, struct base_err *err)
+{
+    int rc = chunk_load(r, err);
+    if (rc < 0) return rc;
+    if (rc == 0) return bad_file(r, BASE_ETORN, "the file ends inside its header", err);
+    uint8_t kind = pred_get_u8(&r->in);
+    uint64_t size = pred_get_varint(&r->in);
+    if (r->in.bad || kind != PRED_RECORD_HEADER || size != (size_t)(r->in.end - r->in.at)) {
+        return bad_file(r, BASE_EFORMAT, "its first chunk holds no header record", err);
+    }
+    uint64_t hash = port_hash64(r->in.at, size);
+    if (r->header) {
+        r->in.at = r->in.end;
+        if (hash == r->header_hash) return 0;
+        return bad_file(r, BASE_EMISMATCH, "this part's header differs from the first part's", err);
+    }
+    struct base_err inner = { 0 };
+    rc = pred_header_decode(&r->header, r->in.at, size, &inner);
+    if (rc < 0) {
+        return bad_file(r, rc, inner.code ? inner.text : base_err_name(rc), err);
+    }
+    r->header_hash = hash;
+    r->in.at = r->in.end;
+    return 0;
+}
+
+/* Opens r->open_path as part `part` of the trace (part UINT32_MAX: whatever it is). */
+static int file_open(struct pred_trace_reader *r, uint32_t part, struct base_err *err)
+{
+    uint8_t head[PRED_FILE_HEADER_BYTES];
+    struct stat st;
+    if (r->fd >= 0) close(r->fd);
+    r->fd = open(r->open_path, O_RDONLY | O_CLOEXEC);
+    if (r->fd < 0 || fstat(r->fd, &st) < 0) {
+        int rc = -errno;
+        return base_err_set(err, rc, "%s: cannot open the trace: %s", r->open_path,
+                            base_err_name(rc));
+    }
+    if (!S_ISREG(st.st_mode)) return bad_file(r, -EINVAL, "not a regular file", err);
+    r->file_bytes = (uint64_t)st.st_size;
+    r->health.file_bytes += r->file_bytes;
+    if (r->file_bytes < sizeof head) {
+        return bad_file(r, BASE_EFORMAT, "too short for a trace: not even its first 32 bytes are there",
+                        err);
+    }
+    int rc = read_at(r, head, sizeof head, 0, err);
+    if (rc < 0) return rc;
+    if (memcmp(head, PRED_TRACE_MAGIC, 8) != 0) {
+        return bad_file(r, BASE_EFORMAT, "not a trace: a trace begins with EXPTRACE", err);
+    }
+    if (base_le_load32(head + 8) != PRED_TRACE_VERSION) {
+        return base_err_set(err, BASE_EVERSION, "%s: trace version %" PRIu32 ", this build reads %d",
+                            r->open_path, base_le_load32(head + 8), PRED_TRACE_VERSION);
+    }
+    if (port_hash64(head, 24) != base_le_load64(head + 24)) {
+        return bad_file(r, BASE_ECHECKSUM, "its first 32 bytes do not match their checksum", err);
+    }
+    uint32_t found = base_le_load32(head + 12);
+    uint64_t trace_id = base_le_load64(head + 16);
+    if (part != UINT32_MAX && (found != part || trace_id != r->trace_id)) {
+        return bad_file(r, BASE_EMISMATCH, "it is not the next part of this trace", err);
+    }
+    r->part = found;
+    r->trace_id = trace_id;
+    r->offset = sizeof head;
+    r->chunk_number = 0;
+    r->health.read_bytes += sizeof head;
+    r->health.parts++;
+    return header_load(r, err);
+}
+
+static int next_part(struct pred_trace_reader *r, struct base_err *err)
+{
+    if (r->in.at != r->in.end || r->offset != r->file_bytes) {
+        return bad_file(r, BASE_EFORMAT, "records stand after the one that points to the next part",
+                        err);
+    }
+    int n = snprintf(r->open_path, sizeof r->open_path, "%.*s.%" PRIu32, PATH_MAX - 12, r->path,
+                     r->part + 1);
+    MUST(n > 0);
+    return file_open(r, r->part + 1, err);
+}
+
+/* ---------------------------------------------------------------------------------- records -- */
+
+/* `count` ids into `to`, each in range; with `distinct`, no two the same. */
+static bool get_ids(struct pred_trace_reader *r, struct pred_in *in, uint32_t *to, uint32_t count,
+                    bool distinct)
+{
+    struct pred_bits bits = { 0 };
+    if ((uint64_t)(in->end - in->at) * 8 < (uint64_t)count * r->id_bits) return false;
+    if (++r->stamp == 0) {
+        memset(r->stamps, 0, r->header->experts * sizeof r->stamps[0]);
+        r->stamp = 1;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t id = pred_get_bits(in, &bits, r->id_bits);
+        if (id >= r->header->experts) return false;
+        if (distinct && r->stamps[id] == r->stamp) return false;
+        r->stamps[id] = r->stamp;
+        to[i] = id;
+    }
+    return bits.held == 0 && !in->bad;
+}
+
+static bool get_acquire(struct pred_trace_reader *r, struct pred_in *in, struct tier_event *event)
+{
+    event->kind = TIER_EVENT_ACQUIRE;
+    event->phase = (enum tier_phase)pred_get_u8(in);
+    event->layer = (uint32_t)pred_get_upto(in, r->header->layers - 1);
+    event->count = (uint32_t)pred_get_upto(in, r->header->experts);
+    event->granted = (uint32_t)pred_get_upto(in, event->count);
+    event->ids = r->event_ids;
+    if (in->bad || event->phase >= TIER_PHASE_COUNT) return false;
+    if (!get_ids(r, in, r->event_ids, event->count, true)) return false;
+    memcpy(r->last_ids, r->event_ids, event->granted * sizeof r->last_ids[0]);
+    r->last_layer = event->layer;
+    r->last_granted = event->granted;
+    r->last_valid = true;
+    return true;
+}
+
+static bool get_release(struct pred_trace_reader *r, struct pred_in *in, struct tier_event *event)
+{
+    event->kind = TIER_EVENT_RELEASE;
+    event->layer = (uint32_t)pred_get_upto(in, r->header->layers - 1);
+    uint64_t coded = pred_get_upto(in, (uint64_t)r->header->experts << 1 | 1);
+    event->count = (uint32_t)(coded >> 1);
+    event->ids = r->event_ids;
+    if (in->bad) return false;
+    if ((coded & 1) == 0) return get_ids(r, in, r->event_ids, event->count, true);
+    if (!r->last_valid || r->last_layer != event->layer || r->last_granted != event->count) {
+        return false;
+    }
+    memcpy(r->event_ids, r->last_ids, event->count * sizeof r->last_ids[0]);
+    return true;
+}
+
+static bool get_hint(struct pred_trace_reader *r, struct pred_in *in, struct tier_event *event)
+{
+    event->kind = TIER_EVENT_HINT;
+    event->layer = (uint32_t)pred_get_upto(in, r->header->layers - 1);
+    r->event_ids[0] = (uint32_t)pred_get_upto(in, r->header->experts - 1);
+    event->ids = r->event_ids;
+    event->count = 1;
+    event->probability = pred_get_f32(in);
+    event->distance = (uint32_t)pred_get_upto(in, UINT32_MAX);
+    event->admitted = pred_get_u8(in);
+    return event->probability >= 0 && event->probability <= 1 && event->admitted <= 1;
+}
+
+static bool get_setting(struct pred_trace_reader *r, struct pred_in *in, struct tier_event *event)
+{
+    size_t size = (size_t)(in->end - in->at);
+    event->kind = TIER_EVENT_SETTING;
+    event->text = r->text;
+    if (size >= sizeof r->text) return false;
+    const uint8_t *bytes = pred_get(in, size);
+    if (!bytes || memchr(bytes, 0, size)) return false;
+    memcpy(r->text, bytes, size);
+    r->text[size] = '\0';
+    return true;
+}
+
+static bool get_restore(struct pred_trace_reader *r, struct pred_in *in, struct tier_event *event)
+{
+    event->kind = TIER_EVENT_RESTORE;
+    event->tier = (uint32_t)pred_get_upto(in, TIER_RESIDENT_TIERS_MAX - 1);
+    event->layer = (uint32_t)pred_get_upto(in, r->header->layers - 1);
+    event->count = (uint32_t)pred_get_upto(in, r->header->experts);
+    event->ids = r->event_ids;
+    return !in->bad && get_ids(r, in, r->event_ids, event->count, true);
+}
+
+static bool get_forget(struct pred_trace_reader *r, struct pred_in *in, struct tier_event *event)
+{
+    event->kind = TIER_EVENT_FORGET;
+    event->tier = (uint32_t)pred_get_upto(in, TIER_RESIDENT_TIERS_MAX - 1);
+    event->layer = (uint32_t)pred_get_upto(in, r->header->layers - 1);
+    r->event_ids[0] = (uint32_t)pred_get_upto(in, r->header->experts - 1);
+    event->ids = r->event_ids;
+    event->count = 1;
+    return true;
+}
+
+static bool get_counts(struct pred_in *in, struct pred_trace_counts *counts)
+{
+    memset(counts, 0, sizeof *counts);
+    counts->tier_count = (uint32_t)pred_get_upto(in, TIER_RESIDENT_TIERS_MAX);
+    if (pred_get_varint(in) != PRED_COUNT_FIELDS) return false;
+    for (uint32_t t = 0; t < counts->tier_count; t++) {
+        for (int c = 0; c < TIER_CELL_COUNT; c++) {
+            struct tier_counts *cell = &counts->cells[t][c];
+            cell->lookups = pred_get_varint(in);
+            cell->resident = pred_get_varint(in);
+            cell->misses = pred_get_varint(in);
+            cell->evictions = pred_get_varint(in);
+            cell->admissions = pred_get_varint(in);
+            cell->prefetch_admissions = pred_get_varint(in);
+            cell->prefetch_used = pred_get_varint(in);
+        }
+    }
+    return true;
+}
+
+static bool get_step(struct pred_trace_reader *r, struct pred_in *in)
+{
+    struct assembly *a = &r->step;
+    const struct pred_trace_header *header = r->header;
+    if (a->running) return false;
+    memset(&a->step, 0, sizeof a->step);
+    a->step.step = pred_get_varint(in);
+    a->step.token_count = (uint32_t)pred_get_upto(in, PRED_STEP_TOKENS_MAX);
+    uint8_t flags = pred_get_u8(in);
+    a->step.step_ns = pred_get_varint(in);
+    a->step.compute_ns = pred_get_varint(in);
+    uint64_t causes = pred_get_upto(in, 16);
+    for (uint64_t i = 0; i < causes; i++) {
+        uint64_t ns = pred_get_varint(in);
+        if (i < TIER_WAIT_CAUSE_COUNT) a->step.wait_ns[i] = ns;
+    }
+    if (in->bad || a->step.token_count == 0) return false;
+    if (flags > (PRED_STEP_HAS_TOKENS | PRED_STEP_HAS_WEIGHTS)) return false;
+    a->has_tokens = flags & PRED_STEP_HAS_TOKENS;
+    a->has_weights = flags & PRED_STEP_HAS_WEIGHTS;
+    a->rows = (uint64_t)header->layers * a->step.token_count;
+    if (a->rows * header->top_k > PRED_STEP_IDS_MAX) return false;
+    if (a->has_weights && header->weights == PRED_WEIGHTS_NONE) return false;
+    a->rows_got = 0;
+    a->tokens_got = 0;
+    a->running = true;
+    r->orphans_allowed = false;
+    return true;
+}
+
+static bool grow(void *array, size_t element, size_t count)
+{
+    void **at = array;
+    void *grown = realloc(*at, element * count);
+    if (!grown) return false;
+    *at = grown;
+    return true;
+}
+
+/* Room for what a record really brings; doubles, so that a step costs a few reallocations once. */
+static bool tokens_reserve(struct assembly *a, size_t count)
+{
+    if (count <= a->token_room) return true;
+    size_t room = count * 2 < 64 ? 64 : count * 2;
+    if (!grow(&a->seqs, sizeof a->seqs[0], room) || !grow(&a->tokens, sizeof a->tokens[0], room) ||
+        !grow(&a->positions, sizeof a->positions[0], room) ||
+        !grow(&a->phases, sizeof a->phases[0], room)) {
+        return false;
+    }
+    a->token_room = room;
+    return true;
+}
+
+static bool ids_reserve(struct assembly *a, size_t count)
+{
+    if (count <= a->id_room) return true;
+    size_t room = count * 2 < 1024 ? 1024 : count * 2;
+    if (!grow(&a->ids, sizeof a->ids[0], room) || !grow(&a->weights, sizeof a->weights[0], room)) {
+        return false;
+    }
+    a->id_room = room;
+    return true;
+}
+
+static bool get_tokens(struct pred_trace_reader *r, struct pred_in *in)
+{
+    struct assembly *a = &r->step;
+    uint64_t first = pred_get_varint(in);
+    uint64_t count = pred_get_upto(in, PRED_RECORD_TOKENS_MAX);
+    if (!a->running || in->bad || count == 0 || first != a->tokens_got) return false;
+    if (count > a->step.token_count - a->tokens_got || a->rows_got > 0) return false;
+    if (!tokens_reserve(a, a->tokens_got + count)) return false;
+    uint64_t seq = 0, position = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        seq += (uint64_t)pred_get_zigzag(in);
+        position += (uint64_t)pred_get_zigzag(in);
+        uint64_t coded = pred_get_upto(in, UINT64_C(1) << 33);
+        uint32_t at = a->tokens_got++;
+        if (position > UINT32_MAX || coded >> 1 > PRED_NO_TOKEN) return false;
+        a->seqs[at] = seq;
+        a->positions[at] = (uint32_t)position++;
+        a->phases[at] = coded & 1 ? TIER_DECODE : TIER_PREFILL;
+        a->tokens[at] = coded >> 1 ? (uint32_t)((coded >> 1) - 1) : PRED_NO_TOKEN;
+    }
+    return true;
+}
+
+static bool get_weights(const struct pred_trace_reader *r, struct pred_in *in, float *to,
+                        size_t count)
+{
+    if (r->header->weights == PRED_WEIGHTS_F32) {
+        const uint8_t *bytes = pred_get(in, count * sizeof to[0]);
+        if (!bytes) return false;
+        memcpy(to, bytes, count * sizeof to[0]);
+        for (size_t i = 0; i < count; i++) {
+            if (!isfinite(to[i])) return false;
+        }
+        return true;
+    }
+    float largest = pred_get_f32(in);
+    const uint8_t *bytes = pred_get(in, count * 2);
+    if (!bytes || !(largest >= 0 && isfinite(largest))) return false;
+    for (size_t i = 0; i < count; i++) {
+        to[i] = largest * (float)base_le_load16(bytes + i * 2) / 65535.0f;
+    }
+    return true;
+}
+
+static bool get_routes(struct pred_trace_reader *r, struct pred_in *in)
+{
+    struct assembly *a = &r->step;
+    uint32_t top_k = r->header->top_k;
+    uint64_t first = pred_get_varint(in);
+    const uint8_t *count_bytes = pred_get(in, 4);
+    if (!a->running || !count_bytes || first != a->rows_got) return false;
+    if (a->tokens_got != a->step.token_count) return false;
+    uint32_t count = base_le_load32(count_bytes);
+    if (count == 0 || count > PRED_RECORD_IDS_MAX || count > a->rows - a->rows_got) return false;
+    size_t ids = (size_t)count * top_k, at = (size_t)a->rows_got * top_k;
+    if (ids > PRED_RECORD_IDS_MAX || !ids_reserve(a, at + ids)) return false;
+    if (!get_ids(r, in, a->ids + at, (uint32_t)ids, false)) return false;
+    for (uint32_t i = 0; i < count; i++) {
+        for (uint32_t k = 1; k < top_k; k++) {
+            for (uint32_t j = 0; j < k; j++) {
+                if (a->ids[at + i * top_k + k] == a->ids[at + i * top_k + j]) return false;
+            }
+        }
+    }
+    if (a->has_weights && !get_weights(r, in, a->weights + at, ids)) return false;
+    a->rows_got += count;
+    return true;
+}
+
+static void step_show(struct assembly *a, struct pred_trace_item *item)
+{
+    item->kind = PRED_ITEM_STEP;
+    item->step = a->step;
+    item->step.seqs = a->seqs;
+    item->step.tokens = a->tokens;
+    item->step.positions = a->positions;
+    item->step.phases = a->phases;
+    item->step.expert_ids = a->ids;
+    item->step.expert_weights = a->has_weights ? a->weights : NULL;
+    a->running = false;
+}
+
+static bool get_event(struct pred_trace_reader *r, enum pred_record kind, struct pred_in *in,
+                      struct tier_event *event)
+{
+    if (r->step.running) return false;
+    switch (kind) {
+    case PRED_RECORD_ACQUIRE: return get_acquire(r, in, event);
+    case PRED_RECORD_RELEASE: return get_release(r, in, event);
+    case PRED_RECORD_HINT: return get_hint(r, in, event);
+    case PRED_RECORD_SETTING: return get_setting(r, in, event);
+    case PRED_RECORD_RESTORE: return get_restore(r, in, event);
+    default: return get_forget(r, in, event);
+    }
+}
+
+static bool get_end(struct pred_trace_reader *r, struct pred_in *in)
+{
+    if (r->step.running) return false;
+    uint64_t records = pred_get_varint(in);
+    r->health.lost_records = pred_get_varint(in);
+    r->health.ended = true;
+    r->at_end = true;
+    /* The end mark is numbered like every record; this one is not yet counted. */
+    return records <= r->record_number + 1 && r->in.at == r->in.end && r->offset == r->file_bytes;
+}
+
+/* Rest of a step whose begin was lost. */
+static bool is_orphan(const struct pred_trace_reader *r, enum pred_record kind)
+{
+    if (!r->orphans_allowed) return false;
+    if (kind == PRED_RECORD_TOKENS || kind == PRED_RECORD_ROUTES) return !r->step.running;
+    return kind == PRED_RECORD_RELEASE && !r->last_valid;
+}
+
+/* Decodes one record: 1 = item filled, 0 = nothing to show yet, BASE_EFORMAT. */
+static int record_decode(struct pred_trace_reader *r, enum pred_record kind, struct pred_in *in,
+                         struct pred_trace_item *item)
+{
+    bool good = true, shown = false;
+    switch (kind) {
+    case PRED_RECORD_ACQUIRE:
+    case PRED_RECORD_RELEASE:
+    case PRED_RECORD_HINT:
+    case PRED_RECORD_SETTING:
+    case PRED_RECORD_RESTORE:
+    case PRED_RECORD_FORGET:
+        memset(&item->event, 0, sizeof item->event);
+        item->kind = PRED_ITEM_EVENT;
+        good = get_event(r, kind, in, &item->event);
+        shown = true;
+        break;
+    case PRED_RECORD_STEP:
+        good = get_step(r, in);
+        break;
+    case PRED_RECORD_TOKENS:
+        good = get_tokens(r, in);
+        break;
+    case PRED_RECORD_ROUTES:
+        good = get_routes(r, in);
+        if (good && r->step.rows_got == r->step.rows) {
+            step_show(&r->step, item);
+            shown = true;
+        }
+        break;
+    case PRED_RECORD_COUNTS:
+        item->kind = PRED_ITEM_COUNTS;
+        good = !r->step.running && get_counts(in, &item->counts);
+        shown = true;
+        break;
+    case PRED_RECORD_GAP:
+        item->kind = PRED_ITEM_GAP;
+        item->lost = pred_get_varint(in);
+        r->health.lost_records += item->lost;
+        r->step.running = false;
+        r->last_valid = false;
+        r->orphans_allowed = true;
+        shown = true;
+        break;
+    case PRED_RECORD_END:
+        good = get_end(r, in);
+        break;
+    default:
+        good = false;
+    }
+    if (!good || in->bad || in->at != in->end) return BASE_EFORMAT;
+    return shown;
+}
+
+int pred_trace_reader_next(struct pred_trace_reader *r, unsigned want, struct pred_trace_item *item,
+                           struct base_err *err)
+{
+    while (!r->at_end) {
+        if (r->in.at == r->in.end) {
+            int rc = chunk_load(r, err);
+            if (rc < 0) return rc;
+            if (rc == 0) break;
+        }
+        uint64_t place = r->chunk_offset + PRED_CHUNK_HEADER_BYTES + (uint64_t)(r->in.at - r->chunk);
+        uint8_t kind = pred_get_u8(&r->in);
+        uint64_t size = pred_get_varint(&r->in);
+        const uint8_t *bytes = pred_get(&r->in, size);
+        const char *name = kind < sizeof record_names / sizeof record_names[0] && record_names[kind]
+                               ? record_names[kind] : "unknown";
+        if (!bytes) {
+            return base_err_set(err, BASE_EFORMAT, "%s: %s record at offset %" PRIu64
+                                " goes on beyond its chunk", r->open_path, name, place);
+        }
+        r->record_number++;
+        r->health.records++;
+        if (is_orphan(r, kind)) continue;
+        int rc;
+        if (kind == PRED_RECORD_NEXT) {
+            rc = next_part(r, err);
+            if (rc < 0) return rc;
+            continue;
+        }
+        struct pred_in in = { .at = bytes, .end = bytes + size };
+        rc = record_decode(r, kind, &in, item);
+        if (rc < 0) {
+            return base_err_set(err, rc, "%s: %s record at offset %" PRIu64 " (%" PRIu64
+                                " bytes) does not follow the format or this trace's shape",
+                                r->open_path, name, place, size);
+        }
+        if (rc > 0 && (want & (1u << item->kind)) != 0) return 1;
+    }
+    return 0;
+}
+
+/* --------------------------------------------------------------------------- open and close -- */
+
+/* A part given by its own name (PATH.3) begins there; its successors are PATH.4 and on. */
+static void base_path(struct pred_trace_reader *r)
+{
+    char suffix[16];
+    snprintf(r->path, sizeof r->path, "%s", r->open_path);
+    int length = snprintf(suffix, sizeof suffix, ".%" PRIu32, r->part);
+    size_t size = strlen(r->path);
+    if (r->part > 0 && size > (size_t)length && strcmp(r->path + size - (size_t)length, suffix) == 0) {
+        r->path[size - (size_t)length] = '\0';
+    }
+}
+
+/* The record number that this file's first chunk begins with. Later parts carry on the count. */
+static int first_record(struct pred_trace_reader *r, struct base_err *err)
+{
+    uint8_t head[PRED_CHUNK_HEADER_BYTES];
+    r->record_number = 1;
+    if (r->part == 0 || r->file_bytes - r->offset < sizeof head) return 0;
+    int rc = read_at(r, head, sizeof head, r->offset, err);
+    if (rc == 0) r->record_number = base_le_load64(head + 16);
+    return rc;
+}
+
+int pred_trace_reader_open(struct pred_trace_reader **out, const char *path, struct base_err *err)
+{
+    *out = NULL;
+    struct pred_trace_reader *r = calloc(1, sizeof *r);
+    if (!r) return -ENOMEM;
+    int rc = -ENAMETOOLONG;
+    r->fd = -1;
+    if ((size_t)snprintf(r->open_path, sizeof r->open_path, "%s", path) + 12 >= PATH_MAX) goto fail;
+    rc = file_open(r, UINT32_MAX, err);
+    if (rc < 0) goto fail;
+    r->first_part = r->part;
+    r->header->part = r->part;
+    r->header->trace_id = r->trace_id;
+    r->id_bits = pred_id_bits(r->header->experts);
+    base_path(r);
+    rc = first_record(r, err);
+    if (rc < 0) goto fail;
+    rc = -ENOMEM;
+    r->event_ids = calloc(r->header->experts, sizeof r->event_ids[0]);
+    r->last_ids = calloc(r->header->experts, sizeof r->last_ids[0]);
+    r->stamps = calloc(r->header->experts, sizeof r->stamps[0]);
+    if (!r->event_ids || !r->last_ids || !r->stamps) goto fail;
+    *out = r;
+    return 0;
+fail:
+    base_err_set(err, rc, "%s: cannot open the trace: %s", path, base_err_name(rc));
+    pred_trace_reader_close(r);
+    return rc;
+}
+
+void pred_trace_reader_close(struct pred_trace_reader *r)
+{
+    if (!r) return;
+    if (r->fd >= 0) close(r->fd);
+    pred_header_free(r->header);
+    free(r->chunk);
+    free(r->event_ids);
+    free(r->last_ids);
+    free(r->stamps);
+    free(r->step.seqs);
+    free(r->step.tokens);
+    free(r->step.positions);
+    free(r->step.phases);
+    free(r->step.ids);
+    free(r->step.weights);
+    free(r);
+}
+
+const struct pred_trace_header *pred_trace_reader_header(const struct pred_trace_reader *r)
+{
+    return r->header;
+}
+
+int pred_trace_reader_rewind(struct pred_trace_reader *r, struct base_err *err)
+{
+    if (r->first_part == 0) {
+        snprintf(r->open_path, sizeof r->open_path, "%s", r->path);
+    } else {
+        snprintf(r->open_path, sizeof r->open_path, "%.*s.%" PRIu32, PATH_MAX - 12, r->path,
+                 r->first_part);
+    }
+    memset(&r->health, 0, sizeof r->health);
+    r->at_end = r->orphans_allowed = r->last_valid = r->step.running = false;
+    int rc = file_open(r, r->first_part, err);
+    return rc < 0 ? rc : first_record(r, err);
+}
+
+void pred_trace_reader_health(const struct pred_trace_reader *r, struct pred_trace_health *out)
+{
+    *out = r->health;
+}
