@@ -235,7 +235,8 @@ void pred_trace_file_flush(struct pred_trace_file *file)
     }
     int rc = append(file, chunk_seal(file->chunk, payload, file->chunk_number, file->record_number));
     if (rc < 0) {
-        error_note(file, rc, rc == -EFBIG ? "trace.size_max is reached" : "cannot write");
+        bool limit = file->size_max > 0 && rc == -EFBIG;
+        error_note(file, rc, limit ? "trace.size_max is reached" : "cannot write");
         file->lost_pending += file->chunk_records;
         atomic_fetch_add(&file->state.lost_records, file->chunk_records);
     } else {
