@@ -1,0 +1,247 @@
+#include "tiering/store_image.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/must.h"
+#include "port/hash.h"
+#include "tiering/store_files.h"
+
+enum { STORE_MAGIC = 0x53544f52 };
+
+struct tier_store {
+    unsigned magic;
+    char *index_path;
+    char **paths;               /* [file_count] */
+    void *bytes;                /* the index; `image` points into it */
+    size_t size;
+    struct tier_image image;
+    struct tier_part parts[TIER_PARTS];
+    uint64_t slot_bytes;
+};
+
+/* Where a file of the table lies: shards in the model's folder, packs beside the index. */
+static char *file_path(const struct tier_store *store, const char *dir, uint32_t file)
+{
+    const struct tier_format_file *entry = &store->image.files[file];
+    const char *name = store->image.names + entry->name_at;
+    int name_bytes = (int)entry->name_bytes;
+    char *path = NULL;
+    int rc;
+    if (name[0] == '/') {
+        rc = asprintf(&path, "%.*s", name_bytes, name);
+    } else if (entry->role == TIER_FILE_DATA && store->image.header->kind == TIER_INDEX_PACK) {
+        const char *slash = strrchr(store->index_path, '/');
+        int folder = slash ? (int)(slash - store->index_path) + 1 : 0;
+        rc = asprintf(&path, "%.*s%.*s", folder, store->index_path, name_bytes, name);
+    } else {
+        rc = asprintf(&path, "%s/%.*s", dir, name_bytes, name);
+    }
+    return rc < 0 ? NULL : path;
+}
+
+static int check_files(struct tier_store *store, const char *dir, struct base_err *err)
+{
+    const struct tier_format_header *h = store->image.header;
+    store->paths = calloc(h->file_count, sizeof *store->paths);
+    if (!store->paths) return base_err_set(err, -ENOMEM, "%s: out of memory", store->index_path);
+    for (uint32_t i = 0; i < h->file_count; i++) {
+        store->paths[i] = file_path(store, dir, i);
+        if (!store->paths[i]) {
+            return base_err_set(err, -ENOMEM, "%s: out of memory", store->index_path);
+        }
+        bool pack = h->kind == TIER_INDEX_PACK && i < h->data_files;
+        int rc = tier_store_file_check(store->paths[i], &store->image.files[i], pack,
+                                       store->index_path, err);
+        if (rc < 0) return rc;
+    }
+    return 0;
+}
+
+static int check_shape(const struct tier_store *store, const struct model_shape *shape,
+                       struct base_err *err)
+{
+    const struct tier_format_header *h = store->image.header;
+    const struct {
+        const char *name;
+        uint32_t ours, theirs;
+    } pairs[] = {
+        { "first layer with experts", h->layer_first, shape->dense_layers },
+        { "step between them", h->layer_step, shape->moe_layer_freq ? shape->moe_layer_freq : 1 },
+        { "number of them", h->layers, model_shape_moe_layers(shape) },
+        { "experts per layer", h->experts, shape->experts },
+        { "experts per token", h->top_k, shape->top_k },
+        { "hidden size", h->hidden, shape->hidden },
+        { "expert width", h->expert_width, shape->expert_width },
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
+        if (pairs[i].ours == pairs[i].theirs) continue;
+        return base_err_set(err, BASE_EMISMATCH, "%s: was made for another model: its %s is %u, "
+                            "config.json says %u; run `tier-pack index` again", store->index_path,
+                            pairs[i].name, pairs[i].ours, pairs[i].theirs);
+    }
+    return 0;
+}
+
+static void derive(struct tier_store *store)
+{
+    const struct tier_format_header *h = store->image.header;
+    struct tier_record record;
+    for (unsigned p = 0; p < TIER_PARTS; p++) {
+        int dtype = tier_image_dtype(h->parts[p].type);
+        store->parts[p].dtype = dtype < 0 ? MODEL_DTYPE_COUNT : (enum model_dtype)dtype;
+        store->parts[p].rows = h->parts[p].rows;
+        store->parts[p].cols = h->parts[p].cols;
+    }
+    for (uint32_t layer = 0; layer < h->layers; layer++) {
+        for (uint32_t expert = 0; expert < h->experts; expert++) {
+            tier_image_record(&store->image, layer, expert, 0, &record);
+            uint64_t bytes = tier_image_slot_bytes(&record);
+            if (bytes > store->slot_bytes) store->slot_bytes = bytes;
+        }
+    }
+}
+
+int tier_store_open(struct tier_store **out, const char *dir, const char *path,
+                    const struct model_shape *shape, struct base_err *err)
+{
+    struct tier_store *store = calloc(1, sizeof *store);
+    int rc = -ENOMEM;
+    *out = NULL;
+    if (!store) goto fail;
+    store->magic = STORE_MAGIC;
+    store->index_path = tier_store_path(dir, path);
+    if (!store->index_path) goto fail;
+    rc = tier_store_file_load(store->index_path, &store->bytes, &store->size, err);
+    if (rc == -ENOENT && err) {
+        snprintf(err->text, sizeof err->text, "%s: there is no expert index: run `tier-pack index "
+                 "%s`", store->index_path, dir);
+    }
+    if (rc < 0) goto fail;
+    rc = tier_image_check(&store->image, store->bytes, store->size, store->index_path, err);
+    if (rc == 0 && shape) rc = check_shape(store, shape, err);
+    if (rc == 0) rc = check_files(store, dir, err);
+    if (rc < 0) goto fail;
+    derive(store);
+    *out = store;
+    return 0;
+fail:
+    if (rc == -ENOMEM) base_err_set(err, rc, "%s: out of memory for the expert index", dir);
+    tier_store_close(store);
+    return rc;
+}
+
+void tier_store_close(struct tier_store *store)
+{
+    if (!store) return;
+    MUST_MAGIC(store, STORE_MAGIC);
+    if (store->paths) {
+        for (uint32_t i = 0; i < store->image.header->file_count; i++) {
+            free(store->paths[i]);
+        }
+    }
+    free(store->paths);
+    free(store->bytes);
+    free(store->index_path);
+    store->magic = 0;
+    free(store);
+}
+
+const struct tier_image *tier_store_image(const struct tier_store *store)
+{
+    return &store->image;
+}
+
+const char *tier_store_index_path(const struct tier_store *store)
+{
+    return store->index_path;
+}
+
+uint32_t tier_store_files(const struct tier_store *store)
+{
+    return store->image.header->data_files;
+}
+
+const char *tier_store_file_path(const struct tier_store *store, uint32_t file)
+{
+    MUST(file < store->image.header->file_count);
+    return store->paths[file];
+}
+
+uint32_t tier_store_layer_first(const struct tier_store *store)
+{
+    return store->image.header->layer_first;
+}
+
+uint32_t tier_store_layers(const struct tier_store *store)
+{
+    return store->image.header->layers;
+}
+
+uint32_t tier_store_layer_of(const struct tier_store *store, uint32_t moe_layer)
+{
+    return store->image.header->layer_first + moe_layer * store->image.header->layer_step;
+}
+
+uint32_t tier_store_experts(const struct tier_store *store)
+{
+    return store->image.header->experts;
+}
+
+uint32_t tier_store_top_k(const struct tier_store *store)
+{
+    return store->image.header->top_k;
+}
+
+bool tier_store_packed(const struct tier_store *store)
+{
+    return store->image.header->kind == TIER_INDEX_PACK;
+}
+
+uint32_t tier_store_copies(const struct tier_store *store)
+{
+    return store->image.header->copies;
+}
+
+const struct tier_part *tier_store_parts(const struct tier_store *store)
+{
+    return store->parts;
+}
+
+void tier_store_record(const struct tier_store *store, uint32_t moe_layer, uint32_t expert,
+                       struct tier_record *record)
+{
+    tier_image_record(&store->image, moe_layer, expert, 0, record);
+}
+
+void tier_store_record_copy(const struct tier_store *store, uint32_t moe_layer, uint32_t expert,
+                            uint32_t copy, struct tier_record *record)
+{
+    tier_image_record(&store->image, moe_layer, expert, copy, record);
+}
+
+uint64_t tier_store_slot_bytes(const struct tier_store *store)
+{
+    return store->slot_bytes;
+}
+
+uint64_t tier_store_expert_bytes(const struct tier_store *store)
+{
+    return store->image.expert_bytes;
+}
+
+int tier_store_check(const struct tier_record *record, const void *slot)
+{
+    struct port_hash hash;
+    port_hash_begin(&hash);
+    for (unsigned p = 0; p < TIER_PARTS; p++) {
+        if (record->part_bytes[p] == 0) continue;
+        port_hash_add(&hash, (const char *)slot + record->part_offset[p], record->part_bytes[p]);
+    }
+    return port_hash_end(&hash) == record->hash ? 0 : BASE_ECHECKSUM;
+}

@@ -1,0 +1,37 @@
+/* Files round the store: reading an index, checking what it points into, replacing a file whole.
+ * For the store's own files. */
+#ifndef TIERING_STORE_FILES_H
+#define TIERING_STORE_FILES_H
+
+#include "tiering/format.h"
+#include "tiering/store.h"
+
+struct tier_image;
+const struct tier_image *tier_store_image(const struct tier_store *store);
+
+/* malloc'ed: `path`, or DIR/expertier.index where it is NULL or empty. */
+char *tier_store_path(const char *dir, const char *path);
+
+/* Reads a whole file into malloc'ed memory. */
+int tier_store_file_load(const char *path, void **bytes, size_t *size, struct base_err *err);
+
+/* Writes a file so that it is there whole or not at all: temp file, fsync, rename, fsync of the
+ * folder. */
+int tier_store_file_replace(const char *path, const void *bytes, size_t size,
+                            struct base_err *err);
+
+/* fsync of the folder that holds `path`. 0 or -errno. */
+int tier_store_folder_sync(const char *path);
+
+/* Size, mtime and header hash against a line of the file table; BASE_ESTALE names the file, what
+ * differs, and what to run. */
+int tier_store_file_check(const char *path, const struct tier_format_file *entry, bool pack,
+                          const char *index_path, struct base_err *err);
+
+/* XXH3 of a safetensors header with its 8 length bytes, or of a pack's first page. */
+int tier_store_header_hash(int fd, uint64_t file_bytes, bool pack, uint64_t *hash);
+
+/* pread until all is there: 0, -errno, or -ENODATA where the file ends. */
+int tier_store_pread(int fd, void *to, uint64_t bytes, uint64_t offset);
+
+#endif

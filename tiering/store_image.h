@@ -1,0 +1,43 @@
+/* An index as it lies in memory: checked once, then read in place. For the store's own files.
+ *
+ * After tier_image_check every offset, name and count in the image may be trusted; before it none.
+ * Pure: no files, no allocation. The bytes belong to the caller and must be 8-aligned.
+ */
+#ifndef TIERING_STORE_IMAGE_H
+#define TIERING_STORE_IMAGE_H
+
+#include "tiering/format.h"
+#include "tiering/store.h"
+
+struct tier_image {
+    const struct tier_format_header *header;
+    const struct tier_format_file *files;
+    const struct tier_format_expert *experts;
+    const char *names;
+    uint64_t part_bytes[TIER_PARTS];
+    uint64_t expert_bytes;
+};
+
+/* `name` is used in messages only. 0, BASE_EFORMAT, BASE_EVERSION or BASE_ECHECKSUM. */
+int tier_image_check(struct tier_image *image, const void *bytes, size_t size, const char *name,
+                     struct base_err *err);
+
+void tier_image_record(const struct tier_image *image, uint32_t moe_layer, uint32_t expert,
+                       uint32_t copy, struct tier_record *record);
+
+/* Bytes of the slot that this record needs: the pages of its extents. */
+uint64_t tier_image_slot_bytes(const struct tier_record *record);
+
+/* XXH3 of an index whose checksum field holds anything. */
+uint64_t tier_image_checksum(const void *bytes, size_t size);
+
+/* Types on disk and in memory; -1 for what an expert cannot have. */
+int tier_image_dtype(uint32_t type);
+uint32_t tier_image_type(enum model_dtype dtype);
+/* Element size of a type on disk; 0 for none. */
+uint32_t tier_image_type_bytes(uint32_t type);
+
+/* "gate", "gate scales", ... */
+const char *tier_image_part_name(unsigned part);
+
+#endif
