@@ -1,24 +1,23 @@
 #include "tiering/store_image.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
+#include "base/file.h"
 #include "base/must.h"
 #include "port/hash.h"
 #include "tiering/store_files.h"
 
 enum { STORE_MAGIC = 0x53544f52 };
+static const size_t index_bytes_max = (size_t)4 << 30;
 
 struct tier_store {
     unsigned magic;
     char *index_path;
     char **paths;               /* [file_count] */
-    void *bytes;                /* the index; `image` points into it */
+    char *bytes;                /* the index; `image` points into it */
     size_t size;
     struct tier_image image;
     struct tier_part parts[TIER_PARTS];
@@ -117,7 +116,7 @@ int tier_store_open(struct tier_store **out, const char *dir, const char *path,
     store->magic = STORE_MAGIC;
     store->index_path = tier_store_path(dir, path);
     if (!store->index_path) goto fail;
-    rc = tier_store_file_load(store->index_path, &store->bytes, &store->size, err);
+    rc = base_file_read(&store->bytes, &store->size, store->index_path, index_bytes_max, err);
     if (rc == -ENOENT && err) {
         snprintf(err->text, sizeof err->text, "%s: there is no expert index: run `tier-pack index "
                  "%s`", store->index_path, dir);

@@ -12,7 +12,6 @@
 #include "port/hash.h"
 
 enum { CHUNK = 1 << 16 };
-static const uint64_t index_bytes_max = UINT64_C(4) << 30;
 
 char *tier_store_path(const char *dir, const char *path)
 {
@@ -32,46 +31,6 @@ int tier_store_pread(int fd, void *to, uint64_t bytes, uint64_t offset)
         done += (uint64_t)got;
     }
     return 0;
-}
-
-int tier_store_file_load(const char *path, void **bytes, size_t *size, struct base_err *err)
-{
-    struct stat st;
-    int rc;
-    *bytes = NULL;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) < 0) {
-        rc = -errno;
-        base_err_set(err, rc, "%s: %s", path, strerror(-rc));
-        goto end;
-    }
-    rc = -EINVAL;
-    if (!S_ISREG(st.st_mode)) {
-        base_err_set(err, rc, "%s: is not a regular file", path);
-        goto end;
-    }
-    rc = -EFBIG;
-    if ((uint64_t)st.st_size > index_bytes_max) {
-        base_err_set(err, rc, "%s: has %lld bytes, no index is that large", path,
-                     (long long)st.st_size);
-        goto end;
-    }
-    rc = -ENOMEM;
-    *bytes = malloc((size_t)st.st_size + 1);
-    if (!*bytes) {
-        base_err_set(err, rc, "%s: out of memory", path);
-        goto end;
-    }
-    *size = (size_t)st.st_size;
-    rc = tier_store_pread(fd, *bytes, *size, 0);
-    if (rc < 0) base_err_set(err, rc, "%s: cannot be read: %s", path, strerror(-rc));
-end:
-    if (fd >= 0) close(fd);
-    if (rc < 0) {
-        free(*bytes);
-        *bytes = NULL;
-    }
-    return rc;
 }
 
 int tier_store_folder_sync(const char *path)

@@ -12,9 +12,6 @@ const struct tier_image *tier_store_image(const struct tier_store *store);
 /* malloc'ed: `path`, or DIR/expertier.index where it is NULL or empty. */
 char *tier_store_path(const char *dir, const char *path);
 
-/* Reads a whole file into malloc'ed memory. */
-int tier_store_file_load(const char *path, void **bytes, size_t *size, struct base_err *err);
-
 /* Writes a file so that it is there whole or not at all: temp file, fsync, rename, fsync of the
  * folder. */
 int tier_store_file_replace(const char *path, const void *bytes, size_t size,

@@ -13,8 +13,8 @@ enum {
 };
 static const uint64_t file_bytes_max = UINT64_C(1) << 50;
 
-_Static_assert(TIER_FORMAT_PARTS == TIER_PARTS, "the format's parts are the store's");
-_Static_assert(TIER_FORMAT_PAGE == TIER_PAGE, "the format's pages are the store's");
+_Static_assert((int)TIER_FORMAT_PARTS == (int)TIER_PARTS, "the format's parts are the store's");
+_Static_assert((int)TIER_FORMAT_PAGE == (int)TIER_PAGE, "the format's pages are the store's");
 
 static const struct {
     int dtype;

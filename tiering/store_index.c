@@ -179,12 +179,10 @@ static int place_part(struct builder *b, uint64_t at, unsigned part, struct base
     return 0;
 }
 
-static _Thread_local const struct tier_format_expert *sorted_experts;
-
-static int by_place(const void *a, const void *b)
+static int by_place(const void *a, const void *b, void *experts)
 {
-    const struct tier_format_expert *x = &sorted_experts[*(const uint64_t *)a];
-    const struct tier_format_expert *y = &sorted_experts[*(const uint64_t *)b];
+    const struct tier_format_expert *x = (struct tier_format_expert *)experts + *(const uint64_t *)a;
+    const struct tier_format_expert *y = (struct tier_format_expert *)experts + *(const uint64_t *)b;
     if (x->file[0] != y->file[0]) return x->file[0] < y->file[0] ? -1 : 1;
     return x->offset[0] < y->offset[0] ? -1 : x->offset[0] > y->offset[0];
 }
@@ -202,8 +200,7 @@ static int place_all(struct builder *b, struct base_err *err)
             rc = place_part(b, at, part, err);
         }
     }
-    sorted_experts = b->experts;
-    if (rc == 0) qsort(b->order, count, sizeof *b->order, by_place);
+    if (rc == 0) qsort_r(b->order, count, sizeof *b->order, by_place, b->experts);
     return rc;
 }
 
