@@ -1,5 +1,9 @@
 #include "kernels/kern.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "base/must.h"
 #include "kernels/cpu/cpu.h"
 
@@ -35,13 +39,40 @@ size_t kern_dtype_bytes(enum kern_dtype dtype)
     return 0;
 }
 
+#if defined(__x86_64__)
+/* What the AVX2 set is compiled for; __builtin_cpu_supports also asks whether the system saves the
+ * wide registers. */
+static bool has_avx2(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_F16C))
+        return false;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 const struct kern_ops *kern_ops_variant(enum kern_cpu variant)
 {
     switch (variant) {
     case KERN_CPU_REFERENCE:
         return &kern_ops_reference;
     case KERN_CPU_AVX2:
+#if defined(__x86_64__)
+        if (has_avx2())
+            return &kern_ops_avx2;
+#endif
+        break;
     case KERN_CPU_AVX512:
+#if defined(__x86_64__)
+        if (has_avx512())
+            return &kern_ops_avx512;
+#endif
         break;
     }
     return NULL;

@@ -9,6 +9,8 @@
 #include "kernels/kern.h"
 
 extern const struct kern_ops kern_ops_reference;
+extern const struct kern_ops kern_ops_avx2;
+extern const struct kern_ops kern_ops_avx512;
 
 void kern_ref_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
 void kern_ref_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t row_end, const float *x,

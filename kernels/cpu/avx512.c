@@ -1,0 +1,6 @@
+/* The AVX-512 op set: compiled with -mavx512{f,bw,dq,vl} -mfma -mf16c, chosen at run time. */
+#include "kernels/cpu/vec_avx512.h"
+
+#include "kernels/cpu/simd.h"
+
+const struct kern_ops kern_ops_avx512 = SIMD_OPS("avx512");

@@ -1,0 +1,99 @@
+/* Norms, activation, sums and conversions over one vector. Part of simd.h. */
+
+static void simd_rmsnorm(float *y, const float *x, const float *weight, uint32_t n, float eps)
+{
+    const uint32_t whole = n / KERN_LANES * KERN_LANES, rest = n - whole;
+    struct vec lanes = vec_zero();
+    for (uint32_t k = 0; k < whole; k += KERN_LANES) {
+        const struct vec value = vec_load(x + k);
+        lanes = vec_fma(value, value, lanes);
+    }
+    if (rest) {
+        const struct vec value = vec_load_part(x + whole, rest);
+        lanes = vec_fma(value, value, lanes);
+    }
+    const float inverse = 1.0f / sqrtf(vec_tree(lanes) / (float)n + eps);
+    const struct vec factor = vec_set1(inverse);
+    for (uint32_t i = 0; i < whole; i += KERN_LANES)
+        vec_store(y + i, vec_mul(vec_mul(vec_load(x + i), factor), vec_load(weight + i)));
+    if (rest) {
+        const struct vec value = vec_mul(vec_load_part(x + whole, rest), factor);
+        vec_store_part(y + whole, vec_mul(value, vec_load_part(weight + whole, rest)), rest);
+    }
+}
+
+VEC_INLINE struct vec silu(struct vec x)
+{
+    return vec_div(x, vec_add(vec_set1(1.0f), vec_exp(vec_negate(x))));
+}
+
+static void simd_swiglu(float *y, const float *gate, const float *up, uint32_t n)
+{
+    const uint32_t whole = n / KERN_LANES * KERN_LANES, rest = n - whole;
+    for (uint32_t i = 0; i < whole; i += KERN_LANES)
+        vec_store(y + i, vec_mul(silu(vec_load(gate + i)), vec_load(up + i)));
+    if (rest) {
+        const struct vec value = silu(vec_load_part(gate + whole, rest));
+        vec_store_part(y + whole, vec_mul(value, vec_load_part(up + whole, rest)), rest);
+    }
+}
+
+static void simd_axpy(float *y, float a, const float *x, uint32_t n)
+{
+    const uint32_t whole = n / KERN_LANES * KERN_LANES, rest = n - whole;
+    const struct vec factor = vec_set1(a);
+    for (uint32_t i = 0; i < whole; i += KERN_LANES)
+        vec_store(y + i, vec_fma(factor, vec_load(x + i), vec_load(y + i)));
+    if (rest) {
+        const struct vec sum = vec_load_part(y + whole, rest);
+        vec_store_part(y + whole, vec_fma(factor, vec_load_part(x + whole, rest), sum), rest);
+    }
+}
+
+static void simd_add(float *y, const float *x, uint32_t n)
+{
+    const uint32_t whole = n / KERN_LANES * KERN_LANES, rest = n - whole;
+    for (uint32_t i = 0; i < whole; i += KERN_LANES)
+        vec_store(y + i, vec_add(vec_load(y + i), vec_load(x + i)));
+    if (rest) {
+        const struct vec sum = vec_load_part(y + whole, rest);
+        vec_store_part(y + whole, vec_add(sum, vec_load_part(x + whole, rest)), rest);
+    }
+}
+
+VEC_INLINE void convert(enum kern_dtype dtype, float *y, const uint8_t *x, size_t n)
+{
+    const size_t whole = n / KERN_LANES * KERN_LANES, size = dtype_bytes(dtype);
+    const uint32_t rest = (uint32_t)(n - whole);
+    for (size_t i = 0; i < whole; i += KERN_LANES)
+        vec_store(y + i, operand(dtype, weight_load(dtype, x + i * size)));
+    if (rest) {
+        const struct vec value = weight_load_part(dtype, x + whole * size, rest);
+        vec_store_part(y + whole, operand(dtype, value), rest);
+    }
+}
+
+static void simd_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n)
+{
+    switch (dtype) {
+    case KERN_F16:
+        convert(KERN_F16, y, x, n);
+        break;
+    case KERN_BF16:
+        convert(KERN_BF16, y, x, n);
+        break;
+    case KERN_FP8_E4M3:
+        convert(KERN_FP8_E4M3, y, x, n);
+        break;
+    default:
+        kern_ref_to_f32(y, x, dtype, n);
+    }
+}
+
+static void simd_to_bf16(uint16_t *y, const float *x, size_t n)
+{
+    const size_t whole = n / KERN_LANES * KERN_LANES;
+    for (size_t i = 0; i < whole; i += KERN_LANES)
+        vec_to_bf16(y + i, vec_load(x + i));
+    kern_ref_to_bf16(y + whole, x + whole, n - whole);
+}

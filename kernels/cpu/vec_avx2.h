@@ -1,0 +1,184 @@
+/* Sixteen f32 lanes as two AVX2 registers: the vector type that simd.h is written in.
+ * Needs -mavx2 -mfma -mf16c. Private to kernels/cpu.
+ *
+ * Invariant: each operation rounds exactly as its scalar twin in scalar.h does.
+ */
+#ifndef KERNELS_CPU_VEC_AVX2_H
+#define KERNELS_CPU_VEC_AVX2_H
+
+#include <immintrin.h>
+
+#include "kernels/cpu/scalar.h"
+
+#define VEC_INLINE static inline __attribute__((always_inline))
+
+/* Tile of a register-blocked product: 3 x 2 outputs of two registers, 12 of 16 registers. */
+enum { VEC_TILE_M = 3, VEC_TILE_N = 2, VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 4 };
+
+struct vec {
+    __m256 low, high;
+};
+
+/* Lanes [0, 8) and [8, 16) of a mask that is true below n. */
+VEC_INLINE __m256i vec_mask_half(uint32_t n, int first)
+{
+    const __m256i index = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                                           _mm256_set1_epi32(first));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), index);
+}
+
+VEC_INLINE struct vec vec_set1(float value)
+{
+    return (struct vec){ _mm256_set1_ps(value), _mm256_set1_ps(value) };
+}
+
+VEC_INLINE struct vec vec_zero(void)
+{
+    return (struct vec){ _mm256_setzero_ps(), _mm256_setzero_ps() };
+}
+
+VEC_INLINE struct vec vec_load(const float *from)
+{
+    return (struct vec){ _mm256_loadu_ps(from), _mm256_loadu_ps(from + 8) };
+}
+
+/* The first n <= 16 lanes from memory, which is not touched beyond them; the others zero. */
+VEC_INLINE struct vec vec_load_part(const float *from, uint32_t n)
+{
+    const __m256 low = _mm256_maskload_ps(from, vec_mask_half(n, 0));
+    if (n <= 8)
+        return (struct vec){ low, _mm256_setzero_ps() };
+    return (struct vec){ low, _mm256_maskload_ps(from + 8, vec_mask_half(n, 8)) };
+}
+
+VEC_INLINE void vec_store(float *to, struct vec a)
+{
+    _mm256_storeu_ps(to, a.low);
+    _mm256_storeu_ps(to + 8, a.high);
+}
+
+VEC_INLINE void vec_store_part(float *to, struct vec a, uint32_t n)
+{
+    _mm256_maskstore_ps(to, vec_mask_half(n, 0), a.low);
+    if (n > 8)
+        _mm256_maskstore_ps(to + 8, vec_mask_half(n, 8), a.high);
+}
+
+VEC_INLINE struct vec vec_fma(struct vec a, struct vec b, struct vec c)
+{
+    return (struct vec){ _mm256_fmadd_ps(a.low, b.low, c.low),
+                         _mm256_fmadd_ps(a.high, b.high, c.high) };
+}
+
+VEC_INLINE struct vec vec_add(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high) };
+}
+
+VEC_INLINE struct vec vec_sub(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high) };
+}
+
+VEC_INLINE struct vec vec_mul(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high) };
+}
+
+VEC_INLINE struct vec vec_div(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high) };
+}
+
+/* a > b ? a : b, so b where either is a NaN. */
+VEC_INLINE struct vec vec_max(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high) };
+}
+
+/* a < b ? a : b. */
+VEC_INLINE struct vec vec_min(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high) };
+}
+
+VEC_INLINE struct vec vec_negate(struct vec a)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return (struct vec){ _mm256_xor_ps(a.low, sign), _mm256_xor_ps(a.high, sign) };
+}
+
+/* The sum of the lanes by the tree of kern.h. */
+VEC_INLINE float vec_tree(struct vec a)
+{
+    const __m256 eight = _mm256_add_ps(a.low, a.high);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* a * 2^n, where the bits of `shifted` are n above those of EXP_ROUND (scalar_exp's last step). */
+VEC_INLINE __m256 vec_scale_half(__m256 a, __m256 shifted)
+{
+    const __m256i bias = _mm256_set1_epi32(127);
+    const __m256i whole = _mm256_sub_epi32(_mm256_castps_si256(shifted),
+                                           _mm256_castps_si256(_mm256_set1_ps(EXP_ROUND)));
+    const __m256i half = _mm256_srai_epi32(whole, 1);
+    const __m256i rest = _mm256_sub_epi32(whole, half);
+    a = _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+}
+
+VEC_INLINE struct vec vec_scale(struct vec a, struct vec shifted)
+{
+    return (struct vec){ vec_scale_half(a.low, shifted.low), vec_scale_half(a.high, shifted.high) };
+}
+
+VEC_INLINE struct vec vec_from_f16(const void *from)
+{
+    const __m256i codes = _mm256_loadu_si256(from);
+    return (struct vec){ _mm256_cvtph_ps(_mm256_castsi256_si128(codes)),
+                         _mm256_cvtph_ps(_mm256_extracti128_si256(codes, 1)) };
+}
+
+VEC_INLINE struct vec vec_from_bf16(const void *from)
+{
+    const __m128i *codes = from;
+    const __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128(codes));
+    const __m256i high = _mm256_cvtepu16_epi32(_mm_loadu_si128(codes + 1));
+    return (struct vec){ _mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
+                         _mm256_castsi256_ps(_mm256_slli_epi32(high, 16)) };
+}
+
+/* Codes as halves: sign to bit 15, the seven others to bits 7..13; all ones where the code is a
+ * NaN, so that the half is one too. */
+VEC_INLINE struct vec vec_from_fp8_unit(const void *from)
+{
+    const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(from));
+    const __m256i shifted = _mm256_slli_epi16(wide, 7);
+    const __m256i magnitude = _mm256_and_si256(shifted, _mm256_set1_epi16(0x3f80));
+    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3f80));
+    const __m256i half = _mm256_or_si256(
+        nan, _mm256_and_si256(shifted, _mm256_set1_epi16((short)0xbfff)));
+    return (struct vec){ _mm256_cvtph_ps(_mm256_castsi256_si128(half)),
+                         _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)) };
+}
+
+VEC_INLINE __m256i vec_bf16_half(__m256 a)
+{
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256 is_nan = _mm256_cmp_ps(a, a, _CMP_UNORD_Q);
+    return _mm256_srli_epi32(_mm256_blendv_epi8(sum, quiet, _mm256_castps_si256(is_nan)), 16);
+}
+
+/* Sixteen codes, rounded to nearest even. */
+VEC_INLINE void vec_to_bf16(uint16_t *to, struct vec a)
+{
+    const __m256i packed = _mm256_packus_epi32(vec_bf16_half(a.low), vec_bf16_half(a.high));
+    _mm256_storeu_si256((void *)to, _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
+#endif

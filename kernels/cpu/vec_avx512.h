@@ -1,0 +1,160 @@
+/* Sixteen f32 lanes as one AVX-512 register: the vector type that simd.h is written in.
+ * Needs -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c. Private to kernels/cpu.
+ *
+ * Invariant: each operation rounds exactly as its scalar twin in scalar.h does.
+ */
+#ifndef KERNELS_CPU_VEC_AVX512_H
+#define KERNELS_CPU_VEC_AVX512_H
+
+#include <immintrin.h>
+
+#include "kernels/cpu/scalar.h"
+
+#define VEC_INLINE static inline __attribute__((always_inline))
+
+/* Tile of a register-blocked product: 4 x 6 outputs, 24 of 32 registers. */
+enum { VEC_TILE_M = 4, VEC_TILE_N = 6, VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 8 };
+
+struct vec {
+    __m512 all;
+};
+
+VEC_INLINE __mmask16 vec_mask(uint32_t n)
+{
+    return (__mmask16)((1u << n) - 1u);
+}
+
+VEC_INLINE struct vec vec_set1(float value)
+{
+    return (struct vec){ _mm512_set1_ps(value) };
+}
+
+VEC_INLINE struct vec vec_zero(void)
+{
+    return (struct vec){ _mm512_setzero_ps() };
+}
+
+VEC_INLINE struct vec vec_load(const float *from)
+{
+    return (struct vec){ _mm512_loadu_ps(from) };
+}
+
+/* The first n <= 16 lanes from memory, which is not touched beyond them; the others zero. */
+VEC_INLINE struct vec vec_load_part(const float *from, uint32_t n)
+{
+    return (struct vec){ _mm512_maskz_loadu_ps(vec_mask(n), from) };
+}
+
+VEC_INLINE void vec_store(float *to, struct vec a)
+{
+    _mm512_storeu_ps(to, a.all);
+}
+
+VEC_INLINE void vec_store_part(float *to, struct vec a, uint32_t n)
+{
+    _mm512_mask_storeu_ps(to, vec_mask(n), a.all);
+}
+
+VEC_INLINE struct vec vec_fma(struct vec a, struct vec b, struct vec c)
+{
+    return (struct vec){ _mm512_fmadd_ps(a.all, b.all, c.all) };
+}
+
+VEC_INLINE struct vec vec_add(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm512_add_ps(a.all, b.all) };
+}
+
+VEC_INLINE struct vec vec_sub(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm512_sub_ps(a.all, b.all) };
+}
+
+VEC_INLINE struct vec vec_mul(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm512_mul_ps(a.all, b.all) };
+}
+
+VEC_INLINE struct vec vec_div(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm512_div_ps(a.all, b.all) };
+}
+
+/* a > b ? a : b, so b where either is a NaN. */
+VEC_INLINE struct vec vec_max(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm512_max_ps(a.all, b.all) };
+}
+
+/* a < b ? a : b. */
+VEC_INLINE struct vec vec_min(struct vec a, struct vec b)
+{
+    return (struct vec){ _mm512_min_ps(a.all, b.all) };
+}
+
+VEC_INLINE struct vec vec_negate(struct vec a)
+{
+    return (struct vec){ _mm512_xor_ps(a.all, _mm512_set1_ps(-0.0f)) };
+}
+
+/* The sum of the lanes by the tree of kern.h. */
+VEC_INLINE float vec_tree(struct vec a)
+{
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.all), 1));
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.all), upper);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* a * 2^n, where the bits of `shifted` are n above those of EXP_ROUND (scalar_exp's last step). */
+VEC_INLINE struct vec vec_scale(struct vec a, struct vec shifted)
+{
+    const __m512i bias = _mm512_set1_epi32(127);
+    const __m512i whole = _mm512_sub_epi32(_mm512_castps_si512(shifted.all),
+                                           _mm512_castps_si512(_mm512_set1_ps(EXP_ROUND)));
+    const __m512i half = _mm512_srai_epi32(whole, 1);
+    const __m512i rest = _mm512_sub_epi32(whole, half);
+    const __m512i scale_a = _mm512_slli_epi32(_mm512_add_epi32(half, bias), 23);
+    const __m512i scale_b = _mm512_slli_epi32(_mm512_add_epi32(rest, bias), 23);
+    const __m512 once = _mm512_mul_ps(a.all, _mm512_castsi512_ps(scale_a));
+    return (struct vec){ _mm512_mul_ps(once, _mm512_castsi512_ps(scale_b)) };
+}
+
+VEC_INLINE struct vec vec_from_f16(const void *from)
+{
+    return (struct vec){ _mm512_cvtph_ps(_mm256_loadu_si256(from)) };
+}
+
+VEC_INLINE struct vec vec_from_bf16(const void *from)
+{
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from));
+    return (struct vec){ _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)) };
+}
+
+/* Codes as halves: sign to bit 15, the seven others to bits 7..13; all ones where the code is a
+ * NaN, so that the half is one too. */
+VEC_INLINE struct vec vec_from_fp8_unit(const void *from)
+{
+    const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(from));
+    const __m256i shifted = _mm256_slli_epi16(wide, 7);
+    const __m256i magnitude = _mm256_and_si256(shifted, _mm256_set1_epi16(0x3f80));
+    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3f80));
+    const __m256i half = _mm256_or_si256(
+        nan, _mm256_and_si256(shifted, _mm256_set1_epi16((short)0xbfff)));
+    return (struct vec){ _mm512_cvtph_ps(half) };
+}
+
+/* Sixteen codes, rounded to nearest even. */
+VEC_INLINE void vec_to_bf16(uint16_t *to, struct vec a)
+{
+    const __m512i bits = _mm512_castps_si512(a.all);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(a.all, a.all, _CMP_UNORD_Q);
+    const __m512i rounded = _mm512_srli_epi32(_mm512_mask_mov_epi32(sum, is_nan, quiet), 16);
+    _mm256_storeu_si256((void *)to, _mm512_cvtepi32_epi16(rounded));
+}
+
+#endif

@@ -1,0 +1,365 @@
+/* Rates of the operations beside the floors of this machine: reading from DRAM, and fused
+ * multiply-adds. Weights cycle through more memory than the caches hold. Each figure is the best
+ * and the median of several runs; on a shared machine the best is nearer to the hardware. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/must.h"
+#include "base/rng.h"
+#include "kernels/kern.h"
+#include "kernels/par.h"
+#include "tests/kernels/kcheck.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+enum { REPEATS = 9, THREADS_MAX = 2, CHUNKS = 16 };
+#define POOL_BYTES ((size_t)256 << 20)
+
+struct bench {
+    uint8_t *pool;              /* POOL_BYTES of weights */
+    float *x, *y;
+    double read_rate[THREADS_MAX + 1];      /* bytes/s by number of threads */
+    double fma_rate;                        /* operations/s of one thread */
+};
+
+static int by_value(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+struct timing {
+    double best, median;        /* seconds */
+};
+
+static struct timing timed(void (*work)(void *context), void *context)
+{
+    double seconds[REPEATS];
+    work(context);
+    for (int i = 0; i < REPEATS; i++) {
+        const uint64_t begin = base_now_ns();
+        work(context);
+        seconds[i] = (double)(base_now_ns() - begin) * 1e-9;
+    }
+    qsort(seconds, REPEATS, sizeof *seconds, by_value);
+    return (struct timing){ seconds[0], seconds[REPEATS / 2] };
+}
+
+/* Floors. */
+
+struct read_job {
+    struct kern_par *par;
+    const uint8_t *from;
+    _Atomic(uint64_t) sink;
+};
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static uint64_t read_all(const uint8_t *from, size_t bytes)
+{
+    __m256i sum[8] = { 0 };
+    for (size_t i = 0; i < bytes; i += 256) {
+        for (size_t j = 0; j < 8; j++)
+            sum[j] ^= _mm256_loadu_si256((const void *)(from + i + 32 * j));
+    }
+    for (size_t j = 1; j < 8; j++)
+        sum[0] ^= sum[j];
+    return (uint64_t)_mm256_extract_epi64(sum[0], 0);
+}
+
+__attribute__((target("avx2,fma"))) static void fma_spin(void *context)
+{
+    __m256 sum[12], a = _mm256_set1_ps(0.999f), b = _mm256_set1_ps(0.001f);
+    for (int j = 0; j < 12; j++)
+        sum[j] = _mm256_set1_ps((float)j);
+    for (int i = 0; i < 1000000; i++) {
+#pragma GCC unroll 12
+        for (int j = 0; j < 12; j++)
+            sum[j] = _mm256_fmadd_ps(sum[j], a, b);
+    }
+    for (int j = 1; j < 12; j++)
+        sum[0] = _mm256_add_ps(sum[0], sum[j]);
+    *(float *)context = _mm256_cvtss_f32(sum[0]);
+}
+#else
+static uint64_t read_all(const uint8_t *from, size_t bytes)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < bytes; i += 8)
+        sum ^= *(const uint64_t *)(const void *)(from + i);
+    return sum;
+}
+
+static void fma_spin(void *context)
+{
+    float sum[12] = { 0 };
+    for (int i = 0; i < 1000000 * 8; i++) {
+        for (int j = 0; j < 12; j++)
+            sum[j] = fmaf(sum[j], 0.999f, 0.001f);
+    }
+    for (int j = 1; j < 12; j++)
+        sum[0] += sum[j];
+    *(float *)context = sum[0];
+}
+#endif
+
+static void read_chunk(void *context, uint32_t chunk, unsigned thread)
+{
+    struct read_job *job = context;
+    const size_t part = POOL_BYTES / CHUNKS;
+    (void)thread;
+    job->sink ^= read_all(job->from + chunk * part, part);
+}
+
+static void read_run(void *context)
+{
+    struct read_job *job = context;
+    kern_par_run(job->par, CHUNKS, read_chunk, job);
+}
+
+static void floors_measure(struct bench *b)
+{
+    float sink;
+    for (unsigned threads = 1; threads <= THREADS_MAX; threads++) {
+        struct read_job job = { .from = b->pool };
+        MUST(kern_par_create(&job.par, threads, NULL, NULL) == 0);
+        b->read_rate[threads] = (double)POOL_BYTES / timed(read_run, &job).best;
+        kern_par_destroy(job.par);
+        printf("floor: reading from DRAM, %u threads: %.1f GB/s\n", threads,
+               b->read_rate[threads] * 1e-9);
+    }
+    b->fma_rate = 1e6 * 12 * 16 / timed(fma_spin, &sink).best;
+    printf("floor: f32 multiply-adds, 1 thread, 8 lanes: %.1f GFLOP/s\n\n", b->fma_rate * 1e-9);
+}
+
+/* Products: the pool as a row of matrices of the same shape. */
+
+struct product_job {
+    const struct bench *bench;
+    const struct kern_ops *ops;
+    struct kern_par *par;
+    struct kern_matrix w;
+    uint32_t matrices, m;
+};
+
+static void product_chunk(void *context, uint32_t chunk, unsigned thread)
+{
+    const struct product_job *job = context;
+    struct kern_matrix w = job->w;
+    const size_t bytes = (size_t)w.rows * w.cols * kern_dtype_bytes(w.dtype);
+    const uint32_t part = chunk % CHUNKS;
+    w.data = job->bench->pool + chunk / CHUNKS * bytes;
+    const struct kern_matmul args = { .w = &w, .x = job->bench->x, .y = job->bench->y, .m = job->m,
+                                      .x_stride = w.cols, .y_stride = w.rows, .k_blocks = 1 };
+    (void)thread;
+    job->ops->matmul(&args, w.rows / CHUNKS * part, w.rows / CHUNKS * (part + 1));
+}
+
+static void product_run(void *context)
+{
+    struct product_job *job = context;
+    kern_par_run(job->par, job->matrices * CHUNKS, product_chunk, job);
+}
+
+static const struct {
+    const char *name;
+    enum kern_dtype dtype;
+    uint32_t scale;
+} weight_types[] = {
+    { "fp8 128x128", KERN_FP8_E4M3, 128 },
+    { "bf16", KERN_BF16, 0 },
+    { "f16", KERN_F16, 0 },
+    { "f32", KERN_F32, 0 },
+};
+
+static void product_bench(const struct bench *b, const struct kern_ops *ops)
+{
+    static const uint32_t ms[] = { 1, 2, 4, 8, 32, 128 };
+    enum { ROWS = 1536, COLS = 2048 };
+    float *scales = malloc(ROWS / 128 * COLS / 128 * sizeof *scales);
+    MUST(scales);
+    for (uint32_t i = 0; i < ROWS / 128 * COLS / 128; i++)
+        scales[i] = 0.01f;
+    for (size_t t = 0; t < sizeof weight_types / sizeof *weight_types; t++) {
+        for (size_t i = 0; i < sizeof ms / sizeof *ms; i++) {
+            for (unsigned threads = 1; threads <= THREADS_MAX; threads++) {
+                struct product_job job = { .bench = b, .ops = ops, .m = ms[i] };
+                job.w = (struct kern_matrix){ .dtype = weight_types[t].dtype, .rows = ROWS,
+                                              .cols = COLS };
+                if (weight_types[t].scale) {
+                    job.w.scales = scales;
+                    job.w.scale_rows = job.w.scale_cols = weight_types[t].scale;
+                }
+                const size_t bytes = (size_t)ROWS * COLS * kern_dtype_bytes(job.w.dtype);
+                job.matrices = (uint32_t)(POOL_BYTES / bytes);
+                if (ms[i] >= 32)
+                    job.matrices = 2;       /* bound by arithmetic: fewer will do */
+                if (ops == kern_ops_variant(KERN_CPU_REFERENCE)) {
+                    if (ms[i] > 1 || threads > 1)
+                        continue;
+                    job.matrices = 1;
+                }
+                MUST(kern_par_create(&job.par, threads, NULL, NULL) == 0);
+                const struct timing time = timed(product_run, &job);
+                kern_par_destroy(job.par);
+                const double read = (double)bytes * job.matrices / time.best;
+                const double flops = 2.0 * ROWS * COLS * ms[i] * job.matrices / time.best;
+                printf("%-9s matmul %-11s m=%-3u threads=%u: %6.1f GB/s (%3.0f%% of reading; "
+                       "median %5.1f)  %6.1f GFLOP/s (%3.0f%% of peak)\n",
+                       ops->name, weight_types[t].name, ms[i], threads, read * 1e-9,
+                       100 * read / b->read_rate[threads], read * time.best / time.median * 1e-9,
+                       flops * 1e-9, 100 * flops / (b->fma_rate * threads));
+            }
+        }
+    }
+    free(scales);
+}
+
+/* The other operations, on one thread. */
+
+struct op_job {
+    const struct bench *bench;
+    const struct kern_ops *ops;
+    void (*run)(const struct op_job *job);
+    uint32_t calls;
+    const void *blocks[256];
+};
+
+enum { VECTOR = 2048, LORA = 512, ROPE = 64, HEADS = 16, TOKENS = 4096, BLOCK = 16 };
+
+static void run_matmul_t(const struct op_job *job)
+{
+    const struct kern_matrix w = { .dtype = KERN_BF16, .rows = 128, .cols = LORA,
+                                   .data = job->bench->pool };
+    job->ops->matmul_t(&w, 0, 128, job->bench->x, job->bench->y);
+}
+
+static void run_rmsnorm(const struct op_job *job)
+{
+    job->ops->rmsnorm(job->bench->y, job->bench->x, job->bench->x, VECTOR, 1e-6f);
+}
+
+static void run_swiglu(const struct op_job *job)
+{
+    job->ops->swiglu(job->bench->y, job->bench->x, job->bench->x, VECTOR);
+}
+
+static void run_axpy(const struct op_job *job)
+{
+    job->ops->axpy(job->bench->y, 0.5f, job->bench->x, VECTOR);
+}
+
+static void run_add(const struct op_job *job)
+{
+    job->ops->add(job->bench->y, job->bench->x, VECTOR);
+}
+
+static void run_to_f32(const struct op_job *job)
+{
+    job->ops->to_f32(job->bench->y, job->bench->pool, KERN_FP8_E4M3, VECTOR);
+}
+
+static void run_to_bf16(const struct op_job *job)
+{
+    job->ops->to_bf16((uint16_t *)job->bench->y, job->bench->x, VECTOR);
+}
+
+static void run_mla(const struct op_job *job)
+{
+    const struct kern_mla args = { .heads = HEADS, .lora = LORA, .rope = ROPE, .q = job->bench->x,
+                                   .blocks = job->blocks, .blocks_bf16 = true,
+                                   .block_tokens = BLOCK, .tokens = TOKENS, .scale = 0.05f,
+                                   .out = job->bench->y };
+    job->ops->mla(&args, 0, HEADS);
+}
+
+static void run_gate(const struct op_job *job)
+{
+    const struct kern_gate gate = { .experts = 256, .top_k = 8, .groups = 8, .top_groups = 4,
+                                    .sigmoid = true, .method = KERN_GATE_NOAUX, .normalize = true,
+                                    .scaling = 2.5f };
+    uint32_t ids[8];
+    float weights[8];
+    job->ops->gate(&gate, job->bench->x, ids, weights, job->bench->y);
+}
+
+static void op_run(void *context)
+{
+    const struct op_job *job = context;
+    for (uint32_t i = 0; i < job->calls; i++)
+        job->run(job);
+}
+
+/* Bytes read and written, and operations, of one call. */
+static const struct {
+    const char *name, *shape;
+    void (*run)(const struct op_job *job);
+    double bytes, flops;
+    uint32_t calls;
+} ops_measured[] = {
+    { "matmul_t", "bf16 128x512", run_matmul_t, 128.0 * LORA * 2, 2.0 * 128 * LORA, 50 },
+    { "mla", "bf16 16 heads, 4096 tokens", run_mla, (double)TOKENS * (LORA + ROPE) * 2,
+      2.0 * HEADS * TOKENS * (2 * LORA + ROPE), 1 },
+    { "rmsnorm", "2048", run_rmsnorm, VECTOR * 12.0, VECTOR * 4.0, 500 },
+    { "swiglu", "2048", run_swiglu, VECTOR * 12.0, VECTOR * 14.0, 200 },
+    { "axpy", "2048", run_axpy, VECTOR * 12.0, VECTOR * 2.0, 500 },
+    { "add", "2048", run_add, VECTOR * 12.0, VECTOR * 1.0, 500 },
+    { "to_f32", "fp8 2048", run_to_f32, VECTOR * 5.0, VECTOR * 1.0, 500 },
+    { "to_bf16", "2048", run_to_bf16, VECTOR * 6.0, VECTOR * 1.0, 500 },
+    { "gate", "256 experts, top 8 of 4 groups", run_gate, 2048, 1024, 200 },
+};
+
+static void others_bench(const struct bench *b, const struct kern_ops *ops, const char *only)
+{
+    for (size_t i = 0; i < sizeof ops_measured / sizeof *ops_measured; i++) {
+        if (only && strcmp(only, ops_measured[i].name))
+            continue;
+        struct op_job job = { .bench = b, .ops = ops, .run = ops_measured[i].run,
+                              .calls = ops_measured[i].calls };
+        for (uint32_t t = 0; t < TOKENS / BLOCK; t++)
+            job.blocks[t] = b->pool + (size_t)t * BLOCK * (LORA + ROPE) * 2;
+        const struct timing time = timed(op_run, &job);
+        const double calls = ops_measured[i].calls;
+        printf("%-9s %s %s: %.2f us (median %.2f)  %.1f GB/s  %.1f GFLOP/s (%.0f%% of peak)\n",
+               ops->name, ops_measured[i].name, ops_measured[i].shape, time.best / calls * 1e6,
+               time.median / calls * 1e6, ops_measured[i].bytes * calls / time.best * 1e-9,
+               ops_measured[i].flops * calls / time.best * 1e-9,
+               100 * ops_measured[i].flops * calls / time.best / b->fma_rate);
+    }
+}
+
+int kbench_run(const char *only)
+{
+    struct bench b = { .pool = malloc(POOL_BYTES),
+                       .x = malloc(sizeof(float) * 128 * 8192),
+                       .y = malloc(sizeof(float) * 128 * 8192) };
+    struct base_rng rng;
+    base_rng_init(&rng, 1);
+    MUST(b.pool && b.x && b.y);
+    /* Codes that are ordinary numbers in every type. */
+    for (size_t i = 0; i < POOL_BYTES; i += 8) {
+        const uint64_t bits = base_rng_u64(&rng) & UINT64_C(0xb737b737b737b737);
+        memcpy(b.pool + i, &bits, sizeof bits);
+    }
+    for (size_t i = 0; i < 128 * 8192; i++) {
+        b.x[i] = (float)base_rng_normal(&rng);
+        b.y[i] = 0;
+    }
+    floors_measure(&b);
+    for (int variant = KERN_CPU_REFERENCE; variant <= KERN_CPU_AVX512; variant++) {
+        const struct kern_ops *ops = kern_ops_variant((enum kern_cpu)variant);
+        if (!ops)
+            continue;
+        if (!only || !strcmp(only, "matmul"))
+            product_bench(&b, ops);
+        others_bench(&b, ops, only);
+    }
+    free(b.pool);
+    free(b.x);
+    free(b.y);
+    return EXIT_SUCCESS;
+}

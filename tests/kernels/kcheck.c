@@ -1,0 +1,485 @@
+/* Shows that every op set this machine can run equals the scalar reference bit for bit: every
+ * operation over random shapes, types and values (subnormals, signed zeros, infinities, NaN codes),
+ * at odd alignments, in buffers whose last byte is followed by an unreadable page and whose first
+ * is preceded by bytes that must not change.
+ *
+ *   kcheck [--seeds N] [--seed S] [OP]      compare; exit 77 when only the reference runs here
+ *   kcheck --bench [OP]                     rates beside the measured floors (kbench.c)
+ *
+ * A NaN equals any NaN: kern.h leaves sign and payload open. */
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/must.h"
+#include "base/rng.h"
+#include "kernels/kern.h"
+#include "tests/kernels/kcheck.h"
+
+enum { GUARD_BYTES = 64, GUARD_VALUE = 0xa5, BUFFERS_MAX = 32 };
+
+/* One mapping: guard bytes, data, then a page that may not be touched. */
+struct buffer {
+    uint8_t *map, *data;
+    size_t map_bytes, bytes;
+};
+
+static struct buffer buffers[BUFFERS_MAX];
+static unsigned buffer_count;
+
+/* `bytes` of memory that end `slack` bytes before an unreadable page. */
+static void *buffer_get(size_t bytes, size_t slack)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t inner = (GUARD_BYTES + bytes + slack + page - 1) / page * page;
+    struct buffer *b = &buffers[buffer_count++];
+    MUST(buffer_count <= BUFFERS_MAX);
+    b->map_bytes = inner + page;
+    b->map = mmap(NULL, b->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    MUST(b->map != MAP_FAILED);
+    MUST(mprotect(b->map + inner, page, PROT_NONE) == 0);
+    memset(b->map, GUARD_VALUE, inner);
+    b->data = b->map + inner - slack - bytes;
+    b->bytes = bytes;
+    return b->data;
+}
+
+/* Ends all buffers; true when every guard byte is as it was. */
+static bool buffers_end(void)
+{
+    bool whole = true;
+    for (unsigned i = 0; i < buffer_count; i++) {
+        struct buffer *b = &buffers[i];
+        const uint8_t *end = b->map + b->map_bytes - (size_t)sysconf(_SC_PAGESIZE);
+        for (const uint8_t *at = b->data - GUARD_BYTES; at < end; at++) {
+            if ((at < b->data || at >= b->data + b->bytes) && *at != GUARD_VALUE)
+                whole = false;
+        }
+        munmap(b->map, b->map_bytes);
+    }
+    buffer_count = 0;
+    return whole;
+}
+
+/* One comparison of `set` with `reference`; `what` describes the case when it fails. */
+struct kcase {
+    const struct kern_ops *set, *reference;
+    struct base_rng rng;
+    char what[256];
+};
+
+static uint32_t below(struct kcase *c, uint32_t bound)
+{
+    return (uint32_t)base_rng_below(&c->rng, bound);
+}
+
+static bool same_float(float a, float b)
+{
+    return (isnan(a) && isnan(b)) || !memcmp(&a, &b, sizeof a);
+}
+
+static bool same_floats(const float *a, const float *b, size_t n, size_t *at)
+{
+    for (*at = 0; *at < n; ++*at) {
+        if (!same_float(a[*at], b[*at]))
+            return false;
+    }
+    return true;
+}
+
+/* A float of the case's temper: 0 normal values; 1 also zeros, subnormals and wide exponents; 2
+ * any bits at all. */
+static float any_float(struct kcase *c, uint32_t temper)
+{
+    const float normal = (float)base_rng_normal(&c->rng);
+    uint32_t bits = (uint32_t)base_rng_u64(&c->rng);
+    float value;
+    if (temper == 0)
+        return normal;
+    if (temper == 1) {
+        switch (below(c, 8)) {
+        case 0:
+            return bits & 1 ? 0.0f : -0.0f;
+        case 1:
+            bits &= 0x807fffffu;
+            break;
+        case 2:
+            return ldexpf(normal, (int)below(c, 200) - 120);
+        default:
+            return normal;
+        }
+    }
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static float *floats(struct kcase *c, size_t n, uint32_t temper)
+{
+    float *data = buffer_get(n * sizeof *data, 4 * below(c, 8));
+    for (size_t i = 0; i < n; i++)
+        data[i] = any_float(c, temper);
+    return data;
+}
+
+static uint32_t temper_of(struct kcase *c)
+{
+    const uint32_t draw = below(c, 8);
+    return draw < 4 ? 0 : draw < 7 ? 1 : 2;
+}
+
+/* Codes of `dtype`. FP8 NaN codes come only in some cases, or every sum would be one. */
+static void *codes(struct kcase *c, enum kern_dtype dtype, size_t n, uint32_t temper)
+{
+    const size_t size = kern_dtype_bytes(dtype);
+    const bool nan_codes = below(c, 4) == 0;
+    uint8_t *data = buffer_get(n * size, size == 1 ? below(c, 64) : 2 * below(c, 32));
+    for (size_t i = 0; i < n; i++) {
+        const float value = any_float(c, temper);
+        uint16_t half = (uint16_t)base_rng_u64(&c->rng);
+        uint8_t byte = (uint8_t)base_rng_u64(&c->rng);
+        if ((byte & 0x7f) == 0x7f && !(nan_codes && below(c, 64) == 0))
+            byte ^= 0x40;
+        if ((half & 0x7c00) == 0x7c00 && temper < 2)
+            half ^= 0x4000;
+        switch (dtype) {
+        case KERN_F32:
+            memcpy(data + i * size, &value, size);
+            break;
+        case KERN_F16:
+            memcpy(data + i * size, &half, size);
+            break;
+        case KERN_BF16:
+            c->reference->to_bf16((uint16_t *)(void *)(data + i * size), &value, 1);
+            break;
+        default:
+            data[i] = byte;
+        }
+    }
+    return data;
+}
+
+static const char *const dtype_names[KERN_DTYPE_COUNT] = { "f32", "f16", "bf16", "fp8" };
+
+/* A random matrix; scales start at any byte. */
+static struct kern_matrix any_matrix(struct kcase *c, uint32_t rows, uint32_t cols)
+{
+    static const uint32_t usual[] = { 128, 128, 64, 32, 16 };
+    struct kern_matrix w = { .dtype = (enum kern_dtype)below(c, KERN_DTYPE_COUNT), .rows = rows,
+                             .cols = cols };
+    const uint32_t temper = temper_of(c);
+    w.data = codes(c, w.dtype, (size_t)rows * cols, temper);
+    if (below(c, 3) > 0) {
+        w.scale_rows = below(c, 2) ? 128 : 1 + below(c, 5);
+        w.scale_cols = below(c, 2) ? usual[below(c, 5)] : 1 + below(c, 300);
+        const size_t count = (size_t)((rows + w.scale_rows - 1) / w.scale_rows) *
+                             ((cols + w.scale_cols - 1) / w.scale_cols);
+        uint8_t *scales = buffer_get(count * 4, below(c, 16));
+        for (size_t i = 0; i < count; i++) {
+            const float scale = any_float(c, temper == 2 ? 1 : temper) * 0.01f;
+            memcpy(scales + 4 * i, &scale, 4);
+        }
+        w.scales = scales;
+    }
+    return w;
+}
+
+static bool check_matmul(struct kcase *c)
+{
+    const uint32_t rows = 1 + below(c, 30);
+    const uint32_t cols = 1 + below(c, below(c, 4) ? 300 : 1500);
+    const uint32_t m = below(c, 3) ? 1 + below(c, 8) : 1 + below(c, 60);
+    const struct kern_matrix w = any_matrix(c, rows, cols);
+    struct kern_matmul args = { .w = &w, .m = m, .x_stride = cols + below(c, 5),
+                                .y_stride = rows + below(c, 5),
+                                .k_blocks = below(c, 3) ? 1 : KERN_RANK_BLOCKS };
+    args.x = floats(c, (size_t)(m - 1) * args.x_stride + cols, temper_of(c));
+    const uint32_t begin = below(c, rows + 1), end = begin + below(c, rows + 1 - begin);
+    const size_t y_count = (size_t)(m - 1) * args.y_stride + rows;
+    float *wanted = floats(c, y_count, 0), *got = floats(c, y_count, 0);
+    memcpy(got, wanted, y_count * sizeof *got);
+    args.y = wanted;
+    c->reference->matmul(&args, begin, end);
+    args.y = got;
+    c->set->matmul(&args, begin, end);
+    size_t at;
+    if (same_floats(wanted, got, y_count, &at))
+        return true;
+    snprintf(c->what, sizeof c->what,
+             "%s rows=[%u,%u) of %u cols=%u m=%u k_blocks=%u scales=%d %ux%u: y[%zu][%zu] %a, not %a",
+             dtype_names[w.dtype], begin, end, rows, cols, m, args.k_blocks, !!w.scales,
+             w.scale_rows, w.scale_cols, at / args.y_stride, at % args.y_stride, got[at],
+             wanted[at]);
+    return false;
+}
+
+static bool check_matmul_t(struct kcase *c)
+{
+    const uint32_t rows = 1 + below(c, 40), cols = 1 + below(c, 400);
+    const struct kern_matrix w = any_matrix(c, rows, cols);
+    const uint32_t begin = below(c, rows + 1), end = begin + below(c, rows + 1 - begin);
+    const float *x = floats(c, end - begin, temper_of(c));
+    float *wanted = floats(c, cols, 0), *got = floats(c, cols, 0);
+    c->reference->matmul_t(&w, begin, end, x, wanted);
+    c->set->matmul_t(&w, begin, end, x, got);
+    size_t at;
+    if (same_floats(wanted, got, cols, &at))
+        return true;
+    snprintf(c->what, sizeof c->what, "%s rows=[%u,%u) cols=%u scales=%d %ux%u: y[%zu] %a, not %a",
+             dtype_names[w.dtype], begin, end, cols, !!w.scales, w.scale_rows, w.scale_cols, at,
+             got[at], wanted[at]);
+    return false;
+}
+
+static bool check_mla(struct kcase *c)
+{
+    static const uint32_t usual[] = { 16, 16, 32, 64, KERN_MLA_BLOCK_MAX };
+    struct kern_mla args = { .heads = 1 + below(c, 40), .scale = 0.125f };
+    const bool small = below(c, 2);
+    args.lora = small ? 1 + below(c, 40) : 512;
+    args.rope = small ? 1 + below(c, 20) : 64;
+    args.heads = small ? args.heads : 1 + args.heads / 4;
+    args.block_tokens = below(c, 2) ? usual[below(c, 5)] : 1 + below(c, 70);
+    args.tokens = 1 + below(c, 150);
+    args.blocks_bf16 = below(c, 2);
+    const uint32_t width = args.lora + args.rope, temper = below(c, 4) == 0;
+    const uint32_t count = (args.tokens + args.block_tokens - 1) / args.block_tokens;
+    const enum kern_dtype dtype = args.blocks_bf16 ? KERN_BF16 : KERN_F32;
+    const void *blocks[150];
+    const uint8_t *cache = codes(c, dtype, (size_t)args.tokens * width, temper);
+    /* The last block ends where its tokens do: what is beyond may not be read. */
+    for (uint32_t i = 0; i < count; i++)
+        blocks[i] = cache + (size_t)i * args.block_tokens * width * kern_dtype_bytes(dtype);
+    args.blocks = blocks;
+    args.q = floats(c, (size_t)args.heads * width, temper);
+    const uint32_t begin = below(c, args.heads + 1);
+    const uint32_t end = begin + below(c, args.heads + 1 - begin);
+    const size_t n = (size_t)args.heads * args.lora;
+    float *wanted = floats(c, n, 0), *got = floats(c, n, 0);
+    memcpy(got, wanted, n * sizeof *got);
+    args.out = wanted;
+    c->reference->mla(&args, begin, end);
+    args.out = got;
+    c->set->mla(&args, begin, end);
+    size_t at;
+    if (same_floats(wanted, got, n, &at))
+        return true;
+    snprintf(c->what, sizeof c->what,
+             "%s heads=[%u,%u) lora=%u rope=%u block=%u tokens=%u: out[%zu][%zu] %a, not %a",
+             dtype_names[dtype], begin, end, args.lora, args.rope, args.block_tokens, args.tokens,
+             at / args.lora, at % args.lora, got[at], wanted[at]);
+    return false;
+}
+
+/* Reports the first difference between two vectors of a simple operation. */
+static bool vectors_agree(struct kcase *c, const float *wanted, const float *got, size_t n)
+{
+    size_t at;
+    if (same_floats(wanted, got, n, &at))
+        return true;
+    snprintf(c->what, sizeof c->what, "n=%zu: y[%zu] %a, not %a", n, at, got[at], wanted[at]);
+    return false;
+}
+
+static bool check_rmsnorm(struct kcase *c)
+{
+    const uint32_t n = 1 + below(c, 300), temper = temper_of(c);
+    const float *x = floats(c, n, temper), *weight = floats(c, n, temper);
+    float *wanted = floats(c, n, 0), *got = floats(c, n, 0);
+    c->reference->rmsnorm(wanted, x, weight, n, 1e-6f);
+    if (below(c, 2)) {
+        memcpy(got, x, n * sizeof *got);
+        c->set->rmsnorm(got, got, weight, n, 1e-6f);
+    } else {
+        c->set->rmsnorm(got, x, weight, n, 1e-6f);
+    }
+    return vectors_agree(c, wanted, got, n);
+}
+
+static bool check_swiglu(struct kcase *c)
+{
+    const uint32_t n = 1 + below(c, 300);
+    float *gate = floats(c, n, temper_of(c));
+    const float *up = floats(c, n, temper_of(c));
+    for (uint32_t i = 0; i < n; i++)
+        gate[i] *= below(c, 4) ? 1 : 40;        /* across the whole range of exp */
+    float *wanted = floats(c, n, 0), *got = floats(c, n, 0);
+    c->reference->swiglu(wanted, gate, up, n);
+    if (below(c, 2)) {
+        memcpy(got, gate, n * sizeof *got);
+        c->set->swiglu(got, got, up, n);
+    } else {
+        c->set->swiglu(got, gate, up, n);
+    }
+    return vectors_agree(c, wanted, got, n);
+}
+
+static bool check_rope(struct kcase *c)
+{
+    const uint32_t dims = 2 * (1 + below(c, 64));
+    const bool interleaved = below(c, 2);
+    float *wanted = floats(c, dims, temper_of(c)), *got = floats(c, dims, 0);
+    const float *cosine = floats(c, dims / 2, 0), *sine = floats(c, dims / 2, 0);
+    memcpy(got, wanted, dims * sizeof *got);
+    c->reference->rope(wanted, cosine, sine, dims, interleaved);
+    c->set->rope(got, cosine, sine, dims, interleaved);
+    return vectors_agree(c, wanted, got, dims);
+}
+
+static bool check_axpy(struct kcase *c)
+{
+    const uint32_t n = 1 + below(c, 300);
+    const float *x = floats(c, n, temper_of(c));
+    const float a = any_float(c, temper_of(c));
+    float *wanted = floats(c, n, temper_of(c)), *got = floats(c, n, 0);
+    memcpy(got, wanted, n * sizeof *got);
+    c->reference->axpy(wanted, a, x, n);
+    c->set->axpy(got, a, x, n);
+    return vectors_agree(c, wanted, got, n);
+}
+
+static bool check_add(struct kcase *c)
+{
+    const uint32_t n = 1 + below(c, 300);
+    const float *x = floats(c, n, temper_of(c));
+    float *wanted = floats(c, n, temper_of(c)), *got = floats(c, n, 0);
+    memcpy(got, wanted, n * sizeof *got);
+    c->reference->add(wanted, x, n);
+    c->set->add(got, x, n);
+    return vectors_agree(c, wanted, got, n);
+}
+
+static bool check_gate(struct kcase *c)
+{
+    enum { EXPERTS_MAX = 256 };
+    struct kern_gate gate = { .normalize = below(c, 2), .sigmoid = below(c, 2), .scaling = 2.5f };
+    gate.groups = 1u << below(c, 4);
+    gate.experts = gate.groups * (1 + below(c, EXPERTS_MAX / 8));
+    gate.top_groups = 1 + below(c, gate.groups);
+    gate.top_k = 1 + below(c, gate.experts / gate.groups * gate.top_groups);
+    gate.method = below(c, 3);
+    gate.bias = below(c, 2) ? floats(c, gate.experts, 0) : NULL;
+    const float *logits = floats(c, gate.experts, temper_of(c));
+    float *scratch = floats(c, 2 * (size_t)gate.experts, 0);
+    uint32_t *ids[2];
+    float *weights[2];
+    for (int i = 0; i < 2; i++) {
+        ids[i] = buffer_get(gate.top_k * sizeof *ids[i], 0);
+        weights[i] = floats(c, gate.top_k, 0);
+        (i ? c->set : c->reference)->gate(&gate, logits, ids[i], weights[i], scratch);
+    }
+    if (memcmp(ids[0], ids[1], gate.top_k * sizeof *ids[0])) {
+        snprintf(c->what, sizeof c->what, "experts=%u: ids differ", gate.experts);
+        return false;
+    }
+    return vectors_agree(c, weights[0], weights[1], gate.top_k);
+}
+
+static bool check_to_f32(struct kcase *c)
+{
+    const enum kern_dtype dtype = (enum kern_dtype)below(c, KERN_DTYPE_COUNT);
+    const uint32_t n = 1 + below(c, 300);
+    const void *x = codes(c, dtype, n, 2);
+    float *wanted = floats(c, n, 0), *got = floats(c, n, 0);
+    c->reference->to_f32(wanted, x, dtype, n);
+    c->set->to_f32(got, x, dtype, n);
+    return vectors_agree(c, wanted, got, n);
+}
+
+static bool check_to_bf16(struct kcase *c)
+{
+    const uint32_t n = 1 + below(c, 300);
+    const float *x = floats(c, n, below(c, 3));
+    uint16_t *wanted = buffer_get(n * sizeof *wanted, 2 * below(c, 8));
+    uint16_t *got = buffer_get(n * sizeof *got, 2 * below(c, 8));
+    c->reference->to_bf16(wanted, x, n);
+    c->set->to_bf16(got, x, n);
+    if (!memcmp(wanted, got, n * sizeof *got))
+        return true;
+    snprintf(c->what, sizeof c->what, "n=%u: codes differ", n);
+    return false;
+}
+
+static const struct {
+    const char *name;
+    bool (*check)(struct kcase *c);
+    uint32_t seeds;
+} checks[] = {
+    { "matmul", check_matmul, 1500 }, { "matmul_t", check_matmul_t, 400 },
+    { "mla", check_mla, 150 },        { "rmsnorm", check_rmsnorm, 400 },
+    { "swiglu", check_swiglu, 400 },  { "rope", check_rope, 100 },
+    { "axpy", check_axpy, 400 },      { "add", check_add, 400 },
+    { "gate", check_gate, 400 },      { "to_f32", check_to_f32, 400 },
+    { "to_bf16", check_to_bf16, 400 },
+};
+
+/* Number of failed cases of one op set. */
+static unsigned set_check(const struct kern_ops *set, const char *only, uint64_t first,
+                          uint64_t seeds)
+{
+    unsigned failed = 0;
+    for (size_t i = 0; i < sizeof checks / sizeof *checks; i++) {
+        if (only && strcmp(only, checks[i].name))
+            continue;
+        const uint64_t count = seeds ? seeds : checks[i].seeds;
+        unsigned bad = 0;
+        for (uint64_t seed = first; seed < first + count && bad < 5; seed++) {
+            struct kcase c = { .set = set, .reference = kern_ops_variant(KERN_CPU_REFERENCE) };
+            base_rng_init(&c.rng, seed);
+            const bool same = checks[i].check(&c);
+            const bool guarded = buffers_end();
+            if (same && guarded)
+                continue;
+            bad++;
+            printf("FAIL %s %s --seed %llu: %s\n", set->name, checks[i].name,
+                   (unsigned long long)seed, same ? "guard bytes were overwritten" : c.what);
+        }
+        if (!bad)
+            printf("ok   %s %s: %llu cases\n", set->name, checks[i].name, (unsigned long long)count);
+        failed += bad;
+    }
+    return failed;
+}
+
+int main(int argc, char **argv)
+{
+    const char *only = NULL;
+    uint64_t first = 1, seeds = 0;
+    bool bench = false;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--bench")) {
+            bench = true;
+        } else if (!strcmp(argv[i], "--seeds") && i + 1 < argc) {
+            seeds = strtoull(argv[++i], NULL, 10);
+        } else if (!strcmp(argv[i], "--seed") && i + 1 < argc) {
+            first = strtoull(argv[++i], NULL, 10);
+            seeds = seeds ? seeds : 1;
+        } else if (argv[i][0] != '-') {
+            only = argv[i];
+        } else {
+            fprintf(stderr, "usage: kcheck [--bench] [--seed S] [--seeds N] [OP]\n");
+            return 2;
+        }
+    }
+    if (bench)
+        return kbench_run(only);
+    unsigned failed = 0, sets = 0;
+    for (int variant = KERN_CPU_AVX2; variant <= KERN_CPU_AVX512; variant++) {
+        const struct kern_ops *set = kern_ops_variant((enum kern_cpu)variant);
+        if (!set) {
+            printf("skip %s: this machine or build cannot run it\n",
+                   variant == KERN_CPU_AVX2 ? "avx2" : "avx512");
+            continue;
+        }
+        failed += set_check(set, only, first, seeds);
+        sets++;
+    }
+    if (!sets) {
+        printf("skip: only the reference runs here, there is nothing to compare\n");
+        return 77;
+    }
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,8 @@
+/* The two halves of kcheck: comparison (kcheck.c) and rates (kbench.c). */
+#ifndef TESTS_KERNELS_KCHECK_H
+#define TESTS_KERNELS_KCHECK_H
+
+/* Prints rates of every op (or the named one) of every op set; returns an exit status. */
+int kbench_run(const char *only);
+
+#endif
