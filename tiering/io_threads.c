@@ -105,7 +105,8 @@ static int threads_create(struct tier_io **out, const struct tier_io_config *con
         pthread_setname_np(*thread, "tier-reader");
         pool->thread_count++;
     }
-    snprintf(pool->base.note, sizeof pool->base.note, "threads: %u readers", pool->thread_count);
+    snprintf(pool->base.note, sizeof pool->base.note, "threads: %u reader%s", pool->thread_count,
+             pool->thread_count == 1 ? "" : "s");
     *out = &pool->base;
     return 0;
 }

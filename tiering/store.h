@@ -102,6 +102,7 @@ uint32_t tier_store_top_k(const struct tier_store *store);
 bool tier_store_packed(const struct tier_store *store);     /* into pack files, not the checkpoint */
 uint32_t tier_store_experts(const struct tier_store *store);        /* per layer */
 const struct tier_part *tier_store_parts(const struct tier_store *store);   /* [TIER_PARTS] */
+const char *tier_store_part_name(unsigned part);    /* "gate", "gate scales", ... */
 
 /* Record of an expert; layer counts from 0 over the layers WITH experts ("moe layer"). Fills the
  * caller's struct: records are stored compactly. */

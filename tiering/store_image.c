@@ -48,7 +48,7 @@ uint32_t tier_image_type_bytes(uint32_t type)
     return type < TIER_TYPE_COUNT ? types[type].bytes : 0;
 }
 
-const char *tier_image_part_name(unsigned part)
+const char *tier_store_part_name(unsigned part)
 {
     static const char *const names[] = { "gate", "gate scales", "up",
                                          "up scales", "down", "down scales" };
@@ -176,7 +176,7 @@ static int check_parts(struct tier_image *image, const char *name, struct base_e
         if (!good || part->rows != rows || part->cols != cols) {
             return base_err_set(err, BASE_EFORMAT, "%s: part %s has type %u and is %u x %u; a "
                                 "model of %u x %u experts wants %u x %u", name,
-                                tier_image_part_name(p), part->type, part->rows, part->cols,
+                                tier_store_part_name(p), part->type, part->rows, part->cols,
                                 h->expert_width, h->hidden, rows, cols);
         }
         image->part_bytes[p] =
@@ -236,14 +236,14 @@ static int check_expert(const struct tier_image *image, uint64_t at, const char 
         if (bytes == 0) continue;
         if (expert->file[p] >= h->data_files / h->copies) {
             return base_err_set(err, BASE_EFORMAT, "%s: expert %u of moe layer %u: %s is in file "
-                                "%u, there are %u", name, index, layer, tier_image_part_name(p),
+                                "%u, there are %u", name, index, layer, tier_store_part_name(p),
                                 expert->file[p], h->data_files / h->copies);
         }
         uint64_t room = image->files[expert->file[p]].bytes;
         if (bytes > room || expert->offset[p] > room - bytes || expert->offset[p] % grain != 0) {
             return base_err_set(err, BASE_EFORMAT, "%s: expert %u of moe layer %u: %s lies at %llu "
                                 "with %llu bytes, its file has %llu", name, index, layer,
-                                tier_image_part_name(p), (unsigned long long)expert->offset[p],
+                                tier_store_part_name(p), (unsigned long long)expert->offset[p],
                                 (unsigned long long)bytes, (unsigned long long)room);
         }
     }

@@ -37,7 +37,4 @@ uint32_t tier_image_type(enum model_dtype dtype);
 /* Element size of a type on disk; 0 for none. */
 uint32_t tier_image_type_bytes(uint32_t type);
 
-/* "gate", "gate scales", ... */
-const char *tier_image_part_name(unsigned part);
-
 #endif

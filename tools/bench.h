@@ -1,0 +1,9 @@
+/* The sub-commands of tier-bench: one file bench_<name>.c each, listed in tier_bench.c. */
+#ifndef TOOLS_BENCH_H
+#define TOOLS_BENCH_H
+
+#include "tools/cli.h"
+
+extern const struct cli_command bench_io_command;
+
+#endif

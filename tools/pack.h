@@ -1,0 +1,23 @@
+/* What the sub-commands of tier-pack share. */
+#ifndef TOOLS_PACK_H
+#define TOOLS_PACK_H
+
+#include "tiering/store.h"
+#include "tools/cli.h"
+
+struct pack_flags {
+    const char *index;
+    uint64_t threads;
+    bool quiet, json;
+};
+extern struct pack_flags pack_flags;
+
+/* Opens MODEL's store as the flags say. */
+int pack_open(struct tier_store **store, const char *dir, struct base_err *err);
+
+/* Progress on stderr that an interrupt stops cleanly. */
+struct tier_store_progress pack_progress(struct cli_progress *progress, const char *what);
+
+unsigned pack_threads(void);
+
+#endif
