@@ -1,0 +1,381 @@
+#include "server/admin.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/str.h"
+#include "server/srv.h"
+
+enum { EXPERTS_LISTED = 64 };
+
+/* Lookups are counted in cells that are never added into one rate. */
+static const char *const cell_names[TIER_CELL_COUNT] = { "cold_start", "prefill", "decode" };
+static const char *const cause_names[TIER_WAIT_CAUSE_COUNT] = {
+    "demand_read", "late_prefetch", "copy", "slot_shortage",
+};
+
+#define CELL_METRICS(M)                                                                           \
+    M(lookups, COUNTER, "", "distinct experts asked of this tier, by phase")                      \
+    M(resident, COUNTER, "", "of those, found there or on their way (hit + late)")                \
+    M(misses, COUNTER, "", "of those, neither")                                                   \
+    M(evictions, COUNTER, "", "experts that left this tier meanwhile")                            \
+    M(admissions, COUNTER, "", "experts that entered it")                                         \
+    M(prefetch_admissions, COUNTER, "", "experts that entered it ahead of need")                  \
+    M(prefetch_used, COUNTER, "", "of those, looked up before they left")
+
+#define BASE_METRIC_OWNER struct tier_counts
+static const struct base_metric cell_metrics[] = { CELL_METRICS(BASE_METRIC_ROW) };
+#undef BASE_METRIC_OWNER
+enum { CELL_METRIC_COUNT = sizeof cell_metrics / sizeof cell_metrics[0] };
+
+static const char *state_name(struct srv *srv)
+{
+    if (srv_failed(srv) < 0) {
+        return "failed";
+    }
+    return atomic_load(&srv->draining) ? "draining" : "ready";
+}
+
+static void put_string(struct base_buf *to, const char *text)
+{
+    base_buf_puts(to, "\"");
+    base_buf_json_escape(to, text, strlen(text));
+    base_buf_puts(to, "\"");
+}
+
+void srv_admin_health(struct srv *srv, const struct srv_request *request, struct srv_reply *reply)
+{
+    const char *state = state_name(srv);
+    (void)request;
+    reply->status = strcmp(state, "ready") == 0 ? 200 : 503;
+    base_buf_printf(&reply->body, "{\"status\":\"%s\",\"active_generations\":%u}\n", state,
+                    atomic_load(&srv->drive.held));
+}
+
+static const double *wait_seconds(const struct tier_io_metrics *io, int cause)
+{
+    const double *const all[TIER_WAIT_CAUSE_COUNT] = {
+        &io->wait_demand_seconds, &io->wait_late_seconds, &io->wait_copy_seconds,
+        &io->wait_slot_seconds,
+    };
+    return all[cause];
+}
+
+static void put_waits(struct base_buf *to, const struct tier_io_metrics *io)
+{
+    base_buf_puts(to, "# HELP expertier_wait_seconds_total time the engine waited, by cause\n"
+                      "# TYPE expertier_wait_seconds_total counter\n");
+    for (int cause = 0; cause < TIER_WAIT_CAUSE_COUNT; cause++) {
+        base_buf_printf(to, "expertier_wait_seconds_total{cause=\"%s\"} %.9g\n",
+                        cause_names[cause], *wait_seconds(io, cause));
+    }
+}
+
+static void put_build(struct srv *srv, struct base_buf *to)
+{
+    base_buf_puts(to, "# HELP expertier_build_info version and model\n"
+                      "# TYPE expertier_build_info gauge\n"
+                      "expertier_build_info{version=\"" EXPERTIER_VERSION "\",model=\"");
+    base_buf_json_escape(to, srv->model.name, strlen(srv->model.name));
+    base_buf_printf(to, "\"} 1\n"
+                    "# HELP expertier_server_up_seconds time since the server was ready\n"
+                    "# TYPE expertier_server_up_seconds gauge\n"
+                    "expertier_server_up_seconds %.3f\n",
+                    (double)(base_now_ns() - srv->started_ns) / 1e9);
+}
+
+/* Snapshots are too large for a worker's stack. */
+struct snapshots {
+    struct tier_snapshot tier;
+    struct eng_metrics engine;
+    struct srv_metrics server;
+};
+
+static struct snapshots *take_snapshots(struct srv *srv, struct srv_reply *reply)
+{
+    struct snapshots *all = calloc(1, sizeof *all);
+    if (!all) {
+        struct srv_fault fault = { 0 };
+        srv_fault_set(&fault, 503, "server_error", "out_of_memory", NULL, "out of memory");
+        srv_reply_fault(reply, &fault);
+        return NULL;
+    }
+    tier_snapshot(srv->stack->tier, &all->tier);
+    eng_snapshot(srv->stack->engine, &all->engine);
+    srv_snapshot(srv, &all->server);
+    return all;
+}
+
+void srv_admin_metrics(struct srv *srv, const struct srv_request *request,
+                       struct srv_reply *reply)
+{
+    struct snapshots *all = take_snapshots(srv, reply);
+    (void)request;
+    if (!all) {
+        return;
+    }
+    struct base_metric_sample tiers[TIER_RESIDENT_TIERS_MAX];
+    struct base_metric_sample cells[TIER_RESIDENT_TIERS_MAX * TIER_CELL_COUNT];
+    char labels[TIER_RESIDENT_TIERS_MAX * TIER_CELL_COUNT][64];
+    char tier_labels[TIER_RESIDENT_TIERS_MAX][64];
+    size_t cell_count = 0;
+    for (uint32_t t = 0; t < all->tier.tier_count; t++) {
+        base_str_format(tier_labels[t], sizeof tier_labels[t], "tier=\"%s\"",
+                        all->tier.tier_names[t]);
+        tiers[t] = (struct base_metric_sample){ &all->tier.tiers[t], tier_labels[t] };
+        for (int c = 0; c < TIER_CELL_COUNT; c++, cell_count++) {
+            base_str_format(labels[cell_count], sizeof labels[cell_count],
+                            "tier=\"%s\",phase=\"%s\"", all->tier.tier_names[t], cell_names[c]);
+            cells[cell_count] =
+                (struct base_metric_sample){ &all->tier.cells[t][c], labels[cell_count] };
+        }
+    }
+    struct base_metric_sample io = { &all->tier.io, NULL };
+    struct base_metric_sample engine = { &all->engine, NULL };
+    struct base_metric_sample server = { &all->server, NULL };
+    struct base_buf *to = &reply->body;
+    put_build(srv, to);
+    base_metric_prometheus(to, "tier", tier_metrics, tier_metric_count, tiers,
+                           all->tier.tier_count);
+    base_metric_prometheus(to, "tier_phase", cell_metrics, CELL_METRIC_COUNT, cells, cell_count);
+    base_metric_prometheus(to, "io", tier_io_metrics, tier_io_metric_count, &io, 1);
+    put_waits(to, &all->tier.io);
+    base_metric_prometheus(to, "engine", eng_metrics, eng_metric_count, &engine, 1);
+    base_metric_prometheus(to, "server", srv_metrics, srv_metric_count, &server, 1);
+    reply->status = 200;
+    reply->type = "text/plain; version=0.0.4; charset=utf-8";
+    free(all);
+}
+
+void srv_metric_reference(struct base_buf *to)
+{
+    base_metric_reference(to, "tier", tier_metrics, tier_metric_count);
+    base_metric_reference(to, "tier_phase", cell_metrics, CELL_METRIC_COUNT);
+    base_metric_reference(to, "io", tier_io_metrics, tier_io_metric_count);
+    base_metric_reference(to, "engine", eng_metrics, eng_metric_count);
+    base_metric_reference(to, "server", srv_metrics, srv_metric_count);
+}
+
+/* null where nothing was looked up: a rate of nothing is not 0. */
+static void put_rate(struct base_buf *to, const char *name, uint64_t part, uint64_t whole)
+{
+    if (whole == 0) {
+        base_buf_printf(to, ",\"%s\":null", name);
+    } else {
+        base_buf_printf(to, ",\"%s\":%.6f", name, (double)part / (double)whole);
+    }
+}
+
+static void put_tiers(struct base_buf *to, const struct tier_snapshot *tier)
+{
+    base_buf_puts(to, "\"tiers\":[");
+    for (uint32_t t = 0; t < tier->tier_count; t++) {
+        base_buf_printf(to, "%s{\"name\":\"%s\",", t ? "," : "", tier->tier_names[t]);
+        base_metric_json(to, tier_metrics, tier_metric_count, &tier->tiers[t]);
+        base_buf_puts(to, ",\"phases\":{");
+        for (int c = 0; c < TIER_CELL_COUNT; c++) {
+            const struct tier_counts *counts = &tier->cells[t][c];
+            base_buf_printf(to, "%s\"%s\":{", c ? "," : "", cell_names[c]);
+            base_metric_json(to, cell_metrics, CELL_METRIC_COUNT, counts);
+            put_rate(to, "resident_rate", counts->resident, counts->lookups);
+            base_buf_puts(to, "}");
+        }
+        base_buf_puts(to, "}}");
+    }
+    base_buf_puts(to, "],");
+}
+
+static int put_layers(struct srv *srv, struct base_buf *to)
+{
+    uint32_t count = tier_store_layers(srv->stack->store);
+    struct tier_layer_stats *layers = calloc(count ? count : 1, sizeof *layers);
+    if (!layers) {
+        return -ENOMEM;
+    }
+    int rc = tier_snapshot_layers(srv->stack->tier, layers, count);
+    uint32_t first = tier_store_layer_first(srv->stack->store);
+    base_buf_puts(to, ",\"layers\":[");
+    for (uint32_t l = 0; rc >= 0 && l < count; l++) {
+        const struct tier_layer_stats *s = &layers[l];
+        base_buf_printf(to, "%s{\"layer\":%u,\"moe_layer\":%u,\"lookups\":%llu,\"resident\":%llu,"
+                        "\"misses\":%llu,\"evictions\":%llu", l ? "," : "", first + l, l,
+                        (unsigned long long)s->lookups, (unsigned long long)s->resident,
+                        (unsigned long long)s->misses, (unsigned long long)s->evictions);
+        put_rate(to, "resident_rate", s->resident, s->lookups);
+        base_buf_printf(to, ",\"loads\":%llu,\"load_seconds_mean\":%.9g,\"load_seconds_min\":%.9g,"
+                        "\"load_seconds_max\":%.9g}", (unsigned long long)s->load_count,
+                        s->load_count ? (double)s->load_ns_sum / (double)s->load_count / 1e9 : 0,
+                        s->load_count ? (double)s->load_ns_min / 1e9 : 0,
+                        (double)s->load_ns_max / 1e9);
+    }
+    base_buf_puts(to, "]");
+    free(layers);
+    return rc;
+}
+
+struct listed {
+    uint64_t lookups;
+    uint32_t key;
+};
+
+static int more_lookups(const void *a, const void *b)
+{
+    const struct listed *x = a, *y = b;
+    if (x->lookups != y->lookups) {
+        return x->lookups > y->lookups ? -1 : 1;
+    }
+    return x->key < y->key ? -1 : x->key > y->key;
+}
+
+static int put_experts(struct srv *srv, struct base_buf *to, uint64_t limit)
+{
+    uint32_t layers = tier_store_layers(srv->stack->store);
+    uint32_t experts = tier_store_experts(srv->stack->store);
+    uint32_t first = tier_store_layer_first(srv->stack->store);
+    size_t count = (size_t)layers * experts;
+    uint64_t *lookups = calloc(count + 1, sizeof *lookups);
+    uint8_t *resident = calloc(count + 1, 1);
+    struct listed *list = calloc(count + 1, sizeof *list);
+    int rc = -ENOMEM;
+    if (!lookups || !resident || !list) goto done;
+    rc = tier_snapshot_experts(srv->stack->tier, lookups, resident, count);
+    if (rc < 0) goto done;
+    for (size_t i = 0; i < count; i++) {
+        list[i] = (struct listed){ lookups[i], (uint32_t)i };
+    }
+    qsort(list, count, sizeof *list, more_lookups);
+    base_buf_printf(to, ",\"expert_count\":%zu,\"experts\":[", count);
+    for (size_t i = 0; i < count && (limit == 0 || i < limit); i++) {
+        uint32_t key = list[i].key;
+        base_buf_printf(to, "%s{\"layer\":%u,\"expert\":%u,\"lookups\":%llu,\"resident\":%s}",
+                        i ? "," : "", first + key / experts, key % experts,
+                        (unsigned long long)list[i].lookups, resident[key] ? "true" : "false");
+    }
+    base_buf_puts(to, "]");
+    rc = 0;
+done:
+    free(lookups);
+    free(resident);
+    free(list);
+    return rc;
+}
+
+/* Reads ?by= and ?limit=. */
+static int read_view(const struct srv_request *request, bool *layers, bool *experts,
+                     uint64_t *limit, struct srv_fault *fault)
+{
+    const char *by = request->argument(request->context, "by");
+    const char *limit_text = request->argument(request->context, "limit");
+    *layers = *experts = false;
+    *limit = EXPERTS_LISTED;
+    if (limit_text && base_str_u64_parse(limit_text, limit) < 0) {
+        return srv_fault_set(fault, 400, "invalid_request_error", "invalid_value", "limit",
+                             "'limit' must be a whole number, not '%.40s'", limit_text);
+    }
+    while (by && *by) {
+        size_t size = strcspn(by, ",");
+        bool layer = size == 5 && memcmp(by, "layer", size) == 0;
+        bool expert = size == 6 && memcmp(by, "expert", size) == 0;
+        bool always = (size == 5 && memcmp(by, "phase", size) == 0) ||
+                      (size == 4 && memcmp(by, "tier", size) == 0);
+        if (!layer && !expert && !always) {
+            return srv_fault_set(fault, 400, "invalid_request_error", "invalid_value", "by",
+                                 "'by' must name layer, expert, phase or tier, not '%.*s'",
+                                 (int)(size < 40 ? size : 40), by);
+        }
+        *layers |= layer;
+        *experts |= expert;
+        by += size + (by[size] == ',');
+    }
+    return 0;
+}
+
+/* What was asked for and what became of it. */
+static void put_report_line(struct base_buf *to, bool *any, const char *feature,
+                            const char *requested, const char *state, const char *note)
+{
+    base_buf_puts(to, *any ? ",{\"feature\":" : "{\"feature\":");
+    *any = true;
+    put_string(to, feature);
+    base_buf_puts(to, ",\"requested\":");
+    put_string(to, requested);
+    base_buf_puts(to, ",\"state\":");
+    put_string(to, state);
+    base_buf_puts(to, ",\"note\":");
+    put_string(to, note);
+    base_buf_puts(to, "}");
+}
+
+static void put_report(struct srv *srv, struct base_buf *to, const struct tier_snapshot *tier)
+{
+    struct base_option_group groups[ENG_STACK_GROUPS];
+    size_t count = eng_stack_groups(&srv->stack->config, groups);
+    static const char *const keys[] = {
+        "io.backend", "io.direct", "tiers.dram.pin", "tiers.dram.capacity", "policy.eviction",
+        "kv.dtype", "engine.cpu_mask", "engine.threads",
+    };
+    bool any = false;
+    base_buf_puts(to, "\"report\":[");
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        char value[BASE_OPTION_TEXT];
+        if (base_option_get(groups, count, keys[i], value, sizeof value) < 0) {
+            continue;
+        }
+        const char *note = i < 2 ? tier->io_note : i == 2 ? tier->pin_note : "";
+        bool degraded = (i < 3) && strstr(note, "degraded") != NULL;
+        put_report_line(to, &any, keys[i], value, degraded ? "degraded" : "active", note);
+    }
+    base_buf_puts(to, "],");
+}
+
+void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
+                          struct srv_reply *reply)
+{
+    struct srv_fault fault = { 0 };
+    bool layers, experts;
+    uint64_t limit;
+    if (read_view(request, &layers, &experts, &limit, &fault) < 0) {
+        srv_reply_fault(reply, &fault);
+        return;
+    }
+    struct snapshots *all = take_snapshots(srv, reply);
+    if (!all) {
+        return;
+    }
+    struct base_buf *to = &reply->body;
+    base_buf_puts(to, "{\"version\":\"" EXPERTIER_VERSION "\",\"model\":");
+    put_string(to, srv->model.name);
+    base_buf_printf(to, ",\"state\":\"%s\",\"pid\":%ld,\"up_seconds\":%.3f,\"time_seconds\":%.6f,"
+                    "\"steps\":%llu,", state_name(srv), (long)getpid(),
+                    (double)(base_now_ns() - srv->started_ns) / 1e9, (double)base_now_ns() / 1e9,
+                    (unsigned long long)all->tier.steps);
+    put_report(srv, to, &all->tier);
+    put_tiers(to, &all->tier);
+    base_buf_puts(to, "\"io\":{");
+    base_metric_json(to, tier_io_metrics, tier_io_metric_count, &all->tier.io);
+    base_buf_puts(to, "},\"wait_seconds\":{");
+    for (int cause = 0; cause < TIER_WAIT_CAUSE_COUNT; cause++) {
+        base_buf_printf(to, "%s\"%s\":%.9g", cause ? "," : "", cause_names[cause],
+                        *wait_seconds(&all->tier.io, cause));
+    }
+    base_buf_puts(to, "},\"engine\":{");
+    base_metric_json(to, eng_metrics, eng_metric_count, &all->engine);
+    base_buf_puts(to, "},\"server\":{");
+    base_metric_json(to, srv_metrics, srv_metric_count, &all->server);
+    base_buf_puts(to, "}");
+    free(all);
+    int rc = layers ? put_layers(srv, to) : 0;
+    rc = rc >= 0 && experts ? put_experts(srv, to, limit) : rc;
+    base_buf_puts(to, "}\n");
+    reply->status = 200;
+    if (rc < 0) {
+        base_buf_clear(to);
+        srv_fault_set(&fault, 503, "server_error", NULL, NULL, "cannot read the counters: %s",
+                      base_err_name(rc));
+        srv_reply_fault(reply, &fault);
+    }
+}

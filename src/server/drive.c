@@ -1,0 +1,252 @@
+#include "server/drive.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/must.h"
+
+static void poke(struct srv_drive *d)
+{
+    uint64_t one = 1;
+    ssize_t n = write(d->wake_fd, &one, sizeof one);
+    MUST(n == (ssize_t)sizeof one);
+}
+
+/* The engine side is done with a session. */
+static void drop(struct srv_drive *d, struct srv_session *s)
+{
+    atomic_fetch_sub(&d->held, 1);
+    srv_session_unref(s);
+}
+
+static void end(struct srv_drive *d, struct srv_session *s, int code, const char *sentence)
+{
+    if (!atomic_load(&s->ended)) {
+        srv_session_put_end(s, ENG_FAILED, code, sentence);
+        d->news = true;
+    }
+}
+
+static void on_piece(void *context, const struct eng_piece *piece)
+{
+    struct srv_session *s = context;
+    if (atomic_load(&s->ended)) {
+        return;                 /* given up earlier in this step */
+    }
+    bool heard = !atomic_load_explicit(&s->cancelled, memory_order_relaxed);
+    if (heard && (piece->token >= 0 || piece->size > 0) && !srv_session_put_piece(s, piece)) {
+        s->overrun = true;
+        srv_session_put_end(s, ENG_FAILED, -ENOBUFS,
+                            "the client read too slowly: the answer was ahead of it by more than "
+                            "server.answer_buffer");
+        return;
+    }
+    if (piece->finish != ENG_RUNNING) {
+        srv_session_put_end(s, piece->finish, piece->error_code, piece->error);
+    }
+}
+
+static int submit(struct srv_drive *d, struct srv_session *s)
+{
+    struct eng_request request = {
+        .prompt = s->ask.ids,
+        .prompt_tokens = (uint32_t)s->ask.id_count,
+        .max_tokens = (uint32_t)s->ask.max_tokens,
+        .sampling = s->ask.sampling,
+        .stops = s->ask.stops,
+        .stop_count = s->ask.stop_count,
+        .ignore_eos = s->ask.ignore_eos,
+        .on_piece = on_piece,
+        .context = s,
+    };
+    struct base_err err = { 0 };
+    int64_t id = eng_submit(d->engine, &request, &err);
+    if (id >= 0) {
+        s->request = (uint64_t)id;
+        d->active[d->active_count++] = s;
+        srv_session_put_accepted(s);
+        d->news = true;
+        return 0;
+    }
+    if (id == -EAGAIN && d->active_count > 0) {
+        return -EAGAIN;         /* a place becomes free when one of those ends */
+    }
+    end(d, s, (int)id, err.text);
+    drop(d, s);
+    return (int)id;
+}
+
+/* Lets waiting sessions in, in the order in which they came, until the engine's queue is full. */
+static void submit_waiting(struct srv_drive *d)
+{
+    for (void *item; (item = srv_queue_take(&d->submissions));) {
+        struct srv_session *s = item;
+        s->next = NULL;
+        *d->waiting_end = s;
+        d->waiting_end = &s->next;
+    }
+    while (d->waiting) {
+        struct srv_session *s = d->waiting;
+        struct srv_session *next = s->next;
+        if (atomic_load(&s->cancelled)) {
+            end(d, s, -ECANCELED, "the client left");
+            drop(d, s);
+        } else if (submit(d, s) == -EAGAIN && d->active_count > 0) {
+            return;
+        }
+        d->waiting = next;
+        if (!next) {
+            d->waiting_end = &d->waiting;
+        }
+    }
+}
+
+/* Drops sessions that ended, and cancels those whose client left or cannot keep up. */
+static void sweep(struct srv_drive *d)
+{
+    unsigned kept = 0;
+    for (unsigned i = 0; i < d->active_count; i++) {
+        struct srv_session *s = d->active[i];
+        bool cancelled = atomic_load(&s->cancelled) || s->overrun;
+        if (!atomic_load(&s->ended) && !cancelled) {
+            d->active[kept++] = s;
+            continue;
+        }
+        d->news = true;
+        if (cancelled) {
+            eng_cancel(d->engine, s->request);
+            end(d, s, -ECANCELED, "the client left");
+        }
+        drop(d, s);
+    }
+    d->active_count = kept;
+}
+
+static void end_all(struct srv_drive *d, int code, const char *sentence)
+{
+    for (unsigned i = 0; i < d->active_count; i++) {
+        eng_cancel(d->engine, d->active[i]->request);
+        end(d, d->active[i], code, sentence);
+        drop(d, d->active[i]);
+    }
+    d->active_count = 0;
+    while (d->waiting) {
+        struct srv_session *s = d->waiting;
+        d->waiting = s->next;
+        end(d, s, code, sentence);
+        drop(d, s);
+    }
+    d->waiting_end = &d->waiting;
+    for (void *item; (item = srv_queue_take(&d->submissions));) {
+        end(d, item, code, sentence);
+        drop(d, item);
+    }
+}
+
+static void sleep_until_poked(struct srv_drive *d)
+{
+    uint64_t count;
+    while (read(d->wake_fd, &count, sizeof count) < 0) {
+        MUST(errno == EINTR);
+    }
+}
+
+static void *drive(void *context)
+{
+    struct srv_drive *d = context;
+    while (!atomic_load(&d->stop)) {
+        submit_waiting(d);
+        if (atomic_exchange(&d->cancels, false)) {
+            sweep(d);
+        }
+        int alive = 0;
+        if (d->active_count > 0) {
+            alive = eng_step(d->engine);
+            d->news = true;
+            sweep(d);
+        }
+        if (alive < 0) {
+            base_log(BASE_LOG_ERROR, "server", "the engine stopped: %s", base_err_name(alive));
+            atomic_store(&d->failed, alive);
+            end_all(d, alive, "the engine stopped and the server has to be restarted");
+        }
+        if (d->news) {
+            d->news = false;
+            srv_hub_news(d->hub);
+        }
+        if (d->active_count == 0 && !d->waiting) {
+            sleep_until_poked(d);
+        }
+    }
+    end_all(d, -ESHUTDOWN, "the server stopped before the answer was complete");
+    srv_hub_news(d->hub);
+    return NULL;
+}
+
+int srv_drive_open(struct srv_drive *d, struct eng *engine, struct srv_hub *hub, unsigned held_max,
+                   struct base_err *err)
+{
+    *d = (struct srv_drive){ .engine = engine, .hub = hub, .held_max = held_max, .wake_fd = -1 };
+    d->waiting_end = &d->waiting;
+    d->active = calloc(held_max, sizeof *d->active);
+    int rc = srv_queue_init(&d->submissions, held_max);
+    if (!d->active || rc < 0) {
+        srv_drive_close(d);
+        return base_err_set(err, -ENOMEM, "out of memory for %u requests", held_max);
+    }
+    d->wake_fd = eventfd(0, EFD_CLOEXEC);
+    if (d->wake_fd < 0) {
+        rc = -errno;
+        srv_drive_close(d);
+        return base_err_set(err, rc, "cannot make an eventfd: %s", strerror(-rc));
+    }
+    rc = -pthread_create(&d->thread, NULL, drive, d);
+    if (rc < 0) {
+        srv_drive_close(d);
+        return base_err_set(err, rc, "cannot start the engine thread: %s", strerror(-rc));
+    }
+    d->running = true;
+    pthread_setname_np(d->thread, "engine");
+    return 0;
+}
+
+void srv_drive_close(struct srv_drive *d)
+{
+    if (d->running) {
+        atomic_store(&d->stop, true);
+        poke(d);
+        pthread_join(d->thread, NULL);
+        d->running = false;
+    }
+    if (d->wake_fd >= 0) {
+        close(d->wake_fd);
+        d->wake_fd = -1;
+    }
+    srv_queue_fini(&d->submissions);
+    free(d->active);
+    d->active = NULL;
+}
+
+int srv_drive_submit(struct srv_drive *d, struct srv_session *s)
+{
+    if (atomic_load(&d->failed) < 0) {
+        return -ESHUTDOWN;
+    }
+    if (atomic_fetch_add(&d->held, 1) >= d->held_max) {
+        atomic_fetch_sub(&d->held, 1);
+        return -EBUSY;
+    }
+    MUST(srv_queue_put(&d->submissions, s));    /* it has room for held_max */
+    poke(d);
+    return 0;
+}
+
+void srv_drive_cancelled(struct srv_drive *d)
+{
+    atomic_store(&d->cancels, true);
+    poke(d);
+}

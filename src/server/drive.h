@@ -1,0 +1,50 @@
+/* The engine thread: the only one that calls the engine.
+ *
+ *     loop: take submissions and cancellations, run one step, tell the hub; sleep when idle
+ *
+ * Between steps it may allocate (the engine copies a prompt); inside a step it only puts records
+ * into rings. It never waits for a client.
+ */
+#ifndef SERVER_DRIVE_H
+#define SERVER_DRIVE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "base/err.h"
+#include "server/hub.h"
+#include "server/queue.h"
+#include "server/session.h"
+
+struct srv_drive {
+    struct eng *engine;
+    struct srv_hub *hub;
+    unsigned held_max;
+    struct srv_queue submissions;
+    int wake_fd;
+    pthread_t thread;
+    bool running;
+    atomic_bool stop;
+    atomic_bool cancels;        /* some session was cancelled */
+    atomic_uint held;           /* sessions this side holds a reference to */
+    atomic_int failed;          /* the code with which the engine gave up */
+    /* Engine thread only. */
+    struct srv_session **active;        /* [held_max] */
+    unsigned active_count;
+    struct srv_session *waiting, **waiting_end;
+    bool news;
+};
+
+int srv_drive_open(struct srv_drive *drive, struct eng *engine, struct srv_hub *hub,
+                   unsigned held_max, struct base_err *err);
+/* Tells every session that the server stops, then ends the thread. */
+void srv_drive_close(struct srv_drive *drive);
+
+/* Any thread. Hands over the engine side's reference. -EBUSY when held_max sessions are there,
+ * -ESHUTDOWN when the engine has failed; the reference then stays with the caller. */
+int srv_drive_submit(struct srv_drive *drive, struct srv_session *session);
+/* Any thread: some session's `cancelled` was set. */
+void srv_drive_cancelled(struct srv_drive *drive);
+
+#endif
