@@ -18,7 +18,7 @@
 
 /* configs/cpu-only.yaml, made into a string by the build. */
 static const char embedded_config[] =
-#include "embedded_config.inc"
+#include "tools/embedded_config.inc"
     ;
 static const char embedded_name[] = "configs/cpu-only.yaml (built in)";
 

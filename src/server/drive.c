@@ -83,8 +83,7 @@ static int submit(struct srv_drive *d, struct srv_session *s)
 /* Lets waiting sessions in, in the order in which they came, until the engine's queue is full. */
 static void submit_waiting(struct srv_drive *d)
 {
-    for (void *item; (item = srv_queue_take(&d->submissions));) {
-        struct srv_session *s = item;
+    for (struct srv_session *s; base_ring_many_pop(&d->submissions, &s);) {
         s->next = NULL;
         *d->waiting_end = s;
         d->waiting_end = &s->next;
@@ -141,9 +140,9 @@ static void end_all(struct srv_drive *d, int code, const char *sentence)
         drop(d, s);
     }
     d->waiting_end = &d->waiting;
-    for (void *item; (item = srv_queue_take(&d->submissions));) {
-        end(d, item, code, sentence);
-        drop(d, item);
+    for (struct srv_session *s; base_ring_many_pop(&d->submissions, &s);) {
+        end(d, s, code, sentence);
+        drop(d, s);
     }
 }
 
@@ -193,11 +192,18 @@ int srv_drive_open(struct srv_drive *d, struct eng *engine, struct srv_hub *hub,
     *d = (struct srv_drive){ .engine = engine, .hub = hub, .held_max = held_max, .wake_fd = -1 };
     d->waiting_end = &d->waiting;
     d->active = calloc(held_max, sizeof *d->active);
-    int rc = srv_queue_init(&d->submissions, held_max);
-    if (!d->active || rc < 0) {
+    uint32_t places = 2;
+    while (places < held_max) {
+        places *= 2;
+    }
+    d->submission_memory = malloc(base_ring_many_bytes(places, sizeof(struct srv_session *)));
+    if (!d->active || !d->submission_memory) {
         srv_drive_close(d);
         return base_err_set(err, -ENOMEM, "out of memory for %u requests", held_max);
     }
+    base_ring_many_init(&d->submissions, d->submission_memory, places,
+                        sizeof(struct srv_session *));
+    int rc = 0;
     d->wake_fd = eventfd(0, EFD_CLOEXEC);
     if (d->wake_fd < 0) {
         rc = -errno;
@@ -226,7 +232,8 @@ void srv_drive_close(struct srv_drive *d)
         close(d->wake_fd);
         d->wake_fd = -1;
     }
-    srv_queue_fini(&d->submissions);
+    free(d->submission_memory);
+    d->submission_memory = NULL;
     free(d->active);
     d->active = NULL;
 }
@@ -240,7 +247,7 @@ int srv_drive_submit(struct srv_drive *d, struct srv_session *s)
         atomic_fetch_sub(&d->held, 1);
         return -EBUSY;
     }
-    MUST(srv_queue_put(&d->submissions, s));    /* it has room for held_max */
+    MUST(base_ring_many_push(&d->submissions, &s));    /* it has room for held_max */
     poke(d);
     return 0;
 }

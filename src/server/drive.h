@@ -13,15 +13,16 @@
 #include <stdbool.h>
 
 #include "base/err.h"
+#include "base/ring.h"
 #include "server/hub.h"
-#include "server/queue.h"
 #include "server/session.h"
 
 struct srv_drive {
     struct eng *engine;
     struct srv_hub *hub;
     unsigned held_max;
-    struct srv_queue submissions;
+    struct base_ring_many submissions;  /* of struct srv_session * */
+    void *submission_memory;
     int wake_fd;
     pthread_t thread;
     bool running;

@@ -1,0 +1,4 @@
+# Text -> the lines of a C string literal.
+s/[\\"]/\\&/g
+s/^/"/
+s/$/\\n"/
