@@ -9,7 +9,7 @@
 #include "base/rng.h"
 #include "server/ring.h"
 
-enum { RECORDS = 20000 };
+enum { RECORDS = 4000 };
 
 static uint32_t text_bytes_of(uint64_t seed, uint32_t i)
 {
