@@ -78,6 +78,7 @@ struct eng_request {
     const char *const *stops;   /* stop strings, copied; the answer ends before them */
     uint32_t stop_count;        /* <= 16 */
     bool ignore_eos;
+    bool prompt_logits;         /* give hooks.logits a row for every prompt position, not only the last */
     void (*on_piece)(void *context, const struct eng_piece *piece);
     void *context;
 };

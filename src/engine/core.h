@@ -1,0 +1,30 @@
+/* What every part of a forward pass works with. Filled once by engine.c. */
+#ifndef ENGINE_CORE_H
+#define ENGINE_CORE_H
+
+#include "engine/kv.h"
+#include "engine/plan.h"
+#include "engine/scheduler.h"
+#include "engine/weights.h"
+#include "engine/work.h"
+#include "model/shape.h"
+#include "tiering/tiering.h"
+
+struct eng_core {
+    const struct model_shape *shape;
+    struct eng_work work;
+    struct eng_weights weights;
+    struct eng_kv kv;
+    struct eng_plan plan;
+    struct tier *tier;
+    struct tier_part parts[TIER_PARTS];     /* of a routed expert */
+    float softmax_scale;
+    float rope_magnitude;
+    float *rope_frequency;      /* [rope / 2] */
+    uint64_t wait_ns;           /* spent in tier_wait by the running step, on the engine's clock */
+};
+
+/* V2 and V3 build these two norms with their class's default, whatever rms_norm_eps says. */
+#define ENG_LATENT_NORM_EPS 1e-6f
+
+#endif

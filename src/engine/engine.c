@@ -1,0 +1,469 @@
+#include "engine/engine.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/must.h"
+#include "engine/core.h"
+#include "engine/forward.h"
+#include "engine/limits.h"
+#include "port/topo.h"
+
+enum { ENG_MAGIC = 0x656e6731, WAITING_MAX = 4096 };
+
+#define BASE_OPTION_OWNER struct eng_config
+const struct base_option eng_options[] = { ENG_OPTIONS(BASE_OPTION_ROW) };
+const size_t eng_option_count = sizeof eng_options / sizeof eng_options[0];
+#undef BASE_OPTION_OWNER
+
+#define BASE_METRIC_OWNER struct eng_metrics
+const struct base_metric eng_metrics[] = { ENG_METRICS(BASE_METRIC_ROW) };
+const size_t eng_metric_count = sizeof eng_metrics / sizeof eng_metrics[0];
+#undef BASE_METRIC_OWNER
+
+struct eng {
+    uint32_t magic;
+    struct eng_core core;
+    struct eng_scheduler scheduler;
+    struct eng_limits limits;
+    struct eng_seq_limits seq_limits;
+    const struct model_tokenizer *tokenizer;
+    struct eng_hooks hooks;
+    struct port_topo *topo;
+    void *plan_memory;
+    uint64_t next_id, step;
+    bool in_step;               /* callbacks may cancel; the sequence goes when the step is over */
+    struct eng_metrics metrics;
+    struct eng_metrics published;
+    pthread_mutex_t published_lock;
+    bool lock_made;
+};
+
+int eng_footprint(const struct eng_config *config, const struct model_shape *shape,
+                  const struct model_files *files, struct eng_footprint *out, struct base_err *err)
+{
+    struct eng_limits limits;
+    struct eng_plan plan;
+    *out = (struct eng_footprint){ 0 };
+    int rc = eng_limits_of(&limits, config, shape, err);
+    if (rc == 0) rc = eng_weights_plan(shape, files, &out->dense_bytes, err);
+    if (rc < 0) return rc;
+    out->kv_bytes = limits.kv_bytes;
+    out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------ open, close -- */
+
+static void bind_worker(void *context, unsigned index)
+{
+    /* A container may forbid it; then the scheduler places the thread. */
+    port_topo_bind_thread(context, index);
+}
+
+static int start_threads(struct eng *eng, const struct eng_config *config, struct base_err *err)
+{
+    struct eng_work *work = &eng->core.work;
+    work->ops = kern_ops_cpu((enum kern_cpu)config->cpu_mask);
+    work->threads = eng->limits.plan.threads;
+    /* The engine thread itself stays where the system puts it: threads that it starts later would
+     * inherit its binding. */
+    bool pin = config->pin_threads && work->threads > 1;
+    if (pin) {
+        int rc = port_topo_open(&eng->topo, err);
+        if (rc < 0) return rc;
+    }
+    int rc = kern_par_create(&work->par, work->threads, pin ? bind_worker : NULL, eng->topo);
+    if (rc < 0) return base_err_set(err, rc, "engine.threads: %u threads cannot be started: %s",
+                                    work->threads, base_err_name(rc));
+    return 0;
+}
+
+static int check_parts(struct eng *eng, const struct tier_store *store, struct base_err *err)
+{
+    const struct model_shape *s = eng->core.shape;
+    const struct tier_part *parts = tier_store_parts(store);
+    memcpy(eng->core.parts, parts, sizeof eng->core.parts);
+    for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
+        uint32_t rows = m == MODEL_DOWN ? s->hidden : s->expert_width;
+        uint32_t cols = m == MODEL_DOWN ? s->expert_width : s->hidden;
+        const struct tier_part *part = &parts[2 * m];
+        bool fp8 = part->dtype == MODEL_F8_E4M3;
+        if (part->rows != rows || part->cols != cols || (fp8 && parts[2 * m + 1].rows == 0) ||
+            eng_weights_dtype(part->dtype) == KERN_DTYPE_COUNT) {
+            return base_err_set(err, BASE_EMISMATCH,
+                                "%s: part %d of its experts is %u x %u %s%s, the model needs %u x %u",
+                                tier_store_index_path(store), 2 * m, part->rows, part->cols,
+                                model_dtype_name(part->dtype),
+                                fp8 && parts[2 * m + 1].rows == 0 ? " without scales" : "", rows, cols);
+        }
+    }
+    return 0;
+}
+
+static int prepare_rope(struct eng *eng)
+{
+    const struct model_shape *s = eng->core.shape;
+    uint32_t half = s->qk_rope_dim / 2;
+    double magnitude;
+    double *exact = malloc((half + 1) * sizeof *exact);
+    eng->core.rope_frequency = malloc((half + 1) * sizeof *eng->core.rope_frequency);
+    if (!exact || !eng->core.rope_frequency) {
+        free(exact);
+        return -ENOMEM;
+    }
+    model_shape_rope(s, exact, &magnitude);
+    for (uint32_t i = 0; i < half; i++) {
+        eng->core.rope_frequency[i] = (float)exact[i];
+    }
+    free(exact);
+    eng->core.rope_magnitude = (float)magnitude;
+    eng->core.softmax_scale = (float)model_shape_softmax_scale(s);
+    return 0;
+}
+
+static int make_room(struct eng *eng, struct base_err *err)
+{
+    struct eng_core *core = &eng->core;
+    const struct eng_limits *l = &eng->limits;
+    size_t bytes = eng_plan_layout(&core->plan, core->shape, &l->plan, NULL);
+    eng->plan_memory = aligned_alloc(64, bytes);
+    int rc = eng->plan_memory ? 0 : -ENOMEM;
+    if (rc == 0) {
+        /* Touched now, so that a step neither waits for pages nor finds that there are none. */
+        memset(eng->plan_memory, 0, bytes);
+        eng_plan_layout(&core->plan, core->shape, &l->plan, eng->plan_memory);
+        rc = eng_kv_init(&core->kv, core->shape->layers, l->kv_width, l->kv_block_tokens, l->kv_bf16,
+                         l->kv_blocks, l->kv_blocks_per_seq);
+    }
+    if (rc == 0) rc = eng_scheduler_init(&eng->scheduler, &l->scheduler, &core->kv);
+    if (rc == 0) rc = prepare_rope(eng);
+    if (rc < 0) {
+        return base_err_set(err, rc, "%s: no memory for %zu bytes of activations and %" PRIu64
+                            " bytes of KV cache (kv.capacity)", core->shape->name, bytes, l->kv_bytes);
+    }
+    return 0;
+}
+
+static uint32_t longest_token(const struct model_tokenizer *tokenizer)
+{
+    size_t longest = 0;
+    for (uint32_t id = 0; id < model_tokenizer_vocab(tokenizer); id++) {
+        size_t size;
+        bool special;
+        model_tokenizer_bytes(tokenizer, id, &size, &special);
+        if (size > longest) longest = size;
+    }
+    return (uint32_t)longest;
+}
+
+static void publish(struct eng *eng);
+
+int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err *err)
+{
+    *out = NULL;
+    struct eng *eng = calloc(1, sizeof *eng);
+    if (!eng) return -ENOMEM;
+    eng->magic = ENG_MAGIC;
+    eng->core.shape = args->shape;
+    eng->core.tier = args->tier;
+    eng->tokenizer = args->tokenizer;
+    eng->hooks = args->hooks;
+    eng->next_id = 1;
+    pthread_mutex_init(&eng->published_lock, NULL);
+    eng->lock_made = true;
+    int rc = eng_limits_of(&eng->limits, args->config, args->shape, err);
+    if (rc == 0 && args->shape->experts > 0) rc = check_parts(eng, args->store, err);
+    if (rc == 0) rc = start_threads(eng, args->config, err);
+    if (rc == 0) rc = make_room(eng, err);
+    if (rc == 0) rc = eng_weights_load(&eng->core.weights, args->shape, args->files, err);
+    if (rc == 0 && eng->core.weights.embed.dtype == KERN_FP8_E4M3) {
+        rc = base_err_set(err, BASE_EMISMATCH, "%s: FP8 embeddings are not supported", args->shape->name);
+    }
+    if (rc < 0) goto fail;
+    eng->seq_limits = (struct eng_seq_limits){ .tokens_max = eng->limits.tokens_max,
+                                               .blocks_max = eng->limits.kv_blocks_per_seq,
+                                               .token_bytes_max = longest_token(args->tokenizer) };
+    eng->metrics.kv_blocks = eng->limits.kv_blocks;
+    base_hist_init(&eng->metrics.step_latency);
+    base_hist_init(&eng->metrics.decode_latency);
+    publish(eng);
+    *out = eng;
+    return 0;
+fail:
+    eng_close(eng);
+    return rc;
+}
+
+void eng_close(struct eng *eng)
+{
+    if (!eng) return;
+    MUST_MAGIC(eng, ENG_MAGIC);
+    eng_scheduler_fini(&eng->scheduler);
+    eng_kv_fini(&eng->core.kv);
+    eng_weights_free(&eng->core.weights);
+    if (eng->core.work.par) kern_par_destroy(eng->core.work.par);
+    port_topo_close(eng->topo);
+    if (eng->lock_made) pthread_mutex_destroy(&eng->published_lock);
+    free(eng->core.rope_frequency);
+    free(eng->plan_memory);
+    eng->magic = 0;
+    free(eng);
+}
+
+/* --------------------------------------------------------------------------- submit, cancel -- */
+
+static int check_request(const struct eng *eng, const struct eng_request *request,
+                         struct base_err *err)
+{
+    const struct eng_sampling *sampling = &request->sampling;
+    const struct eng_limits *l = &eng->limits;
+    if (request->prompt_tokens == 0) return base_err_set(err, -EINVAL, "the prompt is empty");
+    if (request->prompt_tokens >= l->tokens_max) {
+        return base_err_set(err, -EINVAL, "the prompt has %u tokens, and a sequence can have %u at most, "
+                            "prompt and answer together (scheduler.max_model_len)",
+                            request->prompt_tokens, l->tokens_max);
+    }
+    if (request->max_tokens == 0) return base_err_set(err, -EINVAL, "max_tokens must be 1 or more");
+    for (uint32_t i = 0; i < request->prompt_tokens; i++) {
+        if (request->prompt[i] >= eng->core.shape->vocab) {
+            return base_err_set(err, -EINVAL, "token %u of the prompt is %u, the model knows 0 to %u", i,
+                                request->prompt[i], eng->core.shape->vocab - 1);
+        }
+    }
+    if (!isfinite(sampling->temperature) || sampling->temperature < 0.0f) {
+        return base_err_set(err, -EINVAL, "temperature must be 0 or more");
+    }
+    if (!(sampling->top_p > 0.0f && sampling->top_p <= 1.0f)) {
+        return base_err_set(err, -EINVAL, "top_p must be above 0 and at most 1");
+    }
+    if (request->stop_count > ENG_STOPS_MAX) {
+        return base_err_set(err, -EINVAL, "there are %u stop strings, %d are allowed",
+                            request->stop_count, ENG_STOPS_MAX);
+    }
+    for (uint32_t i = 0; i < request->stop_count; i++) {
+        size_t size = strlen(request->stops[i]);
+        if (size == 0 || size > ENG_STOP_BYTES_MAX) {
+            return base_err_set(err, -EINVAL, "stop string %u has %zu bytes, 1 to %d are allowed", i, size,
+                                ENG_STOP_BYTES_MAX);
+        }
+    }
+    uint64_t longest = (uint64_t)request->prompt_tokens + request->max_tokens;
+    if (longest > l->tokens_max) longest = l->tokens_max;
+    uint32_t blocks = eng_kv_blocks_for(&eng->core.kv, (uint32_t)longest);
+    if (blocks > l->kv_blocks) {
+        return base_err_set(err, -EINVAL, "%" PRIu64 " tokens of prompt and answer need %u KV blocks, "
+                            "the cache has %u (kv.capacity)", longest, blocks, l->kv_blocks);
+    }
+    return 0;
+}
+
+int64_t eng_submit(struct eng *eng, const struct eng_request *request, struct base_err *err)
+{
+    MUST_MAGIC(eng, ENG_MAGIC);
+    int rc = check_request(eng, request, err);
+    if (rc < 0) return rc;
+    if (eng->scheduler.waiting_count >= WAITING_MAX) {
+        return base_err_set(err, -EAGAIN, "%d requests are waiting already", WAITING_MAX);
+    }
+    struct eng_seq *seq = eng_seq_create(request, eng->next_id, eng->tokenizer, &eng->seq_limits);
+    if (!seq) return base_err_set(err, -ENOMEM, "no memory for one more request");
+    eng->next_id++;
+    eng_scheduler_add(&eng->scheduler, seq);
+    publish(eng);
+    return (int64_t)seq->id;
+}
+
+void eng_cancel(struct eng *eng, uint64_t request)
+{
+    MUST_MAGIC(eng, ENG_MAGIC);
+    struct eng_seq *seq = eng_scheduler_find(&eng->scheduler, request);
+    if (!seq || seq->state == ENG_SEQ_OVER) return;
+    seq->state = ENG_SEQ_OVER;
+    eng->metrics.cancelled_requests++;
+    if (eng->in_step) return;
+    eng_scheduler_sweep(&eng->scheduler);
+    publish(eng);
+}
+
+/* ------------------------------------------------------------------------------------- step -- */
+
+static bool is_eos(const struct model_shape *shape, uint32_t token)
+{
+    for (uint32_t i = 0; i < shape->eos_count; i++) {
+        if (shape->eos_ids[i] == (int64_t)token) return true;
+    }
+    return false;
+}
+
+static void finish_seq(struct eng *eng, struct eng_seq *seq)
+{
+    if (seq->error.code < 0) eng->metrics.failed_requests++;
+    else eng->metrics.finished_requests++;
+    seq->state = ENG_SEQ_OVER;
+}
+
+static void fail_seq(struct eng *eng, struct eng_seq *seq)
+{
+    if (seq->state == ENG_SEQ_OVER) return;
+    finish_seq(eng, seq);
+    eng_seq_fail(seq);
+}
+
+static void sample_row(struct eng *eng, struct eng_seq *seq, const float *logits)
+{
+    float logprob;
+    int64_t token = eng_sample(&seq->sampling, &seq->rng, logits, eng->core.shape->vocab,
+                               eng->core.plan.candidates, &logprob);
+    if (token < 0) {
+        base_err_set(&seq->error, (int)token, "%s: the logits after token %u are no finite numbers",
+                     eng->core.shape->name, seq->token_count - 1);
+        fail_seq(eng, seq);
+        return;
+    }
+    eng->metrics.generated_tokens++;
+    seq->state = ENG_SEQ_GENERATING;
+    enum eng_finish finish = eng_seq_push(seq, (uint32_t)token, logprob,
+                                          is_eos(eng->core.shape, (uint32_t)token));
+    /* The client may have cancelled from inside the call: then it is over and counted already. */
+    if (finish != ENG_RUNNING && seq->state != ENG_SEQ_OVER) finish_seq(eng, seq);
+}
+
+static void show_logits(struct eng *eng, const struct eng_batch *batch, const uint32_t *rows,
+                        uint32_t count)
+{
+    if (!eng->hooks.logits) return;
+    uint32_t vocab = eng->core.shape->vocab;
+    for (uint32_t i = 0; i < count; i++) {
+        eng->hooks.logits(eng->hooks.context, batch->seqs[rows[i]], batch->positions[rows[i]],
+                          eng->core.plan.logits + (size_t)i * vocab, vocab);
+    }
+}
+
+/* The rows of the chunk before its last one, when somebody asked to see them. */
+static void show_prompt_logits(struct eng *eng, const struct eng_batch *batch, uint32_t end)
+{
+    uint32_t *rows = eng->core.plan.head_rows, most = eng->limits.plan.decode_rows + 1;
+    for (uint32_t row = batch->decode_count; row < end;) {
+        uint32_t count = 0;
+        while (count < most && row < end) {
+            rows[count++] = row++;
+        }
+        eng_head(&eng->core, rows, count);
+        show_logits(eng, batch, rows, count);
+    }
+}
+
+static void sample_batch(struct eng *eng, const struct eng_batch *batch)
+{
+    uint32_t *rows = eng->core.plan.head_rows, count = 0;
+    uint32_t chunk = batch->count - batch->decode_count;
+    if (chunk > 0) {
+        const struct eng_seq *seq = batch->members[batch->member_count - 1];
+        bool last = seq->computed == seq->token_count;
+        if (eng->hooks.logits && seq->prompt_logits && seq->error.code == 0) {
+            show_prompt_logits(eng, batch, batch->count - last);
+        }
+        for (uint32_t row = 0; row < batch->decode_count + last; row++) {
+            rows[count++] = row < batch->decode_count ? row : batch->count - 1;
+        }
+    } else {
+        for (; count < batch->decode_count; count++) {
+            rows[count] = count;
+        }
+    }
+    /* Rows of sequences that failed have no logits. */
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (batch->members[batch->row_member[rows[i]]]->error.code == 0) rows[kept++] = rows[i];
+    }
+    if (kept > 0) eng_head(&eng->core, rows, kept);
+    show_logits(eng, batch, rows, kept);
+    for (uint32_t i = 0; i < kept; i++) {
+        struct eng_seq *seq = batch->members[batch->row_member[rows[i]]];
+        if (seq->state == ENG_SEQ_OVER) continue;
+        sample_row(eng, seq, eng->core.plan.logits + (size_t)i * eng->core.shape->vocab);
+    }
+    for (uint32_t i = 0; i < batch->member_count; i++) {
+        if (batch->members[i]->error.code < 0) fail_seq(eng, batch->members[i]);
+    }
+}
+
+static void end_step(struct eng *eng, const struct eng_batch *batch, uint64_t start_ns)
+{
+    struct eng_core *core = &eng->core;
+    struct eng_step_record record = {
+        .step = eng->step,
+        .token_count = batch->count,
+        .seqs = batch->seqs,
+        .tokens = batch->tokens,
+        .positions = batch->positions,
+        .phases = batch->phases,
+        .moe_layers = model_shape_moe_layers(core->shape),
+        .top_k = core->shape->top_k,
+        .expert_ids = core->plan.route_ids,
+        .expert_weights = core->plan.route_weights,
+    };
+    tier_step_waits(core->tier, record.wait_ns);
+    record.step_ns = base_now_ns() - start_ns;
+    record.compute_ns = record.step_ns - core->wait_ns;
+    if (eng->hooks.step_end) eng->hooks.step_end(eng->hooks.context, &record);
+    tier_step_end(core->tier);
+    struct eng_metrics *m = &eng->metrics;
+    m->steps++;
+    m->prompt_tokens += batch->count - batch->decode_count;
+    m->compute_seconds += (double)record.compute_ns / 1e9;
+    base_hist_add(&m->step_latency, record.step_ns);
+    if (batch->count == batch->decode_count) base_hist_add(&m->decode_latency, record.step_ns);
+    eng->step++;
+}
+
+int eng_step(struct eng *eng)
+{
+    MUST_MAGIC(eng, ENG_MAGIC);
+    MUST(!eng->in_step);
+    const struct eng_batch *batch = eng_scheduler_next(&eng->scheduler);
+    if (batch->count > 0) {
+        uint64_t start_ns = base_now_ns();
+        eng->in_step = true;
+        eng->core.wait_ns = 0;
+        if (eng->hooks.step_begin) eng->hooks.step_begin(eng->hooks.context, eng->step);
+        eng_forward(&eng->core, batch);
+        for (uint32_t row = 0; row < batch->count; row++) {
+            batch->members[batch->row_member[row]]->computed++;
+        }
+        sample_batch(eng, batch);
+        end_step(eng, batch, start_ns);
+        eng->in_step = false;
+        eng_scheduler_sweep(&eng->scheduler);
+    }
+    publish(eng);
+    return (int)(eng->scheduler.running_count + eng->scheduler.waiting_count);
+}
+
+/* --------------------------------------------------------------------------------- counters -- */
+
+/* A reader that is copying just now keeps the older numbers; the engine never waits for it. */
+static void publish(struct eng *eng)
+{
+    struct eng_metrics *m = &eng->metrics;
+    m->running_requests = eng->scheduler.running_count;
+    m->waiting_requests = eng->scheduler.waiting_count;
+    m->kv_used_blocks = eng->limits.kv_blocks - eng->core.kv.free_count;
+    if (pthread_mutex_trylock(&eng->published_lock) != 0) return;
+    eng->published = *m;
+    pthread_mutex_unlock(&eng->published_lock);
+}
+
+void eng_snapshot(struct eng *eng, struct eng_metrics *out)
+{
+    MUST_MAGIC(eng, ENG_MAGIC);
+    pthread_mutex_lock(&eng->published_lock);
+    *out = eng->published;
+    pthread_mutex_unlock(&eng->published_lock);
+}

@@ -1,0 +1,81 @@
+#include "engine/forward.h"
+
+#include "engine/ffn.h"
+#include "engine/mla.h"
+#include "engine/moe.h"
+
+struct pass {
+    struct eng_core *core;
+    const struct eng_batch *batch;
+    const float *weight;        /* of the norm */
+};
+
+static void row_embed(void *context, uint32_t row, unsigned thread)
+{
+    (void)thread;
+    const struct pass *pass = context;
+    const struct kern_matrix *embed = &pass->core->weights.embed;
+    size_t bytes = embed->cols * kern_dtype_bytes(embed->dtype);
+    const char *from = (const char *)embed->data + pass->batch->tokens[row] * bytes;
+    pass->core->work.ops->to_f32(pass->core->plan.hidden + (size_t)row * embed->cols, from,
+                                 embed->dtype, embed->cols);
+}
+
+static void row_norm(void *context, uint32_t row, unsigned thread)
+{
+    (void)thread;
+    const struct pass *pass = context;
+    size_t at = (size_t)row * pass->core->shape->hidden;
+    pass->core->work.ops->rmsnorm(pass->core->plan.normed + at, pass->core->plan.hidden + at,
+                                  pass->weight, pass->core->shape->hidden,
+                                  (float)pass->core->shape->rms_eps);
+}
+
+static void row_add(void *context, uint32_t row, unsigned thread)
+{
+    (void)thread;
+    const struct pass *pass = context;
+    size_t at = (size_t)row * pass->core->shape->hidden;
+    pass->core->work.ops->add(pass->core->plan.hidden + at, pass->core->plan.branch + at,
+                              pass->core->shape->hidden);
+}
+
+static void by_row(struct pass *pass, void (*run)(void *context, uint32_t row, unsigned thread))
+{
+    uint64_t cost = (uint64_t)pass->batch->count * pass->core->shape->hidden;
+    eng_work_run(&pass->core->work, pass->batch->count, cost, run, pass);
+}
+
+void eng_forward(struct eng_core *core, const struct eng_batch *batch)
+{
+    struct pass pass = { .core = core, .batch = batch };
+    by_row(&pass, row_embed);
+    eng_mla_positions(core, batch);
+    for (uint32_t i = 0; i < core->shape->layers; i++) {
+        const struct eng_layer *layer = &core->weights.layers[i];
+        pass.weight = layer->attention_norm;
+        by_row(&pass, row_norm);
+        eng_mla(core, layer, i, batch);
+        by_row(&pass, row_add);
+        pass.weight = layer->ffn_norm;
+        by_row(&pass, row_norm);
+        if (layer->moe_layer >= 0) eng_moe(core, layer, batch);
+        else eng_ffn(core, &layer->mlp, core->plan.normed, core->plan.branch, batch->count);
+        by_row(&pass, row_add);
+        tier_poll(core->tier);
+    }
+}
+
+void eng_head(struct eng_core *core, const uint32_t *rows, uint32_t count)
+{
+    const struct model_shape *s = core->shape;
+    struct eng_plan *plan = &core->plan;
+    for (uint32_t i = 0; i < count; i++) {
+        core->work.ops->rmsnorm(plan->head_in + (size_t)i * s->hidden,
+                                plan->hidden + (size_t)rows[i] * s->hidden, core->weights.norm,
+                                s->hidden, (float)s->rms_eps);
+    }
+    struct kern_matmul product = eng_product(&core->weights.head, plan->head_in, s->hidden,
+                                             plan->logits, s->vocab, count, 1);
+    eng_work_products(&core->work, &product, 1);
+}

@@ -1,0 +1,14 @@
+/* One forward pass over a batch: embeddings, layers, and the head for the rows one asks for. */
+#ifndef ENGINE_FORWARD_H
+#define ENGINE_FORWARD_H
+
+#include "engine/core.h"
+
+/* Leaves the residual stream after the last layer in plan.hidden and the routing in plan.route_*.
+ * Sequences that needed an unreadable expert have seq->error set. */
+void eng_forward(struct eng_core *core, const struct eng_batch *batch);
+
+/* Logits of `count` rows (at most decode_rows + 1): plan.logits[i] for rows[i]. */
+void eng_head(struct eng_core *core, const uint32_t *rows, uint32_t count);
+
+#endif

@@ -1,0 +1,54 @@
+#include "engine/kv.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "base/must.h"
+
+size_t eng_kv_block_bytes(uint32_t layers, uint32_t width, uint32_t block_tokens, bool bf16)
+{
+    return (size_t)layers * block_tokens * width * (bf16 ? 2 : 4);
+}
+
+int eng_kv_init(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t block_tokens,
+                bool bf16, uint32_t blocks, uint32_t blocks_per_seq)
+{
+    *kv = (struct eng_kv){ .layers = layers, .width = width, .block_tokens = block_tokens,
+                           .bf16 = bf16, .blocks = blocks, .blocks_per_seq = blocks_per_seq };
+    kv->layer_bytes = eng_kv_block_bytes(1, width, block_tokens, bf16);
+    kv->free_ids = malloc(blocks * sizeof *kv->free_ids);
+    if (!kv->free_ids) return -ENOMEM;
+    /* Pages appear when they are first written: a short chat never touches most of them. */
+    void *memory = mmap(NULL, kv->layer_bytes * layers * blocks, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) return -ENOMEM;
+    kv->memory = memory;
+    /* Low ids on top of the stack, so that few sequences keep to few pages. */
+    for (uint32_t i = 0; i < blocks; i++) {
+        kv->free_ids[i] = blocks - 1 - i;
+    }
+    kv->free_count = blocks;
+    return 0;
+}
+
+void eng_kv_fini(struct eng_kv *kv)
+{
+    if (kv->memory) munmap(kv->memory, kv->layer_bytes * kv->layers * kv->blocks);
+    free(kv->free_ids);
+    *kv = (struct eng_kv){ 0 };
+}
+
+int64_t eng_kv_take(struct eng_kv *kv)
+{
+    if (kv->free_count == 0) return -1;
+    return kv->free_ids[--kv->free_count];
+}
+
+void eng_kv_give(struct eng_kv *kv, const uint32_t *ids, uint32_t count)
+{
+    MUST(kv->free_count + count <= kv->blocks);
+    for (uint32_t i = count; i-- > 0;) {
+        kv->free_ids[kv->free_count++] = ids[i];
+    }
+}

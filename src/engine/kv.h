@@ -1,0 +1,47 @@
+/* Paged latent KV cache: for each layer one row [kv_lora + rope] a token, in blocks of
+ * `block_tokens` tokens. A block id stands for the same tokens in every layer.
+ *
+ *   memory  [block][layer][block_tokens][kv_lora + rope]
+ *
+ * A sequence owns a list of block ids; free ones lie on a stack. Engine thread only; no allocation
+ * after create.
+ */
+#ifndef ENGINE_KV_H
+#define ENGINE_KV_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct eng_kv {
+    uint32_t layers, width, block_tokens;
+    uint32_t blocks_per_seq;    /* longest list of one sequence */
+    bool bf16;
+    size_t layer_bytes;         /* of one block in one layer */
+    uint32_t blocks;
+    char *memory;
+    uint32_t *free_ids;
+    uint32_t free_count;
+};
+
+/* Bytes of one block over all layers. */
+size_t eng_kv_block_bytes(uint32_t layers, uint32_t width, uint32_t block_tokens, bool bf16);
+
+int eng_kv_init(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t block_tokens,
+                bool bf16, uint32_t blocks, uint32_t blocks_per_seq);
+void eng_kv_fini(struct eng_kv *kv);
+
+/* A free block's id, or -1. */
+int64_t eng_kv_take(struct eng_kv *kv);
+void eng_kv_give(struct eng_kv *kv, const uint32_t *ids, uint32_t count);
+
+static inline void *eng_kv_block(const struct eng_kv *kv, uint32_t id, uint32_t layer)
+{
+    return kv->memory + ((size_t)id * kv->layers + layer) * kv->layer_bytes;
+}
+static inline uint32_t eng_kv_blocks_for(const struct eng_kv *kv, uint32_t tokens)
+{
+    return (tokens + kv->block_tokens - 1) / kv->block_tokens;
+}
+
+#endif

@@ -1,0 +1,25 @@
+/* From settings and model to sizes: every number that open and the footprint need, checked once. */
+#ifndef ENGINE_LIMITS_H
+#define ENGINE_LIMITS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/engine.h"
+#include "engine/plan.h"
+#include "engine/scheduler.h"
+
+struct eng_limits {
+    struct eng_plan_size plan;
+    struct eng_scheduler_config scheduler;
+    uint32_t tokens_max;        /* of one sequence */
+    uint32_t kv_width, kv_block_tokens, kv_blocks, kv_blocks_per_seq;
+    bool kv_bf16;
+    uint64_t kv_bytes;
+};
+
+/* BASE_ECONFIG or BASE_EBUDGET with the arithmetic in the sentence. */
+int eng_limits_of(struct eng_limits *limits, const struct eng_config *config,
+                  const struct model_shape *shape, struct base_err *err);
+
+#endif

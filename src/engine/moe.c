@@ -1,0 +1,319 @@
+#include "engine/moe.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/must.h"
+#include "engine/ffn.h"
+#include "engine/gate.h"
+
+struct pass {
+    struct eng_core *core;
+    const struct eng_layer *layer;
+    const struct eng_batch *batch;
+    uint32_t runs;              /* experts of plan.runs to compute now */
+    uint32_t parts;
+    uint32_t begin, end;        /* rows */
+    bool shared_done;
+};
+
+static struct kern_matrix part_matrix(const struct eng_core *core, const struct tier_lease *lease,
+                                      enum model_matrix matrix)
+{
+    const struct tier_part *part = &core->parts[2 * matrix];
+    return (struct kern_matrix){
+        .dtype = eng_weights_dtype(part->dtype),
+        .rows = part->rows,
+        .cols = part->cols,
+        .data = lease->parts[2 * matrix],
+        .scales = core->parts[2 * matrix + 1].rows > 0 ? lease->parts[2 * matrix + 1] : NULL,
+        .scale_rows = core->shape->fp8_block_rows,
+        .scale_cols = core->shape->fp8_block_cols,
+    };
+}
+
+/* The inputs of `count` pairs from `first` on, one after the other. A single one is used in place. */
+static const float *gather(const struct pass *pass, uint32_t first, uint32_t count, unsigned thread)
+{
+    const struct eng_plan *plan = &pass->core->plan;
+    uint32_t hidden = pass->core->shape->hidden;
+    if (count == 1) return plan->normed + (size_t)plan->pair_row[first] * hidden;
+    float *tile = plan->tile_in + (size_t)thread * ENG_TILE * hidden;
+    for (uint32_t i = 0; i < count; i++) {
+        memcpy(tile + (size_t)i * hidden, plan->normed + (size_t)plan->pair_row[first + i] * hidden,
+               hidden * sizeof *tile);
+    }
+    return tile;
+}
+
+/* Chunk = some rows of gate and up of one expert, for all its tokens. */
+static void run_in(void *context, uint32_t chunk, unsigned thread)
+{
+    const struct pass *pass = context;
+    const struct eng_core *core = pass->core;
+    const struct eng_plan *plan = &core->plan;
+    const struct eng_run *run = &plan->runs[chunk / pass->parts];
+    uint32_t hidden = core->shape->hidden, width = core->shape->expert_width, begin, end;
+    eng_work_rows(width, pass->parts, chunk % pass->parts, &begin, &end);
+    if (begin == end) return;
+    struct kern_matrix gate = part_matrix(core, run->lease, MODEL_GATE);
+    struct kern_matrix up = part_matrix(core, run->lease, MODEL_UP);
+    for (uint32_t i = 0; i < run->count; i += ENG_TILE) {
+        uint32_t first = run->first + i, m = run->count - i < ENG_TILE ? run->count - i : ENG_TILE;
+        const float *x = gather(pass, first, m, thread);
+        float *gated = plan->pair_gate + (size_t)first * width;
+        float *raised = plan->pair_up + (size_t)first * width;
+        struct kern_matmul product = eng_product(&gate, x, hidden, gated, width, m, 1);
+        core->work.ops->matmul(&product, begin, end);
+        product = eng_product(&up, x, hidden, raised, width, m, 1);
+        core->work.ops->matmul(&product, begin, end);
+        for (uint32_t t = 0; t < m; t++) {
+            float *to = gated + (size_t)t * width + begin;
+            core->work.ops->swiglu(to, to, raised + (size_t)t * width + begin, end - begin);
+        }
+    }
+}
+
+/* Chunk = some rows of down of one expert: outputs are kept by pair. */
+static void run_out(void *context, uint32_t chunk, unsigned thread)
+{
+    (void)thread;
+    const struct pass *pass = context;
+    const struct eng_core *core = pass->core;
+    const struct eng_run *run = &core->plan.runs[chunk / pass->parts];
+    uint32_t hidden = core->shape->hidden, width = core->shape->expert_width, begin, end;
+    eng_work_rows(hidden, pass->parts, chunk % pass->parts, &begin, &end);
+    if (begin == end) return;
+    struct kern_matrix down = part_matrix(core, run->lease, MODEL_DOWN);
+    struct kern_matmul product = eng_product(
+        &down, core->plan.pair_gate + (size_t)run->first * width, width,
+        core->plan.pair_out + (size_t)run->first * hidden, hidden, run->count, 1);
+    core->work.ops->matmul(&product, begin, end);
+}
+
+/* Chunk = some rows of down of every expert of the list, in ascending id, added up at once. */
+static void runs_add(void *context, uint32_t chunk, unsigned thread)
+{
+    const struct pass *pass = context;
+    const struct eng_core *core = pass->core;
+    const struct eng_plan *plan = &core->plan;
+    uint32_t hidden = core->shape->hidden, width = core->shape->expert_width, begin, end;
+    eng_work_rows(hidden, pass->parts, chunk, &begin, &end);
+    if (begin == end) return;
+    float *tile = plan->tile_out + (size_t)thread * ENG_TILE * hidden;
+    for (uint32_t r = 0; r < pass->runs; r++) {
+        const struct eng_run *run = &plan->runs[r];
+        struct kern_matrix down = part_matrix(core, run->lease, MODEL_DOWN);
+        for (uint32_t i = 0; i < run->count; i += ENG_TILE) {
+            uint32_t first = run->first + i;
+            uint32_t m = run->count - i < ENG_TILE ? run->count - i : ENG_TILE;
+            struct kern_matmul product = eng_product(&down, plan->pair_gate + (size_t)first * width,
+                                                     width, tile, hidden, m, 1);
+            core->work.ops->matmul(&product, begin, end);
+            for (uint32_t t = 0; t < m; t++) {
+                float *to = plan->routed + (size_t)plan->pair_row[first + t] * hidden + begin;
+                core->work.ops->axpy(to, plan->pair_weight[first + t],
+                                     tile + (size_t)t * hidden + begin, end - begin);
+            }
+        }
+    }
+}
+
+static uint64_t runs_tokens(const struct pass *pass)
+{
+    uint64_t tokens = 0;
+    for (uint32_t r = 0; r < pass->runs; r++) {
+        tokens += pass->core->plan.runs[r].count;
+    }
+    return tokens;
+}
+
+/* Takes the listed experts through gate, up and activation. */
+static void compute_in(struct pass *pass)
+{
+    const struct model_shape *s = pass->core->shape;
+    uint64_t cost = runs_tokens(pass) * 2 * s->hidden * s->expert_width;
+    pass->parts = eng_work_parts(&pass->core->work, pass->runs, cost / pass->runs, s->expert_width);
+    eng_work_run(&pass->core->work, pass->runs * pass->parts, cost, run_in, pass);
+    tier_poll(pass->core->tier);
+}
+
+static void compute_decode(struct pass *pass)
+{
+    const struct model_shape *s = pass->core->shape;
+    if (pass->runs == 0) return;
+    compute_in(pass);
+    uint64_t cost = runs_tokens(pass) * s->hidden * s->expert_width;
+    pass->parts = eng_work_parts(&pass->core->work, pass->runs, cost / pass->runs, s->hidden);
+    eng_work_run(&pass->core->work, pass->runs * pass->parts, cost, run_out, pass);
+    tier_poll(pass->core->tier);
+}
+
+static void compute_prefill(struct pass *pass)
+{
+    const struct model_shape *s = pass->core->shape;
+    if (pass->runs == 0) return;
+    compute_in(pass);
+    uint64_t cost = runs_tokens(pass) * s->hidden * s->expert_width;
+    pass->parts = eng_work_parts(&pass->core->work, 1, cost, s->hidden);
+    eng_work_run(&pass->core->work, pass->parts, cost, runs_add, pass);
+    tier_poll(pass->core->tier);
+}
+
+/* Computed once a layer, as early as there is something to wait for. */
+static void shared(struct pass *pass)
+{
+    struct eng_core *core = pass->core;
+    if (pass->shared_done) return;
+    pass->shared_done = true;
+    if (pass->layer->mlp.gate.rows > 0) {
+        eng_ffn(core, &pass->layer->mlp, core->plan.normed, core->plan.branch, pass->batch->count);
+    } else {
+        memset(core->plan.branch, 0,
+               (size_t)pass->batch->count * core->shape->hidden * sizeof *core->plan.branch);
+    }
+    tier_poll(core->tier);
+}
+
+static uint32_t wait_for(struct eng_core *core, struct tier_lease *leases, uint32_t count,
+                         enum tier_wait_mode mode)
+{
+    uint64_t start = base_now_ns();
+    uint32_t settled = tier_wait(core->tier, leases, count, mode, UINT64_MAX);
+    core->wait_ns += base_now_ns() - start;
+    return settled;
+}
+
+/* The sequences whose tokens need an expert that cannot be read end here; their rows are computed on
+ * without it, unused, so that the others' go on as they are. */
+static void fail_rows(struct pass *pass, const struct tier_lease *lease)
+{
+    const struct eng_plan *plan = &pass->core->plan;
+    const struct model_shape *s = pass->core->shape;
+    uint32_t first = plan->expert_first[lease->expert];
+    for (uint32_t i = 0; i < plan->expert_count[lease->expert]; i++) {
+        uint32_t row = plan->pair_row[first + i];
+        struct eng_seq *seq = pass->batch->members[pass->batch->row_member[row]];
+        base_err_set(&seq->error, lease->status,
+                     "%s: expert %u of moe layer %u, which this answer needs, cannot be read: %s",
+                     s->name, lease->expert, lease->layer, base_err_name(lease->status));
+    }
+}
+
+static void list_run(struct pass *pass, const struct tier_lease *lease)
+{
+    struct eng_plan *plan = &pass->core->plan;
+    plan->runs[pass->runs++] = (struct eng_run){ .lease = lease,
+                                                 .first = plan->expert_first[lease->expert],
+                                                 .count = plan->expert_count[lease->expert] };
+}
+
+/* Computes the granted experts as they arrive. plan.pending is kept dense: settled leases move to
+ * plan.leases, where they stand in the order in which they are released. */
+static void serve_arrivals(struct pass *pass, uint32_t granted)
+{
+    struct eng_plan *plan = &pass->core->plan;
+    uint32_t left = granted;
+    for (uint32_t i = 0; i < granted; i++) {
+        plan->pending[i] = plan->leases[i];
+        plan->pending_index[i] = i;
+    }
+    while (left > 0) {
+        wait_for(pass->core, plan->pending, left, TIER_WAIT_ANY);
+        pass->runs = 0;
+        uint32_t kept = 0;
+        for (uint32_t i = 0; i < left; i++) {
+            uint32_t index = plan->pending_index[i];
+            if (plan->pending[i].status == -EINPROGRESS) {
+                plan->pending[kept] = plan->pending[i];
+                plan->pending_index[kept++] = index;
+                continue;
+            }
+            plan->leases[index] = plan->pending[i];
+            if (plan->leases[index].status == 0) list_run(pass, &plan->leases[index]);
+            else fail_rows(pass, &plan->leases[index]);
+        }
+        left = kept;
+        compute_decode(pass);
+    }
+}
+
+/* Chunk = one row: its experts' outputs in ascending id. */
+static void row_sum(void *context, uint32_t chunk, unsigned thread)
+{
+    (void)thread;
+    const struct pass *pass = context;
+    const struct eng_plan *plan = &pass->core->plan;
+    uint32_t hidden = pass->core->shape->hidden, row = pass->begin + chunk;
+    if (pass->batch->members[pass->batch->row_member[row]]->error.code < 0) return;
+    const uint32_t *pairs = plan->row_pairs + (size_t)row * pass->core->shape->top_k;
+    for (uint32_t i = 0; i < plan->row_pair_count[row]; i++) {
+        pass->core->work.ops->axpy(plan->routed + (size_t)row * hidden, plan->pair_weight[pairs[i]],
+                                   plan->pair_out + (size_t)pairs[i] * hidden, hidden);
+    }
+}
+
+static void decode_rows(struct pass *pass)
+{
+    struct eng_core *core = pass->core;
+    struct eng_plan *plan = &core->plan;
+    uint32_t wanted = eng_gate_group(core, pass->layer, pass->batch, pass->begin, pass->end, true);
+    for (uint32_t done = 0; done < wanted;) {
+        uint32_t granted = tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer,
+                                        plan->wanted + done, wanted - done, TIER_DECODE, plan->leases);
+        MUST(granted > 0);
+        shared(pass);
+        serve_arrivals(pass, granted);
+        tier_release(core->tier, plan->leases, granted);
+        done += granted;
+    }
+    uint32_t rows = pass->end - pass->begin;
+    eng_work_run(&core->work, rows, (uint64_t)rows * core->shape->top_k * core->shape->hidden,
+                 row_sum, pass);
+}
+
+static void prefill_rows(struct pass *pass)
+{
+    struct eng_core *core = pass->core;
+    struct eng_plan *plan = &core->plan;
+    uint32_t wanted = eng_gate_group(core, pass->layer, pass->batch, pass->begin, pass->end, false);
+    for (uint32_t done = 0; done < wanted;) {
+        uint32_t granted = tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer,
+                                        plan->wanted + done, wanted - done, TIER_PREFILL, plan->leases);
+        MUST(granted > 0);
+        shared(pass);
+        for (uint32_t i = 0; i < granted;) {
+            /* The next in id order, and all those behind it that are there as well. */
+            wait_for(core, &plan->leases[i], 1, TIER_WAIT_ALL);
+            tier_wait(core->tier, &plan->leases[i], granted - i, TIER_WAIT_ANY, 0);
+            pass->runs = 0;
+            for (; i < granted && plan->leases[i].status != -EINPROGRESS; i++) {
+                if (plan->leases[i].status == 0) list_run(pass, &plan->leases[i]);
+                else fail_rows(pass, &plan->leases[i]);
+            }
+            compute_prefill(pass);
+        }
+        tier_release(core->tier, plan->leases, granted);
+        done += granted;
+    }
+}
+
+void eng_moe(struct eng_core *core, const struct eng_layer *layer, const struct eng_batch *batch)
+{
+    struct pass pass = { .core = core, .layer = layer, .batch = batch };
+    struct eng_plan *plan = &core->plan;
+    size_t hidden = core->shape->hidden;
+    memset(plan->routed, 0, batch->count * hidden * sizeof *plan->routed);
+    eng_gate(core, layer, batch);
+    pass.end = batch->decode_count;
+    if (pass.begin < pass.end) decode_rows(&pass);
+    pass.begin = batch->decode_count;
+    pass.end = batch->count;
+    if (pass.begin < pass.end) prefill_rows(&pass);
+    shared(&pass);
+    for (uint32_t row = 0; row < batch->count; row++) {
+        core->work.ops->add(plan->routed + row * hidden, plan->branch + row * hidden, (uint32_t)hidden);
+    }
+    memcpy(plan->branch, plan->routed, batch->count * hidden * sizeof *plan->branch);
+}

@@ -1,0 +1,89 @@
+#include "engine/plan.h"
+
+#include <stdbool.h>
+
+struct layout {
+    char *memory;
+    size_t used;
+};
+
+static void *take(struct layout *layout, size_t count, size_t size)
+{
+    enum { ALIGN = 64 };
+    void *at = layout->memory ? layout->memory + layout->used : NULL;
+    layout->used += (count * size + ALIGN - 1) / ALIGN * ALIGN;
+    return at;
+}
+
+static uint32_t larger(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+static void layout_rows(struct eng_plan *p, struct layout *l, const struct model_shape *s,
+                        const struct eng_plan_size *size)
+{
+    size_t rows = size->rows, real = sizeof(float);
+    uint32_t shared = s->shared_experts * s->expert_width;
+    uint32_t width = larger(s->dense_layers > 0 || s->experts == 0 || s->moe_layer_freq > 1 ?
+                            s->dense_width : 0, shared);
+    p->hidden = take(l, rows * s->hidden, real);
+    p->normed = take(l, rows * s->hidden, real);
+    p->branch = take(l, rows * s->hidden, real);
+    p->q_a = take(l, rows * s->q_lora_rank, real);
+    p->q = take(l, rows * s->heads * (s->qk_nope_dim + s->qk_rope_dim), real);
+    p->kv = take(l, rows * (s->kv_lora_rank + s->qk_rope_dim), real);
+    p->q_latent = take(l, rows * s->heads * (s->kv_lora_rank + s->qk_rope_dim), real);
+    p->latent = take(l, rows * s->heads * s->kv_lora_rank, real);
+    p->kv_up = take(l, rows * s->heads * (s->qk_nope_dim + s->v_dim), real);
+    p->attended = take(l, rows * s->heads * s->v_dim, real);
+    p->cos = take(l, rows * s->qk_rope_dim / 2, real);
+    p->sin = take(l, rows * s->qk_rope_dim / 2, real);
+    p->mlp_gate = take(l, rows * width, real);
+    p->mlp_up = take(l, rows * width, real);
+    p->routed = take(l, rows * s->hidden, real);
+    p->gate_logits = take(l, rows * s->experts, real);
+    p->block_table = take(l, (size_t)(size->decode_rows + 1) * size->blocks_per_seq, sizeof(void *));
+    p->row_pairs = take(l, rows * s->top_k, sizeof(uint32_t));
+    p->row_pair_count = take(l, rows, sizeof(uint32_t));
+}
+
+static void layout_experts(struct eng_plan *p, struct layout *l, const struct model_shape *s,
+                           const struct eng_plan_size *size)
+{
+    size_t pairs = (size_t)size->rows * s->top_k, real = sizeof(float), experts = s->experts;
+    size_t routes = pairs * model_shape_moe_layers(s);
+    p->pair_row = take(l, pairs, sizeof(uint32_t));
+    p->pair_weight = take(l, pairs, real);
+    p->pair_gate = take(l, pairs * s->expert_width, real);
+    p->pair_up = take(l, pairs * s->expert_width, real);
+    p->pair_out = take(l, (size_t)size->decode_rows * s->top_k * s->hidden, real);
+    p->expert_first = take(l, experts, sizeof(uint32_t));
+    p->expert_count = take(l, experts, sizeof(uint32_t));
+    p->wanted = take(l, experts, sizeof(uint32_t));
+    p->expert_strength = take(l, experts, real);
+    p->leases = take(l, experts, sizeof(struct tier_lease));
+    p->pending = take(l, experts, sizeof(struct tier_lease));
+    p->pending_index = take(l, experts, sizeof(uint32_t));
+    p->runs = take(l, experts, sizeof(struct eng_run));
+    p->route_ids = take(l, routes, sizeof(uint32_t));
+    p->route_weights = take(l, routes, real);
+    p->tile_in = take(l, (size_t)size->threads * ENG_TILE * s->hidden, real);
+    p->tile_out = take(l, (size_t)size->threads * ENG_TILE * s->hidden, real);
+    p->gate_scratch = take(l, size->threads * 2 * experts, real);
+}
+
+size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,
+                       const struct eng_plan_size *size, void *memory)
+{
+    struct layout layout = { .memory = memory };
+    *plan = (struct eng_plan){ 0 };
+    layout_rows(plan, &layout, shape, size);
+    layout_experts(plan, &layout, shape, size);
+    size_t head_rows = (size_t)size->decode_rows + 1;
+    plan->head_in = take(&layout, head_rows * shape->hidden, sizeof(float));
+    plan->logits = take(&layout, head_rows * shape->vocab, sizeof(float));
+    plan->head_rows = take(&layout, head_rows, sizeof(uint32_t));
+    plan->candidates = take(&layout, shape->vocab, sizeof(struct eng_candidate));
+    return layout.used;
+}

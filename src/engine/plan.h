@@ -1,0 +1,78 @@
+/* The memory that a step works in: one block, laid out once at open for the largest batch.
+ *
+ * Rows are the batch's tokens. A pair is one (token, expert) of the gate's choice; pairs are
+ * ordered by expert, then token.
+ */
+#ifndef ENGINE_PLAN_H
+#define ENGINE_PLAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/sampler.h"
+#include "model/shape.h"
+#include "tiering/tiering.h"
+
+enum {
+    ENG_TILE = 16,              /* tokens of one expert taken through its matrices together */
+};
+
+struct eng_plan_size {
+    uint32_t rows;              /* tokens of the largest batch */
+    uint32_t decode_rows;       /* generated tokens among them, at most */
+    uint32_t threads;
+    uint32_t blocks_per_seq;
+};
+
+struct eng_plan {
+    /* [rows][...] */
+    float *hidden;              /* the residual stream */
+    float *normed;
+    float *branch;              /* what a block adds to the stream */
+    float *q_a, *q, *kv;        /* projections of attention */
+    float *q_latent;            /* [heads][lora + rope] */
+    float *latent;              /* [heads][lora] */
+    float *kv_up;               /* [heads][nope + v], v parts used */
+    float *attended;            /* [heads][v] */
+    float *cos, *sin;           /* [rope / 2] */
+    float *mlp_gate, *mlp_up;   /* widest dense or shared part */
+    float *routed;              /* sum of the expert outputs */
+    float *gate_logits;         /* [experts] */
+    const void **block_table;   /* [decode_rows + 1][blocks_per_seq] */
+    uint32_t *row_pairs;        /* [top_k] the row's pairs in ascending expert id */
+    uint32_t *row_pair_count;
+    /* [pairs] = [rows * top_k] */
+    uint32_t *pair_row;
+    float *pair_weight;
+    float *pair_gate, *pair_up; /* [expert_width] */
+    float *pair_out;            /* [hidden], decode rows only */
+    /* [experts] */
+    uint32_t *expert_first, *expert_count, *wanted;
+    float *expert_strength;
+    struct tier_lease *leases, *pending;
+    uint32_t *pending_index;
+    struct eng_run *runs;
+    /* routing of the step, [moe_layers][rows of the batch][top_k] */
+    uint32_t *route_ids;
+    float *route_weights;
+    /* [threads] */
+    float *tile_in, *tile_out;  /* [ENG_TILE][hidden] */
+    float *gate_scratch;        /* [2 * experts] */
+    /* head: [decode_rows + 1] */
+    float *head_in;             /* [hidden] */
+    float *logits;              /* [vocab] */
+    uint32_t *head_rows;
+    struct eng_candidate *candidates;   /* [vocab] */
+};
+
+/* One expert's share of a batch. */
+struct eng_run {
+    const struct tier_lease *lease;
+    uint32_t first, count;      /* its pairs */
+};
+
+/* Lays the plan out from `memory` on (64-byte aligned; NULL only counts). Returns the bytes. */
+size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,
+                       const struct eng_plan_size *size, void *memory);
+
+#endif

@@ -1,0 +1,53 @@
+/* The weights that are always in memory: embeddings, attention, norms, gates, dense and shared
+ * feed-forward parts, head. Routed experts are not among them; they belong to the tiers.
+ *
+ * Matrices stay in their stored type (FP8 with its block scales); norms and gate biases, a few
+ * kilobytes, are kept as f32. All of it lies in one block of memory. Immutable after load.
+ */
+#ifndef ENGINE_WEIGHTS_H
+#define ENGINE_WEIGHTS_H
+
+#include <stdint.h>
+
+#include "base/err.h"
+#include "kernels/kern.h"
+#include "model/safetensors.h"
+#include "model/shape.h"
+
+struct eng_mlp {
+    struct kern_matrix gate, up, down;
+};
+
+struct eng_layer {
+    const float *attention_norm, *ffn_norm;
+    struct kern_matrix q_a, q_b;        /* q_a has no rows when the model has no q_lora: then q_b
+                                         * is the plain q_proj */
+    const float *q_a_norm;
+    struct kern_matrix kv_a, kv_b, o;
+    const float *kv_a_norm;
+    int32_t moe_layer;                  /* -1: a dense layer */
+    struct eng_mlp mlp;                 /* the dense part, or the shared experts (rows 0 = none) */
+    struct kern_matrix gate;
+    const float *gate_bias;             /* NULL = none */
+};
+
+struct eng_weights {
+    struct kern_matrix embed, head;     /* head is embed when they are tied */
+    const float *norm;
+    struct eng_layer *layers;
+    void *memory;
+    uint64_t bytes;
+};
+
+/* Checks every tensor's presence, type and shape, and tells how many bytes load will take. */
+int eng_weights_plan(const struct model_shape *shape, const struct model_files *files,
+                     uint64_t *bytes, struct base_err *err);
+/* Reads them. FP8 codes that mean NaN, and scales that are no finite numbers, are refused by name. */
+int eng_weights_load(struct eng_weights *weights, const struct model_shape *shape,
+                     const struct model_files *files, struct base_err *err);
+void eng_weights_free(struct eng_weights *weights);
+
+/* The arithmetic's name of a stored type; KERN_DTYPE_COUNT for types that are no weights. */
+enum kern_dtype eng_weights_dtype(enum model_dtype dtype);
+
+#endif
