@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/mem.h"
 #include "base/must.h"
 #include "engine/core.h"
 #include "engine/forward.h"
@@ -15,6 +16,8 @@
 #include "port/topo.h"
 
 enum { ENG_MAGIC = 0x656e6731, WAITING_MAX = 4096 };
+
+static struct base_mem_tag activation_tag = { .name = "activations" };
 
 #define BASE_OPTION_OWNER struct eng_config
 const struct base_option eng_options[] = { ENG_OPTIONS(BASE_OPTION_ROW) };
@@ -36,6 +39,7 @@ struct eng {
     struct eng_hooks hooks;
     struct port_topo *topo;
     void *plan_memory;
+    size_t plan_bytes;
     uint64_t next_id, step;
     bool in_step;               /* callbacks may cancel; the sequence goes when the step is over */
     struct eng_metrics metrics;
@@ -132,7 +136,8 @@ static int make_room(struct eng *eng, struct base_err *err)
     struct eng_core *core = &eng->core;
     const struct eng_limits *l = &eng->limits;
     size_t bytes = eng_plan_layout(&core->plan, core->shape, &l->plan, NULL);
-    eng->plan_memory = aligned_alloc(64, bytes);
+    eng->plan_memory = base_mem_alloc(&activation_tag, bytes, 64);
+    eng->plan_bytes = bytes;
     int rc = eng->plan_memory ? 0 : -ENOMEM;
     if (rc == 0) {
         /* Touched now, so that a step neither waits for pages nor finds that there are none. */
@@ -211,7 +216,7 @@ void eng_close(struct eng *eng)
     port_topo_close(eng->topo);
     if (eng->lock_made) pthread_mutex_destroy(&eng->published_lock);
     free(eng->core.rope_frequency);
-    free(eng->plan_memory);
+    base_mem_free(&activation_tag, eng->plan_memory, eng->plan_bytes);
     eng->magic = 0;
     free(eng);
 }

@@ -27,7 +27,7 @@
       "best instruction set to use; results are the same bits with each")                         \
     O(pin_threads, BOOL, "engine.pin_threads", "true", "", "", "bind each compute thread to a core") \
     O(kv_dtype, ENUM, "kv.dtype", "f32", "f32|bf16", "", "how latent KV entries are kept")        \
-    O(kv_block_tokens, UINT, "kv.block_tokens", "16", "1..1024", "tokens", "tokens in a KV block") \
+    O(kv_block_tokens, UINT, "kv.block_tokens", "16", "1..256", "tokens", "tokens in a KV block") \
     O(kv_capacity, TEXTLINE, "kv.capacity", "auto", "", "",                                       \
       "memory for KV blocks: a size, or auto = enough for max_num_seqs sequences of max_model_len") \
     O(kv_blocks_per_sequence_max, UINT, "kv.blocks_per_sequence_max", "2048", "1..", "blocks",    \

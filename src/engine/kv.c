@@ -2,9 +2,11 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
+#include "base/mem.h"
 #include "base/must.h"
+
+static struct base_mem_tag kv_tag = { .name = "kv" };
 
 size_t eng_kv_block_bytes(uint32_t layers, uint32_t width, uint32_t block_tokens, bool bf16)
 {
@@ -20,10 +22,8 @@ int eng_kv_init(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t blo
     kv->free_ids = malloc(blocks * sizeof *kv->free_ids);
     if (!kv->free_ids) return -ENOMEM;
     /* Pages appear when they are first written: a short chat never touches most of them. */
-    void *memory = mmap(NULL, kv->layer_bytes * layers * blocks, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return -ENOMEM;
-    kv->memory = memory;
+    kv->memory = base_mem_alloc(&kv_tag, kv->layer_bytes * layers * blocks, 64);
+    if (!kv->memory) return -ENOMEM;
     /* Low ids on top of the stack, so that few sequences keep to few pages. */
     for (uint32_t i = 0; i < blocks; i++) {
         kv->free_ids[i] = blocks - 1 - i;
@@ -34,7 +34,7 @@ int eng_kv_init(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t blo
 
 void eng_kv_fini(struct eng_kv *kv)
 {
-    if (kv->memory) munmap(kv->memory, kv->layer_bytes * kv->layers * kv->blocks);
+    base_mem_free(&kv_tag, kv->memory, kv->layer_bytes * kv->layers * kv->blocks);
     free(kv->free_ids);
     *kv = (struct eng_kv){ 0 };
 }

@@ -5,13 +5,17 @@
 #ifndef ENGINE_STACK_H
 #define ENGINE_STACK_H
 
+#include <stdio.h>
+
 #include "engine/engine.h"
 #include "model/chat.h"
+#include "predictor/trace.h"
 
 struct eng_stack_config {
     struct tier_config tier;
     struct tier_io_config io;
     struct eng_config engine;
+    struct pred_trace_config trace;
 };
 
 /* Groups for option readers over a stack_config: fills `groups` (at least ENG_STACK_GROUPS) and
@@ -27,22 +31,27 @@ struct eng_stack {
     struct model_chat *chat;
     struct tier_store *store;
     struct tier *tier;
+    struct pred_trace_writer *trace;    /* NULL = not recording */
     struct eng *engine;
+    struct eng_hooks hooks;             /* the caller's */
 };
 
 struct eng_stack_args {
     const char *model_dir;
     const struct eng_stack_config *config;
-    const char *trace_path;         /* NULL = no trace */
+    const char *trace_path;         /* over trace.path; NULL = what the configuration says */
     struct eng_hooks hooks;         /* called beside the trace's own */
     bool quiet;                     /* no progress on stderr */
 };
 
-/* Opens everything in order; on failure closes what was open and says why. */
+/* Opens everything in order; on failure closes what was open and says why. The stack must stay where
+ * it is until it is closed. */
 int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, struct base_err *err);
+/* Closes the trace in order and frees everything. Accepts a stack that is zero or half open. */
 void eng_stack_close(struct eng_stack *stack);
 
-/* Prints the memory table: dense, KV, activations, slots by tier, tables, sum. */
+/* Prints the memory table: dense, KV, activations, slots by tier, tables, sum. Makes the index when
+ * it is missing. */
 int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struct base_err *err);
 
 #endif

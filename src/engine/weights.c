@@ -8,10 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/le.h"
+#include "base/mem.h"
 #include "base/must.h"
 
 enum { WEIGHT_ALIGN = 64, NAME_MAX_BYTES = 160 };
+
+static struct base_mem_tag dense_tag = { .name = "dense" };
 
 /* One walk over all tensors serves both passes: without memory it checks and counts, with memory it
  * reads. */
@@ -254,7 +256,6 @@ static int walk(struct loader *loader, struct eng_weights *weights)
         load_layer(loader, &weights->layers[i], i, moe ? moe_layer : -1);
         moe_layer += moe;
     }
-    weights->bytes = loader->used;
     return loader->rc;
 }
 
@@ -266,7 +267,7 @@ int eng_weights_plan(const struct model_shape *shape, const struct model_files *
     if (!weights.layers) return -ENOMEM;
     struct loader loader = { .shape = shape, .files = files, .err = err };
     int rc = walk(&loader, &weights);
-    *bytes = weights.bytes;
+    *bytes = loader.used;
     free(weights.layers);
     return rc;
 }
@@ -280,7 +281,8 @@ int eng_weights_load(struct eng_weights *weights, const struct model_shape *shap
     int rc = eng_weights_plan(shape, files, &bytes, err);
     if (rc < 0) return rc;
     weights->layers = calloc(shape->layers, sizeof *weights->layers);
-    weights->memory = aligned_alloc(WEIGHT_ALIGN, bytes);
+    weights->memory = base_mem_alloc(&dense_tag, bytes, WEIGHT_ALIGN);
+    weights->bytes = bytes;
     if (!weights->layers || !weights->memory) {
         eng_weights_free(weights);
         return base_err_set(err, -ENOMEM, "%s: no memory for %" PRIu64 " bytes of dense weights",
@@ -288,18 +290,18 @@ int eng_weights_load(struct eng_weights *weights, const struct model_shape *shap
     }
     loader.memory = weights->memory;
     rc = walk(&loader, weights);
+    MUST(rc < 0 || loader.used == bytes);
     if (rc < 0) {
         eng_weights_free(weights);
         return base_err_set(err, rc, "%s: the dense weights cannot be read: %s", shape->name,
                             base_err_name(rc));
     }
-    MUST(weights->bytes == bytes);
     return 0;
 }
 
 void eng_weights_free(struct eng_weights *weights)
 {
     free(weights->layers);
-    free(weights->memory);
+    base_mem_free(&dense_tag, weights->memory, weights->bytes);
     *weights = (struct eng_weights){ 0 };
 }

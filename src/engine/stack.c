@@ -1,0 +1,317 @@
+#include "engine/stack.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/must.h"
+#include "base/str.h"
+
+/* How often a running trace is given the live counters, in steps. */
+enum { COUNTS_EVERY = 256 };
+
+size_t eng_stack_groups(struct eng_stack_config *config, struct base_option_group *groups)
+{
+    struct base_option_group all[] = {
+        { "tiers", tier_options, tier_option_count, &config->tier },
+        { "io", tier_io_options, tier_io_option_count, &config->io },
+        { "engine", eng_options, eng_option_count, &config->engine },
+        { "trace", pred_trace_options, pred_trace_option_count, &config->trace },
+    };
+    size_t count = sizeof all / sizeof all[0];
+    _Static_assert(sizeof all / sizeof all[0] <= ENG_STACK_GROUPS, "room for the programs' arrays");
+    memcpy(groups, all, sizeof all);
+    return count;
+}
+
+/* ------------------------------------------------------------------------------------ index -- */
+
+struct progress {
+    uint64_t last_ns;
+    bool terminal, quiet;
+};
+
+/* A bar that is drawn over on a terminal; elsewhere a line every few seconds. */
+static void show_progress(void *context, uint64_t done, uint64_t total)
+{
+    struct progress *progress = context;
+    uint64_t now = base_now_ns(), gap = progress->terminal ? 100000000u : 5000000000u;
+    if (progress->quiet || (done < total && now - progress->last_ns < gap)) return;
+    progress->last_ns = now;
+    char have[16], all[16], bar[31];
+    unsigned filled = total > 0 ? (unsigned)(30.0 * (double)done / (double)total) : 30;
+    for (unsigned i = 0; i < 30; i++) {
+        bar[i] = i < filled ? '#' : '.';
+    }
+    bar[30] = '\0';
+    fprintf(stderr, "%sindexing experts [%s] %s of %s%s", progress->terminal ? "\r" : "", bar,
+            base_str_bytes(have, sizeof have, done), base_str_bytes(all, sizeof all, total),
+            progress->terminal && done < total ? "" : "\n");
+}
+
+static const char *index_path(const struct eng_stack_config *config)
+{
+    return config->tier.nvme_index[0] ? config->tier.nvme_index : NULL;
+}
+
+static int make_index(const struct eng_stack_args *args, const struct model_shape *shape,
+                      struct base_err *err)
+{
+    struct progress state = { .terminal = isatty(STDERR_FILENO), .quiet = args->quiet };
+    struct tier_store_progress progress = { .report = show_progress, .context = &state };
+    const char *path = index_path(args->config);
+    if (!args->quiet) {
+        base_log(BASE_LOG_INFO, "stack", "%s has no expert index yet: reading every expert once to make it",
+                 args->model_dir);
+    }
+    int rc = tier_store_index(args->model_dir, path, shape, 2, &progress, err);
+    if (rc == -EACCES || rc == -EROFS || rc == -EPERM) {
+        base_err_prefix(err, "the expert index cannot be written; set tiers.nvme.index to a path that can be");
+    }
+    return rc;
+}
+
+static int open_store(struct tier_store **store, const struct eng_stack_args *args,
+                      const struct model_shape *shape, struct base_err *err)
+{
+    const char *path = index_path(args->config);
+    struct base_err first = { 0 };
+    if (shape->experts == 0 || model_shape_moe_layers(shape) == 0) {
+        return base_err_set(err, BASE_EMISMATCH, "%s has no routed experts: there is nothing to keep in tiers",
+                            args->model_dir);
+    }
+    int rc = tier_store_open(store, args->model_dir, path, shape, &first);
+    if (rc == -ENOENT) {
+        rc = make_index(args, shape, err);
+        if (rc < 0) return rc;
+        return tier_store_open(store, args->model_dir, path, shape, err);
+    }
+    if (rc < 0) base_err_set(err, rc, "%s", first.text);
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------------ trace -- */
+
+static void on_event(void *context, const struct tier_event *event)
+{
+    struct eng_stack *stack = context;
+    if (stack->trace) pred_trace_writer_event(stack->trace, event);
+}
+
+static void trace_counts(struct eng_stack *stack)
+{
+    struct tier_snapshot snapshot;
+    struct pred_trace_counts counts;
+    tier_snapshot(stack->tier, &snapshot);
+    counts.tier_count = snapshot.tier_count;
+    memcpy(counts.cells, snapshot.cells, sizeof counts.cells);
+    pred_trace_writer_counts(stack->trace, &counts);
+}
+
+static void on_step_begin(void *context, uint64_t step)
+{
+    struct eng_stack *stack = context;
+    if (stack->hooks.step_begin) stack->hooks.step_begin(stack->hooks.context, step);
+}
+
+static void on_step_end(void *context, const struct eng_step_record *record)
+{
+    struct eng_stack *stack = context;
+    if (stack->trace) {
+        struct pred_step step = {
+            .step = record->step,
+            .token_count = record->token_count,
+            .seqs = record->seqs,
+            .tokens = record->tokens,
+            .positions = record->positions,
+            .phases = record->phases,
+            .expert_ids = record->expert_ids,
+            .expert_weights = record->expert_weights,
+            .step_ns = record->step_ns,
+            .compute_ns = record->compute_ns,
+        };
+        memcpy(step.wait_ns, record->wait_ns, sizeof step.wait_ns);
+        pred_trace_writer_step(stack->trace, &step);
+        if (record->step % COUNTS_EVERY == COUNTS_EVERY - 1) trace_counts(stack);
+    }
+    if (stack->hooks.step_end) stack->hooks.step_end(stack->hooks.context, record);
+}
+
+static void on_logits(void *context, uint64_t request, uint32_t position, const float *logits,
+                      uint32_t vocab)
+{
+    struct eng_stack *stack = context;
+    stack->hooks.logits(stack->hooks.context, request, position, logits, vocab);
+}
+
+/* The effective configuration as YAML, for the trace's header. */
+static char *effective_yaml(struct eng_stack_config *config)
+{
+    struct base_option_group groups[ENG_STACK_GROUPS];
+    size_t count = eng_stack_groups(config, groups), size = 0;
+    char *text = NULL;
+    FILE *to = open_memstream(&text, &size);
+    if (!to) return NULL;
+    base_option_print_yaml(to, groups, count, false);
+    return fclose(to) == 0 ? text : NULL;
+}
+
+static int open_trace(struct eng_stack *stack, struct base_err *err)
+{
+    const struct model_shape *shape = &stack->shape;
+    if (stack->config.trace.path[0] == '\0') return 0;
+    struct pred_trace_header header = {
+        .layers = tier_store_layers(stack->store),
+        .first_moe_layer = tier_store_layer_first(stack->store),
+        .experts = shape->experts,
+        .top_k = shape->top_k,
+        .slot_bytes = tier_store_slot_bytes(stack->store),
+        .decide = *tier_decide_config_of(stack->tier),
+    };
+    _Static_assert(sizeof header.model == sizeof shape->name, "names fit");
+    memcpy(header.model, shape->name, sizeof header.model);
+    snprintf(header.source, sizeof header.source, "server");
+    char *yaml = effective_yaml(&stack->config);
+    if (!yaml) return base_err_set(err, -ENOMEM, "no memory for the trace's header");
+    header.yaml = yaml;
+    int rc = pred_trace_writer_open(&stack->trace, &stack->config.trace, &header, false, err);
+    free(yaml);
+    return rc;
+}
+
+static void close_trace(struct eng_stack *stack)
+{
+    struct base_err err = { 0 };
+    if (!stack->trace) return;
+    trace_counts(stack);
+    if (pred_trace_writer_close(stack->trace, &err) < 0) base_log(BASE_LOG_WARN, "trace", "%s", err.text);
+    stack->trace = NULL;
+}
+
+/* ------------------------------------------------------------------------------ open, close -- */
+
+static int open_model(struct eng_stack *stack, const char *dir, struct base_err *err)
+{
+    int rc = model_shape_load(&stack->shape, dir, err);
+    if (rc == 0) rc = model_files_open(&stack->files, dir, err);
+    if (rc == 0) rc = model_tokenizer_load(&stack->tokenizer, dir, err);
+    if (rc == 0) rc = model_chat_load(&stack->chat, dir, stack->tokenizer, err);
+    return rc;
+}
+
+static int open_tier(struct eng_stack *stack, struct base_err *err)
+{
+    struct tier_open_args args = {
+        .config = &stack->config.tier,
+        .io = &stack->config.io,
+        .store = stack->store,
+        .top_k = stack->shape.top_k,
+        .observer = { .event = on_event, .context = stack },
+    };
+    return tier_open(&stack->tier, &args, err);
+}
+
+static int open_engine(struct eng_stack *stack, struct base_err *err)
+{
+    struct eng_open_args args = {
+        .config = &stack->config.engine,
+        .shape = &stack->shape,
+        .files = stack->files,
+        .tokenizer = stack->tokenizer,
+        .store = stack->store,
+        .tier = stack->tier,
+        .hooks = { .step_begin = on_step_begin, .step_end = on_step_end,
+                   .logits = stack->hooks.logits ? on_logits : NULL, .context = stack },
+    };
+    return eng_open(&stack->engine, &args, err);
+}
+
+int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, struct base_err *err)
+{
+    *stack = (struct eng_stack){ .config = *args->config, .hooks = args->hooks };
+    struct pred_trace_config *trace = &stack->config.trace;
+    if (args->trace_path &&
+        base_str_format(trace->path, sizeof trace->path, "%s", args->trace_path) < 0) {
+        return base_err_set(err, -ENAMETOOLONG, "trace: the path has more than %zu bytes",
+                            sizeof trace->path - 1);
+    }
+    int rc = open_model(stack, args->model_dir, err);
+    if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);
+    if (rc == 0) rc = open_tier(stack, err);
+    if (rc == 0) rc = open_trace(stack, err);
+    if (rc == 0) rc = open_engine(stack, err);
+    if (rc == 0) return 0;
+    base_err_set(err, rc, "%s: %s", args->model_dir, base_err_name(rc));
+    eng_stack_close(stack);
+    return rc;
+}
+
+void eng_stack_close(struct eng_stack *stack)
+{
+    eng_close(stack->engine);
+    close_trace(stack);
+    tier_close(stack->tier);
+    tier_store_close(stack->store);
+    model_chat_free(stack->chat);
+    model_tokenizer_free(stack->tokenizer);
+    model_files_close(stack->files);
+    *stack = (struct eng_stack){ 0 };
+}
+
+/* -------------------------------------------------------------------------------- footprint -- */
+
+static void print_row(FILE *to, const char *what, uint64_t bytes, const char *note)
+{
+    char text[16];
+    fprintf(to, "  %-14s %12s  %s\n", what, base_str_bytes(text, sizeof text, bytes), note);
+}
+
+static void print_table(FILE *to, const struct eng_stack_config *config,
+                        const struct eng_footprint *engine, const struct tier_footprint *tier,
+                        const struct tier_store *store)
+{
+    static const char *const names[TIER_RESIDENT_TIERS_MAX][TIER_RESIDENT_TIERS_MAX] = {
+        { "dram slots", "" }, { "hbm slots", "dram slots" },
+    };
+    char note[320], each[16];
+    uint64_t sum = engine->dense_bytes + engine->kv_bytes + engine->activation_bytes + tier->tables_bytes;
+    uint64_t experts = (uint64_t)tier_store_layers(store) * tier_store_experts(store);
+    unsigned tiers = tier->slots[1] > 0 ? 2 : 1;
+    fprintf(to, "memory that stays in use, at most:\n");
+    print_row(to, "dense weights", engine->dense_bytes, "everything but the routed experts");
+    snprintf(note, sizeof note, "kv.capacity: %s", config->engine.kv_capacity);
+    print_row(to, "kv cache", engine->kv_bytes, note);
+    print_row(to, "activations", engine->activation_bytes, "work space of the largest step");
+    for (unsigned t = 0; t < tiers; t++) {
+        snprintf(note, sizeof note, "%" PRIu64 " slots of %s for %" PRIu64 " experts (%.1f%%)", tier->slots[t],
+                 base_str_bytes(each, sizeof each, tier->slot_bytes), experts,
+                 100.0 * (double)tier->slots[t] / (double)experts);
+        print_row(to, names[tiers - 1][t], tier->slots_bytes[t], note);
+        sum += tier->slots_bytes[t];
+    }
+    print_row(to, "tables", tier->tables_bytes, "index, slots, policy");
+    print_row(to, "sum", sum, "");
+}
+
+int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struct base_err *err)
+{
+    struct model_shape shape;
+    struct model_files *files = NULL;
+    struct tier_store *store = NULL;
+    struct eng_footprint engine;
+    struct tier_footprint tier;
+    int rc = model_shape_load(&shape, args->model_dir, err);
+    if (rc == 0) rc = model_files_open(&files, args->model_dir, err);
+    if (rc == 0) rc = open_store(&store, args, &shape, err);
+    if (rc == 0) rc = eng_footprint(&args->config->engine, &shape, files, &engine, err);
+    if (rc == 0) rc = tier_footprint(&args->config->tier, store, shape.top_k, &tier, err);
+    if (rc == 0) print_table(to, args->config, &engine, &tier, store);
+    tier_store_close(store);
+    model_files_close(files);
+    return rc;
+}
