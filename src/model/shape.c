@@ -316,18 +316,18 @@ static void read_rope(struct reader *r, struct model_shape *s)
     bool has_scaling = key_has_value(r, "rope_scaling");
     bool has_parameters = key_has_value(r, "rope_parameters");
     double theta = s->rope_theta;
-    struct model_yarn old = { 0 };
+    struct model_yarn old = { 0 }, new = { 0 };
     if (has_scaling) {
         read_rope_object(r, port_json_get(r->object, "rope_scaling"), "rope_scaling", &theta, &old);
-        s->yarn = old;
     }
     if (has_parameters) {
         read_rope_object(r, port_json_get(r->object, "rope_parameters"), "rope_parameters", &theta,
-                         &s->yarn);
-        if (has_scaling && !yarn_equal(&old, &s->yarn)) {
-            fault(r, BASE_EMISMATCH, "rope_scaling and rope_parameters do not say the same");
-        }
+                         &new);
     }
+    if (has_scaling && has_parameters && !yarn_equal(&old, &new)) {
+        fault(r, BASE_EMISMATCH, "rope_scaling and rope_parameters do not say the same");
+    }
+    s->yarn = has_parameters ? new : old;
     if (key_has_value(r, "rope_theta") && theta != s->rope_theta) {
         fault(r, BASE_EMISMATCH, "rope_theta is %g, but %g in rope_%s", s->rope_theta, theta,
               has_parameters ? "parameters" : "scaling");

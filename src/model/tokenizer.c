@@ -164,15 +164,16 @@ struct gathering {
     struct encoder *e;
     const char *text;
     uint32_t step;
-    size_t begin, end;          /* begin == end: nothing is held */
+    size_t begin, end;
+    bool held;                  /* whether [begin, end) waits; it may be empty */
     bool is_match;              /* what was added last */
 };
 
 static int gather_flush(struct gathering *g)
 {
-    size_t begin = g->begin, end = g->end;
-    g->begin = g->end;
-    return begin == end ? 0 : text_split(g->e, g->text + begin, end - begin, g->step + 1);
+    bool some = g->held && g->begin < g->end;
+    g->held = false;
+    return some ? text_split(g->e, g->text + g->begin, g->end - g->begin, g->step + 1) : 0;
 }
 
 /* Whether a part joins what is held. Hugging Face never joins a match to a match, except in
@@ -191,14 +192,15 @@ static bool gather_joins(const struct gathering *g, enum model_split_behavior be
 static int gather_add(struct gathering *g, const struct model_split *split, size_t begin,
                       size_t end, bool is_match)
 {
-    if (begin == end) return 0;
+    if (begin == end && !is_match) return 0;
     is_match = is_match != split->invert;
     if (split->behavior == MODEL_SPLIT_REMOVED && is_match) return 0;
     int rc = 0;
-    if (g->begin == g->end || !gather_joins(g, split->behavior, is_match)) {
+    if (!g->held || !gather_joins(g, split->behavior, is_match)) {
         rc = gather_flush(g);
         g->begin = begin;
     }
+    g->held = true;
     g->end = end;
     g->is_match = is_match;
     return rc;
@@ -213,16 +215,18 @@ static int text_split(struct encoder *e, const char *text, size_t size, uint32_t
     if (!split->regex) return prefix_space(e, text, size, step);
     struct gathering g = { .e = e, .text = text, .step = step };
     size_t done = 0, from = 0, begin, end;
+    bool after_match = false;
     int rc = 0;
-    while (rc == 0 && from < size) {
+    while (rc == 0 && from <= size) {
         int found = port_regex_find(split->regex, e->match, text, size, from, &begin, &end);
         if (found < 0) return found;
         if (found == 0) break;
-        if (begin == end) {
-            /* An empty match cuts nothing here; look on from the next character. */
-            for (from = end + 1; from < size && ((unsigned char)text[from] & 0xc0) == 0x80;) from++;
+        if (begin == end && after_match && end == done) {
+            /* An empty match right behind a match does not count: on with the next character. */
+            for (from++; from < size && ((unsigned char)text[from] & 0xc0) == 0x80;) from++;
             continue;
         }
+        after_match = true;
         rc = gather_add(&g, split, done, begin, false);
         if (rc == 0) rc = gather_add(&g, split, begin, end, true);
         done = from = end;

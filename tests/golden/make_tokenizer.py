@@ -3,6 +3,7 @@
 
     make_tokenizer.py pools                     tokenizer_pools.txt
     make_tokenizer.py ids NAME TOKENIZER_JSON   tokenizer_NAME.ids
+    make_tokenizer.py splits                    tokenizer_splits.json
     make_tokenizer.py show TOKENIZER_JSON I     one string and its ids, to look into a difference
 
 The strings are not stored: pools (ranges of code points assigned by Unicode 14, and snippets) and a
@@ -185,6 +186,67 @@ def make_ids(name, path):
         f.write(struct.pack("<8sQIII", b"EXPTOKS1", SEED, COUNT, LONG_EVERY, h) + body)
 
 
+def byte_alphabet():
+    printable = list(range(33, 127)) + list(range(161, 173)) + list(range(174, 256))
+    others = [b for b in range(256) if b not in printable]
+    return {**{b: chr(b) for b in printable}, **{b: chr(256 + i) for i, b in enumerate(others)}}
+
+
+def greedy_model():
+    """A vocabulary in which any two and any four of some characters merge, so that ids show where the
+    pieces end."""
+    alphabet = byte_alphabet()
+    vocab = {alphabet[b]: b for b in range(256)}
+    ones = [alphabet[b] for b in b"ab1 .\n"]
+    twos = [a + b for a in ones for b in ones]
+    merges = []
+    for parts in (ones, twos):
+        for a in parts:
+            for b in parts:
+                vocab[a + b] = len(vocab)
+                merges.append([a, b])
+    return {"type": "BPE", "vocab": vocab, "merges": merges}
+
+
+SPLIT_TEXTS = ["", "a", "ab ab", " ab1 b11a..", "1a1a11", "...a...", "aab  b\n\n a\n", "\n", "  ", "a1 .b\n1. ab 1",
+               "1 a 11  bb .\n.\n  ", "b's a'll 'ba", "中a1文 ٣٤", " a\n b \n1"]
+
+
+def make_splits():
+    from tokenizers import Tokenizer
+    byte_level = lambda prefix, regex: {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": True, "use_regex": regex}
+    split = lambda pattern, behavior, invert=False, kind="Regex": {
+        "type": "Split", "pattern": {kind: pattern}, "behavior": behavior, "invert": invert}
+    last = byte_level(False, False)
+    steps = [[split(pattern, behavior, invert)]
+             for behavior in ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+             for invert in (False, True)
+             for pattern in ("1", "[ab]+", "\\s")]
+    steps += [[split("1.", "Isolated", False, "String")], [split("a|", "Isolated")], [split(" $", "Isolated")],
+              [split("^.", "Isolated")], [split("(?i:B)|(?<=a)1|b(?=\\.)", "Isolated")], [split("\\S+", "Isolated")],
+              [split("[^\\s1]+", "Isolated")], [split("\\u0031\\x62?", "Isolated")],
+              [{"type": "Digits", "individual_digits": True}], [{"type": "Digits", "individual_digits": False}],
+              # DeepSeek-V2 and DeepSeek-LLM
+              [split("[\r\n]", "Isolated"), split("\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-Ֆ]+", "Isolated"),
+               split("\\s?[!-/:-~！-／：-～‘-‟　-。]+", "Isolated"), split("\\s+$", "Isolated"),
+               split("[一-龥ࠀ-一가-퟿]+", "Isolated"), {"type": "Digits", "individual_digits": True}]]
+    pre = [{"type": "Sequence", "pretokenizers": s + [last]} for s in steps]
+    pre += [byte_level(p, r) for p in (False, True) for r in (False, True)]
+    pre += [{"type": "Sequence", "pretokenizers": [split("1", "Isolated"), byte_level(True, True)]}]
+    model, cases = greedy_model(), []
+    for ignore in (False, True):
+        for p in pre if not ignore else pre[:1]:
+            data = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": p, "post_processor": None,
+                    "decoder": byte_level(True, True), "model": dict(model, ignore_merges=ignore)}
+            t = Tokenizer.from_str(json.dumps(data))
+            cases.append({"pre_tokenizer": json.dumps(p), "ignore_merges": ignore,
+                          "ids": [encode(t, x) for x in SPLIT_TEXTS]})
+    with open(HERE + "/tokenizer_splits.json", "w") as f:
+        head = {"model": json.dumps(model, separators=(",", ":")), "texts": SPLIT_TEXTS}
+        f.write(json.dumps(head, separators=(",", ":"))[:-1] + ',"cases":[\n')
+        f.write(",\n".join(json.dumps(c, separators=(",", ":")) for c in cases) + "\n]}\n")
+
+
 def show(path, index):
     text = make_string(read_pools(), index)
     print(ascii(text))
@@ -198,6 +260,8 @@ if __name__ == "__main__":
         make_pools()
     elif sys.argv[1:2] == ["ids"] and len(sys.argv) == 4:
         make_ids(sys.argv[2], sys.argv[3])
+    elif sys.argv[1:] == ["splits"]:
+        make_splits()
     elif sys.argv[1:2] == ["show"] and len(sys.argv) == 4:
         show(sys.argv[2], int(sys.argv[3]))
     else:
