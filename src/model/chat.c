@@ -275,13 +275,16 @@ static int config_read(struct model_chat *chat, const char *dir, const struct po
         rc = port_json_bool(root, "add_bos_token", false, true, &chat->prompt_bos, path, err);
     }
     if (rc < 0) return rc;
-    bool has_template = port_json_text(port_json_get(root, "chat_template"), NULL) != NULL ||
-                        file_exists(dir, "chat_template.jinja");
+    const char *template = port_json_text(port_json_get(root, "chat_template"), NULL);
+    bool has_template = template || file_exists(dir, "chat_template.jinja");
     chat->deepseek =
         has_template && chat->marks[MARK_USER] >= 0 && chat->marks[MARK_ASSISTANT] >= 0;
     if (has_template && !chat->deepseek) {
         base_log(BASE_LOG_WARN, "model", "this chat template is not DeepSeek-V3's: messages are joined "
                  "by newlines file=%s", path);
+    } else if (template && strstr(template, "</think>")) {
+        base_log(BASE_LOG_WARN, "model", "this chat template steers thinking, which is left to the "
+                 "model: messages are rendered as for DeepSeek-V3 file=%s", path);
     }
     return 0;
 }
