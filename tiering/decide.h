@@ -42,6 +42,9 @@
 
 struct tier_decide;
 
+/* What the core's tables take an expert, with two tiers and the costliest policies. */
+enum { TIER_DECIDE_BYTES_PER_EXPERT = 96 };
+
 struct tier_decide_tier {
     uint64_t slots;             /* in all; per-layer policies get slots / layers each, the first
                                  * layers one more when it does not divide */

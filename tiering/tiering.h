@@ -39,7 +39,17 @@
     O(prefill_share, SHARE, "policy.prefill_share", "50%", "", "",                                \
       "share of a layer's slots that prefill may take from decode's set")                         \
     O(verify, ENUM, "tiers.verify", "always", "always|first", "",                                 \
-      "check an expert's checksum at every read, or only at its first")
+      "check an expert's checksum at every read, or only at its first")                           \
+    O(stuck_after, TIME, "tiers.nvme.stuck_after", "10s", "", "",                                 \
+      "a read that takes longer is named in the log; 0 = never")                                  \
+    O(prefetch, BOOL, "prefetch.enabled", "true", "", "",                                         \
+      "predicted experts may be read ahead of need")                                              \
+    O(prefetch_inflight, BYTES, "prefetch.inflight", "64MiB", "", "bytes",                        \
+      "most bytes of prefetch on their way at once; at least one expert")                         \
+    O(prefetch_share, SHARE, "prefetch.bandwidth_share", "30%", "", "",                           \
+      "share of the measured read bandwidth that prefetch may use")                               \
+    O(prefetch_per_layer, UINT, "prefetch.experts_per_layer_max", "8", "1..", "experts",          \
+      "most experts read ahead for one layer between two of its acquires")
 
 struct tier_config {
     BASE_OPTION_STRUCT(TIER_OPTIONS)
@@ -108,16 +118,21 @@ struct tier_hint {
 /* Predictions; cheap, may be refused, never waits. Returns how many were admitted. */
 uint32_t tier_hint(struct tier *tier, const struct tier_hint *hints, uint32_t n);
 
-/* Ends a step: closes its account of waits. */
+/* Ends a step: closes its account of waits and publishes the counters. */
 void tier_step_end(struct tier *tier);
+
+/* One sentence on why an expert was given up: its file, the place, what was wrong. Returns its code
+ * (BASE_ECHECKSUM, -EIO ...), or 0 if it was not given up; `to` is then empty. */
+int tier_failure_text(const struct tier *tier, uint32_t layer, uint32_t expert, char *to,
+                      size_t size);
 
 #define TIER_METRICS(M)                                                                           \
     M(lookups, COUNTER, "", "distinct experts asked of this tier")                                \
     M(hits, COUNTER, "", "lookups that were readable at once")                                    \
     M(late, COUNTER, "", "lookups that were admitted and still on their way")                     \
     M(misses, COUNTER, "", "lookups that were neither")                                           \
-    M(evictions, COUNTER, "", "experts that left this tier for another one")                      \
-    M(evicted_bytes, COUNTER, "bytes", "bytes dropped to make room")                              \
+    M(evictions, COUNTER, "", "experts that left this tier to make room")                         \
+    M(evicted_bytes, COUNTER, "bytes", "bytes of those experts")                                  \
     M(slots, GAUGE, "slots", "slots of this tier")                                                \
     M(resident_slots, GAUGE, "slots", "slots that hold an expert")                                \
     M(leased_slots, GAUGE, "slots", "slots a running step still reads")                           \
@@ -136,6 +151,9 @@ struct tier_tier_metrics {
     M(checksum_failures, COUNTER, "", "experts whose bytes did not match and were read again")    \
     M(read_errors, COUNTER, "", "reads that failed and were tried again")                         \
     M(quarantined, GAUGE, "experts", "experts given up")                                          \
+    M(stuck_reads, COUNTER, "", "times that a read took longer than tiers.nvme.stuck_after")      \
+    M(prefetch_refused, COUNTER, "", "hints that a bound on prefetch turned away")                \
+    M(prefetch_cancelled, COUNTER, "", "prefetches whose layer passed before their read began")   \
     M(wait_demand_seconds, REAL, "seconds", "engine waits for demand reads")                      \
     M(wait_late_seconds, REAL, "seconds", "engine waits for late prefetches")                     \
     M(wait_copy_seconds, REAL, "seconds", "engine waits for copies between tiers")                \
@@ -152,7 +170,7 @@ struct tier_layer_stats {
     uint64_t load_count, load_ns_sum, load_ns_min, load_ns_max;
 };
 
-/* Consistent counters; any thread, at any time. */
+/* Consistent counters, as of the last tier_step_end or, within a long step, a moment ago. */
 struct tier_snapshot {
     uint32_t tier_count;                /* resident tiers */
     const char *tier_names[TIER_RESIDENT_TIERS_MAX + 1];    /* then "nvme" */
@@ -163,6 +181,7 @@ struct tier_snapshot {
     char io_note[200];                  /* which backend, and why */
     char pin_note[200];
 };
+/* Any thread, at any time; never blocks the engine. */
 void tier_snapshot(struct tier *tier, struct tier_snapshot *out);
 /* [layers] and [layers x experts] (lookups per expert); return -ERANGE if the array is too small. */
 int tier_snapshot_layers(struct tier *tier, struct tier_layer_stats *out, uint32_t layers);
@@ -170,9 +189,10 @@ int tier_snapshot_experts(struct tier *tier, uint64_t *lookups, uint8_t *residen
 
 /* Memory that open will take, for the table printed at start. */
 struct tier_footprint {
-    uint64_t slots[TIER_RESIDENT_TIERS_MAX];
+    uint64_t slots[TIER_RESIDENT_TIERS_MAX];    /* that policies work with */
+    uint64_t spare_slots[TIER_RESIDENT_TIERS_MAX];  /* beside them: for what is on its way */
     uint64_t slot_bytes;
-    uint64_t slots_bytes[TIER_RESIDENT_TIERS_MAX];
+    uint64_t slots_bytes[TIER_RESIDENT_TIERS_MAX];  /* all of them */
     uint64_t tables_bytes;
 };
 int tier_footprint(const struct tier_config *config, const struct tier_store *store,

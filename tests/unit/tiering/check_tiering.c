@@ -1,0 +1,499 @@
+/* The live tiers give the right bytes and the core's counts: over random capacities, policies,
+ * backends, hints, leases kept and waits cut short, and with reads that fail. */
+#include <check.h>
+#include <errno.h>
+#include <malloc.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/rng.h"
+#include "tests/support/make_tiny.h"
+#include "tiering/tiering.h"
+
+#define NEED(cond) \
+    do { \
+        if (!(cond)) ck_abort_msg("%s, seed %d", #cond, seed); \
+    } while (0)
+static int seed;
+
+enum { EXPERTS = 16, TOP_K = 4, LAYERS = 3 };
+
+static char dir[3000];
+static struct tier_store *store;
+
+/* One model for all cases of this program: reading is what is under test. */
+static void setup(void)
+{
+    struct tiny_options options = tiny_defaults();
+    struct model_shape shape;
+    struct base_err err = { 0 };
+    options.layers = LAYERS + 1;
+    options.dense_layers = 1;
+    options.experts = EXPERTS;
+    options.top_k = TOP_K;
+    options.groups = options.top_groups = 1;
+    options.shuffle = true;
+    tiny_folder(dir, sizeof dir, "check_tiering");
+    tiny_write(dir, &options);
+    int rc = model_shape_load(&shape, dir, &err);
+    if (rc == 0) rc = tier_store_index(dir, NULL, &shape, 1, NULL, &err);
+    if (rc == 0) rc = tier_store_open(&store, dir, NULL, &shape, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+}
+
+static void teardown(void)
+{
+    tier_store_close(store);
+    tiny_remove(dir);
+}
+
+/* -- a run ------------------------------------------------------------------------------------ */
+
+struct run {
+    struct tier_config config;
+    struct tier_io_config io;
+    struct tier *tier;
+    struct tier_decide *twin;   /* fed with the observer's events: what a replay would do */
+    uint64_t events, hits, late;
+    struct tier_lease leases[8][EXPERTS];
+    uint32_t counts[8], lease_sets;
+};
+
+static void defaults(struct run *r)
+{
+    struct base_option_group groups[2] = {
+        { "tiers", tier_options, tier_option_count, &r->config },
+        { "io", tier_io_options, tier_io_option_count, &r->io },
+    };
+    memset(r, 0, sizeof *r);
+    base_option_defaults(groups, 2);
+}
+
+static void set(struct run *r, const char *pair)
+{
+    struct base_option_group groups[2] = {
+        { "tiers", tier_options, tier_option_count, &r->config },
+        { "io", tier_io_options, tier_io_option_count, &r->io },
+    };
+    struct base_err err = { 0 };
+    ck_assert_msg(base_option_set_pair(groups, 2, pair, &err) == 0, "%s", err.text);
+}
+
+static void on_event(void *context, const struct tier_event *event)
+{
+    struct run *r = context;
+    struct base_err err = { 0 };
+    r->events++;
+    if (r->twin && tier_decide_apply(r->twin, event, &err) < 0) {
+        ck_abort_msg("event %d: %s, seed %d", (int)event->kind, err.text, seed);
+    }
+}
+
+static void open_run(struct run *r)
+{
+    struct tier_open_args args = {
+        .config = &r->config, .io = &r->io, .store = store, .top_k = TOP_K,
+        .observer = { on_event, r },
+    };
+    struct base_err err = { 0 };
+    int rc = tier_open(&r->tier, &args, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    rc = tier_decide_create(&r->twin, tier_decide_config_of(r->tier), &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+}
+
+static void close_run(struct run *r)
+{
+    tier_close(r->tier);
+    tier_decide_destroy(r->twin);
+}
+
+/* The bytes under a lease are those of its expert. */
+static void check_lease(const struct tier_lease *lease)
+{
+    struct tier_record record;
+    tier_store_record(store, lease->layer, lease->expert, &record);
+    for (int p = 0; p < TIER_PARTS; p++) {
+        NEED((lease->parts[p] != NULL) == (record.part_bytes[p] > 0));
+    }
+    /* Parts keep their places in the slot, so the slot begins before the first one. */
+    const char *slot = (const char *)lease->parts[0] - record.part_offset[0];
+    NEED(tier_store_check(&record, slot) == 0);
+}
+
+static void settle_set(struct run *r, uint32_t i, struct base_rng *rng)
+{
+    struct tier_lease *leases = r->leases[i];
+    uint32_t n = r->counts[i];
+    if (base_rng_below(rng, 2)) {
+        while (tier_wait(r->tier, leases, n, TIER_WAIT_ANY, UINT64_MAX) < n) {
+            for (uint32_t j = 0; j < n; j++) {
+                if (leases[j].status == 0) check_lease(&leases[j]);
+            }
+            if (tier_wait(r->tier, leases, n, TIER_WAIT_ALL, UINT64_MAX) == n) break;
+        }
+    } else {
+        NEED(tier_wait(r->tier, leases, n, TIER_WAIT_ALL, UINT64_MAX) == n);
+    }
+    for (uint32_t j = 0; j < n; j++) {
+        NEED(leases[j].status != -EINPROGRESS);
+        if (leases[j].status == 0) check_lease(&leases[j]);
+    }
+}
+
+static void release_set(struct run *r, uint32_t i)
+{
+    for (uint32_t j = 0; j < r->counts[i]; j++) {
+        if (r->leases[i][j].status == 0) check_lease(&r->leases[i][j]);
+    }
+    tier_release(r->tier, r->leases[i], r->counts[i]);
+    r->lease_sets--;
+    memcpy(r->leases[i], r->leases[r->lease_sets], sizeof r->leases[i]);
+    r->counts[i] = r->counts[r->lease_sets];
+}
+
+static void acquire(struct run *r, struct base_rng *rng)
+{
+    uint32_t layer = (uint32_t)base_rng_below(rng, LAYERS), ids[EXPERTS];
+    bool prefill = base_rng_below(rng, 4) == 0;
+    uint32_t n = 1 + (uint32_t)base_rng_below(rng, prefill ? EXPERTS : TOP_K);
+    for (uint32_t i = 0; i < EXPERTS; i++) ids[i] = i;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t j = i + (uint32_t)base_rng_below(rng, EXPERTS - i), id = ids[i];
+        ids[i] = ids[j];
+        ids[j] = id;
+    }
+    struct tier_lease *leases = r->leases[r->lease_sets];
+    uint32_t k = tier_acquire(r->tier, layer, ids, n, prefill ? TIER_PREFILL : TIER_DECODE, leases);
+    NEED(k <= n);
+    NEED(k > 0 || r->lease_sets > 0);
+    for (uint32_t i = 0; i < k; i++) {
+        NEED(leases[i].layer == layer && leases[i].expert == ids[i]);
+        if (leases[i].status == 0) check_lease(&leases[i]);
+    }
+    if (k > 0) r->counts[r->lease_sets++] = k;
+}
+
+static void hint(struct run *r, struct base_rng *rng)
+{
+    struct tier_hint hints[4];
+    for (int i = 0; i < 4; i++) {
+        hints[i] = (struct tier_hint){
+            .layer = (uint32_t)base_rng_below(rng, LAYERS),
+            .expert = (uint32_t)base_rng_below(rng, EXPERTS),
+            .probability = (float)base_rng_unit(rng),
+            .distance = 1,
+        };
+    }
+    tier_hint(r->tier, hints, 4);
+}
+
+static void drive(struct run *r, struct base_rng *rng, unsigned steps)
+{
+    for (unsigned s = 0; s < steps; s++) {
+        switch (base_rng_below(rng, 8)) {
+        case 0:
+        case 1:
+            hint(r, rng);
+            break;
+        case 2:
+            tier_poll(r->tier);
+            break;
+        case 3:
+            tier_step_end(r->tier);
+            break;
+        default:
+            acquire(r, rng);
+            while (r->lease_sets > 0 && (r->lease_sets == 8 || base_rng_below(rng, 3))) {
+                uint32_t i = (uint32_t)base_rng_below(rng, r->lease_sets);
+                /* One in four is given back while it may still be on its way. */
+                if (base_rng_below(rng, 4)) settle_set(r, i, rng);
+                release_set(r, i);
+            }
+        }
+    }
+    while (r->lease_sets > 0) {
+        settle_set(r, 0, rng);
+        release_set(r, 0);
+    }
+    tier_step_end(r->tier);
+}
+
+static void compare_counts(struct run *r)
+{
+    struct tier_snapshot s;
+    struct tier_layer_stats layers[LAYERS];
+    uint64_t lookups[LAYERS * EXPERTS], all = 0, by_layer = 0, by_expert = 0;
+    uint8_t resident[LAYERS * EXPERTS];
+    tier_snapshot(r->tier, &s);
+    for (int c = 0; c < TIER_CELL_COUNT; c++) {
+        NEED(memcmp(&s.cells[0][c], tier_decide_counts(r->twin, 0, c), sizeof s.cells[0][c]) == 0);
+        all += s.cells[0][c].lookups;
+    }
+    NEED(s.tiers[0].lookups == all);
+    NEED(s.tiers[0].hits + s.tiers[0].late + s.tiers[0].misses == all);
+    NEED(s.tiers[0].leased_slots == 0);
+    NEED(s.tiers[0].resident_slots == tier_decide_resident_count(r->twin, 0));
+    NEED(tier_snapshot_layers(r->tier, layers, LAYERS - 1) == -ERANGE);
+    NEED(tier_snapshot_layers(r->tier, layers, LAYERS) == 0);
+    NEED(tier_snapshot_experts(r->tier, lookups, resident, LAYERS * EXPERTS) == 0);
+    for (unsigned l = 0; l < LAYERS; l++) by_layer += layers[l].lookups;
+    for (unsigned k = 0; k < LAYERS * EXPERTS; k++) {
+        by_expert += lookups[k];
+        NEED(resident[k] == tier_decide_resident(r->twin, 0, k / EXPERTS, k % EXPERTS));
+    }
+    NEED(by_layer == all && by_expert == all);
+}
+
+START_TEST(right_bytes_and_the_cores_counts)
+{
+    static struct run r;
+    static const char *const capacities[] = { "25%", "40%", "75%", "100%" };
+    static const char *const backends[] = { "io_uring", "threads", "sim", "sim" };
+    struct base_rng rng;
+    char pair[128];
+    seed = _i;
+    base_rng_init(&rng, (uint64_t)seed);
+    defaults(&r);
+    snprintf(pair, sizeof pair, "tiers.dram.capacity=%s", capacities[base_rng_below(&rng, 4)]);
+    set(&r, pair);
+    const char *backend = backends[base_rng_below(&rng, 4)];
+    struct tier_io *probe;
+    snprintf(pair, sizeof pair, "io.backend=%s", backend);
+    set(&r, pair);
+    if (tier_io_create(&probe, &r.io, base_clock_real(), NULL) < 0) {
+        set(&r, "io.backend=threads");
+    } else {
+        tier_io_destroy(probe);
+    }
+    set(&r, "io.sim_latency=20us");
+    snprintf(pair, sizeof pair, "io.sim_seed=%d", seed);
+    set(&r, pair);
+    snprintf(pair, sizeof pair, "io.depth=%d", 1 << base_rng_below(&rng, 6));
+    set(&r, pair);
+    set(&r, base_rng_below(&rng, 3) ? "policy.eviction=lru" : "policy.eviction=lru_global");
+    set(&r, base_rng_below(&rng, 4) ? "prefetch.enabled=true" : "prefetch.enabled=false");
+    set(&r, base_rng_below(&rng, 2) ? "prefetch.inflight=64KiB" : "prefetch.inflight=1MiB");
+    set(&r, base_rng_below(&rng, 2) ? "prefetch.bandwidth_share=100%" : "prefetch.bandwidth_share=20%");
+    set(&r, base_rng_below(&rng, 2) ? "tiers.verify=always" : "tiers.verify=first");
+    if (seed % 3 == 0) {
+        snprintf(pair, sizeof pair, "io.faults=seed=%d,eio=0.01,flip=0.01,short=0.01", seed);
+        set(&r, pair);
+        set(&r, "tiers.verify=always");
+    }
+    open_run(&r);
+    drive(&r, &rng, 400);
+    compare_counts(&r);
+    close_run(&r);
+}
+END_TEST
+
+/* -- single rules ----------------------------------------------------------------------------- */
+
+START_TEST(budgets_are_refused_with_the_arithmetic)
+{
+    static struct run r;
+    struct tier_footprint f;
+    struct base_err err = { 0 };
+    defaults(&r);
+    set(&r, "tiers.dram.capacity=10%");         /* 2 of 16 experts a layer, top-4 */
+    ck_assert_int_eq(tier_footprint(&r.config, store, TOP_K, &f, &err), BASE_EBUDGET);
+    ck_assert_ptr_nonnull(strstr(err.text, "3 layers x top_k 4 = 12"));
+    for (uint64_t slots = 0; slots < 60; slots++) {
+        char pair[64];
+        uint64_t bytes = slots * tier_store_slot_bytes(store) + 4095;
+        snprintf(pair, sizeof pair, "tiers.dram.capacity=%llu", (unsigned long long)bytes);
+        set(&r, pair);
+        err = (struct base_err){ 0 };
+        int rc = tier_footprint(&r.config, store, TOP_K, &f, &err);
+        ck_assert_int_eq(rc, slots >= 12 + f.spare_slots[0] ? 0 : BASE_EBUDGET);
+        if (rc == 0) ck_assert_uint_le(f.slots_bytes[0], bytes);
+        if (rc == 0) ck_assert_uint_le(f.slots[0], LAYERS * EXPERTS);
+    }
+    set(&r, "tiers.dram.capacity=many");
+    err = (struct base_err){ 0 };
+    ck_assert_int_eq(tier_footprint(&r.config, store, TOP_K, &f, &err), BASE_ECONFIG);
+    ck_assert_ptr_nonnull(strstr(err.text, "\"many\""));
+}
+END_TEST
+
+START_TEST(hits_wait_for_nothing)
+{
+    static struct run r;
+    uint32_t ids[TOP_K] = { 3, 1, 9, 12 };
+    struct tier_lease leases[TOP_K];
+    struct tier_snapshot s;
+    uint64_t waits[TIER_WAIT_CAUSE_COUNT];
+    defaults(&r);
+    set(&r, "tiers.dram.capacity=50%");
+    open_run(&r);
+    ck_assert_uint_eq(tier_acquire(r.tier, 1, ids, TOP_K, TIER_DECODE, leases), TOP_K);
+    for (int i = 0; i < TOP_K; i++) ck_assert_int_eq(leases[i].status, -EINPROGRESS);
+    ck_assert_uint_eq(tier_wait(r.tier, leases, TOP_K, TIER_WAIT_ALL, UINT64_MAX), TOP_K);
+    tier_step_waits(r.tier, waits);
+    ck_assert_uint_gt(waits[TIER_WAIT_DEMAND], 0);
+    ck_assert_uint_eq(waits[TIER_WAIT_LATE] + waits[TIER_WAIT_COPY] + waits[TIER_WAIT_SLOT], 0);
+    tier_release(r.tier, leases, TOP_K);
+    tier_step_end(r.tier);
+    ck_assert_uint_eq(tier_acquire(r.tier, 1, ids, TOP_K, TIER_DECODE, leases), TOP_K);
+    for (int i = 0; i < TOP_K; i++) ck_assert_int_eq(leases[i].status, 0);
+    ck_assert_uint_eq(tier_wait(r.tier, leases, TOP_K, TIER_WAIT_ALL, 0), TOP_K);
+    tier_step_waits(r.tier, waits);
+    ck_assert_uint_eq(waits[TIER_WAIT_DEMAND], 0);
+    tier_release(r.tier, leases, TOP_K);
+    tier_step_end(r.tier);
+    tier_snapshot(r.tier, &s);
+    ck_assert_uint_eq(s.tiers[0].hits, TOP_K);
+    ck_assert_uint_eq(s.tiers[0].misses, TOP_K);
+    ck_assert_uint_eq(s.io.demand_reads, TOP_K);
+    ck_assert_uint_eq(s.steps, 2);
+    close_run(&r);
+}
+END_TEST
+
+/* A prefetch that has not arrived when it is asked for counts as late, is waited for as such, and is
+ * not read twice. */
+START_TEST(late_prefetch_becomes_demand)
+{
+    static struct run r;
+    struct tier_lease lease;
+    struct tier_snapshot s;
+    uint64_t waits[TIER_WAIT_CAUSE_COUNT];
+    uint32_t id = 5;
+    defaults(&r);
+    set(&r, "io.backend=sim");
+    set(&r, "io.sim_latency=20ms");
+    open_run(&r);
+    struct tier_hint h = { .layer = 2, .expert = id, .probability = 0.9f, .distance = 1 };
+    ck_assert_uint_eq(tier_hint(r.tier, &h, 1), 1);
+    ck_assert_uint_eq(tier_acquire(r.tier, 2, &id, 1, TIER_DECODE, &lease), 1);
+    ck_assert_int_eq(lease.status, -EINPROGRESS);
+    ck_assert_uint_eq(tier_wait(r.tier, &lease, 1, TIER_WAIT_ANY, 1), 0);   /* long past */
+    ck_assert_uint_eq(tier_wait(r.tier, &lease, 1, TIER_WAIT_ANY, UINT64_MAX), 1);
+    check_lease(&lease);
+    tier_step_waits(r.tier, waits);
+    ck_assert_uint_gt(waits[TIER_WAIT_LATE], 0);
+    ck_assert_uint_eq(waits[TIER_WAIT_DEMAND], 0);
+    tier_release(r.tier, &lease, 1);
+    tier_step_end(r.tier);
+    tier_snapshot(r.tier, &s);
+    ck_assert_uint_eq(s.tiers[0].late, 1);
+    ck_assert_uint_eq(s.io.prefetch_reads, 1);
+    ck_assert_uint_eq(s.io.demand_reads, 0);
+    close_run(&r);
+}
+END_TEST
+
+START_TEST(bad_expert_is_quarantined_and_named)
+{
+    static struct run r;
+    uint32_t ids[TOP_K] = { 0, 1, 2, 3 };
+    struct tier_lease leases[TOP_K];
+    struct tier_snapshot s;
+    char text[400];
+    defaults(&r);
+    set(&r, "io.backend=threads");
+    set(&r, "io.faults=seed=1,eio=1");
+    open_run(&r);
+    ck_assert_uint_eq(tier_acquire(r.tier, 0, ids, TOP_K, TIER_DECODE, leases), TOP_K);
+    ck_assert_uint_eq(tier_wait(r.tier, leases, TOP_K, TIER_WAIT_ALL, UINT64_MAX), TOP_K);
+    for (int i = 0; i < TOP_K; i++) {
+        ck_assert_int_eq(leases[i].status, BASE_EQUARANTINE);
+        ck_assert_int_eq(tier_failure_text(r.tier, 0, ids[i], text, sizeof text), -EIO);
+        ck_assert_ptr_nonnull(strstr(text, ".safetensors at byte"));
+    }
+    tier_release(r.tier, leases, TOP_K);
+    /* Asked again it fails at once, costs no slot and no read. */
+    ck_assert_uint_eq(tier_acquire(r.tier, 0, ids, TOP_K, TIER_DECODE, leases), TOP_K);
+    for (int i = 0; i < TOP_K; i++) ck_assert_int_eq(leases[i].status, BASE_EQUARANTINE);
+    tier_release(r.tier, leases, TOP_K);
+    tier_step_end(r.tier);
+    tier_snapshot(r.tier, &s);
+    ck_assert_uint_eq(s.io.quarantined, TOP_K);
+    ck_assert_uint_eq(s.io.read_errors, 3 * TOP_K);
+    ck_assert_uint_eq(s.io.demand_reads, TOP_K);
+    ck_assert_uint_eq(s.tiers[0].resident_slots, 0);
+    ck_assert_int_eq(tier_failure_text(r.tier, 0, 9, text, sizeof text), 0);
+    close_run(&r);
+}
+END_TEST
+
+/* Another thread reads the counters while the engine works: each copy is one moment's. */
+static void *read_counters(void *context)
+{
+    struct run *r = context;
+    struct tier_snapshot s;
+    uint64_t lookups[LAYERS * EXPERTS], last = 0;
+    uint8_t resident[LAYERS * EXPERTS];
+    while (last < 300) {
+        tier_snapshot(r->tier, &s);
+        const struct tier_tier_metrics *m = &s.tiers[0];
+        if (m->hits + m->late + m->misses != m->lookups || s.steps < last) return r;
+        last = s.steps;
+        tier_snapshot_experts(r->tier, lookups, resident, LAYERS * EXPERTS);
+    }
+    return NULL;
+}
+
+START_TEST(counters_are_consistent_for_other_threads)
+{
+    static struct run r;
+    struct base_rng rng;
+    pthread_t thread;
+    void *failed;
+    base_rng_init(&rng, 1);
+    defaults(&r);
+    open_run(&r);
+    ck_assert_int_eq(pthread_create(&thread, NULL, read_counters, &r), 0);
+    for (int step = 0; step < 300; step++) drive(&r, &rng, 4);
+    ck_assert_int_eq(pthread_join(thread, &failed), 0);
+    ck_assert_ptr_null(failed);
+    close_run(&r);
+}
+END_TEST
+
+START_TEST(steps_do_not_allocate)
+{
+    static struct run r;
+    struct base_rng rng;
+    base_rng_init(&rng, 4);
+    defaults(&r);
+    set(&r, "io.backend=sim");
+    set(&r, "io.sim_latency=1us");
+    open_run(&r);
+    drive(&r, &rng, 50);
+    size_t before = mallinfo2().uordblks;
+    unsigned long chunks = mallinfo2().ordblks;
+    drive(&r, &rng, 400);
+    ck_assert_uint_eq(mallinfo2().uordblks, before);
+    ck_assert_uint_eq(mallinfo2().ordblks, chunks);
+    close_run(&r);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("tiering");
+    TCase *rules = tcase_create("rules");
+    tcase_add_unchecked_fixture(rules, setup, teardown);
+    tcase_add_test(rules, budgets_are_refused_with_the_arithmetic);
+    tcase_add_test(rules, hits_wait_for_nothing);
+    tcase_add_test(rules, late_prefetch_becomes_demand);
+    tcase_add_test(rules, bad_expert_is_quarantined_and_named);
+    tcase_add_test(rules, counters_are_consistent_for_other_threads);
+    tcase_add_test(rules, steps_do_not_allocate);
+    tcase_set_timeout(rules, 60);
+    suite_add_tcase(suite, rules);
+    TCase *random = tcase_create("random");
+    tcase_add_unchecked_fixture(random, setup, teardown);
+    tcase_add_loop_test(random, right_bytes_and_the_cores_counts, 1, 61);   /* _i is the seed */
+    tcase_set_timeout(random, 60);
+    suite_add_tcase(suite, random);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? 1 : 0;
+}

@@ -1,0 +1,533 @@
+#include "tiering/cache.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/must.h"
+
+enum {
+    WANTED = 1,                 /* the core's view */
+    WAITING = 2,                /* in the list of those without a slot */
+    DEMAND = 4,                 /* somebody waits for it */
+    VERIFIED = 8,               /* its hash was right once */
+    FAILED = 16,
+    LATE = 32,                  /* DEMAND came after a prefetch had begun */
+};
+
+enum { NO_KEY = UINT32_MAX, NO_LOAD = UINT32_MAX, REAP_BATCH = 64 };
+
+/* One expert being read. */
+struct tier_load {
+    uint32_t slot, key;
+    uint32_t next_free;
+    uint32_t left;              /* requests not back yet */
+    uint32_t tries;
+    int error;
+    uint32_t error_extent;
+    uint64_t begin_ns, end_ns;
+    uint64_t named_ns;          /* when the watchdog named it, or begin_ns */
+    struct tier_record record;
+    struct tier_io_req reqs[TIER_PARTS];
+};
+
+/* -- queues of slots -------------------------------------------------------------------------- */
+
+static void queue_push(struct tier_cache *c, struct tier_queue *q, uint32_t slot)
+{
+    struct tier_slot *at = &c->slots.at[slot];
+    at->prev = q->tail;
+    at->next = TIER_NO_SLOT;
+    if (q->tail == TIER_NO_SLOT) {
+        q->head = slot;
+    } else {
+        c->slots.at[q->tail].next = slot;
+    }
+    q->tail = slot;
+}
+
+static void queue_remove(struct tier_cache *c, struct tier_queue *q, uint32_t slot)
+{
+    struct tier_slot *at = &c->slots.at[slot];
+    if (at->prev == TIER_NO_SLOT) {
+        q->head = at->next;
+    } else {
+        c->slots.at[at->prev].next = at->next;
+    }
+    if (at->next == TIER_NO_SLOT) {
+        q->tail = at->prev;
+    } else {
+        c->slots.at[at->next].prev = at->prev;
+    }
+}
+
+static struct tier_queue *queue_of(struct tier_cache *c, const struct tier_slot *at)
+{
+    return at->prefetch ? &c->prefetch : &c->demand;
+}
+
+/* A prefetch that is under way ends being one: asked for, arrived or given up. */
+static void prefetch_close(struct tier_cache *c, struct tier_slot *at)
+{
+    if (at->prefetch && at->state != TIER_SLOT_READY) c->prefetch_open--;
+}
+
+/* -- slots for keys --------------------------------------------------------------------------- */
+
+static void give_slot(struct tier_cache *c, uint32_t slot);
+
+/* Finds a place for a wanted expert and queues its read, or puts it in line for a slot. */
+static void seat(struct tier_cache *c, uint32_t key)
+{
+    uint32_t slot = tier_slots_take(&c->slots, key);
+    if (slot == TIER_NO_SLOT) {
+        if (c->flags[key] & WAITING) return;
+        c->flags[key] |= WAITING;
+        c->next_waiting[key] = NO_KEY;
+        if (c->waiting_tail == NO_KEY) {
+            c->waiting_head = key;
+        } else {
+            c->next_waiting[c->waiting_tail] = key;
+        }
+        c->waiting_tail = key;
+        return;
+    }
+    struct tier_slot *at = &c->slots.at[slot];
+    c->slot_of[key] = slot;
+    at->prefetch = !(c->flags[key] & DEMAND);
+    if (at->prefetch) c->prefetch_open++;
+    queue_push(c, queue_of(c, at), slot);
+}
+
+/* Lets those in line have free slots. Who left the line by eviction is still in it: skipped. */
+static void seat_waiting(struct tier_cache *c)
+{
+    while (c->slots.free_count > 0 && c->waiting_head != NO_KEY) {
+        uint32_t key = c->waiting_head;
+        c->waiting_head = c->next_waiting[key];
+        if (c->waiting_head == NO_KEY) c->waiting_tail = NO_KEY;
+        c->flags[key] &= (uint8_t)~WAITING;
+        if (c->flags[key] & WANTED && c->slot_of[key] == TIER_NO_SLOT) seat(c, key);
+    }
+}
+
+static void give_slot(struct tier_cache *c, uint32_t slot)
+{
+    struct tier_slot *at = &c->slots.at[slot];
+    MUST(c->slot_of[at->key] == slot);
+    MUST(at->state != TIER_SLOT_READY || c->leases[at->key] == 0);
+    prefetch_close(c, at);
+    c->slot_of[at->key] = TIER_NO_SLOT;
+    tier_slots_give(&c->slots, slot);
+}
+
+void tier_cache_want(struct tier_cache *c, uint32_t key, bool demand)
+{
+    MUST(!(c->flags[key] & (WANTED | FAILED)));
+    c->flags[key] |= WANTED;
+    if (demand) c->flags[key] |= DEMAND;
+    uint32_t slot = c->slot_of[key];
+    if (slot == TIER_NO_SLOT) {
+        seat(c, key);
+    } else if (demand) {
+        /* Evicted in flight and wanted again: the same read serves. */
+        tier_cache_demand(c, key);
+    }
+}
+
+void tier_cache_demand(struct tier_cache *c, uint32_t key)
+{
+    uint32_t slot = c->slot_of[key];
+    MUST(c->flags[key] & WANTED);
+    c->flags[key] |= DEMAND;
+    if (slot == TIER_NO_SLOT) {
+        seat(c, key);
+        return;
+    }
+    struct tier_slot *at = &c->slots.at[slot];
+    if (!at->prefetch) return;
+    if (at->state == TIER_SLOT_QUEUED) {
+        queue_remove(c, &c->prefetch, slot);
+        queue_push(c, &c->demand, slot);
+    } else if (at->state == TIER_SLOT_READING) {
+        struct tier_load *load = &c->loads[at->load];
+        c->flags[key] |= LATE;
+        for (uint32_t i = 0; i < load->record.extent_count; i++) {
+            tier_io_promote(c->io, &load->reqs[i]);
+        }
+    }
+    prefetch_close(c, at);
+    at->prefetch = false;
+}
+
+void tier_cache_unwant(struct tier_cache *c, uint32_t key)
+{
+    uint32_t slot = c->slot_of[key];
+    MUST(c->flags[key] & WANTED);
+    c->flags[key] &= (uint8_t)~(WANTED | DEMAND | LATE);
+    if (slot == TIER_NO_SLOT) return;
+    struct tier_slot *at = &c->slots.at[slot];
+    if (at->prefetch && at->state != TIER_SLOT_QUEUED) c->stats.prefetch_wasted_bytes += at->bytes;
+    if (at->state == TIER_SLOT_READING) return;
+    if (at->state == TIER_SLOT_QUEUED) queue_remove(c, queue_of(c, at), slot);
+    give_slot(c, slot);
+    seat_waiting(c);
+}
+
+void tier_cache_layer_passed(struct tier_cache *c, uint32_t layer)
+{
+    uint32_t slot = c->prefetch.head;
+    while (slot != TIER_NO_SLOT) {
+        struct tier_slot *at = &c->slots.at[slot];
+        uint32_t next = at->next;
+        if (at->key / c->experts == layer) {
+            queue_remove(c, &c->prefetch, slot);
+            give_slot(c, slot);
+            c->stats.prefetch_cancelled++;
+        }
+        slot = next;
+    }
+    seat_waiting(c);
+}
+
+bool tier_cache_prefetch_room(const struct tier_cache *c)
+{
+    return c->prefetch_open < c->prefetch_open_max;
+}
+
+/* -- reads ------------------------------------------------------------------------------------ */
+
+static void outbox_push(struct tier_cache *c, struct tier_load *load)
+{
+    load->left = load->record.extent_count;
+    load->error = 0;
+    for (uint32_t i = 0; i < load->record.extent_count; i++) {
+        MUST(c->outbox_count < c->outbox_size);
+        c->outbox[(c->outbox_first + c->outbox_count++) % c->outbox_size] = &load->reqs[i];
+    }
+}
+
+static void load_begin(struct tier_cache *c, uint32_t slot)
+{
+    struct tier_slot *at = &c->slots.at[slot];
+    uint32_t index = c->free_load, key = at->key;
+    struct tier_load *load = &c->loads[index];
+    c->free_load = load->next_free;
+    load->slot = slot;
+    load->key = key;
+    load->tries = 1;
+    load->begin_ns = base_clock_now_ns(c->clock);
+    load->end_ns = load->named_ns = load->begin_ns;
+    tier_store_record(c->store, key / c->experts, key % c->experts, &load->record);
+    const struct tier_record *record = &load->record;
+    char *memory = tier_slots_memory(&c->slots, slot);
+    for (uint32_t i = 0; i < record->extent_count; i++) {
+        const struct tier_extent *extent = &record->extents[i];
+        struct tier_extent_read read = tier_extent_read(extent);
+        load->reqs[i] = (struct tier_io_req){
+            .file = c->file_first + extent->file,
+            .offset = read.offset,
+            .to = memory + extent->slot_offset,
+            .bytes = read.bytes,
+            .prefetch = at->prefetch,
+            .owner = load,
+        };
+        MUST(extent->slot_offset + load->reqs[i].bytes <= c->slots.slot_bytes);
+    }
+    for (int p = 0; p < TIER_PARTS; p++) {
+        at->part_offset[p] = record->part_bytes[p] ? (uint32_t)record->part_offset[p] : UINT32_MAX;
+    }
+    at->bytes = (uint32_t)record->bytes;
+    at->load = index;
+    at->state = TIER_SLOT_READING;
+    outbox_push(c, load);
+    if (at->prefetch) {
+        c->stats.prefetch_reads++;
+        c->stats.prefetch_bytes += record->bytes;
+    } else {
+        c->stats.demand_reads++;
+        c->stats.demand_bytes += record->bytes;
+    }
+}
+
+/* Slot whose read should begin next. Prefetch takes the lower half of the queue depth, so that a
+ * demand read that comes finds room at once. */
+static uint32_t next_slot(struct tier_cache *c)
+{
+    struct tier_queue *q = &c->demand;
+    if (q->head == TIER_NO_SLOT) {
+        q = &c->prefetch;
+        if (q->head == TIER_NO_SLOT) return TIER_NO_SLOT;
+        if (c->io->in_flight + c->outbox_count >= (c->io->depth + 1) / 2) return TIER_NO_SLOT;
+    }
+    uint32_t slot = q->head;
+    queue_remove(c, q, slot);
+    return slot;
+}
+
+void tier_cache_pump(struct tier_cache *c)
+{
+    for (;;) {
+        uint32_t room = c->io->depth - c->io->in_flight;
+        while (c->outbox_count < room && c->free_load != NO_LOAD) {
+            uint32_t slot = next_slot(c);
+            if (slot == TIER_NO_SLOT) break;
+            load_begin(c, slot);
+        }
+        uint32_t n = c->outbox_count < room ? c->outbox_count : room;
+        uint32_t straight = c->outbox_size - c->outbox_first;
+        if (n == 0) return;
+        if (n > straight) n = straight;
+        if (c->io->in_flight == 0) c->busy_since_ns = base_clock_now_ns(c->clock);
+        int taken = tier_io_submit(c->io, &c->outbox[c->outbox_first], n);
+        MUST(taken >= 0 && (uint32_t)taken <= n);
+        c->outbox_first = (c->outbox_first + (uint32_t)taken) % c->outbox_size;
+        c->outbox_count -= (uint32_t)taken;
+        if ((uint32_t)taken < n) return;
+    }
+}
+
+static void load_free(struct tier_cache *c, struct tier_load *load)
+{
+    load->next_free = c->free_load;
+    c->free_load = (uint32_t)(load - c->loads);
+}
+
+static void relaxed_store(uint64_t *at, uint64_t value)
+{
+    __atomic_store_n(at, value, __ATOMIC_RELAXED);
+}
+
+static void account(struct tier_cache *c, const struct tier_load *load)
+{
+    struct tier_load_stats *s = &c->layer_loads[load->key / c->experts];
+    uint64_t ns = load->end_ns > load->begin_ns ? load->end_ns - load->begin_ns : 0;
+    base_hist_add(&c->stats.read_latency, ns);
+    if (s->count == 0 || ns < s->ns_min) relaxed_store(&s->ns_min, ns);
+    if (ns > s->ns_max) relaxed_store(&s->ns_max, ns);
+    relaxed_store(&s->ns_sum, s->ns_sum + ns);
+    relaxed_store(&s->count, s->count + 1);
+}
+
+static void give_up(struct tier_cache *c, const struct tier_load *load, int code)
+{
+    const struct tier_extent *extent = &load->record.extents[load->error_extent];
+    uint32_t key = load->key, slot = load->slot;
+    if (c->failure_count < TIER_FAILURES_MAX) {
+        c->failures[c->failure_count++] = (struct tier_failure){
+            .key = key, .code = code, .file = extent->file, .offset = extent->offset,
+        };
+    }
+    c->stats.quarantined++;
+    base_log(BASE_LOG_ERROR, "tiers", "expert given up: %s layer=%" PRIu32 " expert=%" PRIu32
+             " file=%s offset=%" PRIu64, base_err_name(code), load->record.layer,
+             load->record.index, tier_store_file_path(c->store, extent->file), extent->offset);
+    c->flags[key] = FAILED;
+    give_slot(c, slot);
+    c->failed(c->context, key);
+    seat_waiting(c);
+}
+
+/* All requests of a load are back. */
+static void load_end(struct tier_cache *c, struct tier_load *load)
+{
+    uint32_t key = load->key, slot = load->slot;
+    struct tier_slot *at = &c->slots.at[slot];
+    int rc = load->error;
+    if (!(c->flags[key] & WANTED)) {
+        give_slot(c, slot);
+        load_free(c, load);
+        seat_waiting(c);
+        return;
+    }
+    if (rc < 0) {
+        c->stats.read_errors++;
+    } else if (c->verify_always || !(c->flags[key] & VERIFIED)) {
+        rc = tier_store_check(&load->record, tier_slots_memory(&c->slots, slot));
+        load->error_extent = 0;
+        if (rc < 0) c->stats.checksum_failures++;
+    }
+    if (rc < 0) {
+        if (load->tries++ < TIER_READ_TRIES) {
+            outbox_push(c, load);
+            return;
+        }
+        give_up(c, load, rc);
+        load_free(c, load);
+        return;
+    }
+    c->flags[key] |= VERIFIED;
+    prefetch_close(c, at);
+    at->state = TIER_SLOT_READY;
+    account(c, load);
+    load_free(c, load);
+}
+
+static void request_done(struct tier_cache *c, struct tier_io_req *req)
+{
+    struct tier_load *load = req->owner;
+    c->busy_bytes += req->bytes;
+    uint32_t index = (uint32_t)(req - load->reqs);
+    const struct tier_extent *extent = &load->record.extents[index];
+    uint64_t need = tier_extent_read(extent).need;
+    if (req->done_ns > load->end_ns) load->end_ns = req->done_ns;
+    /* Fewer bytes than the extent has: the file ends before it should. */
+    int rc = req->result < 0 ? (int)req->result : (uint64_t)req->result < need ? -EIO : 0;
+    if (rc < 0 && load->error == 0) {
+        load->error = rc;
+        load->error_extent = index;
+    }
+    MUST(load->left > 0);
+    if (--load->left == 0) load_end(c, load);
+}
+
+static void watch(struct tier_cache *c, uint64_t now)
+{
+    if (c->stuck_after_ns == 0) return;
+    for (uint32_t i = 0; i < c->load_count; i++) {
+        struct tier_load *load = &c->loads[i];
+        if (load->left == 0 || load->named_ns + c->stuck_after_ns > now) continue;
+        load->named_ns = now;       /* again only after as long a time */
+        c->stats.stuck_reads++;
+        base_log(BASE_LOG_WARN, "tiers", "read does not come back layer=%" PRIu32 " expert=%" PRIu32
+                 " file=%s offset=%" PRIu64, load->record.layer, load->record.index,
+                 tier_store_file_path(c->store, load->record.extents[0].file),
+                 load->record.extents[0].offset);
+    }
+}
+
+bool tier_cache_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
+{
+    struct tier_io_req *done[REAP_BATCH];
+    bool any = false;
+    if (c->io->in_flight == 0) return false;
+    if (wait && c->stuck_after_ns) {
+        uint64_t now = base_clock_now_ns(c->clock), soon = now + c->stuck_after_ns;
+        watch(c, now);
+        if (soon < deadline_ns) deadline_ns = soon;
+    }
+    for (;;) {
+        int n = tier_io_reap(c->io, done, REAP_BATCH, wait && !any ? 1 : 0, deadline_ns);
+        MUST(n >= 0);
+        for (int i = 0; i < n; i++) request_done(c, done[i]);
+        if (n > 0 && c->io->in_flight == 0) {
+            c->busy_ns += done[n - 1]->done_ns - c->busy_since_ns;
+        }
+        any |= n > 0;
+        if (n < REAP_BATCH) break;
+    }
+    if (any) tier_cache_pump(c);
+    return any;
+}
+
+/* -- views ------------------------------------------------------------------------------------ */
+
+enum tier_cache_place tier_cache_place(const struct tier_cache *c, uint32_t key)
+{
+    if (tier_cache_ready(c, key)) return TIER_PLACE_READY;
+    if (c->flags[key] & FAILED) return TIER_PLACE_FAILED;
+    if (c->slot_of[key] == TIER_NO_SLOT) return TIER_PLACE_NO_SLOT;
+    return c->flags[key] & LATE ? TIER_PLACE_LATE : TIER_PLACE_DEMAND;
+}
+
+const struct tier_failure *tier_cache_failure(const struct tier_cache *c, uint32_t key)
+{
+    for (uint32_t i = 0; i < c->failure_count; i++) {
+        if (c->failures[i].key == key) return &c->failures[i];
+    }
+    return NULL;
+}
+
+/* -- create ----------------------------------------------------------------------------------- */
+
+uint64_t tier_cache_tables_bytes(uint32_t keys, uint32_t slots, uint32_t depth)
+{
+    uint64_t a_key = sizeof(uint32_t) * 2 + sizeof(uint16_t) + 1;
+    uint64_t a_load = sizeof(struct tier_load) + TIER_PARTS * sizeof(void *);
+    return keys * a_key + slots * (sizeof(struct tier_slot) + sizeof(uint32_t)) + depth * a_load;
+}
+
+static int files_add(struct tier_cache *c, struct base_err *err)
+{
+    for (uint32_t f = 0; f < tier_store_files(c->store); f++) {
+        int handle = tier_io_file_add(c->io, tier_store_file_path(c->store, f), err);
+        if (handle < 0) return handle;
+        if (f == 0) c->file_first = (uint32_t)handle;
+        MUST((uint32_t)handle == c->file_first + f);
+    }
+    return 0;
+}
+
+static int tables_create(struct tier_cache *c)
+{
+    uint32_t layers = tier_store_layers(c->store);
+    c->load_count = c->io->depth;
+    c->outbox_size = c->load_count * TIER_PARTS;
+    c->slot_of = malloc(c->keys * sizeof *c->slot_of);
+    c->next_waiting = calloc(c->keys, sizeof *c->next_waiting);
+    c->leases = calloc(c->keys, sizeof *c->leases);
+    c->flags = calloc(c->keys, sizeof *c->flags);
+    c->loads = calloc(c->load_count, sizeof *c->loads);
+    c->outbox = calloc(c->outbox_size, sizeof(void *));
+    c->layer_loads = calloc(layers, sizeof *c->layer_loads);
+    if (!c->slot_of || !c->next_waiting || !c->leases || !c->flags || !c->loads || !c->outbox ||
+        !c->layer_loads) {
+        return -ENOMEM;
+    }
+    for (uint32_t k = 0; k < c->keys; k++) c->slot_of[k] = TIER_NO_SLOT;
+    c->free_load = NO_LOAD;
+    for (uint32_t i = c->load_count; i-- > 0;) load_free(c, &c->loads[i]);
+    return 0;
+}
+
+int tier_cache_create(struct tier_cache *c, const struct tier_cache_args *args,
+                      struct base_err *err)
+{
+    *c = (struct tier_cache){
+        .store = args->store, .io = args->io, .clock = args->clock,
+        .verify_always = args->verify_always, .stuck_after_ns = args->stuck_after_ns,
+        .failed = args->failed, .context = args->context,
+        .waiting_head = NO_KEY, .waiting_tail = NO_KEY,
+        .demand = { TIER_NO_SLOT, TIER_NO_SLOT }, .prefetch = { TIER_NO_SLOT, TIER_NO_SLOT },
+    };
+    uint64_t slot_bytes = tier_store_slot_bytes(args->store);
+    c->experts = tier_store_experts(args->store);
+    c->keys = tier_store_layers(args->store) * c->experts;
+    uint64_t open_max = args->prefetch_inflight / slot_bytes;
+    c->prefetch_open_max = open_max < args->slots ? (uint32_t)open_max : args->slots;
+    base_hist_init(&c->stats.read_latency);
+    int rc = tables_create(c);
+    if (rc < 0) {
+        base_err_set(err, rc, "no memory for the tables of %" PRIu32 " experts", c->keys);
+        goto fail;
+    }
+    rc = files_add(c, err);
+    if (rc < 0) goto fail;
+    rc = tier_slots_create(&c->slots, args->slots, slot_bytes, args->pin, err);
+    if (rc < 0) goto fail;
+    /* A refusal stands in the backend's note: reads work without, at a price. */
+    tier_io_memory_add(c->io, c->slots.memory, c->slots.bytes);
+    return 0;
+fail:
+    tier_cache_destroy(c);
+    return rc;
+}
+
+void tier_cache_destroy(struct tier_cache *c)
+{
+    if (c->io) {
+        struct tier_io_req *done[REAP_BATCH];
+        while (c->io->in_flight > 0) tier_io_reap(c->io, done, REAP_BATCH, 1, UINT64_MAX);
+    }
+    tier_slots_destroy(&c->slots);
+    free(c->slot_of);
+    free(c->next_waiting);
+    free(c->leases);
+    free(c->flags);
+    free(c->loads);
+    free(c->outbox);
+    free(c->layer_loads);
+    *c = (struct tier_cache){ 0 };
+}

@@ -1,0 +1,66 @@
+/* The slots of one tier: equal places for one expert each, in one mapping that is made at start.
+ *
+ *      memory:  | slot 0 | slot 1 | ... | slot count-1 |      each slot_bytes, a multiple of 4096
+ *
+ * A slot is free, or it belongs to one expert (`key`) and is on its way through
+ *
+ *      QUEUED ── READING ── READY          back to QUEUED when the bytes were bad
+ *
+ * `epoch` grows whenever the slot changes hands, so that a stale lease can be told from a good one.
+ * Free slots form a stack: the one that was given back last is taken first, its pages are warm.
+ *
+ * Engine thread only. Nothing allocates after create.
+ */
+#ifndef TIERING_SLOTS_H
+#define TIERING_SLOTS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "tiering/store.h"
+
+#define TIER_NO_SLOT UINT32_MAX
+
+enum tier_slot_state { TIER_SLOT_FREE, TIER_SLOT_QUEUED, TIER_SLOT_READING, TIER_SLOT_READY };
+
+struct tier_slot {
+    uint64_t epoch;
+    uint32_t key;
+    uint32_t prev, next;        /* in the list the owner keeps it in */
+    uint32_t load;              /* READING: who reads it */
+    uint32_t bytes;             /* of the expert, once its read began */
+    uint32_t part_offset[TIER_PARTS];   /* UINT32_MAX: no such part */
+    uint8_t state;
+    bool prefetch;              /* its read was begun for nobody, and nobody has asked since */
+};
+
+struct tier_slots {
+    char *memory;
+    uint64_t slot_bytes, bytes;
+    uint32_t count, free_count;
+    uint32_t *free;
+    struct tier_slot *at;
+    bool locked;
+    char note[200];             /* how the memory is held, for the start report */
+};
+
+enum tier_pin { TIER_PIN_AUTO, TIER_PIN_ON, TIER_PIN_OFF };
+
+/* 0; -ENOMEM; with TIER_PIN_ON the errno of the refusal, with what to set. slot_bytes is below
+ * 4 GiB. */
+int tier_slots_create(struct tier_slots *slots, uint32_t count, uint64_t slot_bytes,
+                      enum tier_pin pin, struct base_err *err);
+void tier_slots_destroy(struct tier_slots *slots);      /* accepts a zeroed one */
+
+static inline char *tier_slots_memory(const struct tier_slots *slots, uint32_t slot)
+{
+    return slots->memory + slot * slots->slot_bytes;
+}
+
+/* A free slot for this expert, QUEUED; TIER_NO_SLOT when there is none. */
+uint32_t tier_slots_take(struct tier_slots *slots, uint32_t key);
+void tier_slots_give(struct tier_slots *slots, uint32_t slot);
+
+#endif
