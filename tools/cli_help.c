@@ -155,8 +155,9 @@ void cli_help_print(FILE *to, const struct cli_program *program, const struct cl
 /* Text with what roff would take for its own escaped, and lines kept where `literal`. */
 static void print_roff(FILE *to, const char *text, bool literal)
 {
-    bool begin = true;
+    bool begin = true, ended = false;
     for (; *text; text++) {
+        ended = *text == '\n' && !text[1];
         if (begin && (*text == '.' || *text == '\'')) fputs("\\&", to);
         begin = *text == '\n';
         if (begin && text[1] == '\n' && !literal) {
@@ -169,7 +170,7 @@ static void print_roff(FILE *to, const char *text, bool literal)
         default: fputc(*text, to); break;
         }
     }
-    fputc('\n', to);
+    if (!ended) fputc('\n', to);
 }
 
 static void print_roff_flags(FILE *to, const struct cli_flag *flags)
