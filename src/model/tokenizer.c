@@ -280,13 +280,14 @@ static uint32_t added_match(const struct model_tokenizer *t, const struct model_
     return best;
 }
 
-/* Cuts out the added tokens of one pass and hands the rest to the next; the last pass hands on to
- * the splits. */
-static int text_cut(struct encoder *e, const char *text, size_t size, unsigned pass)
+/* Cuts out the added tokens of one list and hands the rest to the next list, or to the splits. */
+static int text_cut(struct encoder *e, const char *text, size_t size, enum model_added_list list)
 {
     if (size == 0) return 0;
-    if (pass == 2) return text_split(e, text, size, 0);
-    const struct model_added *added = &e->t->added[pass];
+    if (list == MODEL_ADDED_COUNT) return text_split(e, text, size, 0);
+    const struct model_added *added = &e->t->added[list];
+    enum model_added_list next =
+        list == MODEL_ADDED_FIRST ? MODEL_ADDED_NORMALIZED : MODEL_ADDED_COUNT;
     size_t done = 0;
     for (size_t at = 0; added->count > 0 && at < size;) {
         size_t length = 0;
@@ -295,12 +296,12 @@ static int text_cut(struct encoder *e, const char *text, size_t size, unsigned p
             for (at++; at < size && !added->begins[(unsigned char)text[at]];) at++;
             continue;
         }
-        int rc = text_cut(e, text + done, at - done, pass + 1);
+        int rc = text_cut(e, text + done, at - done, next);
         if (rc == 0) rc = id_add(e, id);
         if (rc < 0) return rc;
         done = at = at + length;
     }
-    return text_cut(e, text + done, size - done, pass + 1);
+    return text_cut(e, text + done, size - done, next);
 }
 
 static size_t valid_prefix(const unsigned char *text, size_t size)
@@ -345,7 +346,7 @@ int model_tokenizer_encode(const struct model_tokenizer *tokenizer, const char *
         text = repaired.data;
         size = repaired.size;
     }
-    if (rc == 0) rc = text_cut(&e, text, size, with_special ? 0 : 2);
+    if (rc == 0) rc = text_cut(&e, text, size, with_special ? MODEL_ADDED_FIRST : MODEL_ADDED_PLAIN);
     port_regex_match_destroy(e.match);
     base_buf_fini(&repaired);
     free(e.symbols);
@@ -380,8 +381,8 @@ int64_t model_tokenizer_find(const struct model_tokenizer *tokenizer, const char
 {
     MUST_MAGIC(tokenizer, MODEL_TOKENIZER_MAGIC);
     size_t size = strlen(text), length;
-    for (unsigned pass = 0; pass < 2; pass++) {
-        uint32_t id = added_match(tokenizer, &tokenizer->added[pass], text, size, &length);
+    for (unsigned list = 0; list < MODEL_ADDED_PLAIN; list++) {
+        uint32_t id = added_match(tokenizer, &tokenizer->added[list], text, size, &length);
         if (id != MODEL_NO_TOKEN && length == size) return id;
     }
     uint32_t id = model_token_by_text(tokenizer, text, size);

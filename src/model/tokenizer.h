@@ -31,7 +31,8 @@ uint32_t model_tokenizer_vocab(const struct model_tokenizer *tokenizer);   /* hi
 
 /* Encodes `size` bytes. Bytes that are not valid UTF-8 are replaced as Rust's from_utf8_lossy does
  * (U+FFFD per maximal invalid part). Added tokens in the text are recognised only when
- * `with_special` (a user's message must not be able to write them). Returns 0 and a malloc'ed array
+ * `with_special` (a user's message must not be able to write them), except those of one character
+ * that are not special: they are plain text. Returns 0 and a malloc'ed array
  * that the caller frees; -ENOMEM; -EFBIG above 16 MiB of text; -E2BIG when a pattern of the
  * tokenizer gave up on the text. Time: n log n in the longest piece. */
 int model_tokenizer_encode(const struct model_tokenizer *tokenizer, const char *text, size_t size,

@@ -6,6 +6,7 @@
 
 #include "model/show.h"
 #include "model/tokenizer_tables.h"
+#include "model/utf8.h"
 #include "port/json.h"
 
 enum {
@@ -20,7 +21,7 @@ struct spelling {
     const char *text;           /* NULL: no such id */
     uint32_t size;
     uint8_t flags;
-    bool normalized;
+    bool in_list[MODEL_ADDED_COUNT];
 };
 
 struct loader {
@@ -28,7 +29,6 @@ struct loader {
     const char *where;
     struct base_err *err;
     struct spelling *spellings; /* by id */
-    uint32_t *normal[2];        /* ids of added tokens by pass */
     int16_t code_bytes[CODES];  /* the byte alphabet backwards: code point -> byte, or -1 */
 };
 
@@ -161,8 +161,12 @@ static int added_take(struct loader *l, const struct port_json *token)
     s->text = content;
     s->size = (uint32_t)size;
     s->flags |= MODEL_TOKEN_PRESENT | MODEL_TOKEN_ADDED | (special ? MODEL_TOKEN_SPECIAL : 0);
-    s->normalized = normalized;
-    l->t->added[normalized].count++;
+    size_t length;
+    bool single = model_utf8_next((const unsigned char *)content, size, &length) ==
+                      MODEL_UTF8_WHOLE && length == size;
+    s->in_list[normalized ? MODEL_ADDED_NORMALIZED : MODEL_ADDED_FIRST] = true;
+    s->in_list[MODEL_ADDED_PLAIN] = single && !special;
+    for (unsigned i = 0; i < MODEL_ADDED_COUNT; i++) l->t->added[i].count += s->in_list[i];
     return 0;
 }
 
@@ -230,10 +234,12 @@ static int texts_build(struct loader *l)
     for (unsigned byte = 0; byte < 256; byte++) {
         char c = (char)byte;
         uint32_t id = model_token_by_text(t, &c, 1);
-        if (id == MODEL_NO_TOKEN || !(t->flags[id] & MODEL_TOKEN_BYTES)) {
+        /* Bytes that UTF-8 never has may be missing, as they are in DeepSeek-V2's vocabulary. */
+        bool occurs = byte < 0xf5 && byte != 0xc0 && byte != 0xc1;
+        if (occurs && (id == MODEL_NO_TOKEN || !(t->flags[id] & MODEL_TOKEN_BYTES))) {
             return base_err_set(l->err, BASE_EFORMAT,
                                 "%s: model.vocab has no token for byte 0x%02x; a byte-level "
-                                "vocabulary needs all 256",
+                                "vocabulary needs all bytes of UTF-8",
                                 l->where, byte);
         }
         t->byte_ids[byte] = id;
@@ -333,36 +339,38 @@ static int added_compare(const void *a, const void *b, void *context)
     return order ? order : (x_size > y_size) - (x_size < y_size);
 }
 
+static int added_check_unique(const struct loader *l, const struct model_added *added)
+{
+    for (uint32_t i = 1; i < added->count; i++) {
+        if (added_compare(&added->ids[i - 1], &added->ids[i], l->t) == 0) {
+            return base_err_set(l->err, BASE_EFORMAT,
+                                "%s: added tokens %u and %u have the same content '%s'", l->where,
+                                added->ids[i - 1], added->ids[i],
+                                model_show(l->spellings[added->ids[i]].text).text);
+        }
+    }
+    return 0;
+}
+
 static int added_build(struct loader *l)
 {
     struct model_tokenizer *t = l->t;
-    for (unsigned pass = 0; pass < 2; pass++) {
-        struct model_added *added = &t->added[pass];
+    int rc = 0;
+    for (unsigned list = 0; rc == 0 && list < MODEL_ADDED_COUNT; list++) {
+        struct model_added *added = &t->added[list];
         added->ids = malloc(((size_t)added->count + 1) * sizeof *added->ids);
         if (!added->ids) return -ENOMEM;
         uint32_t count = 0;
         for (uint32_t id = 0; id < t->vocab; id++) {
             const struct spelling *s = &l->spellings[id];
-            if ((s->flags & MODEL_TOKEN_ADDED) && s->normalized == (pass == 1)) {
-                added->ids[count++] = id;
-                added->begins[(unsigned char)s->text[0]] = true;
-            }
+            if (!s->in_list[list]) continue;
+            added->ids[count++] = id;
+            added->begins[(unsigned char)s->text[0]] = true;
         }
         qsort_r(added->ids, count, sizeof *added->ids, added_compare, t);
-        for (uint32_t i = 1; i < count; i++) {
-            if (added_compare(&added->ids[i - 1], &added->ids[i], t) == 0) {
-                size_t size;
-                const char *text = model_token_text(t, added->ids[i], &size);
-                char shown[64];
-                snprintf(shown, sizeof shown, "%.*s", (int)(size < 60 ? size : 60), text);
-                return base_err_set(l->err, BASE_EFORMAT,
-                                    "%s: added tokens %u and %u have the same content '%s'",
-                                    l->where, added->ids[i - 1], added->ids[i],
-                                    model_show(shown).text);
-            }
-        }
+        rc = added_check_unique(l, added);
     }
-    return 0;
+    return rc;
 }
 
 static bool is_absent(const struct port_json *value)
@@ -529,8 +537,7 @@ void model_tokenizer_free(struct model_tokenizer *tokenizer)
     free(tokenizer->flags);
     free(tokenizer->by_text);
     free(tokenizer->merges);
-    free(tokenizer->added[0].ids);
-    free(tokenizer->added[1].ids);
+    for (unsigned i = 0; i < MODEL_ADDED_COUNT; i++) free(tokenizer->added[i].ids);
     tokenizer->magic = 0;
     free(tokenizer);
 }

@@ -58,6 +58,12 @@ struct model_added {
     bool begins[256];           /* whether one of them begins with this byte */
 };
 
+/* Hugging Face cuts out added tokens in two passes: those of the text as it came, then those of the
+ * normalized text, in what the first pass left. Those of one character that are not special
+ * (DeepSeek-V2
+ * has some, such as "\u00fc") are plain text and cut out of texts that may not hold added tokens, too. */
+enum model_added_list { MODEL_ADDED_FIRST, MODEL_ADDED_NORMALIZED, MODEL_ADDED_PLAIN, MODEL_ADDED_COUNT };
+
 struct model_tokenizer {
     uint32_t magic;
     uint32_t vocab;             /* highest id + 1 */
@@ -69,9 +75,7 @@ struct model_tokenizer {
     uint32_t by_text_mask;
     uint32_t merge_mask;
     struct model_merge *merges;
-    /* Hugging Face cuts out added tokens in two passes: those of the text as it came, then those of
-     * the normalized text, in what the first pass left. */
-    struct model_added added[2];
+    struct model_added added[MODEL_ADDED_COUNT];
     struct model_split steps[MODEL_TOKENIZER_STEPS_MAX];
     uint32_t step_count;
     bool ignore_merges;         /* a piece that is a token is taken whole */

@@ -186,8 +186,8 @@ START_TEST(added_tokens_are_cut_out_longest_first)
     struct model_tokenizer *t = plain_tokenizer(
         "\"added_tokens\":[" ADDED(21000, "<a>", ",\"special\":true") "," ADDED(21001, "<a>b", "") ","
         ADDED(21002, "<", ",\"normalized\":true") "," ADDED(21003, "\\u00e9 x", ",\"normalized\":false")
-        "],");
-    ck_assert_uint_eq(model_tokenizer_vocab(t), 21004);
+        "," ADDED(21004, "}", ",\"special\":true") "],");
+    ck_assert_uint_eq(model_tokenizer_vocab(t), 21005);
     /* <a> is cut out in the first pass (not normalized); in what is left, <a>b and < are. */
     static const char text[] = "<a>b<a\xc3\xa9 x<";
     uint32_t *ids;
@@ -210,8 +210,14 @@ START_TEST(added_tokens_are_cut_out_longest_first)
     ck_assert_uint_eq(size, strlen(text) - 3);      /* all but the special token */
     ck_assert_mem_eq(out, text + 3, size);
     free(ids);
+    /* Not asked for, only the token of one plain character counts. */
     ck_assert_int_eq(model_tokenizer_encode(t, "<a>", 3, false, &ids, &count), 0);
     ck_assert_uint_eq(count, 3);
+    ck_assert_uint_eq(ids[0], 21002);
+    ck_assert_int_eq(ids[1], model_tokenizer_find(t, "a"));
+    free(ids);
+    ck_assert_int_eq(model_tokenizer_encode(t, "}", 1, false, &ids, &count), 0);
+    ck_assert_uint_lt(ids[0], 256);
     free(ids);
     bool special;
     model_tokenizer_bytes(t, 20999, &size, &special);
