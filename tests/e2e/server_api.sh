@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# The HTTP API over the real model: completions, chat, streams, errors in the API's shape, metrics.
+# shellcheck source=tests/e2e/support.sh
+. "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
+
+# Asks and checks the HTTP status; the body is left in $body.
+body=''
+ask() { # STATUS PATH [curl argument...]
+    local want=$1 path=$2 got; shift 2
+    got=$(curl -sS --max-time 60 -o "$work/body" -w '%{http_code}' "$url$path" "$@") ||
+        fail "curl $path $*"
+    body=$(tr -d '\0' <"$work/body")
+    [ "$got" = "$want" ] || fail "$path $*: status $got, not $want: $body"
+}
+post() { # STATUS PATH JSON
+    ask "$1" "$2" -H 'Content-Type: application/json' --data-binary "$3"
+}
+has() { # TEXT...
+    local t
+    for t in "$@"; do
+        case $body in *"$t"*) ;; *) fail "no '$t' in: $body" ;; esac
+    done
+}
+
+start_server --set server.body_max=64KiB --set server.requests_max=4
+grep -q 'dense' "$work/server.log" || fail 'no memory table at start'
+
+ask 200 /v1/models; has '"object":"list"' '"id":"pebble"' '"max_model_len":4096'
+ask 200 /v1/models/pebble; has '"id":"pebble"'
+ask 404 /v1/models/other; has '"code":"model_not_found"'
+ask 200 /health; has '"status":"ready"'
+
+echo '== completions'
+post 200 /v1/completions '{"prompt":"In the beginning God","max_tokens":12,"temperature":0}'
+has '"object":"text_completion"' '"finish_reason":"length"' '"completion_tokens":12' '"index":0'
+first=${body#*\"text\":\"}; first=${first%%\",*}
+[ -n "$first" ] || fail "no text in: $body"
+post 200 /v1/completions '{"model":"pebble","prompt":"In the beginning God","max_tokens":12,"temperature":0,"user":"x"}'
+has "$first"
+post 200 /v1/completions '{"prompt":"The","max_tokens":20,"temperature":1,"seed":5}'
+sampled=${body#*\"text\":\"}; sampled=${sampled%%\",\"logprobs*}
+post 200 /v1/completions '{"prompt":"The","max_tokens":20,"temperature":1,"seed":5}'
+has "$sampled"
+post 200 /v1/completions '{"prompt":[0,5,6,7],"max_tokens":1}'; has '"prompt_tokens":4'
+post 200 /v1/completions '{"prompt":"In the beginning God","max_tokens":3,"temperature":0,"logprobs":0}'
+has '"token_logprobs":[-' '"text_offset":[0,'
+# Without max_tokens the API gives 16.
+post 200 /v1/completions '{"prompt":"The kernel","ignore_eos":true}'; has '"completion_tokens":16'
+
+echo '== stop strings'
+word=$(printf '%s' "$first" | cut -c 4-8)
+post 200 /v1/completions "{\"prompt\":\"In the beginning God\",\"max_tokens\":12,\"temperature\":0,\"stop\":[\"$word\",\"zzz\"]}"
+has '"finish_reason":"stop"'
+case $body in *"$word"*) fail "the stop string is in the answer: $body" ;; esac
+
+echo '== chat'
+post 200 /v1/chat/completions '{"messages":[{"role":"user","content":"And God said"}],"max_tokens":8,"temperature":0}'
+has '"object":"chat.completion"' '"role":"assistant"' '"content":"' '"completion_tokens":8' '"id":"chatcmpl-'
+post 200 /v1/chat/completions '{"messages":[{"role":"user","content":"And God said"}],"max_completion_tokens":2,"temperature":0,"logprobs":true}'
+has '"logprobs":{"content":[{"token":"' '"bytes":['
+
+echo '== streams'
+post 200 /v1/completions '{"prompt":"In the beginning God","max_tokens":12,"temperature":0,"stream":true,"stream_options":{"include_usage":true}}'
+has 'data: {' 'data: [DONE]' '"finish_reason":"length"' '"usage":{"prompt_tokens":' '"usage":null'
+joined=$(sed -n 's/^data: .*"text":"\(.*\)","logprobs".*/\1/p' "$work/body" | tr -d '\n')
+[ "$joined" = "$first" ] || fail "the stream's text '$joined' differs from '$first'"
+post 200 /v1/chat/completions '{"messages":[{"role":"user","content":"And God said"}],"max_tokens":5,"temperature":0,"stream":true}'
+has '"delta":{"role":"assistant","content":""}' '"delta":{"content":"' '"delta":{}' '[DONE]'
+curl -sS --max-time 60 -D "$work/head" -o /dev/null "$url/v1/completions" \
+    -d '{"prompt":"a","max_tokens":2,"stream":true}'
+grep -qi '^content-type: text/event-stream' "$work/head" || fail 'a stream is no event stream'
+
+echo '== errors'
+post 400 /v1/completions '{"prompt":"x","n":2}'; has '"error":{"message":"' '"param":"n"' '"code":"unsupported_value"'
+post 400 /v1/completions '{"prompt":'; has '"code":"invalid_json"'
+post 400 /v1/completions ''; has '"code":"invalid_json"'
+post 400 /v1/completions '{"prompt":""}' || true
+post 404 /v1/completions '{"model":"gpt-4","prompt":"x"}'; has '"code":"model_not_found"' "'pebble' is"
+post 400 /v1/completions '{"prompt":"x","max_tokens":5000}'; has '"code":"context_length_exceeded"' '4096'
+long=$(printf 'kernel %.0s' $(seq 6000))
+post 400 /v1/chat/completions "{\"messages\":[{\"role\":\"user\",\"content\":\"$long\"}]}"; has '"code":"context_length_exceeded"'
+post 400 /v1/completions '{"prompt":[0,4096],"max_tokens":1}'; has "end at 4095"
+head -c 70000 /dev/zero | tr '\0' 'a' >"$work/large"
+post 413 /v1/completions "@$work/large"; has '"code":"request_too_large"'
+ask 413 /v1/completions -H 'Transfer-Encoding: chunked' -H 'Expect:' --data-binary "@$work/large"
+ask 405 /v1/completions; has 'takes POST, not GET'
+ask 405 /health -X DELETE; has '"code":"method_not_allowed"'
+ask 404 /nothing; has '/v1/chat/completions'
+ask 400 '/tier/stats?by=rows'; has "'by' must name"
+code=$(curl -sS -o /dev/null -w '%{http_code}' -H "X-Long: $(head -c 60000 /dev/zero | tr '\0' 'a')" "$url/health" || true)
+case $code in 4*) ;; *) fail "a header of 60 kB got status $code" ;; esac
+
+echo '== one request too many'
+long_ask='{"prompt":"In the beginning","max_tokens":1500,"ignore_eos":true,"temperature":1}'
+pids=''
+for _ in 1 2 3 4; do
+    curl -sN --max-time 60 -o /dev/null "$url/v1/completions" -d "${long_ask%\}},\"stream\":true}" & pids+=" $!"
+done
+for _ in $(seq 100); do
+    ask 200 /metrics
+    case $body in *'expertier_server_active_generations 4'*) break ;; esac
+    sleep 0.05
+done
+post 429 /v1/completions '{"prompt":"x","max_tokens":1}'; has '"code":"too_many_requests"' 'server.requests_max'
+# shellcheck disable=SC2086
+kill $pids; wait $pids 2>/dev/null || true
+for _ in $(seq 100); do
+    ask 200 /health
+    case $body in *'"active_generations":0'*) break ;; esac
+    sleep 0.05
+done
+has '"active_generations":0'
+
+echo '== metrics'
+ask 200 /metrics
+# Each line is a comment or "name{labels} number"; each name has HELP and TYPE before it.
+awk '/^# HELP /{help[$3]=1; next} /^# TYPE /{if (!help[$3]) exit 1; type[$3]=1; next}
+     !/^[a-z_]+(\{[a-z_]+="[^"]*"(,[a-z_]+="[^"]*")*\})? [-+0-9.eEINaf]+$/ {print "bad line: " $0; exit 1}
+     {name=$1; sub(/\{.*/, "", name); base=name; sub(/_(bucket|sum|count)$/, "", base)
+      if (!type[name] && !type[base]) {print "no TYPE: " $0; exit 1}}' "$work/body" || fail 'bad metrics'
+has 'expertier_tier_lookups_total{tier="dram"}' 'expertier_tier_phase_lookups_total{tier="dram",phase="decode"}' \
+    'expertier_wait_seconds_total{cause="demand_read"}' 'expertier_engine_generated_tokens_total' \
+    'expertier_server_first_token_latency_seconds_bucket' 'expertier_build_info{'
+lookups=$(sed -n 's/^expertier_tier_phase_lookups_total{tier="dram",phase="decode"} //p' "$work/body")
+[ "$lookups" -gt 0 ] || fail 'no decode lookups were counted'
+
+echo '== tier-stats'
+for by in phase tier layer expert; do
+    "$bin/tier-stats" --once --url "$url" --by "$by" >"$work/stats" || fail "tier-stats --by $by"
+    grep -q 'demand reads' "$work/stats" || fail "tier-stats --by $by: $(cat "$work/stats")"
+done
+grep -q 'yes' "$work/stats" || fail 'no expert is resident'
+"$bin/tier-stats" --once --url "$url" | sed -n '1,12p'
+"$bin/tier-stats" --json --url "$url" --by layer >"$work/stats"
+grep -q '"layers":\[{"layer":1,' "$work/stats" || fail 'no layers in the JSON'
+grep -q '"cold_start":{"lookups":' "$work/stats" || fail 'no phases in the JSON'
+stop_server
+if "$bin/tier-stats" --once --url "$url" 2>"$work/err"; then fail 'tier-stats without a server says 0'; fi
+grep -q 'is tier-server running' "$work/err" || fail "tier-stats without a server: $(cat "$work/err")"

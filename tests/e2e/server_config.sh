@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Settings: wrong ones are refused by file, line and column with the nearest key; the shipped files
+# are valid; configs/default.yaml is what the option tables say.
+# shellcheck source=tests/e2e/support.sh
+. "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
+
+refuse() { # SAYS [argument...]
+    local says=$1 code=0; shift
+    "$bin/tier-server" "$@" >"$work/out" 2>&1 || code=$?
+    [ "$code" = 2 ] || fail "exit code $code, not 2, of tier-server $*: $(cat "$work/out")"
+    grep -qF -- "$says" "$work/out" || fail "no '$says' in: $(cat "$work/out")"
+}
+yaml() { printf '%b' "$1" >"$work/x.yaml"; }
+
+yaml 'tiers:\n  dram:\n    capcity: 25%%\n'
+refuse "x.yaml:3:5" --config "$work/x.yaml" --model "$model"
+grep -q 'capcity' "$work/out" || fail "the key is not named: $(cat "$work/out")"
+grep -q 'tiers.dram.capacity' "$work/out" || fail "the nearest key is not named: $(cat "$work/out")"
+yaml 'server:\n  port: 99999\n'
+refuse 'x.yaml:2' --config "$work/x.yaml" --model "$model"
+yaml 'server: [1, 2\n'
+refuse 'x.yaml:' --config "$work/x.yaml" --model "$model"
+yaml 'io:\n  depth: many\n'
+refuse 'io.depth' --config "$work/x.yaml" --model "$model"
+# Not built yet, so not silently accepted.
+for key in 'prefetch:\n  enabled: true' 'tiers:\n  hbm:\n    capacity: 40GiB' 'parallel:\n  tensor: 8'; do
+    yaml "$key\n"
+    refuse 'x.yaml:' --config "$work/x.yaml" --model "$model"
+done
+refuse 'server.prot' --set server.prot=1 --model "$model"
+refuse '--port' --port 70000 --model "$model"
+refuse '--model DIR is missing'
+refuse "'--prot'" --prot 1 || refuse 'prot' --prot 1
+refuse 'no address of this machine' --listen not.an.address.invalid --model "$model" || true
+
+for name in cpu-only sim default; do
+    "$bin/tier-server" --check-config --config "$source_dir/configs/$name.yaml" >/dev/null ||
+        fail "configs/$name.yaml is not valid"
+done
+
+# default.yaml is generated: everything after its first comment is --print-config of the defaults.
+: >"$work/empty.yaml"
+"$bin/tier-server" --config "$work/empty.yaml" --print-config >"$work/printed.yaml"
+sed '1,/^$/d' "$source_dir/configs/default.yaml" | diff "$work/printed.yaml" - >"$work/diff" ||
+    fail "configs/default.yaml is not what the option tables say (regenerate it as its head says): $(cat "$work/diff")"
+# What is printed, read again, is the same.
+"$bin/tier-server" --config "$work/printed.yaml" --print-config | diff "$work/printed.yaml" - ||
+    fail 'printing and reading the settings changes them'
+
+echo '== a port in use'
+start_server
+port=${url##*:}
+code=0
+"$bin/tier-server" --model "$model" --port "$port" >"$work/out" 2>&1 || code=$?
+[ "$code" = 1 ] || fail "exit code $code with the port in use"
+grep -q "port $port of 127.0.0.1 is in use" "$work/out" || fail "port in use: $(cat "$work/out")"
+stop_server
+
+echo '== --dry-run prints the memory table and stops'
+"$bin/tier-server" --model "$model" --set "tiers.nvme.index=$work/expertier.index" --dry-run >"$work/out" ||
+    fail '--dry-run failed'
+grep -qi 'sum\|total' "$work/out" || fail "no sum in: $(cat "$work/out")"
+"$bin/tier-server" --options | grep -q '`server.port`' || fail 'no server.port in --options'
+"$bin/tier-server" --metrics | grep -q 'expertier_tier_lookups_total' || fail 'no lookups in --metrics'
