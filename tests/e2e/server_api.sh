@@ -74,7 +74,7 @@ echo '== errors'
 post 400 /v1/completions '{"prompt":"x","n":2}'; has '"error":{"message":"' '"param":"n"' '"code":"unsupported_value"'
 post 400 /v1/completions '{"prompt":'; has '"code":"invalid_json"'
 post 400 /v1/completions ''; has '"code":"invalid_json"'
-post 400 /v1/completions '{"prompt":""}' || true
+post 400 /v1/completions '{"prompt":[]}'; has 'empty array'
 post 404 /v1/completions '{"model":"gpt-4","prompt":"x"}'; has '"code":"model_not_found"' "'pebble' is"
 post 400 /v1/completions '{"prompt":"x","max_tokens":5000}'; has '"code":"context_length_exceeded"' '4096'
 long=$(printf 'kernel %.0s' $(seq 6000))
