@@ -13,12 +13,15 @@
 
 #define TIER_INDEX_MAGIC "XPTINDEX"
 #define TIER_PACK_MAGIC "XPTPACKS"
+#define TIER_STATE_MAGIC "XPTSTATE"
 
 enum {
     TIER_INDEX_VERSION = 1,
     TIER_PACK_VERSION = 1,
+    TIER_STATE_VERSION = 1,
     TIER_FORMAT_PARTS = 6,
     TIER_FORMAT_PAGE = 4096,
+    TIER_FORMAT_PART_ALIGN = 64,
     TIER_FILES_MAX = 65535,
     TIER_COPIES_MAX = 16,
 };
@@ -76,8 +79,8 @@ struct tier_format_file {
     uint32_t name_at, name_bytes;       /* in the names; no NUL */
     uint32_t zero;
     uint64_t bytes;
-    int64_t mtime_ns;           /* 0 for source files: only their headers count */
-    uint64_t header_hash;       /* XXH3 of the safetensors header with its length, or of the page */
+    int64_t mtime_ns;           /* of shards that are pointed into; else 0, not compared */
+    uint64_t header_hash;       /* XXH3: see tier_store_header_hash */
 };
 _Static_assert(sizeof(struct tier_format_file) == 40, "on-disk size");
 
@@ -91,16 +94,29 @@ struct tier_format_expert {
 };
 _Static_assert(sizeof(struct tier_format_expert) == 80, "on-disk size");
 
-/* First page of a pack file; the rest of the page is zero. */
+/* First page of a pack file; the rest of the page is zero. A record holds the parts in order, each at
+ * a multiple of TIER_FORMAT_PART_ALIGN, then zeros up to the next page. */
 struct tier_format_pack {
     char magic[8];
     uint32_t version;
-    uint32_t file, file_count;  /* which stripe of how many */
+    uint32_t file, file_count;  /* which stripe of how many: record i is in file i % file_count */
     uint32_t zero;
-    uint64_t source_hash;       /* XXH3 over the header hashes of the shards it was made from */
-    uint64_t record_bytes;      /* each; a multiple of a page */
+    uint64_t experts_hash;      /* XXH3 over the hashes of all experts: which weights these are */
+    uint64_t record_bytes;      /* of each; a multiple of a page */
     uint64_t record_count;      /* in this file */
 };
 _Static_assert(sizeof(struct tier_format_pack) == 48, "on-disk size");
+
+/* How far an unfinished repack is; beside the first pack file, gone when it is done. Then come the
+ * record hashes of all experts, zero for those not yet written. */
+struct tier_format_state {
+    char magic[8];
+    uint32_t version;
+    uint32_t zero;
+    uint64_t checksum;          /* XXH3 of the whole file with these 8 bytes zero */
+    uint64_t plan_hash;         /* XXH3 of what is packed into what: another plan cannot go on */
+    uint64_t done, count;       /* records that are on disk for good, and all */
+};
+_Static_assert(sizeof(struct tier_format_state) == 48, "on-disk size");
 
 #endif

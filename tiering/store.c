@@ -54,8 +54,10 @@ static int check_files(struct tier_store *store, const char *dir, struct base_er
         if (!store->paths[i]) {
             return base_err_set(err, -ENOMEM, "%s: out of memory", store->index_path);
         }
-        bool pack = h->kind == TIER_INDEX_PACK && i < h->data_files;
-        int rc = tier_store_file_check(store->paths[i], &store->image.files[i], pack,
+        enum tier_file_kind kind = i >= h->data_files            ? TIER_KIND_SOURCE
+                                   : h->kind == TIER_INDEX_PACK ? TIER_KIND_PACK
+                                                                : TIER_KIND_SHARD;
+        int rc = tier_store_file_check(store->paths[i], &store->image.files[i], kind,
                                        store->index_path, err);
         if (rc < 0) return rc;
     }

@@ -92,6 +92,28 @@ int tier_store_index(const char *dir, const char *path, const struct model_shape
                      unsigned threads, const struct tier_store_progress *progress,
                      struct base_err *err);
 
+/* Packs: every expert one record that begins on a page and is read at once (docs/formats.md). */
+enum tier_pack_mode {
+    TIER_PACK_STRIPE,           /* experts dealt out over the folders: their bandwidths add up */
+    TIER_PACK_MIRROR,           /* each folder has all: a bad record is read from another one */
+};
+
+struct tier_pack_options {
+    const char *const *dirs;    /* where the pack files go; the index goes into the first */
+    unsigned dir_count;
+    enum tier_pack_mode mode;
+    unsigned threads;
+    uint64_t sync_bytes;        /* progress is made durable this often; 0 = 256 MiB */
+    bool restart;               /* throw away what an earlier run left */
+};
+
+/* Packs a checkpoint's experts, checking each against its hash. Killed at any moment, it goes on
+ * where it was when called again with the same folders, and ends with the same bytes. The index is
+ * written last. 0 also when the pack is there already; -ENOSPC before anything is written when the
+ * folders lack room. */
+int tier_store_repack(const struct tier_store *source, const struct tier_pack_options *options,
+                      const struct tier_store_progress *progress, struct base_err *err);
+
 const char *tier_store_index_path(const struct tier_store *store);
 uint32_t tier_store_files(const struct tier_store *store);
 const char *tier_store_file_path(const struct tier_store *store, uint32_t file);

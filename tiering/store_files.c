@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -59,22 +60,43 @@ static int write_whole(int fd, const void *bytes, size_t size)
     return fsync(fd) < 0 ? -errno : 0;
 }
 
+/* Opens the temp file empty and locked. Its name is fixed, so that a killed run leaves at most one
+ * behind, which the next run takes over. */
+static int open_temp(const char *temp)
+{
+    struct stat held, named;
+    for (;;) {
+        int fd = open(temp, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+        if (fd < 0) return -errno;
+        int rc = flock(fd, LOCK_EX | LOCK_NB) < 0 || fstat(fd, &held) < 0 ? -errno : 0;
+        /* Between open and lock, the one who had it may have renamed it into place. */
+        bool ours = rc == 0 && stat(temp, &named) == 0 && named.st_ino == held.st_ino;
+        if (ours && ftruncate(fd, 0) < 0) rc = -errno;
+        if (ours && rc == 0) return fd;
+        close(fd);
+        if (rc < 0) return rc == -EWOULDBLOCK ? -EBUSY : rc;
+    }
+}
+
 int tier_store_file_replace(const char *path, const void *bytes, size_t size, struct base_err *err)
 {
     char *temp = NULL;
-    if (asprintf(&temp, "%s.%ld.tmp", path, (long)getpid()) < 0) {
+    if (asprintf(&temp, "%s.tmp", path) < 0) {
         return base_err_set(err, -ENOMEM, "%s: out of memory", path);
     }
-    int fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    int rc = fd < 0 ? -errno : write_whole(fd, bytes, size);
-    if (fd >= 0 && close(fd) < 0 && rc == 0) rc = -errno;
+    int fd = open_temp(temp);
+    int rc = fd < 0 ? fd : write_whole(fd, bytes, size);
     if (rc == 0 && rename(temp, path) < 0) rc = -errno;
     if (rc == 0) {
         rc = tier_store_folder_sync(path);
     } else if (fd >= 0) {
         unlink(temp);
     }
+    if (fd >= 0) close(fd);
     free(temp);
+    if (rc == -EBUSY) {
+        return base_err_set(err, rc, "%s: another process is writing it", path);
+    }
     if (rc == -EROFS || rc == -EACCES || rc == -EPERM) {
         return base_err_set(err, rc, "%s: cannot be written: %s; name another place with `--index "
                             "FILE` or tiers.nvme.index", path, strerror(-rc));
@@ -83,12 +105,12 @@ int tier_store_file_replace(const char *path, const void *bytes, size_t size, st
     return rc;
 }
 
-int tier_store_header_hash(int fd, uint64_t file_bytes, bool pack, uint64_t *hash)
+int tier_store_header_hash(int fd, uint64_t file_bytes, enum tier_file_kind kind, uint64_t *hash)
 {
     unsigned char chunk[CHUNK];
     struct port_hash state;
     uint64_t bytes = TIER_PAGE;
-    if (!pack) {
+    if (kind != TIER_KIND_PACK) {
         int rc = tier_store_pread(fd, chunk, 8, 0);
         if (rc < 0) return rc;
         bytes = base_le_load64(chunk);
@@ -103,19 +125,26 @@ int tier_store_header_hash(int fd, uint64_t file_bytes, bool pack, uint64_t *has
         port_hash_add(&state, chunk, part);
         at += part;
     }
+    for (uint64_t quarter = 0; kind == TIER_KIND_SOURCE && quarter < 4; quarter++) {
+        uint64_t at = bytes + (file_bytes - bytes) / 4 * quarter;
+        uint64_t part = file_bytes - at < TIER_PAGE ? file_bytes - at : TIER_PAGE;
+        int rc = tier_store_pread(fd, chunk, part, at);
+        if (rc < 0) return rc;
+        port_hash_add(&state, chunk, part);
+    }
     *hash = port_hash_end(&state);
     return 0;
 }
 
-static int stale(const char *path, const char *index_path, bool pack, const char *what,
-                 struct base_err *err)
+static int stale(const char *path, const char *index_path, enum tier_file_kind kind,
+                 const char *what, struct base_err *err)
 {
     return base_err_set(err, BASE_ESTALE, "%s: %s since %s was made: run `tier-pack %s` again", path,
-                        what, index_path, pack ? "repack" : "index");
+                        what, index_path, kind == TIER_KIND_SHARD ? "index" : "repack");
 }
 
-int tier_store_file_check(const char *path, const struct tier_format_file *entry, bool pack,
-                          const char *index_path, struct base_err *err)
+int tier_store_file_check(const char *path, const struct tier_format_file *entry,
+                          enum tier_file_kind kind, const char *index_path, struct base_err *err)
 {
     struct stat st;
     char what[96];
@@ -124,7 +153,7 @@ int tier_store_file_check(const char *path, const struct tier_format_file *entry
     if (fd < 0 || fstat(fd, &st) < 0) {
         int rc = -errno;
         if (fd >= 0) close(fd);
-        if (rc == -ENOENT) return stale(path, index_path, pack, "is gone", err);
+        if (rc == -ENOENT) return stale(path, index_path, kind, "is gone", err);
         return base_err_set(err, rc, "%s: %s", path, strerror(-rc));
     }
     int64_t mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
@@ -132,15 +161,17 @@ int tier_store_file_check(const char *path, const struct tier_format_file *entry
     if ((uint64_t)st.st_size != entry->bytes) {
         snprintf(what, sizeof what, "its size changed from %llu to %llu bytes",
                  (unsigned long long)entry->bytes, (unsigned long long)st.st_size);
-        rc = stale(path, index_path, pack, what, err);
-    } else if (entry->role == TIER_FILE_DATA && mtime_ns != entry->mtime_ns) {
-        rc = stale(path, index_path, pack, "it was written to", err);
+        rc = stale(path, index_path, kind, what, err);
+    } else if (kind == TIER_KIND_SHARD && mtime_ns != entry->mtime_ns) {
+        rc = stale(path, index_path, kind, "it was written to", err);
     } else {
-        rc = tier_store_header_hash(fd, entry->bytes, pack, &hash);
+        rc = tier_store_header_hash(fd, entry->bytes, kind, &hash);
         if (rc < 0 && rc != -ENODATA) {
             rc = base_err_set(err, rc, "%s: cannot be read: %s", path, strerror(-rc));
         } else if (rc == -ENODATA || hash != entry->header_hash) {
-            rc = stale(path, index_path, pack, "its header changed", err);
+            rc = stale(path, index_path, kind,
+                       kind == TIER_KIND_SOURCE ? "its header or weights changed"
+                                                : "its header changed", err);
         }
     }
     close(fd);

@@ -20,13 +20,22 @@ int tier_store_file_replace(const char *path, const void *bytes, size_t size,
 /* fsync of the folder that holds `path`. 0 or -errno. */
 int tier_store_folder_sync(const char *path);
 
-/* Size, mtime and header hash against a line of the file table; BASE_ESTALE names the file, what
- * differs, and what to run. */
-int tier_store_file_check(const char *path, const struct tier_format_file *entry, bool pack,
-                          const char *index_path, struct base_err *err);
+/* How a file of the table is recognised. */
+enum tier_file_kind {
+    TIER_KIND_SHARD,            /* size, mtime, header */
+    TIER_KIND_PACK,             /* size, first page: packs may be copied */
+    TIER_KIND_SOURCE,           /* size, header, a few pages of weights: so may checkpoints */
+};
 
-/* XXH3 of a safetensors header with its 8 length bytes, or of a pack's first page. */
-int tier_store_header_hash(int fd, uint64_t file_bytes, bool pack, uint64_t *hash);
+/* Compares a file with its line of the table; BASE_ESTALE names the file, what differs, and what to
+ * run. */
+int tier_store_file_check(const char *path, const struct tier_format_file *entry,
+                          enum tier_file_kind kind, const char *index_path, struct base_err *err);
+
+/* XXH3 of what identifies the file: a safetensors header with its 8 length bytes; for a source
+ * also the first page of each quarter of the file, since all checkpoints of one architecture have
+ * the same header; of a pack the first page. -ENODATA where the file ends too early. */
+int tier_store_header_hash(int fd, uint64_t file_bytes, enum tier_file_kind kind, uint64_t *hash);
 
 /* pread until all is there: 0, -errno, or -ENODATA where the file ends. */
 int tier_store_pread(int fd, void *to, uint64_t bytes, uint64_t offset);

@@ -69,6 +69,17 @@ uint64_t tier_image_checksum(const void *bytes, size_t size)
     return port_hash_end(&hash);
 }
 
+uint64_t tier_image_pack_layout(const uint64_t part_bytes[TIER_PARTS], uint64_t at[TIER_PARTS])
+{
+    uint64_t end = 0;
+    for (unsigned p = 0; p < TIER_PARTS; p++) {
+        end = (end + TIER_FORMAT_PART_ALIGN - 1) / TIER_FORMAT_PART_ALIGN * TIER_FORMAT_PART_ALIGN;
+        at[p] = end;
+        end += part_bytes[p];
+    }
+    return (end + TIER_PAGE - 1) / TIER_PAGE * TIER_PAGE;
+}
+
 /* The frame: magic, version, size and checksum. */
 static int check_frame(const struct tier_format_header *header, size_t size, const char *name,
                        struct base_err *err)
@@ -250,6 +261,28 @@ static int check_expert(const struct tier_image *image, uint64_t at, const char 
     return 0;
 }
 
+/* In a pack, an expert is one record that begins on a page, its parts where the layout says. */
+static int check_packed(const struct tier_image *image, uint64_t at, const char *name,
+                        struct base_err *err)
+{
+    const struct tier_format_header *h = image->header;
+    const struct tier_format_expert *expert = &image->experts[at];
+    uint64_t layout[TIER_PARTS];
+    uint64_t record_bytes = tier_image_pack_layout(image->part_bytes, layout);
+    uint64_t start = expert->offset[0];
+    bool good = start % TIER_PAGE == 0 &&
+                record_bytes <= image->files[expert->file[0]].bytes - start;
+    for (unsigned p = 1; p < TIER_PARTS; p++) {
+        if (image->part_bytes[p] == 0) continue;
+        good = good && expert->file[p] == expert->file[0] &&
+               expert->offset[p] - start == layout[p];
+    }
+    if (good) return 0;
+    return base_err_set(err, BASE_EFORMAT, "%s: expert %u of moe layer %u is no whole record of "
+                        "%llu bytes that begins on a page", name, (unsigned)(at % h->experts),
+                        (unsigned)(at / h->experts), (unsigned long long)record_bytes);
+}
+
 int tier_image_check(struct tier_image *image, const void *bytes, size_t size, const char *name,
                      struct base_err *err)
 {
@@ -268,6 +301,7 @@ int tier_image_check(struct tier_image *image, const void *bytes, size_t size, c
     if (rc == 0) rc = check_files(image, name, err);
     for (uint64_t i = 0; rc == 0 && i < experts; i++) {
         rc = check_expert(image, i, name, err);
+        if (rc == 0 && h->kind == TIER_INDEX_PACK) rc = check_packed(image, i, name, err);
     }
     return rc;
 }

@@ -28,6 +28,9 @@ void tier_image_record(const struct tier_image *image, uint32_t moe_layer, uint3
 /* Bytes of the slot that this record needs: the pages of its extents. */
 uint64_t tier_image_slot_bytes(const struct tier_record *record);
 
+/* Where the parts lie in a pack's record, from its begin; returns the record's bytes. */
+uint64_t tier_image_pack_layout(const uint64_t part_bytes[TIER_PARTS], uint64_t at[TIER_PARTS]);
+
 /* XXH3 of an index whose checksum field holds anything. */
 uint64_t tier_image_checksum(const void *bytes, size_t size);
 

@@ -86,7 +86,8 @@ int64_t tier_store_verify(const struct tier_store *store,
         .lock = PTHREAD_MUTEX_INITIALIZER,
     };
     if (h->kind == TIER_INDEX_PACK) {
-        v.record_bytes = (image->expert_bytes + TIER_PAGE - 1) / TIER_PAGE * TIER_PAGE;
+        uint64_t layout[TIER_PARTS];
+        v.record_bytes = tier_image_pack_layout(image->part_bytes, layout);
     }
     if (!v.fds) return base_err_set(err, -ENOMEM, "out of memory");
     int rc = tier_scan_open(v.fds, h->data_files, data_path, &v, err);

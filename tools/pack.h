@@ -8,7 +8,10 @@
 struct pack_flags {
     const char *index;
     uint64_t threads;
-    bool quiet, json;
+    uint64_t sync_bytes;
+    const char *mode;
+    struct cli_list to;
+    bool quiet, json, restart;
 };
 extern struct pack_flags pack_flags;
 

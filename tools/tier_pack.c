@@ -1,4 +1,4 @@
-/* tier-pack: makes, checks and shows the index through which experts are read. */
+/* tier-pack: prepares a model's experts for reading from disk. */
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -14,7 +14,7 @@
 #include "tools/cli.h"
 #include "tools/pack.h"
 
-struct pack_flags pack_flags;
+struct pack_flags pack_flags = { .mode = "stripe" };
 
 static volatile sig_atomic_t interrupted;
 
@@ -225,6 +225,41 @@ static int run_info(int count, char **arguments)
     return 0;
 }
 
+static int run_repack(int count, char **arguments)
+{
+    struct base_err err = { 0 };
+    struct cli_progress bar;
+    struct tier_store *source;
+    struct tier_pack_options options = {
+        .dirs = pack_flags.to.text,
+        .dir_count = pack_flags.to.count,
+        .threads = pack_threads(),
+        .sync_bytes = pack_flags.sync_bytes,
+        .restart = pack_flags.restart,
+    };
+    (void)count;
+    if (options.dir_count == 0) return cli_misuse("repack: --to DIR says where the pack goes");
+    if (strcmp(pack_flags.mode, "mirror") == 0) {
+        options.mode = TIER_PACK_MIRROR;
+    } else if (strcmp(pack_flags.mode, "stripe") != 0) {
+        return cli_misuse("--mode %s: wanted stripe or mirror", pack_flags.mode);
+    }
+    int rc = pack_open(&source, arguments[0], &err);
+    if (rc < 0) return cli_fail(1, &err);
+    struct tier_store_progress progress = pack_progress(&bar, "packing");
+    rc = tier_store_repack(source, &options, &progress, &err);
+    cli_progress_end(&bar);
+    tier_store_close(source);
+    if (rc == -ECANCELED && !pack_flags.quiet) {
+        fprintf(stderr, "tier-pack: the same command goes on from here\n");
+    }
+    if (rc < 0) return cli_fail(1, &err);
+    if (!pack_flags.quiet) {
+        fprintf(stderr, "%s/expertier.index: set tiers.nvme.index to it\n", pack_flags.to.text[0]);
+    }
+    return 0;
+}
+
 #define FLAG_INDEX                                                                      \
     {                                                                                   \
         "index", CLI_TEXT, &pack_flags.index, "FILE",                                   \
@@ -245,6 +280,17 @@ static const struct cli_flag index_flags[] = {
     FLAG_QUIET,
     { 0 },
 };
+static const struct cli_flag repack_flags[] = {
+    FLAG_INDEX,
+    { "to", CLI_REPEATED, &pack_flags.to, "DIR", "folder of the pack; may be repeated, one a disk" },
+    { "mode", CLI_TEXT, &pack_flags.mode, "MODE",
+      "several folders: stripe (default) adds up their bandwidth, mirror survives a bad disk" },
+    { "threads", CLI_UINT, &pack_flags.threads, "N", "readers; 0 = one per core, at most 16" },
+    { "sync", CLI_BYTES, &pack_flags.sync_bytes, "SIZE", "make progress durable this often (256MiB)" },
+    { "restart", CLI_SWITCH, &pack_flags.restart, NULL, "throw away what an earlier run left" },
+    FLAG_QUIET,
+    { 0 },
+};
 static const struct cli_flag verify_flags[] = { FLAG_INDEX, FLAG_JSON, FLAG_QUIET, { 0 } };
 static const struct cli_flag info_flags[] = { FLAG_INDEX, FLAG_JSON, { 0 } };
 
@@ -253,6 +299,11 @@ static const struct cli_command commands[] = {
       .details = "Reads every expert once. The index points into the checkpoint's own files: nothing is\n"
                  "copied. It is written whole or not at all.",
       .arguments_min = 1, .arguments_max = 1, .flags = index_flags, .run = run_index },
+    { .name = "repack", .arguments = "MODEL", .text = "copy the experts into records read at once",
+      .details = "Every expert becomes one record that begins on a page, so that one read brings it. The\n"
+                 "checkpoint stays: its other weights are read from it. Stopped or killed, the same command\n"
+                 "goes on where it was.",
+      .arguments_min = 1, .arguments_max = 1, .flags = repack_flags, .run = run_repack },
     { .name = "verify", .arguments = "MODEL", .text = "read every expert back and compare checksums",
       .arguments_min = 1, .arguments_max = 1, .flags = verify_flags, .run = run_verify },
     { .name = "info", .arguments = "MODEL", .text = "show what the index says",
@@ -269,8 +320,10 @@ int main(int argc, char **argv)
         .command_count = sizeof commands / sizeof commands[0],
         .examples = "tier-pack index models/pebble\n"
                     "tier-pack verify models/pebble --json\n"
-                    "tier-pack index /read-only/model --index ~/model.index",
-        .files = "MODEL/expertier.index  the index, unless --index names another place",
+                    "tier-pack index /read-only/model --index ~/model.index\n"
+                    "tier-pack repack MODEL --to /mnt/nvme0/pack --to /mnt/nvme1/pack",
+        .files = "MODEL/expertier.index    the index, unless --index names another place\n"
+                 "DIR/experts.pack         a pack file; DIR/expertier.index its index",
     };
     return cli_main(&program, argc, argv);
 }
