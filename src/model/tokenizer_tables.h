@@ -60,9 +60,10 @@ struct model_added {
 
 /* Hugging Face cuts out added tokens in two passes: those of the text as it came, then those of the
  * normalized text, in what the first pass left. Those of one character that are not special
- * (DeepSeek-V2
- * has some, such as "\u00fc") are plain text and cut out of texts that may not hold added tokens, too. */
-enum model_added_list { MODEL_ADDED_FIRST, MODEL_ADDED_NORMALIZED, MODEL_ADDED_PLAIN, MODEL_ADDED_COUNT };
+ * (DeepSeek-V2 has some, such as "\u00fc") are plain text: they are cut out of every text. */
+enum model_added_list {
+    MODEL_ADDED_FIRST, MODEL_ADDED_NORMALIZED, MODEL_ADDED_PLAIN, MODEL_ADDED_COUNT,
+};
 
 struct model_tokenizer {
     uint32_t magic;

@@ -243,6 +243,7 @@ int main(void)
     Suite *suite = suite_create("chat");
     TCase *small = tcase_create("small");
     tcase_add_checked_fixture(small, small_setup, teardown);
+    tcase_set_timeout(small, 110);
     tcase_add_test(small, small_model_joins_texts_plainly);
     tcase_add_test(small, unknown_roles_are_refused);
     tcase_add_test(small, missing_tokens_are_named);
@@ -253,7 +254,7 @@ int main(void)
     if (has_data) {
         TCase *data = tcase_create("deepseek");
         tcase_add_checked_fixture(data, data_setup, teardown);
-        tcase_set_timeout(data, 60);
+        tcase_set_timeout(data, 110);
         tcase_add_test(data, deepseek_v3_prompts_agree);
         tcase_add_test(data, users_cannot_write_control_tokens);
         suite_add_tcase(suite, data);

@@ -326,7 +326,7 @@ int main(void)
 {
     TCase *tcase = tcase_create("safetensors");
     tcase_add_checked_fixture(tcase, setup, teardown);
-    tcase_set_timeout(tcase, 60);
+    tcase_set_timeout(tcase, 110);
     tcase_add_test(tcase, single_file_is_read);
     tcase_add_test(tcase, small_model_is_read);
     tcase_add_test(tcase, broken_headers_get_one_sentence);

@@ -299,6 +299,7 @@ END_TEST
 int main(void)
 {
     TCase *tcase = tcase_create("shape");
+    tcase_set_timeout(tcase, 110);
     tcase_add_test(tcase, deepseek_v3_is_read);
     tcase_add_test(tcase, deepseek_v2_lite_is_read);
     tcase_add_test(tcase, absent_keys_have_hugging_face_defaults);

@@ -418,7 +418,7 @@ int main(void)
 {
     TCase *tcase = tcase_create("tokenizer");
     tcase_add_checked_fixture(tcase, setup, teardown);
-    tcase_set_timeout(tcase, 60);
+    tcase_set_timeout(tcase, 110);
     tcase_add_test(tcase, splits_cut_as_in_tokenizers);
     tcase_add_test(tcase, invalid_parts_become_one_replacement_each);
     tcase_add_test(tcase, detokenizer_never_gives_half_a_character);

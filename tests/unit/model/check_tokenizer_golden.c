@@ -220,7 +220,7 @@ END_TEST
 int main(void)
 {
     TCase *tcase = tcase_create("golden");
-    tcase_set_timeout(tcase, 120);
+    tcase_set_timeout(tcase, 280);
     tcase_add_test(tcase, small_model_has_the_same_ids);
     bool has_data = getenv("EXPERTIER_DATA") != NULL;
     if (has_data) tcase_add_test(tcase, deepseek_v3_has_the_same_ids);
