@@ -122,6 +122,12 @@ static uint32_t own_oldest(const struct tier_decide *d, uint32_t tier, const str
     return key == part->head ? NOWHERE : key;
 }
 
+/* Tells a full partition's policy what is coming. */
+static void announce(const struct part *part, uint32_t key, bool used)
+{
+    if (part->ops->incoming) part->ops->incoming(part->policy, key - part->key_first, used);
+}
+
 /* Key of the expert that makes room for an admission on this account. */
 static uint32_t victim_of(struct tier_decide *d, uint32_t tier, struct part *part,
                           enum account account)
@@ -184,6 +190,7 @@ static bool demote(struct tier_decide *d, uint32_t layer, uint32_t key)
     struct part *below = part_of(d, 1, layer);
     enum account account = d->state[key] & DECODES ? FOR_DECODE : FOR_PREFILL;
     if (below->used == below->slots) {
+        announce(below, key, true);
         uint32_t victim = victim_of(d, 1, below, account);
         if (victim == NOWHERE) return false;
         evict_1(d, below, victim);
@@ -223,6 +230,7 @@ static void admit_below(struct tier_decide *d, uint32_t layer, uint32_t key, boo
 {
     struct part *below = part_of(d, 1, layer), *part = part_of(d, 0, layer);
     if (below->used == below->slots) {
+        announce(below, key, used);
         uint32_t victim = victim_of(d, 1, below, account);
         while (victim == NOWHERE) {
             uint32_t spare = victim_of(d, 0, part, account);
@@ -248,6 +256,7 @@ static void admit(struct tier_decide *d, uint32_t layer, uint32_t key, bool used
         d->planes[1].held[key] = 0;
     }
     if (part->used == part->slots) {
+        announce(part, key, used);
         uint32_t victim = victim_of(d, 0, part, account);
         MUST(victim != NOWHERE);
         evict_0(d, part, victim);
@@ -366,7 +375,7 @@ static void look_below(struct tier_decide *d, uint32_t layer, const uint32_t *id
 {
     struct part *part = part_of(d, 1, layer);
     uint32_t base = layer * d->experts, lookups = 0, resident = 0;
-    part->ops->begin(part->policy, d->acquires);
+    if (part->ops->begin) part->ops->begin(part->policy, d->acquires);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t key = base + ids[i];
         if (found[i].from == 0) {
@@ -401,7 +410,7 @@ uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32
         MUST(ids[i] < d->experts);
         pin(d, part, base + ids[i]);
     }
-    part->ops->begin(part->policy, d->acquires);
+    if (part->ops->begin) part->ops->begin(part->policy, d->acquires);
     for (uint32_t i = 0; i < k; i++) {
         uint32_t key = base + ids[i];
         found[i].from = d->tier_count;
@@ -694,9 +703,9 @@ static int config_check(const struct tier_decide_config *c, struct base_err *err
         return base_err_set(err, BASE_ECONFIG, "%" PRIu32 " resident tiers: 1 or 2 can be had",
                             c->tier_count);
     }
-    if (!(c->half_life_tokens > 0) || isinf(c->half_life_tokens)) {
-        return base_err_set(err, BASE_ECONFIG, "half-life of %g tokens: it should be above 0",
-                            c->half_life_tokens);
+    if (!(c->half_life_tokens >= 0)) {
+        return base_err_set(err, BASE_ECONFIG, "half-life of %g tokens: it should be above 0, or 0 "
+                            "for counts that do not decay", c->half_life_tokens);
     }
     if (!(c->prefill_share >= 0 && c->prefill_share <= 1)) {
         return base_err_set(err, BASE_ECONFIG, "prefill share of %g: it should be from 0 to 1",
@@ -797,7 +806,9 @@ static int part_create(struct tier_decide *d, uint32_t tier, uint32_t p,
     struct tier_policy_options options = {
         .expert_count = experts,
         .slots = part->slots,
-        .half_life = d->config.half_life_tokens * (plane->global ? d->layers : 1),
+        .half_life = d->config.half_life_tokens > 0
+                         ? d->config.half_life_tokens * (plane->global ? d->layers : 1)
+                         : INFINITY,
         .held = plane->held + part->key_first,
         .next_use = d->config.next_use,
         .next_use_context = d->config.next_use_context,

@@ -57,7 +57,8 @@ struct tier_decide_config {
     uint32_t tier_count;        /* 1..TIER_RESIDENT_TIERS_MAX */
     struct tier_decide_tier tiers[TIER_RESIDENT_TIERS_MAX];
     bool inclusive;             /* a lower tier keeps what moved up; default exclusive */
-    double half_life_tokens;    /* decayed policies; an acquire of a layer counts as one token */
+    double half_life_tokens;    /* decayed policies; an acquire of a layer counts as one token;
+                                 * 0 = counts that do not decay */
     double prefill_share;       /* of a partition's slots that prefill may take from decode's set;
                                  * always at least one slot; 1 = no bound */
     bool prefetch;              /* hints may admit */

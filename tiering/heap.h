@@ -1,27 +1,54 @@
 /* An indexed binary heap over the experts of a partition, for policies that rank by a number: the
- * smallest (rank, expert) is at the top and leaves first.
+ * smallest (rank, stamp, expert) is at the top and leaves first.
  *
- * Arrays are the owner's: rank[expert], place[expert] (TIER_NO_EXPERT while not in the heap) and
- * order[place]. Every operation is O(log n); pick costs O(h) when h held experts rank lowest.
+ * Arrays: rank[expert], stamp[expert] (when it was used, for equal ranks; may be
+ * NULL), place[expert] (TIER_NO_EXPERT while not in the heap) and order[place]. Every operation is O(log n); pick costs O(h) when h held experts rank lowest.
  */
 #ifndef TIERING_HEAP_H
 #define TIERING_HEAP_H
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 
+#include "base/must.h"
 #include "tiering/policy.h"
 
 struct tier_heap {
     double *rank;
+    uint64_t *stamp;
     uint32_t *place;
     uint32_t *order;
     uint32_t count;
 };
 
+static inline void tier_heap_fini(struct tier_heap *heap)
+{
+    free(heap->rank);
+    free(heap->stamp);
+    free(heap->place);
+    free(heap->order);
+}
+
+/* An empty heap for experts 0..count-1, all of rank 0; -ENOMEM. */
+static inline int tier_heap_init(struct tier_heap *heap, uint32_t count, bool stamps)
+{
+    heap->count = 0;
+    heap->rank = calloc(count, sizeof *heap->rank);
+    heap->stamp = stamps ? calloc(count, sizeof *heap->stamp) : NULL;
+    heap->place = malloc(count * sizeof *heap->place);
+    heap->order = malloc(count * sizeof *heap->order);
+    if (!heap->rank || (stamps && !heap->stamp) || !heap->place || !heap->order) return -ENOMEM;
+    for (uint32_t e = 0; e < count; e++) heap->place[e] = TIER_NO_EXPERT;
+    return 0;
+}
+
 static inline bool tier_heap_before(const struct tier_heap *heap, uint32_t a, uint32_t b)
 {
-    return heap->rank[a] != heap->rank[b] ? heap->rank[a] < heap->rank[b] : a < b;
+    if (heap->rank[a] != heap->rank[b]) return heap->rank[a] < heap->rank[b];
+    if (heap->stamp && heap->stamp[a] != heap->stamp[b]) return heap->stamp[a] < heap->stamp[b];
+    return a < b;
 }
 
 static inline void tier_heap_put(struct tier_heap *heap, uint32_t at, uint32_t expert)
@@ -33,6 +60,7 @@ static inline void tier_heap_put(struct tier_heap *heap, uint32_t at, uint32_t e
 static inline void tier_heap_rise(struct tier_heap *heap, uint32_t expert)
 {
     uint32_t at = heap->place[expert];
+    DMUST(at < heap->count);
     while (at > 0) {
         uint32_t above = (at - 1) / 2;
         if (!tier_heap_before(heap, expert, heap->order[above])) break;
@@ -45,6 +73,7 @@ static inline void tier_heap_rise(struct tier_heap *heap, uint32_t expert)
 static inline void tier_heap_sink(struct tier_heap *heap, uint32_t expert)
 {
     uint32_t at = heap->place[expert];
+    DMUST(at < heap->count);
     for (;;) {
         uint32_t below = 2 * at + 1;
         if (below >= heap->count) break;
@@ -59,21 +88,17 @@ static inline void tier_heap_sink(struct tier_heap *heap, uint32_t expert)
     tier_heap_put(heap, at, expert);
 }
 
-/* Gives an expert of the heap another rank. */
-static inline void tier_heap_move(struct tier_heap *heap, uint32_t expert, double rank)
+/* Restores the order after an expert's rank or stamp changed. */
+static inline void tier_heap_fix(struct tier_heap *heap, uint32_t expert)
 {
-    bool lower = rank < heap->rank[expert];
-    heap->rank[expert] = rank;
-    if (lower) {
-        tier_heap_rise(heap, expert);
-    } else {
-        tier_heap_sink(heap, expert);
-    }
+    tier_heap_rise(heap, expert);
+    tier_heap_sink(heap, expert);
 }
 
 /* Adds an expert under the rank it has. */
 static inline void tier_heap_add(struct tier_heap *heap, uint32_t expert)
 {
+    DMUST(heap->place[expert] == TIER_NO_EXPERT);
     tier_heap_put(heap, heap->count++, expert);
     tier_heap_rise(heap, expert);
 }
@@ -81,12 +106,18 @@ static inline void tier_heap_add(struct tier_heap *heap, uint32_t expert)
 static inline void tier_heap_remove(struct tier_heap *heap, uint32_t expert)
 {
     uint32_t at = heap->place[expert];
+    DMUST(at < heap->count);
     uint32_t last = heap->order[--heap->count];
     heap->place[expert] = TIER_NO_EXPERT;
     if (last == expert) return;
     tier_heap_put(heap, at, last);
-    tier_heap_rise(heap, last);
-    tier_heap_sink(heap, last);
+    tier_heap_fix(heap, last);
+}
+
+/* Restores the order after all ranks changed. */
+static inline void tier_heap_rebuild(struct tier_heap *heap)
+{
+    for (uint32_t at = heap->count / 2; at-- > 0;) tier_heap_sink(heap, heap->order[at]);
 }
 
 /* The first expert in order that is not held, searched below `at`: a free one is the best of its

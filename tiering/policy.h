@@ -28,7 +28,7 @@ struct tier_policy;
 struct tier_policy_options {
     uint32_t expert_count;      /* experts in the partition, >= 1 */
     uint32_t slots;             /* of the partition, >= 1 */
-    double half_life;           /* decayed kinds: in acquires of this partition, > 0 */
+    double half_life;           /* decayed kinds: in acquires of this partition; INFINITY = never */
     const uint16_t *held;       /* [expert_count], the core's: non-zero = may not leave */
     /* belady: position of the next acquire of this partition's expert after `now`. */
     uint64_t (*next_use)(void *context, uint32_t layer, uint32_t expert, uint64_t now);
@@ -41,28 +41,29 @@ struct tier_policy_ops {
     const char *name;           /* as written in YAML */
     bool global;                /* one partition over all layers */
     bool replay_only;
+    bool decayed;               /* half_life takes effect */
     int (*create)(struct tier_policy **out, const struct tier_policy_options *options);
     void (*destroy)(struct tier_policy *policy);
-    /* The acquire number `now` begins in this partition. */
+    /* Optional. The acquire number `now` begins in this partition. */
     void (*begin)(struct tier_policy *policy, uint64_t now);
     /* A resident expert is used. */
     void (*touch)(struct tier_policy *policy, uint32_t expert);
+    /* Optional. An absent expert will be inserted into the full partition: victim comes next. */
+    void (*incoming)(struct tier_policy *policy, uint32_t expert, bool used);
     /* An absent expert becomes resident; `used`: by the running acquire, else ahead of any use. */
     void (*insert)(struct tier_policy *policy, uint32_t expert, bool used);
     /* A resident expert leaves, whoever decided that. */
     void (*remove)(struct tier_policy *policy, uint32_t expert);
-    /* The expert that should leave next, or TIER_NO_EXPERT if every resident one is held. Changes
-     * nothing that shows: the core answers with remove. */
+    /* The expert that should leave next, or TIER_NO_EXPERT if every resident one is held. Asked
+     * again it gives the same answer; whether it does leave is told by remove. */
     uint32_t (*victim)(struct tier_policy *policy);
-    /* Optional. An expert that is resident in a higher tier, and not here, is used there. */
+    /* Optional. An expert that is not resident here is used in a higher tier. */
     void (*seen)(struct tier_policy *policy, uint32_t expert);
     /* Optional. Probability in [0, 1] that the expert is wanted at its layer's next acquire. */
     void (*hint)(struct tier_policy *policy, uint32_t expert, float probability);
-    /* Optional. The partition has another number of slots from now on. */
-    void (*resize)(struct tier_policy *policy, uint32_t slots);
 };
 
-/* First member of every concrete policy. */
+/* First member of every concrete policy; filled by tier_policy_create. */
 struct tier_policy {
     const struct tier_policy_ops *ops;
     const uint16_t *held;
@@ -80,7 +81,9 @@ int tier_policy_create(struct tier_policy **out, const struct tier_policy_ops *o
                        const struct tier_policy_options *options);
 void tier_policy_destroy(struct tier_policy *policy);       /* accepts NULL */
 
-extern const struct tier_policy_ops tier_policy_lru_ops, tier_policy_lru_global_ops;
-extern const struct tier_policy_ops tier_policy_belady_ops, tier_policy_belady_global_ops;
+extern const struct tier_policy_ops tier_policy_lru_ops, tier_policy_lru_global_ops,
+    tier_policy_lfu_ops, tier_policy_lru_with_frequency_ops, tier_policy_lru_with_prediction_ops,
+    tier_policy_slru_ops, tier_policy_s3fifo_ops, tier_policy_sieve_ops, tier_policy_arc_ops,
+    tier_policy_pinned_ops, tier_policy_belady_ops, tier_policy_belady_global_ops;
 
 #endif

@@ -31,43 +31,25 @@ static struct belady *belady_of(struct tier_policy *policy)
 static void belady_destroy(struct tier_policy *policy)
 {
     struct belady *b = (struct belady *)policy;
-    free(b->heap.rank);
-    free(b->heap.place);
-    free(b->heap.order);
+    tier_heap_fini(&b->heap);
     free(b);
-}
-
-static int create(struct tier_policy **out, const struct tier_policy_options *options,
-                  const struct tier_policy_ops *ops)
-{
-    if (!options->next_use) return -EINVAL;
-    struct belady *b = calloc(1, sizeof *b);
-    if (!b) return -ENOMEM;
-    b->base.ops = ops;
-    b->next_use = options->next_use;
-    b->next_use_context = options->next_use_context;
-    b->layer_first = options->layer_first;
-    b->layer_experts = options->layer_experts;
-    b->heap.rank = calloc(options->expert_count, sizeof *b->heap.rank);
-    b->heap.place = malloc(options->expert_count * sizeof *b->heap.place);
-    b->heap.order = malloc(options->expert_count * sizeof *b->heap.order);
-    if (!b->heap.rank || !b->heap.place || !b->heap.order) {
-        belady_destroy(&b->base);
-        return -ENOMEM;
-    }
-    for (uint32_t e = 0; e < options->expert_count; e++) b->heap.place[e] = TIER_NO_EXPERT;
-    *out = &b->base;
-    return 0;
 }
 
 static int belady_create(struct tier_policy **out, const struct tier_policy_options *options)
 {
-    return create(out, options, &tier_policy_belady_ops);
-}
-
-static int belady_global_create(struct tier_policy **out, const struct tier_policy_options *options)
-{
-    return create(out, options, &tier_policy_belady_global_ops);
+    if (!options->next_use) return -EINVAL;
+    struct belady *b = calloc(1, sizeof *b);
+    if (!b) return -ENOMEM;
+    b->next_use = options->next_use;
+    b->next_use_context = options->next_use_context;
+    b->layer_first = options->layer_first;
+    b->layer_experts = options->layer_experts;
+    if (tier_heap_init(&b->heap, options->expert_count, false) < 0) {
+        belady_destroy(&b->base);
+        return -ENOMEM;
+    }
+    *out = &b->base;
+    return 0;
 }
 
 static double rank_of(struct belady *b, uint32_t expert)
@@ -86,14 +68,13 @@ static void belady_begin(struct tier_policy *policy, uint64_t now)
 static void belady_touch(struct tier_policy *policy, uint32_t expert)
 {
     struct belady *b = belady_of(policy);
-    DMUST(b->heap.place[expert] != TIER_NO_EXPERT);
-    tier_heap_move(&b->heap, expert, rank_of(b, expert));
+    b->heap.rank[expert] = rank_of(b, expert);
+    tier_heap_fix(&b->heap, expert);
 }
 
 static void belady_insert(struct tier_policy *policy, uint32_t expert, bool used)
 {
     struct belady *b = belady_of(policy);
-    DMUST(b->heap.place[expert] == TIER_NO_EXPERT);
     (void)used;
     b->heap.rank[expert] = rank_of(b, expert);
     tier_heap_add(&b->heap, expert);
@@ -101,9 +82,7 @@ static void belady_insert(struct tier_policy *policy, uint32_t expert, bool used
 
 static void belady_remove(struct tier_policy *policy, uint32_t expert)
 {
-    struct belady *b = belady_of(policy);
-    DMUST(b->heap.place[expert] != TIER_NO_EXPERT);
-    tier_heap_remove(&b->heap, expert);
+    tier_heap_remove(&belady_of(policy)->heap, expert);
 }
 
 static uint32_t belady_victim(struct tier_policy *policy)
@@ -127,7 +106,7 @@ const struct tier_policy_ops tier_policy_belady_global_ops = {
     .name = "belady_global",
     .global = true,
     .replay_only = true,
-    .create = belady_global_create,
+    .create = belady_create,
     .destroy = belady_destroy,
     .begin = belady_begin,
     .touch = belady_touch,

@@ -9,6 +9,7 @@
 #include "base/must.h"
 #include "base/str.h"
 #include "tiering/cache.h"
+#include "tiering/policy.h"
 #include "tiering/publish.h"
 
 enum { TIER_MAGIC = 0x71e2c0de, PUBLISH_EVERY_NS = 20000000 };
@@ -140,27 +141,47 @@ int tier_footprint(const struct tier_config *config, const struct tier_store *st
 
 static void on_failed(void *context, uint32_t key);
 
+static const struct base_option *option_of(const char *key)
+{
+    for (size_t i = 0; i < tier_option_count; i++) {
+        if (strcmp(tier_options[i].key, key) == 0) return &tier_options[i];
+    }
+    MUST(!"an option of this module");
+    return NULL;
+}
+
+/* A setting that cannot take effect beside the others is refused. */
+static int config_check(const struct tier_config *config, const char *eviction,
+                        struct base_err *err)
+{
+    unsigned long long initial = strtoull(option_of("policy.half_life")->initial, NULL, 10);
+    if (!tier_policy_find(eviction)->decayed && config->half_life != initial) {
+        return base_err_set(err, BASE_ECONFIG, "policy.half_life: %llu has no effect with "
+                            "policy.eviction: %s, which counts no uses: take lfu, "
+                            "lru_with_frequency or lru_with_prediction, or leave it out",
+                            (unsigned long long)config->half_life, eviction);
+    }
+    return 0;
+}
+
 static int decide_create(struct tier *t, uint32_t top_k, const struct tier_footprint *footprint,
                          struct base_err *err)
 {
-    const struct base_option *eviction = NULL;
-    for (size_t i = 0; i < tier_option_count; i++) {
-        if (strcmp(tier_options[i].key, "policy.eviction") == 0) eviction = &tier_options[i];
-    }
     struct tier_decide_config config = {
         .layers = t->layers,
         .experts = t->experts,
         .top_k = top_k,
         .tier_count = 1,
-        .half_life_tokens = 16,
+        .half_life_tokens = (double)t->config.half_life,
         .prefill_share = t->config.prefill_share,
         .prefetch = t->config.prefetch,
         .strict = true,
     };
     config.tiers[0].slots = footprint->slots[0];
-    base_option_choice(eviction, t->config.eviction, config.tiers[0].policy,
+    base_option_choice(option_of("policy.eviction"), t->config.eviction, config.tiers[0].policy,
                        sizeof config.tiers[0].policy);
-    return tier_decide_create(&t->decide, &config, err);
+    int rc = config_check(&t->config, config.tiers[0].policy, err);
+    return rc < 0 ? rc : tier_decide_create(&t->decide, &config, err);
 }
 
 static int tables_create(struct tier *t)

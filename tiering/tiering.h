@@ -34,8 +34,11 @@
       "lock the slots in memory; auto goes on without where the limit forbids it, and says so")   \
     O(nvme_index, TEXTLINE, "tiers.nvme.index", "", "", "",                                       \
       "path of the expert index; empty = expertier.index in the model folder")                    \
-    O(eviction, ENUM, "policy.eviction", "lru", "lru|lru_global", "",                             \
+    O(eviction, ENUM, "policy.eviction", "lru",                                                   \
+      "lru|lru_global|lfu|lru_with_frequency|lru_with_prediction|slru|s3fifo|sieve|arc", "",      \
       "which expert leaves when a slot is needed")                                                \
+    O(half_life, UINT, "policy.half_life", "16", "0..1000000", "tokens",                          \
+      "tokens after which a use counts half, where eviction counts uses; 0 = never")              \
     O(prefill_share, SHARE, "policy.prefill_share", "50%", "", "",                                \
       "share of a layer's slots that prefill may take from decode's set")                         \
     O(verify, ENUM, "tiers.verify", "always", "always|first", "",                                 \

@@ -496,6 +496,110 @@ START_TEST(agrees_with_the_plain_model)
 }
 END_TEST
 
+/* -- every policy: what must never happen ----------------------------------------------------- */
+
+struct shadow {
+    bool here[2][KEYS];
+    unsigned pins[KEYS], slots[2];
+    bool inclusive, gone[KEYS];
+};
+
+static void shadow_apply(struct shadow *s, const struct tier_decide *d, unsigned tiers)
+{
+    const struct tier_action *a;
+    uint32_t n = tier_decide_actions(d, &a);
+    unsigned count[2] = { 0 };
+    for (uint32_t i = 0; i < n; i++) {
+        unsigned key = a[i].layer * EXPERTS + a[i].expert, t = a[i].tier;
+        bool drop = a[i].kind == TIER_DROP;
+        NEED(s->here[t][key] == drop);
+        s->here[t][key] = !drop;
+        if (a[i].kind == TIER_COPY_DOWN) {
+            NEED(s->here[0][key]);
+            s->here[0][key] = false;
+        }
+        if (a[i].kind == TIER_COPY_UP) {
+            NEED(s->here[1][key]);
+            s->here[1][key] = s->inclusive;
+        }
+    }
+    for (unsigned key = 0; key < KEYS; key++) {
+        for (unsigned t = 0; t < tiers; t++) {
+            NEED(s->here[t][key] == tier_decide_resident(d, t, key / EXPERTS, key % EXPERTS));
+            count[t] += s->here[t][key];
+        }
+        NEED(s->pins[key] == 0 || s->gone[key] || s->here[0][key]);
+        NEED(!s->inclusive || !s->here[0][key] || s->here[1][key]);
+        NEED(s->inclusive || !s->here[0][key] || !s->here[1][key]);
+    }
+    for (unsigned t = 0; t < tiers; t++) NEED(count[t] <= s->slots[t]);
+}
+
+static void shadow_open(struct shadow *s, struct tier_decide **d, struct base_rng *rng)
+{
+    static const char *const names[] = { "lru", "lru_global", "lfu", "lru_with_frequency", "arc",
+                                         "lru_with_prediction", "slru", "s3fifo", "sieve",
+                                         "pinned" };
+    struct tier_decide_config c = {
+        .layers = LAYERS, .experts = EXPERTS, .top_k = 3, .half_life_tokens = 4,
+        .tier_count = 1 + (unsigned)base_rng_below(rng, 2), .prefetch = true,
+        .prefill_share = base_rng_unit(rng), .inclusive = base_rng_below(rng, 2),
+    };
+    memset(s, 0, sizeof *s);
+    s->inclusive = c.tier_count == 2 && c.inclusive;
+    for (unsigned t = 0; t < c.tier_count; t++) {
+        strcpy(c.tiers[t].policy, names[base_rng_below(rng, 10)]);
+        c.tiers[t].slots = s->slots[t] = LAYERS + (unsigned)base_rng_below(rng, KEYS - LAYERS);
+    }
+    if (tier_decide_create(d, &c, NULL) < 0) shadow_open(s, d, rng);    /* inclusive, too small */
+}
+
+START_TEST(no_policy_breaks_the_rules)
+{
+    struct shadow s;
+    struct tier_decide *d;
+    struct base_rng rng;
+    seed = _i;
+    base_rng_init(&rng, (uint64_t)seed);
+    shadow_open(&s, &d, &rng);
+    for (unsigned step = 0; step < 1000; step++) {
+        uint32_t layer = (uint32_t)base_rng_below(&rng, LAYERS), ids[EXPERTS];
+        uint32_t n = 0, k, base = layer * EXPERTS, one = (uint32_t)base_rng_below(&rng, EXPERTS);
+        struct tier_found found[EXPERTS];
+        bool acted = true;
+        switch (base_rng_below(&rng, 8)) {
+        case 0:
+        case 1:
+            tier_decide_hint(d, layer, one, (float)base_rng_unit(&rng), 1);
+            break;
+        case 2:
+            acted = false;      /* no release moves anything */
+            for (uint32_t i = 0; i < EXPERTS; i++) {
+                while (s.pins[base + i] > 0) {
+                    tier_decide_release(d, layer, &i, 1);
+                    s.pins[base + i]--;
+                }
+            }
+            break;
+        case 3:
+            acted = base_rng_below(&rng, 40) == 0;
+            if (!acted) break;
+            tier_decide_forget(d, layer, one);
+            s.gone[base + one] = true;
+            break;
+        default:
+            for (uint32_t i = 0; i < EXPERTS; i++) {
+                if (base_rng_below(&rng, 4) == 0) ids[n++] = i;
+            }
+            k = tier_decide_acquire(d, layer, ids, n, step % 3 ? TIER_DECODE : TIER_PREFILL, found);
+            for (uint32_t i = 0; i < k; i++) s.pins[base + ids[i]]++;
+        }
+        if (acted) shadow_apply(&s, d, s.slots[1] ? 2 : 1);
+    }
+    tier_decide_destroy(d);
+}
+END_TEST
+
 /* -- single rules ----------------------------------------------------------------------------- */
 
 static struct tier_decide_config config_of(uint32_t layers, uint32_t experts, uint32_t top_k,
@@ -671,6 +775,7 @@ int main(void)
     suite_add_tcase(suite, rules);
     TCase *model = tcase_create("model");
     tcase_add_loop_test(model, agrees_with_the_plain_model, 1, 121);    /* _i is the seed */
+    tcase_add_loop_test(model, no_policy_breaks_the_rules, 1, 201);
     tcase_set_timeout(model, 60);
     suite_add_tcase(suite, model);
     SRunner *runner = srunner_create(suite);

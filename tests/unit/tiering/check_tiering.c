@@ -251,6 +251,8 @@ START_TEST(right_bytes_and_the_cores_counts)
 {
     static struct run r;
     static const char *const capacities[] = { "25%", "40%", "75%", "100%" };
+    static const char *const policies[] = { "lru", "lru_global", "lfu", "lru_with_frequency", "arc",
+                                            "lru_with_prediction", "slru", "s3fifo", "sieve" };
     static const char *const backends[] = { "io_uring", "threads", "sim", "sim" };
     struct base_rng rng;
     char pair[128];
@@ -273,7 +275,8 @@ START_TEST(right_bytes_and_the_cores_counts)
     set(&r, pair);
     snprintf(pair, sizeof pair, "io.depth=%d", 1 << base_rng_below(&rng, 6));
     set(&r, pair);
-    set(&r, base_rng_below(&rng, 3) ? "policy.eviction=lru" : "policy.eviction=lru_global");
+    snprintf(pair, sizeof pair, "policy.eviction=%s", policies[base_rng_below(&rng, 9)]);
+    set(&r, pair);
     set(&r, base_rng_below(&rng, 4) ? "prefetch.enabled=true" : "prefetch.enabled=false");
     set(&r, base_rng_below(&rng, 2) ? "prefetch.inflight=64KiB" : "prefetch.inflight=1MiB");
     set(&r, base_rng_below(&rng, 2) ? "prefetch.bandwidth_share=100%" : "prefetch.bandwidth_share=20%");
@@ -316,6 +319,24 @@ START_TEST(budgets_are_refused_with_the_arithmetic)
     err = (struct base_err){ 0 };
     ck_assert_int_eq(tier_footprint(&r.config, store, TOP_K, &f, &err), BASE_ECONFIG);
     ck_assert_ptr_nonnull(strstr(err.text, "\"many\""));
+}
+END_TEST
+
+START_TEST(settings_without_effect_are_refused)
+{
+    static struct run r;
+    struct tier *tier;
+    struct base_err err = { 0 };
+    defaults(&r);
+    set(&r, "policy.half_life=40");
+    struct tier_open_args args = {
+        .config = &r.config, .io = &r.io, .store = store, .top_k = TOP_K,
+    };
+    ck_assert_int_eq(tier_open(&tier, &args, &err), BASE_ECONFIG);
+    ck_assert_ptr_nonnull(strstr(err.text, "policy.half_life: 40 has no effect"));
+    set(&r, "policy.eviction=lfu");
+    ck_assert_int_eq(tier_open(&tier, &args, NULL), 0);
+    tier_close(tier);
 }
 END_TEST
 
@@ -479,6 +500,7 @@ int main(void)
     TCase *rules = tcase_create("rules");
     tcase_add_unchecked_fixture(rules, setup, teardown);
     tcase_add_test(rules, budgets_are_refused_with_the_arithmetic);
+    tcase_add_test(rules, settings_without_effect_are_refused);
     tcase_add_test(rules, hits_wait_for_nothing);
     tcase_add_test(rules, late_prefetch_becomes_demand);
     tcase_add_test(rules, bad_expert_is_quarantined_and_named);
