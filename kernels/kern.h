@@ -15,9 +15,6 @@
  *                       in ascending order of dots over [K*i/8, K*(i+1)/8), i = 0..7, starting
  *                       from the first: any of 1, 2, 4, 8 ranks can hold whole blocks.
  *   matmul_t            y[c] = sum over rows d ascending of fma(w[d][c], x[d] * scale(d, c), y[c]).
- *   FP8                 a product takes the weight as decode(w)/256 and the operand as x*256 (in
- *                       matmul_t: (x*scale)*256): the same number, and e4m3 shifted into an IEEE
- *                       half needs no further step.
  *   exp, silu           kern_exp: one polynomial in fused multiply-adds, the same in every op set.
  *
  * So all CPU op sets agree bit for bit, and the tests demand equality, not a tolerance; only the

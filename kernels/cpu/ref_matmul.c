@@ -21,8 +21,7 @@ static void dot_lanes(float lanes[KERN_LANES], const struct kern_matrix *w, uint
     for (uint64_t k = k0; k < k1; k += KERN_LANES) {
         for (uint32_t j = 0; j < KERN_LANES; j++) {
             if (k + j < k1) {
-                lanes[j] = fmaf(scalar_weight(w->dtype, w->data, row + k + j),
-                                scalar_operand(w->dtype, x[k + j]), lanes[j]);
+                lanes[j] = fmaf(scalar_weight(w->dtype, w->data, row + k + j), x[k + j], lanes[j]);
             } else {
                 lanes[j] = fmaf(0.0f, 0.0f, lanes[j]);
             }
@@ -92,8 +91,7 @@ void kern_ref_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t
                 factor *=
                     scalar_from_bits(base_le_load32(scales + 4 * (size_t)(c / w->scale_cols)));
             }
-            y[c] = fmaf(scalar_weight(w->dtype, w->data, (size_t)d * w->cols + c),
-                        scalar_operand(w->dtype, factor), y[c]);
+            y[c] = fmaf(scalar_weight(w->dtype, w->data, (size_t)d * w->cols + c), factor, y[c]);
         }
     }
 }

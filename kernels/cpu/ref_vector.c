@@ -64,9 +64,8 @@ void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n)
         memmove(y, x, n * sizeof *y);
         return;
     }
-    const float unit = dtype == KERN_FP8_E4M3 ? SCALAR_FP8_UNIT : 1.0f;
     for (size_t i = 0; i < n; i++)
-        y[i] = scalar_weight(dtype, x, i) * unit;
+        y[i] = scalar_weight(dtype, x, i);
 }
 
 void kern_ref_to_bf16(uint16_t *y, const float *x, size_t n)

@@ -13,10 +13,6 @@
 #include "base/le.h"
 #include "kernels/kern.h"
 
-/* An FP8 weight enters a product as decode(w)/256, with x*256 on the other side: e4m3 shifted into
- * an IEEE half is the value / 256, and so needs no further step. The product is the same number. */
-#define SCALAR_FP8_UNIT 256.0f
-
 static inline float scalar_from_bits(uint32_t bits)
 {
     float value;
@@ -59,22 +55,16 @@ static inline float scalar_from_f16(uint16_t code)
     return scalar_from_bits(sign | scalar_to_bits(small));
 }
 
-/* decode(code) / 256: exact, as subnormal halves reach down to 2^-24. */
-static inline float scalar_from_fp8_unit(uint8_t code)
+/* e4m3 shifted into an IEEE half is the value / 256, subnormals included. */
+static inline float scalar_from_fp8(uint8_t code)
 {
     const uint32_t magnitude = code & 0x7fu;
     if (magnitude == 0x7fu)
         return scalar_from_bits(0x7fc00000u);
-    return scalar_from_f16((uint16_t)((code & 0x80u) << 8 | magnitude << 7));
+    return scalar_from_f16((uint16_t)((code & 0x80u) << 8 | magnitude << 7)) * 256.0f;
 }
 
-/* decode(code) alone. */
-static inline float scalar_from_fp8(uint8_t code)
-{
-    return scalar_from_fp8_unit(code) * SCALAR_FP8_UNIT;
-}
-
-/* Weight `index` as it enters a product (FP8: in units, see above). */
+/* Weight `index`, unscaled. */
 static inline float scalar_weight(enum kern_dtype dtype, const void *data, size_t index)
 {
     const uint8_t *bytes = data;
@@ -86,17 +76,11 @@ static inline float scalar_weight(enum kern_dtype dtype, const void *data, size_
     case KERN_BF16:
         return scalar_from_bf16(base_le_load16(bytes + 2 * index));
     case KERN_FP8_E4M3:
-        return scalar_from_fp8_unit(bytes[index]);
+        return scalar_from_fp8(bytes[index]);
     case KERN_DTYPE_COUNT:
         break;
     }
     return 0;
-}
-
-/* x as it enters a product with weights of `dtype`. */
-static inline float scalar_operand(enum kern_dtype dtype, float x)
-{
-    return dtype == KERN_FP8_E4M3 ? x * SCALAR_FP8_UNIT : x;
 }
 
 /* exp: x = n ln2 + r with |r| <= ln2 / 2, then a polynomial of degree 6 (fitted for least relative

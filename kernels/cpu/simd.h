@@ -12,19 +12,12 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/scalar.h"
 
-/* Loops over registers must vanish before registers are assigned. */
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
-
 VEC_INLINE size_t dtype_bytes(enum kern_dtype dtype)
 {
     return dtype == KERN_F32 ? 4 : dtype == KERN_FP8_E4M3 ? 1 : 2;
 }
 
-/* Sixteen weights as they enter a product (scalar_weight). */
+/* Sixteen weights, unscaled. */
 VEC_INLINE struct vec weight_load(enum kern_dtype dtype, const uint8_t *from)
 {
     switch (dtype) {
@@ -33,7 +26,7 @@ VEC_INLINE struct vec weight_load(enum kern_dtype dtype, const uint8_t *from)
     case KERN_BF16:
         return vec_from_bf16(from);
     case KERN_FP8_E4M3:
-        return vec_from_fp8_unit(from);
+        return vec_from_fp8(from);
     default:
         return vec_load((const void *)from);
     }
@@ -45,12 +38,6 @@ VEC_INLINE struct vec weight_load_part(enum kern_dtype dtype, const uint8_t *fro
     uint8_t codes[KERN_LANES * 4] = { 0 };
     memcpy(codes, from, n * dtype_bytes(dtype));
     return weight_load(dtype, codes);
-}
-
-/* x as it enters a product with such weights (scalar_operand). */
-VEC_INLINE struct vec operand(enum kern_dtype dtype, struct vec x)
-{
-    return dtype == KERN_FP8_E4M3 ? vec_mul(x, vec_set1(SCALAR_FP8_UNIT)) : x;
 }
 
 /* scalar_exp, lane by lane. */

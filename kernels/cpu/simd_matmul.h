@@ -1,17 +1,24 @@
 /* Products. Part of simd.h.
  *
  * One operand row (decode): a few weight rows side by side, decoded in registers and used once.
- * Several operand rows: a block of weight rows and a block of operand rows, a chunk of columns at a
- * time, are decoded into panels that fit the first-level cache; tiles of them are multiplied in
- * registers, and the sixteen running sums of each output wait in `total` between chunks. */
+ * Several operand rows: a block of weight rows is decoded, a chunk of columns at a time, into a
+ * panel that fits the first-level cache; tiles of outputs are summed in registers over the chunk,
+ * and the sixteen running sums of each output wait in `total` between chunks. */
 
-/* Panels: multiples of every tile; one chunk is one cut of the usual 128-column scales, or less. */
-enum { PANEL_N = 12, PANEL_M = 24, PANEL_K = 128 };
+/* The panel and two operand tiles share 32 KiB. Multiples of every tile. */
+enum { PANEL_N = 12, PANEL_M = 48, PANEL_STEPS = 32, PANEL_K = PANEL_STEPS * KERN_LANES };
+
+/* A chunk: columns [k0, k1) as cuts, each filled up to whole steps of sixteen columns. */
+struct chunk {
+    uint32_t k0, k1, steps, cuts;
+    uint32_t cut_end[PANEL_STEPS];
+    float scale[PANEL_STEPS][PANEL_N];
+};
 
 struct panels {
     float w[PANEL_N * PANEL_K];                     /* [tile][step][VEC_TILE_N][lane] */
-    float x[PANEL_M * PANEL_K];                     /* [tile][step][tile rows][lane] */
     float total[PANEL_M * PANEL_N * KERN_LANES];    /* [m][n][lane] */
+    struct chunk chunk;
 };
 
 VEC_INLINE float scale_at(const struct kern_matrix *w, uint32_t n, uint32_t k)
@@ -21,10 +28,33 @@ VEC_INLINE float scale_at(const struct kern_matrix *w, uint32_t n, uint32_t k)
     return scalar_from_bits(base_le_load32((const uint8_t *)w->scales + 4 * index));
 }
 
+/* Where the scales of row n begin; NULL without scales. */
+VEC_INLINE const uint8_t *scales_of_row(const struct kern_matrix *w, uint32_t n)
+{
+    if (!w->scales)
+        return NULL;
+    const size_t stride = (w->cols + w->scale_cols - 1) / w->scale_cols;
+    return (const uint8_t *)w->scales + 4 * (size_t)(n / w->scale_rows) * stride;
+}
+
+VEC_INLINE struct vec scale_load(const uint8_t *scales, size_t index)
+{
+    return vec_set1(scalar_from_bits(base_le_load32(scales + 4 * index)));
+}
+
 VEC_INLINE const uint8_t *weight_at(const struct kern_matrix *w, enum kern_dtype dtype, uint32_t n,
                                     uint32_t k)
 {
     return (const uint8_t *)w->data + ((size_t)n * w->cols + k) * dtype_bytes(dtype);
+}
+
+/* Sixteen columns from k on, added to the lanes of each row. */
+VEC_INLINE void dot_step(enum kern_dtype dtype, uint32_t count, const uint8_t *const *row, size_t k,
+                         const float *x, struct vec *lanes)
+{
+    const struct vec value = vec_load(x + k);
+    UNROLL for (uint32_t r = 0; r < count; r++)
+        lanes[r] = vec_fma(weight_load(dtype, row[r] + k * dtype_bytes(dtype)), value, lanes[r]);
 }
 
 /* out[r] = dot of row n + r with x over [k0, k1), for `count` rows. */
@@ -33,33 +63,46 @@ VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, boo
                          float *out)
 {
     struct vec total[VEC_GEMV_ROWS];
-    UNROLL for (uint32_t r = 0; r < count; r++)
+    const uint8_t *row[VEC_GEMV_ROWS], *scales[VEC_GEMV_ROWS];
+    size_t scale_index = scaled ? k0 / w->scale_cols : 0;
+    UNROLL for (uint32_t r = 0; r < count; r++) {
         total[r] = vec_zero();
-    for (uint32_t cut = k0; cut < k1;) {
-        const uint32_t end = scaled ? cpu_cut_end(cut, k1, w->scale_cols) : k1;
-        const uint32_t whole = cut + (end - cut) / KERN_LANES * KERN_LANES;
+        row[r] = weight_at(w, dtype, n + r, 0);
+        scales[r] = scales_of_row(w, n + r);
+    }
+    for (size_t cut = k0; cut < k1; scale_index++) {
+        const size_t next = scaled ? (scale_index + 1) * w->scale_cols : k1;
+        const size_t end = next < k1 ? next : k1;
+        const size_t whole = cut + (end - cut) / KERN_LANES * KERN_LANES;
         struct vec lanes[VEC_GEMV_ROWS];
-        const uint8_t *row[VEC_GEMV_ROWS];
-        UNROLL for (uint32_t r = 0; r < count; r++) {
+        UNROLL for (uint32_t r = 0; r < count; r++)
             lanes[r] = vec_zero();
-            row[r] = weight_at(w, dtype, n + r, cut);
+        size_t k = cut;
+        /* FP8 codes are nearly always normal numbers, whose decoding is shorter. */
+        for (; dtype == KERN_FP8_E4M3 && k + 2 * KERN_LANES <= whole; k += 2 * KERN_LANES) {
+            if (__builtin_expect(!vec_fp8_usual(row, count, k), 0)) {
+                dot_step(dtype, count, row, k, x, lanes);
+                dot_step(dtype, count, row, k + KERN_LANES, x, lanes);
+                continue;
+            }
+            for (size_t i = k; i < k + 2 * KERN_LANES; i += KERN_LANES) {
+                const struct vec value = vec_load(x + i);
+                UNROLL for (uint32_t r = 0; r < count; r++)
+                    lanes[r] = vec_fma(vec_from_fp8_usual(row[r] + i), value, lanes[r]);
+            }
         }
-        for (uint32_t k = cut; k < whole; k += KERN_LANES) {
-            const struct vec value = operand(dtype, vec_load(x + k));
-            UNROLL for (uint32_t r = 0; r < count; r++)
-                lanes[r] = vec_fma(
-                    weight_load(dtype, row[r] + (size_t)(k - cut) * dtype_bytes(dtype)), value,
-                    lanes[r]);
-        }
+        for (; k < whole; k += KERN_LANES)
+            dot_step(dtype, count, row, k, x, lanes);
         if (whole < end) {
-            const struct vec value = operand(dtype, vec_load_part(x + whole, end - whole));
+            const uint32_t rest = (uint32_t)(end - whole);
+            const struct vec value = vec_load_part(x + whole, rest);
             UNROLL for (uint32_t r = 0; r < count; r++) {
-                const uint8_t *from = row[r] + (size_t)(whole - cut) * dtype_bytes(dtype);
-                lanes[r] = vec_fma(weight_load_part(dtype, from, end - whole), value, lanes[r]);
+                const uint8_t *from = row[r] + whole * dtype_bytes(dtype);
+                lanes[r] = vec_fma(weight_load_part(dtype, from, rest), value, lanes[r]);
             }
         }
         UNROLL for (uint32_t r = 0; r < count; r++) {
-            total[r] = scaled ? vec_fma(lanes[r], vec_set1(scale_at(w, n + r, cut)), total[r])
+            total[r] = scaled ? vec_fma(lanes[r], scale_load(scales[r], scale_index), total[r])
                               : lanes[r];
         }
         cut = end;
@@ -94,123 +137,134 @@ VEC_INLINE void product_one(const struct kern_matmul *args, enum kern_dtype dtyp
         product_rows(args, dtype, scaled, 1, n, m);
 }
 
-/* Weights of rows [n, n + count), columns [k0, k1), decoded and filled up with zeros to whole tiles
- * and whole lanes. */
-VEC_INLINE void panel_fill_w(float *panel, const struct kern_matrix *w, enum kern_dtype dtype,
-                             uint32_t n, uint32_t count, uint32_t k0, uint32_t k1)
+/* The next chunk from k0 on: as many cuts as fit. */
+VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, bool scaled,
+                            uint32_t n, uint32_t n_count, uint32_t k0, uint32_t k1)
 {
-    const uint32_t steps = (k1 - k0 + KERN_LANES - 1) / KERN_LANES;
-    const uint32_t whole = (k1 - k0) / KERN_LANES, rest = (k1 - k0) % KERN_LANES;
+    chunk->k0 = k0;
+    chunk->steps = chunk->cuts = 0;
+    while (k0 < k1 && chunk->steps < PANEL_STEPS) {
+        uint32_t end = scaled ? cpu_cut_end(k0, k1, w->scale_cols) : k1;
+        if (!scaled && end - k0 > PANEL_K)
+            end = k0 + PANEL_K;
+        const uint32_t steps = (end - k0 + KERN_LANES - 1) / KERN_LANES;
+        if (chunk->steps + steps > PANEL_STEPS)
+            break;
+        for (uint32_t r = 0; scaled && r < PANEL_N; r++)
+            chunk->scale[chunk->cuts][r] = r < n_count ? scale_at(w, n + r, k0) : 0.0f;
+        chunk->cut_end[chunk->cuts++] = end;
+        chunk->steps += steps;
+        k0 = end;
+    }
+    chunk->k1 = k0;
+}
+
+/* Columns [k, end) of one row, decoded; sixteen floats every `stride`. Returns where the next go. */
+VEC_INLINE float *cut_decode(float *to, size_t stride, enum kern_dtype dtype, const uint8_t *from,
+                             uint32_t count)
+{
+    uint32_t k = 0;
+    for (; dtype == KERN_FP8_E4M3 && k + 2 * KERN_LANES <= count; k += 2 * KERN_LANES) {
+        const bool usual = vec_fp8_usual(&from, 1, k);
+        for (uint32_t i = k; i < k + 2 * KERN_LANES; i += KERN_LANES, to += stride)
+            vec_store(to, usual ? vec_from_fp8_usual(from + i) : vec_from_fp8(from + i));
+    }
+    for (; k + KERN_LANES <= count; k += KERN_LANES, to += stride)
+        vec_store(to, weight_load(dtype, from + k * dtype_bytes(dtype)));
+    if (k < count) {
+        vec_store(to, weight_load_part(dtype, from + k * dtype_bytes(dtype), count - k));
+        to += stride;
+    }
+    return to;
+}
+
+/* Rows [n, n + count) over the chunk, filled up with rows of zeros to whole tiles. */
+VEC_INLINE void panel_fill(float *panel, const struct chunk *chunk, const struct kern_matrix *w,
+                           enum kern_dtype dtype, uint32_t n, uint32_t count)
+{
+    const size_t stride = VEC_TILE_N * KERN_LANES;
     const uint32_t padded = (count + VEC_TILE_N - 1) / VEC_TILE_N * VEC_TILE_N;
     for (uint32_t r = 0; r < padded; r++) {
-        float *to = panel + ((size_t)(r / VEC_TILE_N) * steps * VEC_TILE_N + r % VEC_TILE_N) *
-                                KERN_LANES;
-        uint32_t step = 0;
-        if (r < count) {
-            const uint8_t *from = weight_at(w, dtype, n + r, k0);
-            for (; step < whole; step++) {
-                vec_store(to + step * (VEC_TILE_N * KERN_LANES),
-                          weight_load(dtype, from + step * KERN_LANES * dtype_bytes(dtype)));
-            }
-            if (rest) {
-                from += step * KERN_LANES * dtype_bytes(dtype);
-                vec_store(to + step++ * (VEC_TILE_N * KERN_LANES),
-                          weight_load_part(dtype, from, rest));
-            }
+        float *to = panel + (size_t)(r / VEC_TILE_N) * chunk->steps * stride +
+                    r % VEC_TILE_N * KERN_LANES;
+        uint32_t k = chunk->k0;
+        for (uint32_t cut = 0; r < count && cut < chunk->cuts; cut++) {
+            to = cut_decode(to, stride, dtype, weight_at(w, dtype, n + r, k),
+                            chunk->cut_end[cut] - k);
+            k = chunk->cut_end[cut];
         }
-        for (; step < steps; step++)
-            vec_store(to + step * (VEC_TILE_N * KERN_LANES), vec_zero());
+        for (uint32_t step = 0; r >= count && step < chunk->steps; step++)
+            vec_store(to + step * stride, vec_zero());
     }
 }
 
-/* Operand rows [0, count) of x, columns [k0, k1): one tile of `count` rows. */
-VEC_INLINE void panel_fill_x(float *panel, enum kern_dtype dtype, const float *x, size_t x_stride,
-                             uint32_t count, uint32_t k0, uint32_t k1)
-{
-    const uint32_t whole = (k1 - k0) / KERN_LANES, rest = (k1 - k0) % KERN_LANES;
-    for (uint32_t r = 0; r < count; r++) {
-        const float *from = x + r * x_stride + k0;
-        float *to = panel + r * KERN_LANES;
-        uint32_t step = 0;
-        for (; step < whole; step++) {
-            vec_store(to + (size_t)step * count * KERN_LANES,
-                      operand(dtype, vec_load(from + (size_t)step * KERN_LANES)));
-        }
-        if (rest) {
-            vec_store(to + (size_t)step * count * KERN_LANES,
-                      operand(dtype, vec_load_part(from + (size_t)step * KERN_LANES, rest)));
-        }
-    }
-}
-
-/* rows x VEC_TILE_N outputs over one chunk. Scaled: total = fma(chunk, scale, total); else the sums
- * simply go on. `scales` has VEC_TILE_N entries. */
-VEC_INLINE void tile_multiply(uint32_t rows, bool scaled, const float *w, const float *x,
-                              uint32_t steps, const float *scales, float *total)
+/* rows x VEC_TILE_N outputs over the chunk; x points at its first column. Scaled: for each cut
+ * total = fma(cut, scale, total); else the sums simply go on. */
+VEC_INLINE void tile_multiply(uint32_t rows, bool scaled, const struct chunk *chunk, uint32_t n,
+                              const float *w, const float *x, size_t x_stride, float *total)
 {
     struct vec sum[VEC_TILE_M][VEC_TILE_N];
-    UNROLL for (uint32_t m = 0; m < rows; m++) {
-        UNROLL for (uint32_t n = 0; n < VEC_TILE_N; n++)
-            sum[m][n] = scaled ? vec_zero() : vec_load(total + (m * PANEL_N + n) * KERN_LANES);
-    }
-    for (uint32_t step = 0; step < steps; step++) {
-        struct vec value[VEC_TILE_N];
-        UNROLL for (uint32_t n = 0; n < VEC_TILE_N; n++)
-            value[n] = vec_load(w + n * KERN_LANES);
+    uint32_t k = chunk->k0;
+    for (uint32_t cut = 0; cut < chunk->cuts; cut++) {
+        const uint32_t count = chunk->cut_end[cut] - k;
         UNROLL for (uint32_t m = 0; m < rows; m++) {
-            const struct vec operand_value = vec_load(x + m * KERN_LANES);
-            UNROLL for (uint32_t n = 0; n < VEC_TILE_N; n++)
-                sum[m][n] = vec_fma(value[n], operand_value, sum[m][n]);
+            UNROLL for (uint32_t i = 0; i < VEC_TILE_N; i++)
+                sum[m][i] = scaled ? vec_zero() : vec_load(total + (m * PANEL_N + i) * KERN_LANES);
         }
-        w += VEC_TILE_N * KERN_LANES;
-        x += rows * KERN_LANES;
-    }
-    UNROLL for (uint32_t m = 0; m < rows; m++) {
-        UNROLL for (uint32_t n = 0; n < VEC_TILE_N; n++) {
-            float *to = total + (m * PANEL_N + n) * KERN_LANES;
-            vec_store(to, scaled ? vec_fma(sum[m][n], vec_set1(scales[n]), vec_load(to))
-                                 : sum[m][n]);
+        for (uint32_t step = 0; step < count / KERN_LANES; step++) {
+            vec_tile_step(rows, sum, w, x, x_stride);
+            w += VEC_TILE_N * KERN_LANES;
+            x += KERN_LANES;
         }
+        if (count % KERN_LANES) {
+            float rest[VEC_TILE_M * KERN_LANES];
+            for (uint32_t m = 0; m < rows; m++)
+                vec_store(rest + m * KERN_LANES,
+                          vec_load_part(x + m * x_stride, count % KERN_LANES));
+            vec_tile_step(rows, sum, w, rest, KERN_LANES);
+            w += VEC_TILE_N * KERN_LANES;
+            x += count % KERN_LANES;
+        }
+        UNROLL for (uint32_t m = 0; m < rows; m++) {
+            UNROLL for (uint32_t i = 0; i < VEC_TILE_N; i++) {
+                float *to = total + (m * PANEL_N + i) * KERN_LANES;
+                const struct vec scale = vec_set1(scaled ? chunk->scale[cut][n + i] : 1.0f);
+                vec_store(to, scaled ? vec_fma(sum[m][i], scale, vec_load(to)) : sum[m][i]);
+            }
+        }
+        k = chunk->cut_end[cut];
     }
 }
 
-/* The tiles of one operand tile against all weight tiles. */
+/* One tile of operand rows against all weight tiles. */
 VEC_INLINE void tiles_multiply(struct panels *p, uint32_t rows, bool scaled, uint32_t m,
-                               uint32_t n_count, uint32_t steps, const float *scales)
+                               uint32_t n_count, const float *x, size_t x_stride)
 {
     for (uint32_t n = 0; n < n_count; n += VEC_TILE_N) {
-        tile_multiply(rows, scaled, p->w + (size_t)n * steps * KERN_LANES,
-                      p->x + (size_t)m * steps * KERN_LANES, steps, scales + n,
-                      p->total + (m * PANEL_N + n) * KERN_LANES);
+        tile_multiply(rows, scaled, &p->chunk, n, p->w + (size_t)n * p->chunk.steps * KERN_LANES, x,
+                      x_stride, p->total + (m * PANEL_N + n) * KERN_LANES);
     }
 }
 
-/* One chunk of columns [k0, k1) for a block of m_count x n_count outputs. */
+/* One chunk for a block of m_count x n_count outputs; x points at its first column. */
 VEC_INLINE void chunk_multiply(struct panels *p, const struct kern_matrix *w, enum kern_dtype dtype,
                                bool scaled, const float *x, size_t x_stride, uint32_t m_count,
-                               uint32_t n, uint32_t n_count, uint32_t k0, uint32_t k1)
+                               uint32_t n, uint32_t n_count)
 {
-    const uint32_t steps = (k1 - k0 + KERN_LANES - 1) / KERN_LANES;
-    float scales[PANEL_N] = { 0 };
-    for (uint32_t r = 0; scaled && r < n_count; r++)
-        scales[r] = scale_at(w, n + r, k0);
-    panel_fill_w(p->w, w, dtype, n, n_count, k0, k1);
-    for (uint32_t m = 0; m < m_count; m += VEC_TILE_M) {
-        const uint32_t rows = m_count - m < VEC_TILE_M ? m_count - m : VEC_TILE_M;
-        panel_fill_x(p->x + (size_t)m * steps * KERN_LANES, dtype, x + m * x_stride, x_stride, rows,
-                     k0, k1);
-        switch (rows) {
+    panel_fill(p->w, &p->chunk, w, dtype, n, n_count);
+    for (uint32_t m = 0; m < m_count; m += VEC_TILE_M, x += VEC_TILE_M * x_stride) {
+        switch (m_count - m < VEC_TILE_M ? m_count - m : VEC_TILE_M) {
         case 1:
-            tiles_multiply(p, 1, scaled, m, n_count, steps, scales);
+            tiles_multiply(p, 1, scaled, m, n_count, x, x_stride);
             break;
         case 2:
-            tiles_multiply(p, 2, scaled, m, n_count, steps, scales);
+            tiles_multiply(p, 2, scaled, m, n_count, x, x_stride);
             break;
         case 3:
-            tiles_multiply(p, 3, scaled, m, n_count, steps, scales);
+            tiles_multiply(p, 3, scaled, m, n_count, x, x_stride);
             break;
         default:
-            tiles_multiply(p, VEC_TILE_M, scaled, m, n_count, steps, scales);
+            tiles_multiply(p, VEC_TILE_M, scaled, m, n_count, x, x_stride);
         }
     }
 }
@@ -221,11 +275,10 @@ VEC_INLINE void block_dots(struct panels *p, const struct kern_matrix *w, enum k
                            uint32_t n, uint32_t n_count, uint32_t k0, uint32_t k1)
 {
     memset(p->total, 0, (size_t)m_count * PANEL_N * KERN_LANES * sizeof *p->total);
-    for (uint32_t k = k0; k < k1;) {
-        const uint32_t cut = scaled ? cpu_cut_end(k, k1, w->scale_cols) : k1;
-        const uint32_t end = cut - k > PANEL_K ? k + PANEL_K : cut;
-        chunk_multiply(p, w, dtype, scaled, x, x_stride, m_count, n, n_count, k, end);
-        k = end;
+    while (k0 < k1) {
+        chunk_begin(&p->chunk, w, scaled, n, n_count, k0, k1);
+        chunk_multiply(p, w, dtype, scaled, x + k0, x_stride, m_count, n, n_count);
+        k0 = p->chunk.k1;
     }
 }
 
@@ -315,7 +368,7 @@ VEC_INLINE void transpose_rows(const struct kern_matrix *w, enum kern_dtype dtyp
         const uint8_t *row[VEC_GEMV_ROWS];
         UNROLL for (uint32_t r = 0; r < count; r++) {
             const float scaled = w->scales ? x[r] * scale_at(w, d + r, cut) : x[r];
-            factor[r] = vec_set1(scalar_operand(dtype, scaled));
+            factor[r] = vec_set1(scaled);
             row[r] = weight_at(w, dtype, d + r, 0);
         }
         for (uint32_t c = cut; c < whole; c += KERN_LANES) {

@@ -4,7 +4,7 @@
  * are two dots (latent, rope) through the panels of simd_matmul.h, and the values are added in
  * tiles of heads x sixteen columns with the sums in registers. */
 
-enum { MLA_HEADS = PANEL_M };
+enum { MLA_HEADS = 24 };
 
 struct mla_block {
     struct panels panels;

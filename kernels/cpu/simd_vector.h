@@ -66,10 +66,9 @@ VEC_INLINE void convert(enum kern_dtype dtype, float *y, const uint8_t *x, size_
     const size_t whole = n / KERN_LANES * KERN_LANES, size = dtype_bytes(dtype);
     const uint32_t rest = (uint32_t)(n - whole);
     for (size_t i = 0; i < whole; i += KERN_LANES)
-        vec_store(y + i, operand(dtype, weight_load(dtype, x + i * size)));
+        vec_store(y + i, weight_load(dtype, x + i * size));
     if (rest) {
-        const struct vec value = weight_load_part(dtype, x + whole * size, rest);
-        vec_store_part(y + whole, operand(dtype, value), rest);
+        vec_store_part(y + whole, weight_load_part(dtype, x + whole * size, rest), rest);
     }
 }
 

@@ -12,6 +12,13 @@
 
 #define VEC_INLINE static inline __attribute__((always_inline))
 
+/* Loops over registers must vanish before registers are assigned. */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
 /* Tile of a register-blocked product: 3 x 2 outputs of two registers, 12 of 16 registers. */
 enum { VEC_TILE_M = 3, VEC_TILE_N = 2, VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 4 };
 
@@ -151,8 +158,8 @@ VEC_INLINE struct vec vec_from_bf16(const void *from)
 }
 
 /* Codes as halves: sign to bit 15, the seven others to bits 7..13; all ones where the code is a
- * NaN, so that the half is one too. */
-VEC_INLINE struct vec vec_from_fp8_unit(const void *from)
+ * NaN, so that the half is one too. The half is the value / 256. */
+VEC_INLINE struct vec vec_from_fp8(const void *from)
 {
     const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(from));
     const __m256i shifted = _mm256_slli_epi16(wide, 7);
@@ -160,8 +167,66 @@ VEC_INLINE struct vec vec_from_fp8_unit(const void *from)
     const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3f80));
     const __m256i half = _mm256_or_si256(
         nan, _mm256_and_si256(shifted, _mm256_set1_epi16((short)0xbfff)));
-    return (struct vec){ _mm256_cvtph_ps(_mm256_castsi256_si128(half)),
-                         _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)) };
+    const struct vec units = { _mm256_cvtph_ps(_mm256_castsi256_si128(half)),
+                               _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)) };
+    return vec_mul(units, vec_set1(256.0f));
+}
+
+/* True when each of 32 codes at row[r] + k is a normal number: neither zero, subnormal nor NaN. */
+VEC_INLINE bool vec_fp8_usual(const uint8_t *const *row, uint32_t rows, size_t k)
+{
+    __m256i highest = _mm256_setzero_si256();
+    UNROLL for (uint32_t r = 0; r < rows; r++) {
+        const __m256i codes = _mm256_loadu_si256((const void *)(row[r] + k));
+        const __m256i magnitude = _mm256_and_si256(codes, _mm256_set1_epi8(0x7f));
+        /* Below the least normal number (8) this wraps round to the top. */
+        const __m256i above = _mm256_sub_epi8(magnitude, _mm256_set1_epi8(8));
+        highest = _mm256_max_epu8(highest, above);
+    }
+    const __m256i beyond = _mm256_subs_epu8(highest, _mm256_set1_epi8(0x7e - 8));
+    return _mm256_testz_si256(beyond, beyond);
+}
+
+/* vec_from_fp8 for usual codes: sign and the other seven bits in place, exponent rebiased. */
+VEC_INLINE __m256 vec_fp8_usual_half(const void *from)
+{
+    const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from));
+    const __m256i placed = _mm256_and_si256(_mm256_slli_epi32(wide, 20),
+                                            _mm256_set1_epi32((int)0x87f00000));
+    return _mm256_castsi256_ps(_mm256_add_epi32(placed, _mm256_set1_epi32(120 << 23)));
+}
+
+VEC_INLINE struct vec vec_from_fp8_usual(const uint8_t *from)
+{
+    return (struct vec){ vec_fp8_usual_half(from), vec_fp8_usual_half(from + 8) };
+}
+
+/* Eight floats in a register: without the empty statement the compiler would rather read memory
+ * once for each use, and a tile is bound by its loads. */
+VEC_INLINE __m256 vec_half_once(const float *from)
+{
+    __m256 value = _mm256_loadu_ps(from);
+    __asm__("" : "+x"(value));
+    return value;
+}
+
+/* sum[m][n] = fma(w[n], x[m], sum[m][n]): half by half, so that 12 sums, 2 weights and 1 operand
+ * fit the 16 registers and nothing is loaded twice. */
+VEC_INLINE void vec_tile_step(uint32_t rows, struct vec sum[VEC_TILE_M][VEC_TILE_N], const float *w,
+                              const float *x, size_t x_stride)
+{
+    const __m256 low_0 = vec_half_once(w), low_1 = vec_half_once(w + 16);
+    UNROLL for (uint32_t m = 0; m < rows; m++) {
+        const __m256 value = vec_half_once(x + m * x_stride);
+        sum[m][0].low = _mm256_fmadd_ps(low_0, value, sum[m][0].low);
+        sum[m][1].low = _mm256_fmadd_ps(low_1, value, sum[m][1].low);
+    }
+    const __m256 high_0 = vec_half_once(w + 8), high_1 = vec_half_once(w + 24);
+    UNROLL for (uint32_t m = 0; m < rows; m++) {
+        const __m256 value = vec_half_once(x + m * x_stride + 8);
+        sum[m][0].high = _mm256_fmadd_ps(high_0, value, sum[m][0].high);
+        sum[m][1].high = _mm256_fmadd_ps(high_1, value, sum[m][1].high);
+    }
 }
 
 VEC_INLINE __m256i vec_bf16_half(__m256 a)

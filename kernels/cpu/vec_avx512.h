@@ -12,6 +12,13 @@
 
 #define VEC_INLINE static inline __attribute__((always_inline))
 
+/* Loops over registers must vanish before registers are assigned. */
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
 /* Tile of a register-blocked product: 4 x 6 outputs, 24 of 32 registers. */
 enum { VEC_TILE_M = 4, VEC_TILE_N = 6, VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 8 };
 
@@ -133,8 +140,8 @@ VEC_INLINE struct vec vec_from_bf16(const void *from)
 }
 
 /* Codes as halves: sign to bit 15, the seven others to bits 7..13; all ones where the code is a
- * NaN, so that the half is one too. */
-VEC_INLINE struct vec vec_from_fp8_unit(const void *from)
+ * NaN, so that the half is one too. The half is the value / 256. */
+VEC_INLINE struct vec vec_from_fp8(const void *from)
 {
     const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(from));
     const __m256i shifted = _mm256_slli_epi16(wide, 7);
@@ -142,7 +149,46 @@ VEC_INLINE struct vec vec_from_fp8_unit(const void *from)
     const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3f80));
     const __m256i half = _mm256_or_si256(
         nan, _mm256_and_si256(shifted, _mm256_set1_epi16((short)0xbfff)));
-    return (struct vec){ _mm512_cvtph_ps(half) };
+    return (struct vec){ _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f)) };
+}
+
+/* True when each of 32 codes at row[r] + k is a normal number: neither zero, subnormal nor NaN. */
+VEC_INLINE bool vec_fp8_usual(const uint8_t *const *row, uint32_t rows, size_t k)
+{
+    __m256i highest = _mm256_setzero_si256();
+    UNROLL for (uint32_t r = 0; r < rows; r++) {
+        const __m256i codes = _mm256_loadu_si256((const void *)(row[r] + k));
+        const __m256i magnitude = _mm256_and_si256(codes, _mm256_set1_epi8(0x7f));
+        /* Below the least normal number (8) this wraps round to the top. */
+        const __m256i above = _mm256_sub_epi8(magnitude, _mm256_set1_epi8(8));
+        highest = _mm256_max_epu8(highest, above);
+    }
+    const __m256i beyond = _mm256_subs_epu8(highest, _mm256_set1_epi8(0x7e - 8));
+    return _mm256_testz_si256(beyond, beyond);
+}
+
+/* vec_from_fp8 for usual codes: sign and the other seven bits in place, exponent rebiased. */
+VEC_INLINE struct vec vec_from_fp8_usual(const uint8_t *from)
+{
+    const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)from));
+    const __m512i placed = _mm512_and_si512(_mm512_slli_epi32(wide, 20),
+                                            _mm512_set1_epi32((int)0x87f00000));
+    return (struct vec){ _mm512_castsi512_ps(
+        _mm512_add_epi32(placed, _mm512_set1_epi32(120 << 23))) };
+}
+
+/* sum[m][n] = fma(w[n], x[m], sum[m][n]). */
+VEC_INLINE void vec_tile_step(uint32_t rows, struct vec sum[VEC_TILE_M][VEC_TILE_N], const float *w,
+                              const float *x, size_t x_stride)
+{
+    __m512 weight[VEC_TILE_N];
+    UNROLL for (uint32_t n = 0; n < VEC_TILE_N; n++)
+        weight[n] = _mm512_loadu_ps(w + n * 16);
+    UNROLL for (uint32_t m = 0; m < rows; m++) {
+        const __m512 value = _mm512_loadu_ps(x + m * x_stride);
+        UNROLL for (uint32_t n = 0; n < VEC_TILE_N; n++)
+            sum[m][n].all = _mm512_fmadd_ps(weight[n], value, sum[m][n].all);
+    }
 }
 
 /* Sixteen codes, rounded to nearest even. */

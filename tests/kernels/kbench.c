@@ -1,6 +1,8 @@
 /* Rates of the operations beside the floors of this machine: reading from DRAM, and fused
- * multiply-adds. Weights cycle through more memory than the caches hold. Each figure is the best
- * and the median of several runs; on a shared machine the best is nearer to the hardware. */
+ * multiply-adds. A sample is one product, short enough to fit between two turns of the scheduler,
+ * and samples walk through more memory than the caches hold ("dram") or stay with one small matrix
+ * ("cache": what the instructions allow). Each figure is the best and the median of the samples; on
+ * a shared machine the best is nearer to the hardware. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +19,8 @@
 #include <immintrin.h>
 #endif
 
-enum { REPEATS = 9, THREADS_MAX = 2, CHUNKS = 16 };
+enum { SAMPLES = 85, THREADS_MAX = 2, CHUNKS = 16, FMA_ROUNDS = 100000 };
+#define READ_BYTES ((size_t)4 << 20)
 #define POOL_BYTES ((size_t)256 << 20)
 
 struct bench {
@@ -37,24 +40,25 @@ struct timing {
     double best, median;        /* seconds */
 };
 
-static struct timing timed(void (*work)(void *context), void *context)
+static struct timing timed(void (*work)(void *context, uint32_t sample), void *context)
 {
-    double seconds[REPEATS];
-    work(context);
-    for (int i = 0; i < REPEATS; i++) {
+    double seconds[SAMPLES];
+    work(context, SAMPLES);
+    for (uint32_t i = 0; i < SAMPLES; i++) {
         const uint64_t begin = base_now_ns();
-        work(context);
+        work(context, i);
         seconds[i] = (double)(base_now_ns() - begin) * 1e-9;
     }
-    qsort(seconds, REPEATS, sizeof *seconds, by_value);
-    return (struct timing){ seconds[0], seconds[REPEATS / 2] };
+    qsort(seconds, SAMPLES, sizeof *seconds, by_value);
+    return (struct timing){ seconds[0], seconds[SAMPLES / 2] };
 }
 
 /* Floors. */
 
 struct read_job {
     struct kern_par *par;
-    const uint8_t *from;
+    const uint8_t *pool;
+    uint32_t sample;
     _Atomic(uint64_t) sink;
 };
 
@@ -71,12 +75,13 @@ __attribute__((target("avx2"))) static uint64_t read_all(const uint8_t *from, si
     return (uint64_t)_mm256_extract_epi64(sum[0], 0);
 }
 
-__attribute__((target("avx2,fma"))) static void fma_spin(void *context)
+__attribute__((target("avx2,fma"))) static void fma_spin(void *context, uint32_t sample)
 {
     __m256 sum[12], a = _mm256_set1_ps(0.999f), b = _mm256_set1_ps(0.001f);
+    (void)sample;
     for (int j = 0; j < 12; j++)
         sum[j] = _mm256_set1_ps((float)j);
-    for (int i = 0; i < 1000000; i++) {
+    for (int i = 0; i < FMA_ROUNDS; i++) {
 #pragma GCC unroll 12
         for (int j = 0; j < 12; j++)
             sum[j] = _mm256_fmadd_ps(sum[j], a, b);
@@ -94,10 +99,11 @@ static uint64_t read_all(const uint8_t *from, size_t bytes)
     return sum;
 }
 
-static void fma_spin(void *context)
+static void fma_spin(void *context, uint32_t sample)
 {
     float sum[12] = { 0 };
-    for (int i = 0; i < 1000000 * 8; i++) {
+    (void)sample;
+    for (int i = 0; i < FMA_ROUNDS * 8; i++) {
         for (int j = 0; j < 12; j++)
             sum[j] = fmaf(sum[j], 0.999f, 0.001f);
     }
@@ -110,14 +116,16 @@ static void fma_spin(void *context)
 static void read_chunk(void *context, uint32_t chunk, unsigned thread)
 {
     struct read_job *job = context;
-    const size_t part = POOL_BYTES / CHUNKS;
+    const size_t part = READ_BYTES / CHUNKS;
     (void)thread;
-    job->sink ^= read_all(job->from + chunk * part, part);
+    job->sink ^= read_all(job->pool + job->sample % (POOL_BYTES / READ_BYTES) * READ_BYTES +
+                          chunk * part, part);
 }
 
-static void read_run(void *context)
+static void read_run(void *context, uint32_t sample)
 {
     struct read_job *job = context;
+    job->sample = sample;
     kern_par_run(job->par, CHUNKS, read_chunk, job);
 }
 
@@ -125,14 +133,14 @@ static void floors_measure(struct bench *b)
 {
     float sink;
     for (unsigned threads = 1; threads <= THREADS_MAX; threads++) {
-        struct read_job job = { .from = b->pool };
+        struct read_job job = { .pool = b->pool };
         MUST(kern_par_create(&job.par, threads, NULL, NULL) == 0);
-        b->read_rate[threads] = (double)POOL_BYTES / timed(read_run, &job).best;
+        b->read_rate[threads] = (double)READ_BYTES / timed(read_run, &job).best;
         kern_par_destroy(job.par);
         printf("floor: reading from DRAM, %u threads: %.1f GB/s\n", threads,
                b->read_rate[threads] * 1e-9);
     }
-    b->fma_rate = 1e6 * 12 * 16 / timed(fma_spin, &sink).best;
+    b->fma_rate = (double)FMA_ROUNDS * 12 * 16 / timed(fma_spin, &sink).best;
     printf("floor: f32 multiply-adds, 1 thread, 8 lanes: %.1f GFLOP/s\n\n", b->fma_rate * 1e-9);
 }
 
@@ -143,7 +151,7 @@ struct product_job {
     const struct kern_ops *ops;
     struct kern_par *par;
     struct kern_matrix w;
-    uint32_t matrices, m;
+    uint32_t matrices, m, sample;
 };
 
 static void product_chunk(void *context, uint32_t chunk, unsigned thread)
@@ -151,18 +159,18 @@ static void product_chunk(void *context, uint32_t chunk, unsigned thread)
     const struct product_job *job = context;
     struct kern_matrix w = job->w;
     const size_t bytes = (size_t)w.rows * w.cols * kern_dtype_bytes(w.dtype);
-    const uint32_t part = chunk % CHUNKS;
-    w.data = job->bench->pool + chunk / CHUNKS * bytes;
+    w.data = job->bench->pool + job->sample % job->matrices * bytes;
     const struct kern_matmul args = { .w = &w, .x = job->bench->x, .y = job->bench->y, .m = job->m,
                                       .x_stride = w.cols, .y_stride = w.rows, .k_blocks = 1 };
     (void)thread;
-    job->ops->matmul(&args, w.rows / CHUNKS * part, w.rows / CHUNKS * (part + 1));
+    job->ops->matmul(&args, w.rows / CHUNKS * chunk, w.rows / CHUNKS * (chunk + 1));
 }
 
-static void product_run(void *context)
+static void product_run(void *context, uint32_t sample)
 {
     struct product_job *job = context;
-    kern_par_run(job->par, job->matrices * CHUNKS, product_chunk, job);
+    job->sample = sample;
+    kern_par_run(job->par, CHUNKS, product_chunk, job);
 }
 
 static const struct {
@@ -176,47 +184,50 @@ static const struct {
     { "f32", KERN_F32, 0 },
 };
 
+/* One line: products of `rows` rows, from DRAM or from the cache. */
+static void product_line(struct product_job *job, const char *type, unsigned threads, bool cached)
+{
+    const struct bench *b = job->bench;
+    const size_t bytes = (size_t)job->w.rows * job->w.cols * kern_dtype_bytes(job->w.dtype);
+    job->matrices = cached ? 1 : (uint32_t)(POOL_BYTES / bytes);
+    MUST(kern_par_create(&job->par, threads, NULL, NULL) == 0);
+    const struct timing time = timed(product_run, job);
+    kern_par_destroy(job->par);
+    const double read = (double)bytes / time.best;
+    const double flops = 2.0 * job->w.rows * job->w.cols * job->m / time.best;
+    printf("%-9s matmul %-11s m=%-3u threads=%u %-5s: %6.1f GB/s (%3.0f%% of reading; median %5.1f)"
+           "  %6.1f GFLOP/s (%3.0f%% of peak)\n", job->ops->name, type, job->m, threads,
+           cached ? "cache" : "dram", read * 1e-9, 100 * read / b->read_rate[threads],
+           (double)bytes / time.median * 1e-9, flops * 1e-9, 100 * flops / (b->fma_rate * threads));
+}
+
 static void product_bench(const struct bench *b, const struct kern_ops *ops)
 {
     static const uint32_t ms[] = { 1, 2, 4, 8, 32, 128 };
-    enum { ROWS = 1536, COLS = 2048 };
-    float *scales = malloc(ROWS / 128 * COLS / 128 * sizeof *scales);
-    MUST(scales);
-    for (uint32_t i = 0; i < ROWS / 128 * COLS / 128; i++)
+    enum { ROWS = 1536, COLS = 2048, ROWS_CACHED = 96, SCALES = ROWS / 128 * COLS / 128 };
+    static float scales[SCALES];
+    const bool reference = ops == kern_ops_variant(KERN_CPU_REFERENCE);
+    for (uint32_t i = 0; i < SCALES; i++)
         scales[i] = 0.01f;
     for (size_t t = 0; t < sizeof weight_types / sizeof *weight_types; t++) {
         for (size_t i = 0; i < sizeof ms / sizeof *ms; i++) {
-            for (unsigned threads = 1; threads <= THREADS_MAX; threads++) {
-                struct product_job job = { .bench = b, .ops = ops, .m = ms[i] };
-                job.w = (struct kern_matrix){ .dtype = weight_types[t].dtype, .rows = ROWS,
-                                              .cols = COLS };
-                if (weight_types[t].scale) {
-                    job.w.scales = scales;
-                    job.w.scale_rows = job.w.scale_cols = weight_types[t].scale;
-                }
-                const size_t bytes = (size_t)ROWS * COLS * kern_dtype_bytes(job.w.dtype);
-                job.matrices = (uint32_t)(POOL_BYTES / bytes);
-                if (ms[i] >= 32)
-                    job.matrices = 2;       /* bound by arithmetic: fewer will do */
-                if (ops == kern_ops_variant(KERN_CPU_REFERENCE)) {
-                    if (ms[i] > 1 || threads > 1)
-                        continue;
-                    job.matrices = 1;
-                }
-                MUST(kern_par_create(&job.par, threads, NULL, NULL) == 0);
-                const struct timing time = timed(product_run, &job);
-                kern_par_destroy(job.par);
-                const double read = (double)bytes * job.matrices / time.best;
-                const double flops = 2.0 * ROWS * COLS * ms[i] * job.matrices / time.best;
-                printf("%-9s matmul %-11s m=%-3u threads=%u: %6.1f GB/s (%3.0f%% of reading; "
-                       "median %5.1f)  %6.1f GFLOP/s (%3.0f%% of peak)\n",
-                       ops->name, weight_types[t].name, ms[i], threads, read * 1e-9,
-                       100 * read / b->read_rate[threads], read * time.best / time.median * 1e-9,
-                       flops * 1e-9, 100 * flops / (b->fma_rate * threads));
+            struct product_job job = { .bench = b, .ops = ops, .m = ms[i] };
+            job.w = (struct kern_matrix){ .dtype = weight_types[t].dtype, .rows = ROWS_CACHED,
+                                          .cols = COLS };
+            if (weight_types[t].scale) {
+                job.w.scales = scales;
+                job.w.scale_rows = job.w.scale_cols = weight_types[t].scale;
             }
+            if (reference && ms[i] > 1)
+                continue;
+            product_line(&job, weight_types[t].name, 1, true);
+            if (reference)
+                continue;
+            job.w.rows = ms[i] < 32 ? ROWS : ROWS / 8;
+            for (unsigned threads = 1; threads <= THREADS_MAX; threads++)
+                product_line(&job, weight_types[t].name, threads, false);
         }
     }
-    free(scales);
 }
 
 /* The other operations, on one thread. */
@@ -229,7 +240,7 @@ struct op_job {
     const void *blocks[256];
 };
 
-enum { VECTOR = 2048, LORA = 512, ROPE = 64, HEADS = 16, TOKENS = 4096, BLOCK = 16 };
+enum { VECTOR = 2048, LORA = 512, ROPE = 64, HEADS = 16, TOKENS = 512, BLOCK = 16 };
 
 static void run_matmul_t(const struct op_job *job)
 {
@@ -287,9 +298,10 @@ static void run_gate(const struct op_job *job)
     job->ops->gate(&gate, job->bench->x, ids, weights, job->bench->y);
 }
 
-static void op_run(void *context)
+static void op_run(void *context, uint32_t sample)
 {
     const struct op_job *job = context;
+    (void)sample;
     for (uint32_t i = 0; i < job->calls; i++)
         job->run(job);
 }
@@ -302,7 +314,7 @@ static const struct {
     uint32_t calls;
 } ops_measured[] = {
     { "matmul_t", "bf16 128x512", run_matmul_t, 128.0 * LORA * 2, 2.0 * 128 * LORA, 50 },
-    { "mla", "bf16 16 heads, 4096 tokens", run_mla, (double)TOKENS * (LORA + ROPE) * 2,
+    { "mla", "bf16 16 heads, 512 tokens", run_mla, (double)TOKENS * (LORA + ROPE) * 2,
       2.0 * HEADS * TOKENS * (2 * LORA + ROPE), 1 },
     { "rmsnorm", "2048", run_rmsnorm, VECTOR * 12.0, VECTOR * 4.0, 500 },
     { "swiglu", "2048", run_swiglu, VECTOR * 12.0, VECTOR * 14.0, 200 },
@@ -342,7 +354,8 @@ int kbench_run(const char *only)
     MUST(b.pool && b.x && b.y);
     /* Codes that are ordinary numbers in every type. */
     for (size_t i = 0; i < POOL_BYTES; i += 8) {
-        const uint64_t bits = base_rng_u64(&rng) & UINT64_C(0xb737b737b737b737);
+        const uint64_t bits =
+            (base_rng_u64(&rng) & UINT64_C(0xb737b737b737b737)) | UINT64_C(0x0808080808080808);
         memcpy(b.pool + i, &bits, sizeof bits);
     }
     for (size_t i = 0; i < 128 * 8192; i++) {
