@@ -62,6 +62,9 @@ enum pred_trace_weights { PRED_WEIGHTS_NONE, PRED_WEIGHTS_U16, PRED_WEIGHTS_F32 
 
 /* A token that nobody knows: imports without ids, trace.tokens: none. */
 #define PRED_NO_TOKEN UINT32_MAX
+/* All ids of a (layer, token) whose routing was never computed: engines that need only the last
+ * prompt token's output leave the others out of the last layer. */
+#define PRED_NO_EXPERT UINT32_MAX
 
 /* Hard limits of the format; a reader refuses what lies beyond. */
 enum {
@@ -93,7 +96,8 @@ struct pred_trace_header {
 
 /* One forward pass, as struct eng_step_record gives it. Arrays live during the call (writer) or
  * until the next call on the reader. Routing of moe layer l, token i:
- * expert_ids[(l * token_count + i) * top_k ...], strongest first, weights alike. */
+ * expert_ids[(l * token_count + i) * top_k ...], strongest first, weights alike;
+ * PRED_NO_EXPERT in the first of them: none. */
 struct pred_step {
     uint64_t step;
     uint32_t token_count;

@@ -44,7 +44,7 @@ enum pred_record {
     PRED_RECORD_END,
 };
 
-enum { PRED_STEP_HAS_TOKENS = 1, PRED_STEP_HAS_WEIGHTS = 2 };
+enum { PRED_STEP_HAS_TOKENS = 1, PRED_STEP_HAS_WEIGHTS = 2, PRED_STEP_SPARSE = 4 };
 
 struct pred_out {
     uint8_t *at, *end;

@@ -22,7 +22,7 @@ struct assembly {
     struct pred_step step;
     uint64_t rows, rows_got;
     uint32_t tokens_got;
-    bool has_tokens, has_weights;
+    bool has_tokens, has_weights, sparse;
     size_t token_room, id_room;
     uint64_t *seqs;
     uint32_t *tokens, *positions, *ids;
@@ -260,9 +260,8 @@ static int next_part(struct pred_trace_reader *r, struct base_err *err)
 
 /* ---------------------------------------------------------------------------------- records -- */
 
-/* `count` ids into `to`, each in range; with `distinct`, no two the same. */
-static bool get_ids(struct pred_trace_reader *r, struct pred_in *in, uint32_t *to, uint32_t count,
-                    bool distinct)
+/* `count` ids into `to`, each in range, no two the same. */
+static bool get_ids(struct pred_trace_reader *r, struct pred_in *in, uint32_t *to, uint32_t count)
 {
     struct pred_bits bits = { 0 };
     if ((uint64_t)(in->end - in->at) * 8 < (uint64_t)count * r->id_bits) return false;
@@ -273,7 +272,7 @@ static bool get_ids(struct pred_trace_reader *r, struct pred_in *in, uint32_t *t
     for (uint32_t i = 0; i < count; i++) {
         uint32_t id = pred_get_bits(in, &bits, r->id_bits);
         if (id >= r->header->experts) return false;
-        if (distinct && r->stamps[id] == r->stamp) return false;
+        if (r->stamps[id] == r->stamp) return false;
         r->stamps[id] = r->stamp;
         to[i] = id;
     }
@@ -289,7 +288,7 @@ static bool get_acquire(struct pred_trace_reader *r, struct pred_in *in, struct 
     event->granted = (uint32_t)pred_get_upto(in, event->count);
     event->ids = r->event_ids;
     if (in->bad || event->phase >= TIER_PHASE_COUNT) return false;
-    if (!get_ids(r, in, r->event_ids, event->count, true)) return false;
+    if (!get_ids(r, in, r->event_ids, event->count)) return false;
     memcpy(r->last_ids, r->event_ids, event->granted * sizeof r->last_ids[0]);
     r->last_layer = event->layer;
     r->last_granted = event->granted;
@@ -305,7 +304,7 @@ static bool get_release(struct pred_trace_reader *r, struct pred_in *in, struct 
     event->count = (uint32_t)(coded >> 1);
     event->ids = r->event_ids;
     if (in->bad) return false;
-    if ((coded & 1) == 0) return get_ids(r, in, r->event_ids, event->count, true);
+    if ((coded & 1) == 0) return get_ids(r, in, r->event_ids, event->count);
     if (!r->last_valid || r->last_layer != event->layer || r->last_granted != event->count) {
         return false;
     }
@@ -346,7 +345,7 @@ static bool get_restore(struct pred_trace_reader *r, struct pred_in *in, struct 
     event->layer = (uint32_t)pred_get_upto(in, r->header->layers - 1);
     event->count = (uint32_t)pred_get_upto(in, r->header->experts);
     event->ids = r->event_ids;
-    return !in->bad && get_ids(r, in, r->event_ids, event->count, true);
+    return !in->bad && get_ids(r, in, r->event_ids, event->count);
 }
 
 static bool get_forget(struct pred_trace_reader *r, struct pred_in *in, struct tier_event *event)
@@ -397,9 +396,10 @@ static bool get_step(struct pred_trace_reader *r, struct pred_in *in)
         if (i < TIER_WAIT_CAUSE_COUNT) a->step.wait_ns[i] = ns;
     }
     if (in->bad || a->step.token_count == 0) return false;
-    if (flags > (PRED_STEP_HAS_TOKENS | PRED_STEP_HAS_WEIGHTS)) return false;
+    if (flags > (PRED_STEP_HAS_TOKENS | PRED_STEP_HAS_WEIGHTS | PRED_STEP_SPARSE)) return false;
     a->has_tokens = flags & PRED_STEP_HAS_TOKENS;
     a->has_weights = flags & PRED_STEP_HAS_WEIGHTS;
+    a->sparse = flags & PRED_STEP_SPARSE;
     a->rows = (uint64_t)header->layers * a->step.token_count;
     if (a->rows * header->top_k > PRED_STEP_IDS_MAX) return false;
     if (a->has_weights && header->weights == PRED_WEIGHTS_NONE) return false;
@@ -488,6 +488,28 @@ static bool get_weights(const struct pred_trace_reader *r, struct pred_in *in, f
     return true;
 }
 
+/* Routing rows: in each, top_k different experts, or none at all where the step allows that. */
+static bool get_rows(struct pred_trace_reader *r, struct pred_in *in, uint32_t *to, uint32_t rows)
+{
+    uint32_t experts = r->header->experts, top_k = r->header->top_k;
+    unsigned width = r->step.sparse ? pred_id_bits(experts + 1) : r->id_bits;
+    struct pred_bits bits = { 0 };
+    if ((uint64_t)(in->end - in->at) * 8 < (uint64_t)rows * top_k * width) return false;
+    for (uint32_t row = 0; row < rows; row++, to += top_k) {
+        bool none = false;
+        for (uint32_t k = 0; k < top_k; k++) {
+            uint32_t id = pred_get_bits(in, &bits, width);
+            if (k == 0) none = r->step.sparse && id == experts;
+            if (none ? id != experts : id >= experts) return false;
+            for (uint32_t j = 0; j < k && !none; j++) {
+                if (to[j] == id) return false;
+            }
+            to[k] = none ? PRED_NO_EXPERT : id;
+        }
+    }
+    return bits.held == 0 && !in->bad;
+}
+
 static bool get_routes(struct pred_trace_reader *r, struct pred_in *in)
 {
     struct assembly *a = &r->step;
@@ -500,14 +522,7 @@ static bool get_routes(struct pred_trace_reader *r, struct pred_in *in)
     if (count == 0 || count > PRED_RECORD_IDS_MAX || count > a->rows - a->rows_got) return false;
     size_t ids = (size_t)count * top_k, at = (size_t)a->rows_got * top_k;
     if (ids > PRED_RECORD_IDS_MAX || !ids_reserve(a, at + ids)) return false;
-    if (!get_ids(r, in, a->ids + at, (uint32_t)ids, false)) return false;
-    for (uint32_t i = 0; i < count; i++) {
-        for (uint32_t k = 1; k < top_k; k++) {
-            for (uint32_t j = 0; j < k; j++) {
-                if (a->ids[at + i * top_k + k] == a->ids[at + i * top_k + j]) return false;
-            }
-        }
-    }
+    if (!get_rows(r, in, a->ids + at, count)) return false;
     if (a->has_weights && !get_weights(r, in, a->weights + at, ids)) return false;
     a->rows_got += count;
     return true;

@@ -240,6 +240,16 @@ static uint32_t token_kept(const struct pred_trace_writer *w, uint32_t token)
     return (uint32_t)(port_hash64(key, sizeof key) % PRED_NO_TOKEN);
 }
 
+/* Some (layer, token) of the step was not routed. */
+static bool is_sparse(const struct pred_trace_writer *w, const struct pred_step *step)
+{
+    size_t rows = (size_t)w->layers * step->token_count;
+    for (size_t i = 0; i < rows; i++) {
+        if (step->expert_ids[i * w->top_k] == PRED_NO_EXPERT) return true;
+    }
+    return false;
+}
+
 static bool step_head(struct pred_trace_writer *w, const struct pred_step *step, uint32_t kept)
 {
     struct pred_out out = record_begin(w);
@@ -247,7 +257,8 @@ static bool step_head(struct pred_trace_writer *w, const struct pred_step *step,
     pred_put_varint(&out, step->step);
     pred_put_varint(&out, kept);
     pred_put_u8(&out, (uint8_t)((step->tokens ? PRED_STEP_HAS_TOKENS : 0) |
-                                (weights ? PRED_STEP_HAS_WEIGHTS : 0)));
+                                (weights ? PRED_STEP_HAS_WEIGHTS : 0) |
+                                (is_sparse(w, step) ? PRED_STEP_SPARSE : 0)));
     pred_put_varint(&out, step->step_ns);
     pred_put_varint(&out, step->compute_ns);
     pred_put_varint(&out, TIER_WAIT_CAUSE_COUNT);
@@ -295,6 +306,7 @@ struct rows {
     struct pred_out out;
     struct pred_bits bits;
     uint32_t first, count, room;
+    unsigned id_bits;               /* one more value when the step is sparse: none */
     uint8_t *count_at;
     float weights[PRED_RECORD_IDS_MAX];
 };
@@ -335,11 +347,14 @@ static bool rows_add(struct pred_trace_writer *w, struct rows *rows, const uint3
         rows->count_at = rows->out.at;
         pred_put(&rows->out, &(uint32_t){ 0 }, 4);
     }
+    bool none = ids[0] == PRED_NO_EXPERT;
     for (uint32_t k = 0; k < w->top_k; k++) {
-        MUST(ids[k] < w->experts);
-        pred_put_bits(&rows->out, &rows->bits, ids[k], w->id_bits);
+        MUST(none || ids[k] < w->experts);
+        pred_put_bits(&rows->out, &rows->bits, none ? w->experts : ids[k], rows->id_bits);
     }
-    if (weights) {
+    if (weights && none) {
+        memset(rows->weights + rows->count * w->top_k, 0, w->top_k * sizeof weights[0]);
+    } else if (weights) {
         memcpy(rows->weights + rows->count * w->top_k, weights, w->top_k * sizeof weights[0]);
     }
     rows->count++;
@@ -353,6 +368,7 @@ static bool step_routes(struct pred_trace_writer *w, const struct pred_step *ste
     rows.first = 0;
     rows.count = 0;
     rows.room = PRED_RECORD_IDS_MAX / w->top_k;
+    rows.id_bits = is_sparse(w, step) ? pred_id_bits(w->experts + 1) : w->id_bits;
     bool weights = step->expert_weights && w->weights != PRED_WEIGHTS_NONE;
     for (uint32_t l = 0; l < w->layers; l++) {
         for (uint32_t i = 0; i < step->token_count; i++) {

@@ -1,0 +1,267 @@
+#include "predictor/import.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "port/json.h"
+#include "predictor/import_out.h"
+
+struct jsonl {
+    struct pred_text_in *in;
+    struct pred_import_out out;
+    struct pred_positions positions;
+    struct pred_import_stats *stats;
+    struct pred_trace_header header;
+    uint64_t *expert_bytes;
+    uint32_t skipped;               /* lists of dense layers that come before the others */
+    bool weights;
+    uint32_t *ids;
+    float *gate;
+};
+
+static int parse(const struct jsonl *j, const char *line, size_t size, struct port_json **out,
+                 struct base_err *err)
+{
+    char name[256];
+    struct base_err inner = { 0 };
+    int rc = port_json_parse(out, line, size, "", &inner);
+    if (rc == 0) return 0;
+    /* Each line is a document of its own, whose name is file and line. */
+    snprintf(name, sizeof name, "%.200s:%" PRIu64, pred_text_in_path(j->in), pred_text_in_line(j->in));
+    return base_err_set(err, rc, "%s%s", name, inner.text);
+}
+
+/* "expert_bytes": a number, or one for each moe layer. */
+static int header_expert_bytes(struct jsonl *j, const struct port_json *value, struct base_err *err)
+{
+    uint32_t layers = j->header.layers;
+    bool list = value && port_json_type(value) == PORT_JSON_ARRAY;
+    if (!value) return 0;
+    if (list && port_json_count(value) != layers) {
+        return pred_import_bad(j->in, err, "expert_bytes has %zu numbers, expected %" PRIu32
+                               " (one a moe layer)", port_json_count(value), layers);
+    }
+    j->expert_bytes = calloc(layers, sizeof j->expert_bytes[0]);
+    if (!j->expert_bytes) return -ENOMEM;
+    for (uint32_t l = 0; l < layers; l++) {
+        int64_t bytes = port_json_as_i64(list ? port_json_at(value, l) : value);
+        if (bytes <= 0 || bytes > INT64_C(1) << 40) {
+            return pred_import_bad(j->in, err, "expert_bytes must be positive numbers below 2^40");
+        }
+        j->expert_bytes[l] = (uint64_t)bytes;
+    }
+    j->header.expert_bytes = j->expert_bytes;
+    return 0;
+}
+
+static int read_header(struct jsonl *j, const struct port_json *doc, const char *where,
+                       struct base_err *err)
+{
+    struct pred_trace_header *h = &j->header;
+    int64_t version, layers, first, experts, top_k;
+    const char *format = port_json_text(port_json_get(doc, "format"), NULL);
+    const char *model = port_json_text(port_json_get(doc, "model"), NULL);
+    if (!format || strcmp(format, "routing-jsonl") != 0) {
+        return pred_import_bad(j->in, err, "not a routing header: the first line must be "
+                               "{\"format\": \"routing-jsonl\", \"version\": 1, ...}");
+    }
+    int rc = port_json_i64(doc, "version", true, 1, 1, 0, &version, where, err);
+    if (rc == 0) rc = port_json_i64(doc, "layers", true, 1, PRED_LAYERS_MAX, 0, &layers, where, err);
+    if (rc == 0) {
+        rc = port_json_i64(doc, "first_moe_layer", false, 0, PRED_LAYERS_MAX, 0, &first, where, err);
+    }
+    if (rc == 0) {
+        rc = port_json_i64(doc, "experts", true, 1, PRED_EXPERTS_MAX, 0, &experts, where, err);
+    }
+    if (rc == 0) rc = port_json_i64(doc, "top_k", true, 1, PRED_TOP_K_MAX, 0, &top_k, where, err);
+    if (rc < 0) return rc;
+    if (top_k > experts) return pred_import_bad(j->in, err, "top_k is larger than experts");
+    snprintf(h->model, sizeof h->model, "%.63s", model ? model : "");
+    snprintf(h->source, sizeof h->source, "jsonl");
+    h->layers = (uint32_t)layers;
+    h->first_moe_layer = (uint32_t)first;
+    h->experts = (uint32_t)experts;
+    h->top_k = (uint32_t)top_k;
+    return 0;
+}
+
+/* The first token tells whether `layers` counts dense layers too: then their lists are empty, or
+ * missing. */
+static int settle_layers(struct jsonl *j, const struct port_json *lists, struct base_err *err)
+{
+    struct pred_trace_header *h = &j->header;
+    size_t count = port_json_count(lists);
+    uint32_t dense = h->first_moe_layer;
+    if (dense > 0 && dense < h->layers && count == h->layers - dense) {
+        h->layers -= dense;
+    } else if (dense > 0 && dense < h->layers && count == h->layers &&
+               port_json_count(port_json_at(lists, 0)) == 0) {
+        h->layers -= dense;
+        j->skipped = dense;
+    }
+    if (count != h->layers + j->skipped) {
+        return pred_import_bad(j->in, err, "%zu lists of experts, the header says %" PRIu32 " layers",
+                               count, h->layers);
+    }
+    return 0;
+}
+
+static int begin(struct jsonl *j, const struct port_json *token, const struct port_json *bytes,
+                 const char *to, struct base_err *err)
+{
+    int rc = settle_layers(j, port_json_get(token, "experts"), err);
+    if (rc < 0) return rc;
+    rc = header_expert_bytes(j, bytes, err);
+    if (rc < 0) return rc;
+    j->weights = port_json_get(token, "weights") != NULL;
+    size_t ids = (size_t)j->header.layers * j->header.top_k;
+    j->ids = calloc(ids, sizeof j->ids[0]);
+    j->gate = calloc(ids, sizeof j->gate[0]);
+    if (!j->ids || !j->gate) return -ENOMEM;
+    j->stats->layers = j->header.layers;
+    j->stats->experts = j->header.experts;
+    j->stats->top_k = j->header.top_k;
+    return pred_import_out_begin(&j->out, to, &j->header, j->weights, err);
+}
+
+static int read_layer(struct jsonl *j, const struct port_json *list, uint32_t layer,
+                      struct base_err *err)
+{
+    uint32_t top_k = j->header.top_k;
+    uint32_t *ids = j->ids + (size_t)layer * top_k;
+    if (!list || port_json_type(list) != PORT_JSON_ARRAY || port_json_count(list) != top_k) {
+        return pred_import_bad(j->in, err, "layer %" PRIu32 ": expected a list of %" PRIu32 " experts",
+                               layer, top_k);
+    }
+    for (uint32_t k = 0; k < top_k; k++) {
+        const struct port_json *value = port_json_at(list, k);
+        int64_t id = port_json_as_i64(value);
+        if (port_json_type(value) != PORT_JSON_INT || id < 0 || id >= j->header.experts) {
+            return pred_import_bad(j->in, err, "layer %" PRIu32 ": expert %" PRId64
+                                   " is not one of 0 to %" PRIu32, layer, id, j->header.experts - 1);
+        }
+        ids[k] = (uint32_t)id;
+        for (uint32_t i = 0; i < k; i++) {
+            if (ids[i] == ids[k]) {
+                return pred_import_bad(j->in, err, "layer %" PRIu32 ": expert %" PRId64
+                                       " stands there twice", layer, id);
+            }
+        }
+    }
+    return 0;
+}
+
+static int read_weights(struct jsonl *j, const struct port_json *lists, struct base_err *err)
+{
+    uint32_t top_k = j->header.top_k;
+    for (uint32_t l = 0; l < j->header.layers; l++) {
+        const struct port_json *list = port_json_at(lists, l + j->skipped);
+        if (port_json_count(list) != top_k) {
+            return pred_import_bad(j->in, err, "layer %" PRIu32 ": expected %" PRIu32 " weights", l,
+                                   top_k);
+        }
+        for (uint32_t k = 0; k < top_k; k++) {
+            j->gate[(size_t)l * top_k + k] = (float)port_json_as_double(port_json_at(list, k));
+        }
+    }
+    return 0;
+}
+
+static int read_token(struct jsonl *j, const struct port_json *doc, const char *where,
+                      struct base_err *err)
+{
+    int64_t seq, token;
+    uint32_t position;
+    const char *phase_text = port_json_text(port_json_get(doc, "phase"), NULL);
+    int rc = port_json_i64(doc, "seq", true, 0, INT64_MAX, 0, &seq, where, err);
+    if (rc == 0) rc = port_json_i64(doc, "token", false, -1, UINT32_MAX - 1, -1, &token, where, err);
+    if (rc < 0) return rc;
+    bool decode = phase_text && strcmp(phase_text, "decode") == 0;
+    if (!decode && !(phase_text && strcmp(phase_text, "prefill") == 0)) {
+        return pred_import_bad(j->in, err, "phase must be \"prefill\" or \"decode\"");
+    }
+    const struct port_json *lists = port_json_get(doc, "experts");
+    if (port_json_count(lists) != j->header.layers + j->skipped) {
+        return pred_import_bad(j->in, err, "%zu lists of experts, expected %" PRIu32,
+                               port_json_count(lists), j->header.layers + j->skipped);
+    }
+    for (uint32_t l = 0; rc == 0 && l < j->header.layers; l++) {
+        rc = read_layer(j, port_json_at(lists, l + j->skipped), l, err);
+    }
+    const struct port_json *weights = port_json_get(doc, "weights");
+    if (rc == 0 && j->weights) rc = read_weights(j, weights, err);
+    if (rc < 0) return rc;
+    rc = pred_positions_next(&j->positions, (uint64_t)seq, &position);
+    if (rc < 0) return rc;
+    uint32_t token_id = token < 0 ? PRED_NO_TOKEN : (uint32_t)token;
+    uint8_t phase = decode ? TIER_DECODE : TIER_PREFILL;
+    struct pred_step step = {
+        .step = j->stats->steps, .token_count = 1, .seqs = &(uint64_t){ (uint64_t)seq },
+        .tokens = &token_id, .positions = &position, .phases = &phase, .expert_ids = j->ids,
+        .expert_weights = j->weights ? j->gate : NULL,
+    };
+    pred_trace_writer_step(j->out.writer, &step);
+    j->stats->steps++;
+    j->stats->tokens++;
+    return 0;
+}
+
+static int read_lines(struct jsonl *j, const char *to, const struct pred_import_progress *progress,
+                      struct base_err *err)
+{
+    struct port_json *head = NULL, *doc = NULL;
+    char *line, where[256];
+    size_t size;
+    int rc;
+    while ((rc = pred_text_in_next(j->in, &line, &size, err)) > 0) {
+        if (size == 0) continue;
+        port_json_free(doc);
+        doc = NULL;
+        rc = parse(j, line, size, &doc, err);
+        if (rc < 0) break;
+        snprintf(where, sizeof where, "%.200s:%" PRIu64, pred_text_in_path(j->in),
+                 pred_text_in_line(j->in));
+        if (!head) {
+            rc = read_header(j, doc, where, err);
+            head = doc;
+            doc = NULL;
+        } else {
+            if (!j->out.writer) rc = begin(j, doc, port_json_get(head, "expert_bytes"), to, err);
+            if (rc >= 0) rc = read_token(j, doc, where, err);
+        }
+        if (rc < 0) break;
+        if (progress && (pred_text_in_line(j->in) & 1023) == 0) {
+            progress->report(progress->context, pred_text_in_done_bytes(j->in),
+                             pred_text_in_total_bytes(j->in));
+        }
+    }
+    port_json_free(head);
+    port_json_free(doc);
+    j->stats->lines = pred_text_in_line(j->in);
+    j->stats->sequences = j->positions.map.count;
+    if (rc == 0 && !j->out.writer) {
+        rc = base_err_set(err, BASE_EFORMAT, "%s: no token lines in it", pred_text_in_path(j->in));
+    }
+    return rc;
+}
+
+int pred_import_jsonl(const char *from, const char *to, struct pred_import_stats *stats,
+                      const struct pred_import_progress *progress, struct base_err *err)
+{
+    struct jsonl j = { .stats = stats };
+    memset(stats, 0, sizeof *stats);
+    int rc = pred_text_in_open(&j.in, from, err);
+    if (rc < 0) return rc;
+    rc = read_lines(&j, to, progress, err);
+    rc = pred_import_out_end(&j.out, rc, err);
+    if (rc < 0) base_err_set(err, rc, "%s: cannot import: %s", from, base_err_name(rc));
+    pred_positions_fini(&j.positions);
+    pred_text_in_close(j.in);
+    free(j.expert_bytes);
+    free(j.ids);
+    free(j.gate);
+    return rc;
+}

@@ -1,0 +1,88 @@
+#include "predictor/import_out.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+int pred_import_out_begin(struct pred_import_out *out, const char *to,
+                          const struct pred_trace_header *header, bool weights,
+                          struct base_err *err)
+{
+    struct pred_trace_config config;
+    struct base_option_group group = { "trace", pred_trace_options, pred_trace_option_count, &config };
+    base_option_defaults(&group, 1);
+    out->to = to;
+    out->writer = NULL;
+    if (snprintf(out->temporary, sizeof out->temporary, "%s.tmp", to) >= BASE_OPTION_TEXT) {
+        return base_err_set(err, -ENAMETOOLONG, "%s: this path is too long", to);
+    }
+    snprintf(config.path, sizeof config.path, "%.250s", out->temporary);
+    config.weights = weights ? PRED_WEIGHTS_F32 : PRED_WEIGHTS_NONE;
+    int rc = pred_trace_writer_open(&out->writer, &config, header, true, err);
+    if (rc == 0) pred_trace_writer_patient(out->writer);
+    return rc;
+}
+
+int pred_import_out_end(struct pred_import_out *out, int rc, struct base_err *err)
+{
+    if (!out->writer) return rc;
+    int closed = pred_trace_writer_close(out->writer, rc < 0 ? NULL : err);
+    out->writer = NULL;
+    if (rc >= 0) rc = closed;
+    if (rc >= 0 && rename(out->temporary, out->to) < 0) {
+        rc = -errno;
+        base_err_set(err, rc, "%s: cannot give the trace its name: %s", out->to, base_err_name(rc));
+    }
+    if (rc < 0) unlink(out->temporary);
+    return rc;
+}
+
+static int positions_grow(struct pred_positions *p)
+{
+    uint32_t capacity = p->capacity ? p->capacity * 2 : 1024;
+    if (capacity > 1u << 28) return -E2BIG;
+    void *memory = malloc(base_map_bytes(capacity));
+    if (!memory) return -ENOMEM;
+    struct base_map grown;
+    base_map_init(&grown, memory, capacity);
+    uint32_t place = 0, value;
+    uint64_t key;
+    while (p->memory && base_map_next(&p->map, &place, &key, &value)) base_map_put(&grown, key, value);
+    free(p->memory);
+    p->map = grown;
+    p->memory = memory;
+    p->capacity = capacity;
+    return 0;
+}
+
+int pred_positions_next(struct pred_positions *p, uint64_t seq, uint32_t *position)
+{
+    if (!p->memory || p->map.count == p->capacity) {
+        int rc = positions_grow(p);
+        if (rc < 0) return rc;
+    }
+    uint32_t seen = base_map_get(&p->map, seq);
+    *position = seen == BASE_MAP_NONE ? 0 : seen;
+    base_map_put(&p->map, seq, *position + 1);
+    return 0;
+}
+
+void pred_positions_fini(struct pred_positions *p)
+{
+    free(p->memory);
+    *p = (struct pred_positions){ 0 };
+}
+
+int pred_import_bad(const struct pred_text_in *in, struct base_err *err, const char *format, ...)
+{
+    char text[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    return base_err_set(err, BASE_EFORMAT, "%.200s:%" PRIu64 ": %s", pred_text_in_path(in),
+                        pred_text_in_line(in), text);
+}

@@ -1,0 +1,40 @@
+/* What both importers share: the trace under its temporary name, positions within sequences. */
+#ifndef PREDICTOR_IMPORT_OUT_H
+#define PREDICTOR_IMPORT_OUT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/map.h"
+#include "predictor/import.h"
+#include "predictor/text_in.h"
+#include "predictor/trace.h"
+
+struct pred_import_out {
+    const char *to;
+    char temporary[4096];
+    struct pred_trace_writer *writer;   /* NULL until begun */
+};
+
+/* Opens TO.tmp with this header. `weights`: gate weights will come, and are kept exactly. */
+int pred_import_out_begin(struct pred_import_out *out, const char *to,
+                          const struct pred_trace_header *header, bool weights,
+                          struct base_err *err);
+/* After rc = 0: closes, syncs and renames. After an error: removes what was written. Returns rc, or
+ * the code of what went wrong at the end. */
+int pred_import_out_end(struct pred_import_out *out, int rc, struct base_err *err);
+
+/* Sequence number -> tokens seen of it. */
+struct pred_positions {
+    struct base_map map;
+    void *memory;
+    uint32_t capacity;
+};
+int pred_positions_next(struct pred_positions *positions, uint64_t seq, uint32_t *position);
+void pred_positions_fini(struct pred_positions *positions);
+
+/* "path:line: sentence" as BASE_EFORMAT. */
+int pred_import_bad(const struct pred_text_in *in, struct base_err *err, const char *format, ...)
+    BASE_PRINTF(3, 4);
+
+#endif

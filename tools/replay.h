@@ -1,0 +1,42 @@
+/* What the sub-commands of tier-replay share. */
+#ifndef TOOLS_REPLAY_H
+#define TOOLS_REPLAY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/err.h"
+#include "predictor/trace.h"
+#include "tools/cli.h"
+
+extern const struct cli_flag cli_replay_run_flags[];
+int cli_replay_run(int count, char **arguments);
+
+/* --as-recorded: prints live beside replayed counts; 0 same, 1 different or not possible. */
+int cli_replay_exact(const char *path, bool json, bool quiet);
+
+/* What the options of a server say about its cache, by dotted key. Every key of a server's YAML is
+ * known here, so that the same file can be given to both. */
+struct cli_replay_config;
+int cli_replay_config_load(struct cli_replay_config **out, const char *path,
+                           const struct cli_list *set, struct base_err *err);
+void cli_replay_config_free(struct cli_replay_config *config);
+/* The value as text; "" for a key that this build does not have. */
+const char *cli_replay_config_get(struct cli_replay_config *config, const char *key);
+
+/* Tells about losses, torn tails and what-if on stderr. */
+void cli_replay_health(const char *path, const struct pred_trace_reader *reader);
+
+/* Appends the counts as the inside of a JSON object. */
+void cli_replay_json_counts(struct base_buf *to, const struct tier_counts *counts);
+/* Appends "by_phase":{"cold_start":{...},"prefill":{...},"decode":{...}}. */
+void cli_replay_json_cells(struct base_buf *to, const struct tier_counts cells[TIER_CELL_COUNT]);
+
+/* Prints the buffer as a line on stdout; exit code 0, or 1 when it ran out of memory. */
+int cli_replay_print(struct base_buf *buf);
+
+double cli_replay_rate(const struct tier_counts *counts);
+extern const char *const cli_replay_cells[TIER_CELL_COUNT];
+
+#endif

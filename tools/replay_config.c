@@ -1,0 +1,75 @@
+#include "tools/replay.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "engine/engine.h"
+#include "port/yaml.h"
+#include "server/server.h"
+
+/* The tables are made here from the modules' X-macros: this program links no engine and no server. */
+#define BASE_OPTION_OWNER struct tier_config
+static const struct base_option tier_table[] = { TIER_OPTIONS(BASE_OPTION_ROW) };
+#undef BASE_OPTION_OWNER
+#define BASE_OPTION_OWNER struct tier_io_config
+static const struct base_option io_table[] = { TIER_IO_OPTIONS(BASE_OPTION_ROW) };
+#undef BASE_OPTION_OWNER
+#define BASE_OPTION_OWNER struct eng_config
+static const struct base_option engine_table[] = { ENG_OPTIONS(BASE_OPTION_ROW) };
+#undef BASE_OPTION_OWNER
+#define BASE_OPTION_OWNER struct pred_trace_config
+static const struct base_option trace_table[] = { PRED_TRACE_OPTIONS(BASE_OPTION_ROW) };
+#undef BASE_OPTION_OWNER
+#define BASE_OPTION_OWNER struct srv_config
+static const struct base_option server_table[] = { SRV_OPTIONS(BASE_OPTION_ROW) };
+#undef BASE_OPTION_OWNER
+
+enum { GROUPS = 5 };
+
+struct cli_replay_config {
+    struct tier_config tier;
+    struct tier_io_config io;
+    struct eng_config engine;
+    struct pred_trace_config trace;
+    struct srv_config server;
+    struct base_option_group groups[GROUPS];
+    char text[BASE_OPTION_TEXT];
+};
+
+#define COUNT(table) (sizeof(table) / sizeof(table)[0])
+
+int cli_replay_config_load(struct cli_replay_config **out, const char *path,
+                           const struct cli_list *set, struct base_err *err)
+{
+    *out = NULL;
+    struct cli_replay_config *c = calloc(1, sizeof *c);
+    if (!c) return base_err_set(err, -ENOMEM, "no memory for the configuration");
+    c->groups[0] = (struct base_option_group){ "tiers", tier_table, COUNT(tier_table), &c->tier };
+    c->groups[1] = (struct base_option_group){ "io", io_table, COUNT(io_table), &c->io };
+    c->groups[2] = (struct base_option_group){ "engine", engine_table, COUNT(engine_table), &c->engine };
+    c->groups[3] = (struct base_option_group){ "trace", trace_table, COUNT(trace_table), &c->trace };
+    c->groups[4] = (struct base_option_group){ "server", server_table, COUNT(server_table), &c->server };
+    base_option_defaults(c->groups, GROUPS);
+    int rc = path ? port_yaml_load(path, c->groups, GROUPS, err) : 0;
+    for (unsigned i = 0; rc >= 0 && i < set->count; i++) {
+        rc = base_option_set_pair(c->groups, GROUPS, set->text[i], err);
+    }
+    if (rc < 0) {
+        free(c);
+        return rc;
+    }
+    *out = c;
+    return 0;
+}
+
+void cli_replay_config_free(struct cli_replay_config *c)
+{
+    free(c);
+}
+
+const char *cli_replay_config_get(struct cli_replay_config *c, const char *key)
+{
+    c->text[0] = '\0';
+    if (base_option_get(c->groups, GROUPS, key, c->text, sizeof c->text) < 0) return "";
+    return c->text;
+}

@@ -1,0 +1,384 @@
+#include "tools/replay.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/str.h"
+#include "predictor/replay.h"
+
+enum { CASES_MAX = 256, TEXT_MAX = 1024 };
+
+static struct {
+    const char *config, *policy, *capacity, *budget, *phase;
+    struct cli_list set;
+    uint64_t slots;
+    bool as_recorded, json, quiet;
+} flags;
+
+const struct cli_flag cli_replay_run_flags[] = {
+    { "config", CLI_TEXT, &flags.config, "FILE", "server YAML whose policy and capacity are tried" },
+    { "set", CLI_REPEATED, &flags.set, "KEY=VALUE", "override one setting of the YAML" },
+    { "policy", CLI_TEXT, &flags.policy, "A,B", "eviction policies to try (lru, lru_global, belady, ...)" },
+    { "capacity", CLI_TEXT, &flags.capacity, "P,Q",
+      "shares of a layer's experts, such as 25%,50%, each rounded to the nearest slot" },
+    { "slots", CLI_UINT, &flags.slots, "N", "slots a layer, instead of a share" },
+    { "budget", CLI_TEXT, &flags.budget, "A,B",
+      "bytes over all layers, such as 750MiB, with each layer's own expert size" },
+    { "phase", CLI_TEXT, &flags.phase, "PHASE",
+      "totals of decode or prefill alone; the other phase still warms the cache" },
+    { "as-recorded", CLI_SWITCH, &flags.as_recorded, NULL,
+      "replay the server's own events and compare with its own counts" },
+    { "json", CLI_SWITCH, &flags.json, NULL, "print JSON" },
+    { "quiet", CLI_SWITCH, &flags.quiet, NULL, "no progress, no remarks" },
+    { 0 },
+};
+
+struct plan {
+    struct pred_case cases[CASES_MAX];
+    double capacities[CASES_MAX];       /* share of a layer's experts; < 0 for budgets */
+    uint32_t count;
+    double prefill_share, half_life;
+};
+
+/* Calls `each` for every item of a comma list; stops at a negative code. */
+static int split(const char *text, int (*each)(void *context, const char *item, struct base_err *err),
+                 void *context, struct base_err *err)
+{
+    char copy[TEXT_MAX], *rest = copy, *item;
+    if (snprintf(copy, sizeof copy, "%s", text) >= TEXT_MAX) {
+        return base_err_set(err, -E2BIG, "\"%.40s...\": a list this long was not meant", text);
+    }
+    while ((item = strsep(&rest, ",")) != NULL) {
+        if (*item == '\0') return base_err_set(err, -EINVAL, "\"%s\": an item is empty", text);
+        int rc = each(context, item, err);
+        if (rc < 0) return rc;
+    }
+    return 0;
+}
+
+struct sizes {
+    const struct pred_trace_header *header;
+    uint64_t slots[CASES_MAX], budgets[CASES_MAX];
+    double shares[CASES_MAX];
+    uint32_t count;
+};
+
+static int sizes_full(const struct sizes *s, struct base_err *err)
+{
+    return s->count < CASES_MAX ? 0 : base_err_set(err, -E2BIG, "more than %d capacities", CASES_MAX);
+}
+
+static int add_share(void *context, const char *item, struct base_err *err)
+{
+    struct sizes *s = context;
+    double share;
+    if (sizes_full(s, err) < 0) return err->code;
+    if (base_str_share_parse(item, &share) < 0 || share <= 0) {
+        return base_err_set(err, -EINVAL, "--capacity %s: expected a share such as 25%%", item);
+    }
+    s->shares[s->count] = share;
+    s->slots[s->count++] = (uint64_t)pred_slots_of_share(share, s->header->experts) * s->header->layers;
+    return 0;
+}
+
+static int add_budget(void *context, const char *item, struct base_err *err)
+{
+    struct sizes *s = context;
+    if (sizes_full(s, err) < 0) return err->code;
+    if (base_str_bytes_parse(item, &s->budgets[s->count]) < 0 || s->budgets[s->count] == 0) {
+        return base_err_set(err, -EINVAL, "--budget %s: expected a size such as 750MiB", item);
+    }
+    s->shares[s->count++] = -1;
+    return 0;
+}
+
+/* The capacity of a configuration: a share, or bytes that hold so many slots. */
+static int add_configured(struct sizes *s, const char *text, struct base_err *err)
+{
+    uint64_t bytes;
+    if (strchr(text, '%')) return add_share(s, text, err);
+    if (base_str_bytes_parse(text, &bytes) < 0 || bytes == 0) {
+        return base_err_set(err, -EINVAL, "tiers.dram.capacity: %s: expected a size or a share", text);
+    }
+    if (s->header->slot_bytes == 0) {
+        return base_err_set(err, BASE_ECONFIG, "tiers.dram.capacity is %s, but the trace does not say how "
+                            "large a slot is: give --capacity as a share, --slots or --budget", text);
+    }
+    s->slots[s->count] = bytes / s->header->slot_bytes;
+    s->shares[s->count] = (double)s->slots[s->count] / s->header->layers / s->header->experts;
+    s->count++;
+    return 0;
+}
+
+static int choose_sizes(struct sizes *s, struct cli_replay_config *config, struct base_err *err)
+{
+    int given = (flags.capacity != NULL) + (flags.slots > 0) + (flags.budget != NULL);
+    if (given > 1) {
+        return base_err_set(err, -EINVAL, "--capacity, --slots and --budget exclude each other");
+    }
+    if (flags.capacity) return split(flags.capacity, add_share, s, err);
+    if (flags.budget) return split(flags.budget, add_budget, s, err);
+    if (flags.slots > 0) {
+        if (flags.slots > s->header->experts) {
+            return base_err_set(err, -EINVAL, "--slots %" PRIu64 ": a layer has %" PRIu32 " experts",
+                                flags.slots, s->header->experts);
+        }
+        s->shares[0] = (double)flags.slots / s->header->experts;
+        s->slots[0] = flags.slots * s->header->layers;
+        s->count = 1;
+        return 0;
+    }
+    if (flags.config || flags.set.count > 0 || s->header->decide.tier_count == 0) {
+        return add_configured(s, cli_replay_config_get(config, "tiers.dram.capacity"), err);
+    }
+    s->slots[0] = s->header->decide.tiers[0].slots;
+    s->shares[0] = (double)s->slots[0] / s->header->layers / s->header->experts;
+    s->count = 1;
+    return 0;
+}
+
+struct adding {
+    struct plan *plan;
+    const struct sizes *sizes;
+};
+
+static int add_policy(void *context, const char *item, struct base_err *err)
+{
+    struct adding *a = context;
+    struct plan *plan = a->plan;
+    for (uint32_t i = 0; i < a->sizes->count; i++) {
+        if (plan->count == CASES_MAX) return base_err_set(err, -E2BIG, "more than %d cases", CASES_MAX);
+        struct pred_case *c = &plan->cases[plan->count];
+        if (strlen(item) >= sizeof c->policy) {
+            return base_err_set(err, -EINVAL, "no policy is called \"%.60s\"", item);
+        }
+        memcpy(c->policy, item, strlen(item) + 1);
+        c->slots = a->sizes->slots[i];
+        c->budget_bytes = a->sizes->budgets[i];
+        c->prefill_share = plan->prefill_share;
+        c->half_life_tokens = plan->half_life;
+        plan->capacities[plan->count++] = a->sizes->shares[i];
+    }
+    return 0;
+}
+
+/* Without --config the recorded configuration is the base; an import has none, and then policies
+ * work as in the books: nothing is set aside for decode. */
+static int make_plan(struct plan *plan, const struct pred_trace_header *header,
+                     struct cli_replay_config *config, struct base_err *err)
+{
+    static struct sizes sizes;
+    bool configured = flags.config || flags.set.count > 0;
+    const char *policy = flags.policy;
+    char own[64];
+    double value;
+    sizes.header = header;
+    plan->prefill_share = 1;
+    plan->half_life = 16;
+    if (configured) {
+        if (base_str_share_parse(cli_replay_config_get(config, "policy.prefill_share"), &value) == 0) {
+            plan->prefill_share = value;
+        }
+        if (base_str_double_parse(cli_replay_config_get(config, "policy.half_life"), &value) == 0) {
+            plan->half_life = value;
+        }
+    } else if (header->decide.tier_count > 0) {
+        plan->prefill_share = header->decide.prefill_share;
+        plan->half_life = header->decide.half_life_tokens;
+    }
+    if (!policy && configured) {
+        snprintf(own, sizeof own, "%s", cli_replay_config_get(config, "policy.eviction"));
+        policy = own;
+    } else if (!policy) {
+        policy = header->decide.tier_count > 0 ? header->decide.tiers[0].policy : "lru,lru_global,belady";
+    }
+    int rc = choose_sizes(&sizes, config, err);
+    if (rc < 0) return rc;
+    return split(policy, add_policy, &(struct adding){ plan, &sizes }, err);
+}
+
+/* -------------------------------------------------------------------------------- printing -- */
+
+static struct tier_counts totals(const struct pred_case_result *result)
+{
+    struct tier_counts sum = { 0 };
+    for (int p = 0; p < TIER_PHASE_COUNT; p++) {
+        bool wanted = !flags.phase || (strcmp(flags.phase, "decode") == 0) == (p == TIER_DECODE);
+        if (!wanted) continue;
+        sum.lookups += result->phases[p].lookups;
+        sum.resident += result->phases[p].resident;
+        sum.misses += result->phases[p].misses;
+        sum.evictions += result->phases[p].evictions;
+    }
+    return sum;
+}
+
+static int print_json(const struct plan *plan, const struct pred_case_result *results,
+                      const struct pred_trace_header *header,
+                      const struct pred_replay_summary *summary)
+{
+    struct base_buf buf;
+    base_buf_init(&buf);
+    base_buf_puts(&buf, "{\"what_if\":true,\"model\":\"");
+    base_buf_json_escape(&buf, header->model, strlen(header->model));
+    base_buf_printf(&buf, "\",\"layers\":%" PRIu32 ",\"experts\":%" PRIu32 ",\"top_k\":%" PRIu32
+                    ",\"phase\":\"%s\",\"from\":\"%s\",\"gaps\":%" PRIu64 ",\"runs\":[",
+                    header->layers, header->experts, header->top_k, flags.phase ? flags.phase : "all",
+                    summary->from_events ? "events" : "steps", summary->gaps);
+    for (uint32_t i = 0; i < plan->count; i++) {
+        const struct pred_case *c = &plan->cases[i];
+        struct tier_counts sum = totals(&results[i]);
+        base_buf_printf(&buf, "%s{\"policy\":\"%s\",", i > 0 ? "," : "", c->policy);
+        if (c->budget_bytes > 0) {
+            base_buf_printf(&buf, "\"capacity\":null,\"slots_per_layer\":null,\"budget_bytes\":%" PRIu64
+                            ",", c->budget_bytes);
+        } else {
+            base_buf_printf(&buf, "\"capacity\":%.6g,\"slots_per_layer\":%.6g,\"slots\":%" PRIu64 ",",
+                            plan->capacities[i], (double)c->slots / header->layers, c->slots);
+        }
+        cli_replay_json_counts(&buf, &sum);
+        base_buf_puts(&buf, ",");
+        cli_replay_json_cells(&buf, results[i].cells);
+        if (results[i].warning[0]) {
+            base_buf_puts(&buf, ",\"warning\":\"");
+            base_buf_json_escape(&buf, results[i].warning, strlen(results[i].warning));
+            base_buf_puts(&buf, "\"");
+        }
+        base_buf_puts(&buf, "}");
+    }
+    base_buf_puts(&buf, "]}");
+    return cli_replay_print(&buf);
+}
+
+static void cell_text(char *to, size_t size, const struct tier_counts *counts)
+{
+    if (counts->lookups == 0) {
+        snprintf(to, size, "-");
+    } else {
+        snprintf(to, size, "%.2f", 100 * cli_replay_rate(counts));
+    }
+}
+
+static int print_table(const struct plan *plan, const struct pred_case_result *results,
+                       const struct pred_trace_header *header)
+{
+    static const char *const headings[] = { "policy", "capacity", "slots", "lookups", "resident %",
+                                            "misses", "evictions", "cold %", "prefill %", "decode %" };
+    enum { COLUMNS = sizeof headings / sizeof headings[0] };
+    struct cli_table *table;
+    if (cli_table_create(&table, COLUMNS, headings) < 0) return 1;
+    for (uint32_t i = 0; i < plan->count; i++) {
+        const struct pred_case *c = &plan->cases[i];
+        struct tier_counts sum = totals(&results[i]);
+        char text[COLUMNS][32];
+        const char *cells[COLUMNS];
+        snprintf(text[0], sizeof text[0], "%.31s", c->policy);
+        if (c->budget_bytes > 0) {
+            base_str_bytes(text[1], sizeof text[1], c->budget_bytes);
+            snprintf(text[2], sizeof text[2], "-");
+        } else {
+            snprintf(text[1], sizeof text[1], "%.4g%%", 100 * plan->capacities[i]);
+            snprintf(text[2], sizeof text[2], "%.4g", (double)c->slots / header->layers);
+        }
+        snprintf(text[3], sizeof text[3], "%" PRIu64, sum.lookups);
+        cell_text(text[4], sizeof text[4], &sum);
+        snprintf(text[5], sizeof text[5], "%" PRIu64, sum.misses);
+        snprintf(text[6], sizeof text[6], "%" PRIu64, sum.evictions);
+        for (int cell = 0; cell < TIER_CELL_COUNT; cell++) {
+            cell_text(text[7 + cell], sizeof text[0], &results[i].cells[cell]);
+        }
+        for (int k = 0; k < COLUMNS; k++) cells[k] = text[k];
+        cli_table_row(table, cells);
+    }
+    cli_table_print(table, stdout);
+    cli_table_destroy(table);
+    return 0;
+}
+
+static void remarks(const char *path, const struct plan *plan, const struct pred_case_result *results,
+                    const struct pred_trace_reader *reader, const struct pred_replay_summary *summary)
+{
+    const struct pred_trace_header *header = pred_trace_reader_header(reader);
+    cli_replay_health(path, reader);
+    fprintf(stderr, "what-if: %s of %s through caches of another shape; --as-recorded repeats the server's "
+            "own run\n", summary->from_events ? "the acquires" : "the routing",
+            header->model[0] ? header->model : "an unnamed model");
+    for (uint32_t i = 0; i < plan->count; i++) {
+        if (!results[i].warning[0]) continue;
+        fprintf(stderr, "warning: %s", plan->cases[i].policy);
+        if (plan->capacities[i] >= 0) fprintf(stderr, " at %.4g%%", 100 * plan->capacities[i]);
+        fprintf(stderr, ": %s\n", results[i].warning);
+    }
+}
+
+/* ------------------------------------------------------------------------------------- run -- */
+
+static void show_progress(void *context, const char *what, uint64_t done, uint64_t total)
+{
+    struct cli_progress *bar = context;
+    if (strcmp(bar->what, what) != 0) {
+        cli_progress_end(bar);
+        cli_progress_begin(bar, what, flags.quiet);
+    }
+    cli_progress_bytes(bar, done, total);
+}
+
+static int what_if(const char *path, struct pred_trace_reader *reader, const struct plan *plan,
+                   struct base_err *err)
+{
+    static struct pred_case_result results[CASES_MAX];
+    struct pred_replay_summary summary;
+    struct cli_progress bar;
+    struct pred_replay_progress progress = { show_progress, &bar };
+    cli_progress_begin(&bar, "replaying", flags.quiet);
+    int rc = pred_replay_run(reader, plan->cases, results, plan->count, &summary, &progress, err);
+    cli_progress_end(&bar);
+    if (rc >= 0) {
+        if (!flags.quiet) remarks(path, plan, results, reader, &summary);
+        const struct pred_trace_header *header = pred_trace_reader_header(reader);
+        rc = flags.json ? print_json(plan, results, header, &summary)
+                        : print_table(plan, results, header);
+    }
+    pred_replay_results_fini(results, plan->count);
+    return rc;
+}
+
+static int check_flags(void)
+{
+    bool choosing = flags.policy || flags.capacity || flags.slots > 0 || flags.budget || flags.config ||
+                    flags.set.count > 0 || flags.phase;
+    if (flags.as_recorded && choosing) {
+        return cli_misuse("--as-recorded takes everything from the trace: give no policy, capacity, "
+                          "configuration or phase with it");
+    }
+    if (flags.phase && strcmp(flags.phase, "decode") != 0 && strcmp(flags.phase, "prefill") != 0) {
+        return cli_misuse("--phase %s: expected decode or prefill", flags.phase);
+    }
+    return 0;
+}
+
+int cli_replay_run(int count, char **arguments)
+{
+    static struct plan plan;
+    struct base_err err = { 0 };
+    struct pred_trace_reader *reader = NULL;
+    struct cli_replay_config *config = NULL;
+    (void)count;
+    int code = check_flags();
+    if (code != 0) return code;
+    if (flags.as_recorded) return cli_replay_exact(arguments[0], flags.json, flags.quiet);
+    int rc = cli_replay_config_load(&config, flags.config, &flags.set, &err);
+    if (rc < 0) return cli_fail(2, &err);
+    rc = pred_trace_reader_open(&reader, arguments[0], &err);
+    if (rc == 0) {
+        rc = make_plan(&plan, pred_trace_reader_header(reader), config, &err);
+        if (rc == -EINVAL || rc == -E2BIG) code = 2;
+        if (rc >= 0) rc = what_if(arguments[0], reader, &plan, &err);
+    }
+    pred_trace_reader_close(reader);
+    cli_replay_config_free(config);
+    if (rc < 0) return cli_fail(code != 0 ? code : 1, &err);
+    return rc;
+}

@@ -1,0 +1,142 @@
+/* tier-replay: what another cache would have done with a recorded trace, and whether the recording
+ * gives the server's own counts. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/str.h"
+#include "predictor/import.h"
+#include "tools/replay.h"
+
+const char *const cli_replay_cells[TIER_CELL_COUNT] = { "cold_start", "prefill", "decode" };
+
+double cli_replay_rate(const struct tier_counts *counts)
+{
+    return counts->lookups > 0 ? (double)counts->resident / (double)counts->lookups : 0;
+}
+
+void cli_replay_json_counts(struct base_buf *to, const struct tier_counts *counts)
+{
+    base_buf_printf(to, "\"lookups\":%" PRIu64 ",\"resident\":%" PRIu64 ",\"resident_rate\":%.6f,"
+                    "\"misses\":%" PRIu64 ",\"evictions\":%" PRIu64, counts->lookups,
+                    counts->resident, cli_replay_rate(counts), counts->misses, counts->evictions);
+}
+
+void cli_replay_json_cells(struct base_buf *to, const struct tier_counts cells[TIER_CELL_COUNT])
+{
+    base_buf_puts(to, "\"by_phase\":{");
+    for (int c = 0; c < TIER_CELL_COUNT; c++) {
+        base_buf_printf(to, "%s\"%s\":{", c > 0 ? "," : "", cli_replay_cells[c]);
+        cli_replay_json_counts(to, &cells[c]);
+        base_buf_puts(to, "}");
+    }
+    base_buf_puts(to, "}");
+}
+
+int cli_replay_print(struct base_buf *buf)
+{
+    int rc = base_buf_error(buf);
+    if (rc == 0) puts(buf->data);
+    base_buf_fini(buf);
+    if (rc == 0) return 0;
+    struct base_err err = { 0 };
+    base_err_set(&err, rc, "no memory for the result");
+    return cli_fail(1, &err);
+}
+
+void cli_replay_health(const char *path, const struct pred_trace_reader *reader)
+{
+    struct pred_trace_health health;
+    pred_trace_reader_health(reader, &health);
+    if (health.torn_bytes > 0) {
+        fprintf(stderr, "warning: %s: the last %" PRIu64 " bytes are no whole chunk and were left out\n",
+                path, health.torn_bytes);
+    }
+    if (health.lost_records > 0) {
+        fprintf(stderr, "warning: %s: %" PRIu64 " records are missing (gaps)\n", path,
+                health.lost_records);
+    }
+    if (!health.ended) {
+        fprintf(stderr, "note: %s was not closed in order: the server was killed, or still writes it\n",
+                path);
+    }
+}
+
+/* ---------------------------------------------------------------------------------- import -- */
+
+static struct {
+    const char *from, *to;
+    bool quiet;
+} import_flags;
+
+static const struct cli_flag import_flag_table[] = {
+    { "from", CLI_TEXT, &import_flags.from, "FORMAT", "jsonl or csv" },
+    { "output|o", CLI_TEXT, &import_flags.to, "TRACE", "the trace to make" },
+    { "quiet", CLI_SWITCH, &import_flags.quiet, NULL, "no progress, no summary" },
+    { 0 },
+};
+
+static void show_progress(void *context, uint64_t done, uint64_t total)
+{
+    cli_progress_bytes(context, done, total);
+}
+
+static int run_import(int count, char **arguments)
+{
+    struct base_err err = { 0 };
+    struct pred_import_stats stats;
+    struct cli_progress bar;
+    struct pred_import_progress progress = { show_progress, &bar };
+    (void)count;
+    if (!import_flags.to) return cli_misuse("-o TRACE is needed: where the trace goes");
+    bool jsonl = import_flags.from && strcmp(import_flags.from, "jsonl") == 0;
+    if (!jsonl && !(import_flags.from && strcmp(import_flags.from, "csv") == 0)) {
+        return cli_misuse("--from FORMAT is needed: jsonl or csv");
+    }
+    cli_progress_begin(&bar, "importing", import_flags.quiet);
+    int rc = (jsonl ? pred_import_jsonl : pred_import_csv)(arguments[0], import_flags.to, &stats,
+                                                           &progress, &err);
+    cli_progress_end(&bar);
+    if (rc < 0) return cli_fail(1, &err);
+    if (!import_flags.quiet) {
+        fprintf(stderr, "%s: %" PRIu64 " tokens in %" PRIu64 " steps of %" PRIu64 " sequences, %" PRIu32
+                " layers of %" PRIu32 " experts, top-%" PRIu32 "\n", import_flags.to, stats.tokens,
+                stats.steps, stats.sequences, stats.layers, stats.experts, stats.top_k);
+    }
+    return 0;
+}
+
+/* -------------------------------------------------------------------------------- commands -- */
+
+static const struct cli_command commands[] = {
+    { "run", "TRACE", "replay a trace through other caches, or exactly as recorded",
+      "Tries every policy at every capacity in one reading of the trace. Caches start empty and stay "
+      "warm across sequences; the experts of one layer and token are looked up together. The totals "
+      "count every lookup of the chosen phase; cold start, prefill and decode stand beside them, "
+      "never averaged. Without --config the configuration recorded in the trace is the base.\n\n"
+      "With --as-recorded the server's own events run through its own configuration: the counts must "
+      "be the live ones, to the last, or the exit code is 1.",
+      1, 1, cli_replay_run_flags, cli_replay_run },
+    { "import", "FILE", "make a trace from a JSONL or CSV recording (also .xz)",
+      "One line of JSONL is one token; a CSV holds the rows of a prompt layer by layer. Sizes of "
+      "experts are kept where the file says them.",
+      1, 1, import_flag_table, run_import },
+};
+
+int main(int argc, char **argv)
+{
+    static const struct cli_program program = {
+        .name = "tier-replay",
+        .text = "replay recorded expert routing through other caches",
+        .details = "Reads traces that tier-server --trace wrote, or that were imported, and runs the same "
+                   "decision core on them that the server runs. Replay of the recorded events with the "
+                   "recorded configuration is exact; everything else is a what-if and says so.",
+        .commands = commands,
+        .command_count = sizeof commands / sizeof commands[0],
+        .examples = "tier-replay run t.trace --policy lru,belady --capacity 12.5%,25%,50%\n"
+                    "tier-replay run t.trace --as-recorded\n"
+                    "tier-replay run t.trace --policy lru_global,belady --budget 750MiB --phase decode\n"
+                    "tier-replay import --from jsonl routing.jsonl.xz -o routing.trace",
+    };
+    return cli_main(&program, argc, argv);
+}
