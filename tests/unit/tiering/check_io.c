@@ -338,6 +338,34 @@ START_TEST(wrong_requests_and_settings_are_refused)
 }
 END_TEST
 
+/* sysfs takes no O_DIRECT on any kernel. */
+START_TEST(a_refusal_of_direct_reads_is_reported)
+{
+    static const char refusing[] = "/sys/kernel/mm/transparent_hugepage/enabled";
+    struct base_err err = { 0 };
+    if (access(refusing, R_OK) < 0) {
+        fprintf(stderr, "skipped: %s is not there\n", refusing);
+        return;
+    }
+    struct tier_io *io = open_io((const char *[]){ "io.backend=threads", NULL }, NULL);
+    ck_assert_int_eq(tier_io_file_add(io, refusing, &err), 0);
+    ck_assert(io->direct_refused && !io->direct);
+    ck_assert_ptr_nonnull(strstr(io->note, "refuses O_DIRECT"));
+    ck_assert_int_eq(tier_io_file_add(io, path, &err), 1);
+    tier_io_destroy(io);
+
+    io = open_io((const char *[]){ "io.backend=threads", "io.direct=on", NULL }, NULL);
+    ck_assert_int_eq(tier_io_file_add(io, refusing, &err), -EINVAL);
+    ck_assert_msg(strstr(err.text, "io.direct"), "%s", err.text);
+    tier_io_destroy(io);
+
+    io = open_io((const char *[]){ "io.backend=threads", "io.direct=off", NULL }, NULL);
+    ck_assert_int_eq(tier_io_file_add(io, refusing, &err), 0);
+    ck_assert(!io->direct_refused && !io->direct);
+    tier_io_destroy(io);
+}
+END_TEST
+
 START_TEST(deadlines_are_kept)
 {
     for (unsigned i = 0; i < 2; i++) {
@@ -391,6 +419,7 @@ int main(void)
     tcase_add_test(tcase, faults_are_visible_and_follow_the_seed);
     tcase_add_test(tcase, stuck_reads_come_late);
     tcase_add_test(tcase, wrong_requests_and_settings_are_refused);
+    tcase_add_test(tcase, a_refusal_of_direct_reads_is_reported);
     tcase_add_test(tcase, deadlines_are_kept);
     tcase_add_test(tcase, destroy_waits_for_what_is_in_flight);
     Suite *suite = suite_create("tiering/io");

@@ -321,7 +321,7 @@ static void store_image(const struct image *image, bool seal)
     fclose(file);
 }
 
-#define HEADER ((struct tier_format_header *)image->bytes)
+#define HEADER ((struct tier_format_header *)(void *)image->bytes)
 #define FILES ((struct tier_format_file *)(HEADER + 1))
 #define EXPERTS ((struct tier_format_expert *)(FILES + HEADER->file_count))
 #define BREAK(name, code, what) \
