@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/str.h"
+
 enum { FIRST_CAPACITY = 256 };
 
 /* What an empty buffer shows: so that `data` is always text. Never written: capacity 0 guards it. */
@@ -86,28 +88,6 @@ void base_buf_printf(struct base_buf *buf, const char *format, ...)
     va_end(args);
 }
 
-/* Length of the valid UTF-8 character at `text`, or minus the length of the bad bytes that stand
- * for one U+FFFD (the longest start of a character, as Unicode advises). */
-static int utf8_length(const unsigned char *text, size_t size)
-{
-    unsigned char c = text[0];
-    if (c < 0x80) return 1;
-    int length = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : 2;
-    if (c < 0xc2 || c > 0xf4) return -1;
-    for (int i = 1; i < length; i++) {
-        if ((size_t)i >= size) return -i;
-        unsigned char low = 0x80, high = 0xbf;
-        if (i == 1) {
-            if (c == 0xe0) low = 0xa0;      /* else it would be too long a form */
-            if (c == 0xed) high = 0x9f;     /* else a surrogate */
-            if (c == 0xf0) low = 0x90;
-            if (c == 0xf4) high = 0x8f;     /* else beyond U+10FFFF */
-        }
-        if (text[i] < low || text[i] > high) return -i;
-    }
-    return length;
-}
-
 void base_buf_json_escape(struct base_buf *buf, const char *text, size_t size)
 {
     static const char short_forms[] = { ['\b'] = 'b', ['\t'] = 't', ['\n'] = 'n',
@@ -115,7 +95,7 @@ void base_buf_json_escape(struct base_buf *buf, const char *text, size_t size)
     size_t plain = 0;                   /* start of the bytes that go through as they are */
     for (size_t i = 0; i < size;) {
         unsigned char c = (unsigned char)text[i];
-        int length = utf8_length((const unsigned char *)text + i, size - i);
+        int length = base_str_utf8_length(text + i, size - i);
         if (length > 0 && c >= 0x20 && c != '"' && c != '\\') {
             i += (size_t)length;
             continue;

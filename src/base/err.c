@@ -3,6 +3,15 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Sentences quote what came from outside: what would break a line or steer a terminal is shown as
+ * a question mark. */
+static void make_one_line(char *text)
+{
+    for (; *text; text++) {
+        if ((unsigned char)*text < 0x20 || *text == 0x7f) *text = '?';
+    }
+}
+
 int base_err_set(struct base_err *err, int code, const char *format, ...)
 {
     if (!err || err->code != 0) return code;
@@ -10,6 +19,7 @@ int base_err_set(struct base_err *err, int code, const char *format, ...)
     va_start(args, format);
     vsnprintf(err->text, sizeof err->text, format, args);
     va_end(args);
+    make_one_line(err->text);
     err->code = code;
     return code;
 }
@@ -23,6 +33,7 @@ void base_err_prefix(struct base_err *err, const char *format, ...)
     va_start(args, format);
     int used = vsnprintf(err->text, sizeof err->text, format, args);
     va_end(args);
+    make_one_line(err->text);
     if (used < 0 || (size_t)used >= sizeof err->text) return;
     size_t room = sizeof err->text - (size_t)used;
     snprintf(err->text + used, room, ": %.*s", (int)(room > 3 ? room - 3 : 0), tail);

@@ -30,7 +30,7 @@ enum { BASE_ERR_TEXT = 640 };
 
 struct base_err {
     int code;                   /* 0 while nothing went wrong */
-    char text[BASE_ERR_TEXT];   /* one sentence, no newline */
+    char text[BASE_ERR_TEXT];   /* one sentence; control characters became '?' */
 };
 
 /* Writes code and sentence and returns `code`, so that a caller can `return base_err_set(...)`.

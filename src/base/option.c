@@ -209,10 +209,15 @@ static int set_text(char *field, const struct base_option *option, const char *v
         return base_err_set(err, -EINVAL, "%s%s: the text is %zu bytes long; at most %d are kept",
                             place, option->key, length, BASE_OPTION_TEXT - 1);
     }
-    for (size_t i = 0; i < length; i++) {
-        if ((unsigned char)value[i] >= 0x20 && value[i] != 0x7f) continue;
-        return base_err_set(err, -EINVAL, "%s%s: byte %zu of the text is a control character",
-                            place, option->key, i + 1);
+    for (size_t i = 0; i < length;) {
+        int step = base_str_utf8_length(value + i, length - i);
+        bool control = (unsigned char)value[i] < 0x20 || value[i] == 0x7f;
+        if (step < 0 || control) {
+            return base_err_set(err, -EINVAL, "%s%s: byte %zu of the text is %s", place,
+                                option->key, i + 1,
+                                control ? "a control character" : "not UTF-8");
+        }
+        i += (size_t)step;
     }
     memcpy(field, value, length + 1);
     return 0;
@@ -483,13 +488,32 @@ const char *base_option_choice(const struct base_option *option, int value, char
     return to;
 }
 
-/* In double quotes, which YAML reads back byte for byte. */
+/* Characters that YAML takes for line breaks or refuses when they stand there as they are: C1
+ * controls, U+2028, U+2029, the byte order mark and the last two of the plane. */
+static unsigned must_escape(const unsigned char *text)
+{
+    if (text[0] == 0xc2 && text[1] < 0xa0) return text[1];
+    if (text[0] < 0xe0 || text[0] >= 0xf0) return 0;
+    unsigned code = (text[0] & 0xfu) << 12 | (text[1] & 0x3fu) << 6 | (text[2] & 0x3fu);
+    bool awkward = code == 0x2028 || code == 0x2029 || code == 0xfeff || code >= 0xfffe;
+    return awkward ? code : 0;
+}
+
+/* In double quotes, which YAML reads back byte for byte. The text is valid UTF-8: set_text. */
 static void print_quoted(FILE *to, const char *text)
 {
     fputc('"', to);
-    for (; *text; text++) {
-        if (*text == '"' || *text == '\\') fputc('\\', to);
-        fputc(*text, to);
+    while (*text) {
+        int length = base_str_utf8_length(text, strlen(text));
+        MUST(length > 0);
+        unsigned code = must_escape((const unsigned char *)text);
+        if (code) {
+            fprintf(to, "\\u%04x", code);
+        } else {
+            if (*text == '"' || *text == '\\') fputc('\\', to);
+            fwrite(text, 1, (size_t)length, to);
+        }
+        text += length;
     }
     fputc('"', to);
 }

@@ -211,6 +211,27 @@ int base_str_format(char *to, size_t size, const char *format, ...)
     return length;
 }
 
+int base_str_utf8_length(const char *text, size_t size)
+{
+    const unsigned char *bytes = (const unsigned char *)text;
+    unsigned char c = bytes[0];
+    if (c < 0x80) return 1;
+    int length = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : 2;
+    if (c < 0xc2 || c > 0xf4) return -1;
+    for (int i = 1; i < length; i++) {
+        if ((size_t)i >= size) return -i;
+        unsigned char low = 0x80, high = 0xbf;
+        if (i == 1) {
+            if (c == 0xe0) low = 0xa0;      /* else it would be too long a form */
+            if (c == 0xed) high = 0x9f;     /* else a surrogate */
+            if (c == 0xf0) low = 0x90;
+            if (c == 0xf4) high = 0x8f;     /* else beyond U+10FFFF */
+        }
+        if (bytes[i] < low || bytes[i] > high) return -i;
+    }
+    return length;
+}
+
 /* Edit distance where a swap of neighbours counts as one (optimal string alignment). */
 static unsigned edit_distance(const char *a, size_t a_length, const char *b, size_t b_length)
 {

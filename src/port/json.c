@@ -69,10 +69,6 @@ int port_json_parse(struct port_json **out, const char *text, size_t size, const
     if (json_error_code(&error) == json_error_out_of_memory) {
         return base_err_set(err, -ENOMEM, "%s: no memory for its %zu bytes", name, size);
     }
-    /* The message quotes the text it stopped at, which may hold anything. */
-    for (char *c = error.text; *c; c++) {
-        if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = ' ';
-    }
     return base_err_set(err, BASE_EFORMAT, "%s:%d:%d: %s", name, error.line, error.column,
                         error.text);
 }

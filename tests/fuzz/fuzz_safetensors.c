@@ -9,10 +9,37 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/le.h"
 #include "base/must.h"
 #include "model/safetensors.h"
+#include "tests/fuzz/fuzz.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+const char *const fuzz_words[] = {
+    "\"dtype\":\"F8_E4M3\"", "\"BF16\"", "\"shape\":[", "\"data_offsets\":[0,4]", "\"__metadata__\":{",
+    "\"a_scale_inv\":", "\"weight_map\":{", "\"x.safetensors\"", "\"../x\"", "18446744073709551615",
+    "-1", ",", "{", "}", "]", NULL,
+};
+
+/* A shard of two tensors, and an index that names the good shard. */
+size_t fuzz_seed(unsigned index, uint8_t *to, size_t room)
+{
+    static const char header[] = "{\"__metadata__\":{\"format\":\"pt\"},"
+                                 "\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},"
+                                 "\"b\":{\"dtype\":\"BF16\",\"shape\":[2,1],\"data_offsets\":[4,8]}}";
+    static const char map[] = "{\"metadata\":{\"total_size\":4},"
+                              "\"weight_map\":{\"a\":\"x.safetensors\"}}";
+    MUST(room >= 1 + 8 + sizeof header + 8);
+    if (index > 1) return 0;
+    to[0] = (uint8_t)index;
+    if (index == 1) {
+        memcpy(to + 1, map, sizeof map - 1);
+        return sizeof map;
+    }
+    base_le_store64(to + 1, sizeof header - 1);
+    memcpy(to + 9, header, sizeof header - 1);
+    memset(to + 9 + sizeof header - 1, 0, 8);
+    return 9 + sizeof header - 1 + 8;
+}
 
 static char dir[64];
 

@@ -10,8 +10,38 @@
 #include "base/must.h"
 #include "model/tokenizer.h"
 #include "model/utf8.h"
+#include "tests/fuzz/fuzz.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+const char *const fuzz_words[] = {
+    "\"model\":{", "\"vocab\":{", "\"merges\":[", "\"added_tokens\":[", "\"special\":true",
+    "\"pre_tokenizer\":", "\"Sequence\"", "\"Split\"", "\"Regex\":\"", "\"Isolated\"", "\"ByteLevel\"",
+    "\"id\":4294967295", "\"content\":\"\"", "\\p{L}", "(?!", "[^", "{1,3}", "\\s+", "|", "(a+)+$",
+    "<x>", "<x>y", "\xc3\xa9", "\xf0\x9f\x98\x80", "\xff", "\r\n", "  ", NULL,
+};
+
+static const char whole_json[] =
+    "{\"added_tokens\":[{\"id\":3,\"content\":\"<x>\",\"special\":true}],"
+    "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
+    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\p{N}{1,3}\"},"
+    "\"behavior\":\"Isolated\",\"invert\":false},"
+    "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}]},"
+    "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\"]}}";
+
+size_t fuzz_seed(unsigned index, uint8_t *to, size_t room)
+{
+    static const char pattern[] = "\x01\\p{N}{1,3}|[\\p{L}]+\0abc 123 it's\r\n";
+    static const char text[] = "\x02nine tests in Paris <x>y 12345\n\n  \xe4\xb8\xad\xe6\x96\x87";
+    MUST(room > sizeof whole_json + 1);
+    switch (index) {
+    case 0:
+        to[0] = 0;
+        memcpy(to + 1, whole_json, sizeof whole_json - 1);
+        return sizeof whole_json;
+    case 1: memcpy(to, pattern, sizeof pattern - 1); return sizeof pattern - 1;
+    case 2: memcpy(to, text, sizeof text - 1); return sizeof text - 1;
+    default: return 0;
+    }
+}
 
 /* All 256 bytes in the byte alphabet, and merges of a few letters. */
 static void vocabulary_put(struct base_buf *json)

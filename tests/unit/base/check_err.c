@@ -15,6 +15,9 @@ START_TEST(first_sentence_stays)
     ck_assert_str_eq(err.text, "byte 7 is wrong");
     base_err_prefix(&err, "%s", "x.json");
     ck_assert_str_eq(err.text, "x.json: byte 7 is wrong");
+    struct base_err quoting = { 0 };
+    base_err_set(&quoting, -EINVAL, "\"%s\" is wrong", "a\nb\x1b[31m\x7f\xc3\xa9");
+    ck_assert_str_eq(quoting.text, "\"a?b?[31m?\xc3\xa9\" is wrong");
     ck_assert_int_eq(base_err_set(NULL, -EIO, "nobody listens"), -EIO);
     base_err_prefix(NULL, "x");
     struct base_err none = { 0 };
