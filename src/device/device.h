@@ -1,0 +1,98 @@
+/* A device: memory of its own, and copies into and out of it. No arithmetic here.
+ *
+ * Kinds (registry order): sim (HBM emulated in host memory, copies at a set bandwidth), host (the CPU
+ * is the device: copies are done at once). libtiering takes a device from its caller, so others can
+ * be brought along.
+ *
+ * A copy is a list of pieces that go in one direction on one queue. Copies on a queue happen one
+ * after the other, the queues beside each other and beside whatever the caller does meanwhile.
+ *
+ * Ownership: copies belong to the caller and must live until reaped, as must the memory on both
+ * sides; every submitted copy is reaped exactly once, with `result` 0 or a negative code. One thread
+ * per device object. submit and reap do not allocate.
+ */
+#ifndef DEVICE_DEVICE_H
+#define DEVICE_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/clock.h"
+#include "base/err.h"
+
+enum { DEV_PIECES_MAX = 6, DEV_ALIGN = 256 };
+
+enum dev_queue { DEV_UP, DEV_DOWN, DEV_QUEUE_COUNT };   /* host -> device, device -> host */
+
+struct dev_piece {
+    void *to;
+    const void *from;
+    size_t bytes;
+};
+
+struct dev_copy {
+    enum dev_queue queue;
+    uint32_t piece_count;
+    struct dev_piece pieces[DEV_PIECES_MAX];
+    void *owner;                /* the caller's */
+    /* set by the device */
+    int result;                 /* 0, BASE_EDEVICE */
+    uint64_t submit_ns, done_ns;
+    struct dev_copy *next;
+};
+
+struct dev_config {
+    uint64_t memory_bytes;      /* what the device has; allocations beyond are refused */
+    uint64_t bandwidth;         /* bytes per second each way; 0 = as fast as memory (sim) */
+    uint64_t latency_ns;        /* of each copy (sim) */
+    double fault_share;         /* of copies that fail, drawn from the seed (sim, tests) */
+    uint64_t seed;
+};
+
+struct dev;
+
+struct dev_ops {
+    const char *name;
+    int (*create)(struct dev **out, const struct dev_config *config, struct base_clock *clock,
+                  struct base_err *err);
+    void (*destroy)(struct dev *dev);
+    /* 4096-aligned; freed with the device. */
+    int (*memory_alloc)(struct dev *dev, size_t bytes, void **out, struct base_err *err);
+    /* Optional: host memory that copies come from, pinned once. */
+    int (*host_register)(struct dev *dev, void *memory, size_t bytes);
+    void (*submit)(struct dev *dev, struct dev_copy *copy);
+    int (*reap)(struct dev *dev, struct dev_copy **done, unsigned max, unsigned min,
+                uint64_t deadline_ns);
+};
+
+/* First member of every device. */
+struct dev {
+    const struct dev_ops *ops;
+    struct base_clock *clock;
+    unsigned in_flight;
+    bool host_readable;         /* the CPU may read its memory: kernels on the CPU can use it */
+    char note[200];             /* what it is, for the start report */
+};
+
+/* "sim", "host". NULL if no device is called so. */
+const struct dev_ops *dev_find(const char *name);
+
+int dev_create(struct dev **out, const struct dev_ops *ops, const struct dev_config *config,
+               struct base_clock *clock, struct base_err *err);
+/* Waits for copies in flight, which are then lost; frees the memory. Accepts NULL. */
+void dev_destroy(struct dev *dev);
+
+/* 0; BASE_EBUDGET beyond memory_bytes, -ENOMEM. */
+int dev_memory_alloc(struct dev *dev, size_t bytes, void **out, struct base_err *err);
+int dev_host_register(struct dev *dev, void *memory, size_t bytes);    /* -ENOTSUP: no need */
+
+void dev_submit(struct dev *dev, struct dev_copy *copy);
+/* Moves finished copies to `done`, in order per queue. Waits until at least `min` finished or the
+ * absolute deadline passed; min = 0 polls. Returns their number. */
+int dev_reap(struct dev *dev, struct dev_copy **done, unsigned max, unsigned min,
+             uint64_t deadline_ns);
+
+extern const struct dev_ops dev_sim_ops, dev_host_ops;
+
+#endif
