@@ -1,0 +1,208 @@
+/* Recordings become the traces they should be, and bad ones are refused with file and line. */
+#include <errno.h>
+#include <math.h>
+
+#include "predictor/import.h"
+#include "tests/unit/predictor/support.h"
+
+#define HEAD "{\"format\": \"routing-jsonl\", \"version\": 1, \"model\": \"m\", \"layers\": 2, " \
+             "\"first_moe_layer\": 0, \"experts\": 8, \"top_k\": 2}\n"
+#define CSV_HEAD "# route_trace v1\n# model=/a/b/tiny-Q4.gguf arch=x n_layer=2 n_expert=8 n_expert_used=2\n" \
+                 "# layer=0 expert_bytes=100 dense_bytes=1\n# layer=1 expert_bytes=300 dense_bytes=1\n" \
+                 "turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n"
+
+static int import(const char *format, const char *text, struct pred_import_stats *stats,
+                  struct base_err *err)
+{
+    const char *from = support_path("in.txt");
+    support_write(from, (const uint8_t *)text, strlen(text));
+    bool jsonl = strcmp(format, "jsonl") == 0;
+    return (jsonl ? pred_import_jsonl : pred_import_csv)(from, support_path("out.trace"), stats, NULL, err);
+}
+
+static struct pred_trace_reader *open_out(void)
+{
+    struct pred_trace_reader *r;
+    struct base_err err = { 0 };
+    ck_assert_msg(pred_trace_reader_open(&r, support_path("out.trace"), &err) == 0, "%s", err.text);
+    return r;
+}
+
+static void next_step(struct pred_trace_reader *r, struct pred_trace_item *item)
+{
+    struct base_err err = { 0 };
+    ck_assert_msg(pred_trace_reader_next(r, PRED_WANT_ALL, item, &err) == 1, "%s", err.text);
+    ck_assert_int_eq(item->kind, PRED_ITEM_STEP);
+}
+
+START_TEST(jsonl_lines_become_steps)
+{
+    static struct pred_trace_item item;
+    struct pred_import_stats stats;
+    struct base_err err = { 0 };
+    int rc = import("jsonl", HEAD
+                    "{\"seq\":7,\"phase\":\"prefill\",\"token\":55,\"experts\":[[1,2],[3,4]]}\n"
+                    "{\"seq\":9,\"phase\":\"decode\",\"token\":-1,\"experts\":[[5,6],[7,0]]}\r\n"
+                    "\n{\"seq\":7,\"phase\":\"decode\",\"token\":4294967294,\"experts\":[[0,7],[2,1]]}",
+                    &stats, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    ck_assert_uint_eq(stats.tokens, 3);
+    ck_assert_uint_eq(stats.sequences, 2);
+    struct pred_trace_reader *r = open_out();
+    ck_assert_str_eq(pred_trace_reader_header(r)->source, "jsonl");
+    ck_assert_ptr_null(pred_trace_reader_header(r)->expert_bytes);
+    next_step(r, &item);
+    ck_assert_uint_eq(item.step.seqs[0], 7);
+    ck_assert_uint_eq(item.step.tokens[0], 55);
+    ck_assert_int_eq(item.step.phases[0], TIER_PREFILL);
+    ck_assert_mem_eq(item.step.expert_ids, ((uint32_t[]){ 1, 2, 3, 4 }), 16);
+    next_step(r, &item);
+    ck_assert_uint_eq(item.step.tokens[0], PRED_NO_TOKEN);
+    ck_assert_uint_eq(item.step.positions[0], 0);
+    next_step(r, &item);
+    ck_assert_uint_eq(item.step.tokens[0], 4294967294u);
+    ck_assert_uint_eq(item.step.positions[0], 1);
+    ck_assert_mem_eq(item.step.expert_ids, ((uint32_t[]){ 0, 7, 2, 1 }), 16);
+    ck_assert_int_eq(pred_trace_reader_next(r, PRED_WANT_ALL, &item, &err), 0);
+    pred_trace_reader_close(r);
+}
+END_TEST
+
+START_TEST(jsonl_may_count_dense_layers)
+{
+    static struct pred_trace_item item;
+    struct pred_import_stats stats;
+    struct base_err err = { 0 };
+    int rc = import("jsonl", "{\"format\":\"routing-jsonl\",\"version\":1,\"model\":\"m\",\"layers\":3,"
+                    "\"first_moe_layer\":1,\"experts\":8,\"top_k\":2,\"expert_bytes\":[10,20]}\n"
+                    "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[],[1,2],[3,4]],"
+                    "\"weights\":[[],[0.75,0.25],[0.5,0.125]]}\n", &stats, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    struct pred_trace_reader *r = open_out();
+    ck_assert_uint_eq(pred_trace_reader_header(r)->layers, 2);
+    ck_assert_uint_eq(pred_trace_reader_header(r)->expert_bytes[1], 20);
+    next_step(r, &item);
+    ck_assert_mem_eq(item.step.expert_ids, ((uint32_t[]){ 1, 2, 3, 4 }), 16);
+    ck_assert_mem_eq(item.step.expert_weights, ((float[]){ 0.75f, 0.25f, 0.5f, 0.125f }), 16);
+    pred_trace_reader_close(r);
+}
+END_TEST
+
+START_TEST(csv_prompt_is_one_step)
+{
+    static struct pred_trace_item item;
+    struct pred_import_stats stats;
+    struct base_err err = { 0 };
+    int rc = import("csv", CSV_HEAD
+                    "0,0,0,0,0,1,0.5,0,100\n0,0,0,0,1,2,0.25,0,100\n"
+                    "0,0,1,0,0,3,0.5,0,100\n0,0,1,0,1,4,0.25,0,100\n"
+                    "0,0,1,1,0,5,0.5,0,300\n0,0,1,1,1,6,0.25,0,300\n"      /* last token alone */
+                    "0,1,2,0,0,7,0.5,1,0\n0,1,2,0,1,1,0.5,1,0\n"
+                    "0,1,2,1,0,0,0.5,1,0\n0,1,2,1,1,2,0.5,1,0\n", &stats, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    ck_assert_uint_eq(stats.steps, 2);
+    ck_assert_uint_eq(stats.tokens, 3);
+    struct pred_trace_reader *r = open_out();
+    ck_assert_str_eq(pred_trace_reader_header(r)->model, "tiny-Q4");
+    ck_assert_uint_eq(pred_trace_reader_header(r)->expert_bytes[0], 100);
+    ck_assert_uint_eq(pred_trace_reader_header(r)->expert_bytes[1], 300);
+    next_step(r, &item);
+    ck_assert_uint_eq(item.step.token_count, 2);
+    ck_assert_mem_eq(item.step.expert_ids,
+                     ((uint32_t[]){ 1, 2, 3, 4, PRED_NO_EXPERT, PRED_NO_EXPERT, 5, 6 }), 32);
+    ck_assert(item.step.expert_weights[1] == 0.25f && item.step.expert_weights[4] == 0);
+    next_step(r, &item);
+    ck_assert_uint_eq(item.step.token_count, 1);
+    ck_assert_uint_eq(item.step.positions[0], 2);
+    ck_assert_int_eq(item.step.phases[0], TIER_DECODE);
+    ck_assert_mem_eq(item.step.expert_ids, ((uint32_t[]){ 7, 1, 0, 2 }), 16);
+    pred_trace_reader_close(r);
+}
+END_TEST
+
+START_TEST(bad_recordings)
+{
+    static const struct {
+        const char *format, *text, *place, *says;
+    } cases[] = {
+        { "jsonl", "", "in.txt: ", "no token lines" },
+        { "jsonl", "hello\n", "in.txt:1", "" },
+        { "jsonl", "{\"format\":\"other\"}\n", "in.txt:1: ", "routing-jsonl" },
+        { "jsonl", "{\"format\":\"routing-jsonl\",\"version\":2}\n", "in.txt:1", "version" },
+        { "jsonl", HEAD, "in.txt: ", "no token lines" },
+        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2]]}\n", "in.txt:2: ",
+          "2 layers" },
+        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2],[3]]}\n",
+          "in.txt:2: ", "layer 1: expected a list of 2" },
+        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,8],[3,4]]}\n",
+          "in.txt:2: ", "expert 8 is not one of 0 to 7" },
+        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,1],[3,4]]}\n",
+          "in.txt:2: ", "twice" },
+        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2.5],[3,4]]}\n",
+          "in.txt:2: ", "not one of" },
+        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"chat\",\"token\":1,\"experts\":[[1,2],[3,4]]}\n",
+          "in.txt:2: ", "prefill" },
+        { "jsonl", HEAD "{\"seq\":-1,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2],[3,4]]}\n",
+          "in.txt:2", "seq" },
+        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":4294967295,"
+          "\"experts\":[[1,2],[3,4]]}\n", "in.txt:2", "token" },
+        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2],[3,4]]", "in.txt:2",
+          "" },
+        { "csv", "", "in.txt: ", "no rows" },
+        { "csv", "a,b\n", "in.txt:1: ", "columns" },
+        { "csv", "turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n", "in.txt:1: ",
+          "n_expert_used" },
+        { "csv", "# model=x n_layer=0 n_expert=8 n_expert_used=2\n", "in.txt:1: ", "n_layer" },
+        { "csv", CSV_HEAD "0,0,0,0,0,1,0.5,0\n", "in.txt:6: ", "column" },
+        { "csv", CSV_HEAD "0,0,0,0,0,one,0.5,0,1\n", "in.txt:6: ", "column 6" },
+        { "csv", CSV_HEAD "0,2,0,0,0,1,0.5,0,1\n", "in.txt:6: ", "phase" },
+        { "csv", CSV_HEAD "0,0,0,2,0,1,0.5,0,1\n", "in.txt:6: ", "layer 2" },
+        { "csv", CSV_HEAD "0,0,0,0,0,9,0.5,0,1\n", "in.txt:6: ", "expert 9" },
+        { "csv", CSV_HEAD "0,0,0,1,0,1,0.5,0,1\n", "in.txt:6: ", "begins at layer 1" },
+        { "csv", CSV_HEAD "0,0,0,0,1,1,0.5,0,1\n", "in.txt:6: ", "slot 1 where slot 0" },
+        { "csv", CSV_HEAD "0,0,0,0,0,1,0.5,0,1\n0,0,0,0,1,1,0.5,0,1\n", "in.txt:7: ", "twice" },
+        { "csv", CSV_HEAD "0,0,0,0,0,1,0.5,0,1\n0,0,0,1,0,1,0.5,0,1\n", "in.txt:7: ", "1 of 2 experts" },
+        { "csv", CSV_HEAD "0,0,0,0,0,1,0.5,0,1\n0,0,0,0,1,2,0.5,0,1\n", "in.txt:7: ", "end at layer 0" },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct pred_import_stats stats;
+        struct base_err err = { 0 };
+        int rc = import(cases[i].format, cases[i].text, &stats, &err);
+        ck_assert_msg(rc < 0, "case %zu was taken", i);
+        ck_assert_msg(strstr(err.text, cases[i].place) && strstr(err.text, cases[i].says),
+                      "case %zu: %s", i, err.text);
+        ck_assert_msg(access(support_path("out.trace"), F_OK) < 0, "case %zu left a trace", i);
+        ck_assert_msg(access(support_path("out.trace.tmp"), F_OK) < 0, "case %zu left a file", i);
+    }
+}
+END_TEST
+
+START_TEST(broken_xz_is_refused)
+{
+    struct pred_import_stats stats;
+    struct base_err err = { 0 }, cut_err = { 0 };
+    const uint8_t bytes[] = { 0xfd, '7', 'z', 'X', 'Z', 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 };
+    const char *from = support_path("in.txt");
+    support_write(from, bytes, sizeof bytes);
+    ck_assert_int_eq(pred_import_jsonl(from, support_path("o.trace"), &stats, NULL, &err), BASE_EFORMAT);
+    ck_assert_ptr_nonnull(strstr(err.text, "damaged"));
+    support_write(from, bytes, 6);
+    ck_assert_int_eq(pred_import_jsonl(from, support_path("o.trace"), &stats, NULL, &cut_err),
+                     BASE_EFORMAT);
+    ck_assert_ptr_nonnull(strstr(cut_err.text, "too early"));
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("predictor/import");
+    TCase *tcase = tcase_create("import");
+    tcase_add_checked_fixture(tcase, support_begin, support_end);
+    tcase_add_test(tcase, jsonl_lines_become_steps);
+    tcase_add_test(tcase, jsonl_may_count_dense_layers);
+    tcase_add_test(tcase, csv_prompt_is_one_step);
+    tcase_add_test(tcase, bad_recordings);
+    tcase_add_test(tcase, broken_xz_is_refused);
+    suite_add_tcase(suite, tcase);
+    return support_run(suite);
+}
