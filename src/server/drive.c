@@ -19,6 +19,10 @@ static void poke(struct srv_drive *d)
 /* The engine side is done with a session. */
 static void drop(struct srv_drive *d, struct srv_session *s)
 {
+    if (s->end_finish == ENG_FAILED && !atomic_load(&s->cancelled)) {
+        atomic_fetch_add(&d->failed_generations, 1);
+        atomic_fetch_add(&d->slow_clients, s->overrun);
+    }
     atomic_fetch_sub(&d->held, 1);
     srv_session_unref(s);
 }

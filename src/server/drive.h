@@ -30,6 +30,8 @@ struct srv_drive {
     atomic_bool cancels;        /* some session was cancelled */
     atomic_uint held;           /* sessions this side holds a reference to */
     atomic_int failed;          /* the code with which the engine gave up */
+    /* Counted here, where it happens: a stuck client never comes to count itself. */
+    atomic_ullong slow_clients, failed_generations;
     /* Engine thread only. */
     struct srv_session **active;        /* [held_max] */
     unsigned active_count;

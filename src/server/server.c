@@ -15,7 +15,7 @@
 #include "server/http.h"
 #include "server/srv.h"
 
-enum { BACKLOG = 128, POSITIONS_DEFAULT_MAX = 4096, CLOSE_FLUSH_MS = 1000 };
+enum { BACKLOG = 128, SEND_BUFFER = 65536, POSITIONS_DEFAULT_MAX = 4096, CLOSE_FLUSH_MS = 1000 };
 
 #define BASE_OPTION_OWNER struct srv_config
 const struct base_option srv_options[] = { SRV_OPTIONS(BASE_OPTION_ROW) };
@@ -43,12 +43,15 @@ static void name_socket(struct srv_socket *to)
 
 static int bind_address(const struct addrinfo *address)
 {
-    int on = 1;
+    int on = 1, send_bytes = SEND_BUFFER;
     int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
         return -errno;
     }
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    /* Inherited by every connection: what the kernel may hold for a client that does not read is
+     * bounded too, else such a client would look like a fast one for megabytes. */
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof send_bytes);
     if (bind(fd, address->ai_addr, address->ai_addrlen) < 0) {
         int rc = -errno;
         close(fd);
@@ -195,4 +198,6 @@ void srv_snapshot(struct srv *srv, struct srv_metrics *out)
     *out = srv->hub.metrics;
     pthread_mutex_unlock(&srv->hub.metrics_lock);
     out->active_generations = atomic_load(&srv->drive.held);
+    out->slow_clients = atomic_load(&srv->drive.slow_clients);
+    out->failed_generations = atomic_load(&srv->drive.failed_generations);
 }

@@ -97,6 +97,7 @@ void srv_session_put_end(struct srv_session *s, int finish, int code, const char
     };
     MUST(!atomic_load(&s->ended));
     srv_ring_put(&s->ring, &record, sentence ? sentence : "", true);
+    s->end_finish = finish;
     atomic_store(&s->ended, true);
 }
 
@@ -148,10 +149,7 @@ static void measure(struct srv_session *s, const struct srv_record *record)
             base_hist_add(&m->token_interval, record->time_ns - s->last_token_ns);
         }
         s->last_token_ns = record->time_ns;
-    } else if (record->kind == SRV_RECORD_END && record->finish == ENG_FAILED) {
-        m->failed_generations++;
-        m->slow_clients += record->code == -ENOBUFS;
-    } else if (record->kind == SRV_RECORD_END) {
+    } else if (record->kind == SRV_RECORD_END && record->finish != ENG_FAILED) {
         base_hist_add(&m->request_latency, record->time_ns - s->begun_ns);
     }
     pthread_mutex_unlock(&s->hub->metrics_lock);

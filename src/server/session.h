@@ -45,6 +45,7 @@ struct srv_session {
     struct srv_session *next;   /* in the queue of those the engine has no room for */
     uint64_t request;
     bool overrun;               /* the ring was full: the client is too slow */
+    int end_finish;             /* of the END record */
     /* Under the hub's lock. */
     struct srv_session *hub_next, *hub_previous;
     bool joined;
