@@ -27,6 +27,10 @@ int srv_fault_set(struct srv_fault *fault, int status, const char *type, const c
     va_start(args, format);
     vsnprintf(fault->message, sizeof fault->message, format, args);
     va_end(args);
+    /* Messages quote what clients sent; a sentence has no line ends and no escape codes. */
+    for (char *c = fault->message; *c; c++) {
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = ' ';
+    }
     return -EINVAL;
 }
 

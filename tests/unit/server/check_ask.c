@@ -156,6 +156,8 @@ static const struct {
       "not supported" },
     { SRV_COMPLETION, "{\"prompt\":\"x\",\"temprature\":1}", "temprature",
       "did you mean 'temperature'?" },
+    { SRV_COMPLETION, "{\"prompt\":\"x\",\"a\\nb\\u001b[31m\":1}", "a\nb\033[31m",
+      "unknown parameter 'a b [31m'" },
     { SRV_COMPLETION, "{\"prompt\":\"x\",\"messages\":[]}", "messages", "unknown parameter" },
     { SRV_COMPLETION, "{\"prompt\":\"x\",\"model\":5}", "model", "a string" },
     { SRV_CHAT, "{\"prompt\":\"x\"}", "prompt", "unknown parameter 'prompt'" },

@@ -48,7 +48,7 @@ START_TEST(errors_have_the_four_fields)
     srv_fault_set(&fault, 500, "later", "later", "later", "the first fault is kept");
     srv_render_error(&out, &fault);
     const struct port_json *error = port_json_get(parsed(), "error");
-    ck_assert_str_eq(text_at(error, "message"), "bad \"a\nb\"");
+    ck_assert_str_eq(text_at(error, "message"), "bad \"a b\"");
     ck_assert_str_eq(text_at(error, "type"), "invalid_request_error");
     ck_assert_str_eq(text_at(error, "param"), "stop");
     ck_assert_int_eq(port_json_type(port_json_get(error, "code")), PORT_JSON_NULL);
