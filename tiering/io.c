@@ -47,6 +47,7 @@ static int create_auto(struct tier_io **out, const struct tier_io_config *config
     rc = create_named(out, backends[BACKEND_THREADS - 1], config, clock, err);
     if (rc < 0) return rc;
     struct tier_io *io = *out;
+    io->backend_refused = true;
     snprintf(io->note, sizeof io->note, "threads, because %.*s", (int)sizeof io->note - 20,
              why.text);
     return 0;
@@ -166,6 +167,7 @@ void tier_io_mirror(struct tier_io *wrapper, const struct tier_io *inner)
     wrapper->files = inner->files;
     wrapper->depth = inner->depth;
     wrapper->direct = inner->direct;
+    wrapper->backend_refused = inner->backend_refused;
     wrapper->direct_refused = inner->direct_refused;
     wrapper->buffers_refused = inner->buffers_refused;
     snprintf(wrapper->note, sizeof wrapper->note, "%.60s over %.130s", wrapper->ops->name,

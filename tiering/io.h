@@ -96,6 +96,7 @@ struct tier_io {
     unsigned in_flight;
     unsigned depth;
     bool direct;                /* requests must be 4096-aligned */
+    bool backend_refused;       /* auto had to take threads: reported as degraded */
     bool direct_refused;        /* auto fell back to buffered reads: reported as degraded */
     bool buffers_refused;       /* the kernel would not register the slots: reads cost more CPU */
     char note[200];             /* what was chosen and why, for the start report */

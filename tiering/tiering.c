@@ -575,6 +575,10 @@ static void publish(struct tier *t, uint64_t now)
     s->steps = t->steps;
     snprintf(s->io_note, sizeof s->io_note, "%s", t->io->note);
     snprintf(s->pin_note, sizeof s->pin_note, "%s", t->cache.slots.note);
+    s->backend_degraded = t->io->backend_refused;
+    s->direct_degraded = t->io->direct_refused;
+    s->buffers_degraded = t->io->buffers_refused;
+    s->pin_degraded = !t->cache.slots.locked && t->config.dram_pin != TIER_PIN_OFF;
     tier_publish_begin(&t->publish);
     tier_publish_put(&t->publish, 0, s, sizeof *s);
     for (uint32_t l = 0; l < t->layers; l++) {

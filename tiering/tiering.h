@@ -183,6 +183,8 @@ struct tier_snapshot {
     uint64_t steps;
     char io_note[200];                  /* which backend, and why */
     char pin_note[200];
+    /* Where `auto` had to do with less than it wanted; the notes say why. */
+    bool backend_degraded, direct_degraded, buffers_degraded, pin_degraded;
 };
 /* Any thread, at any time; never blocks the engine. */
 void tier_snapshot(struct tier *tier, struct tier_snapshot *out);

@@ -157,6 +157,19 @@ static int serve(struct srv *srv)
     return srv_failed(srv);
 }
 
+/* What `auto` settings had to do without is said once at start; /tier/stats keeps saying it. */
+static void report_degraded(struct tier *tier)
+{
+    static struct tier_snapshot snapshot;       /* too large for the stack */
+    tier_snapshot(tier, &snapshot);
+    if (snapshot.backend_degraded || snapshot.direct_degraded || snapshot.buffers_degraded) {
+        base_log(BASE_LOG_WARN, "server", "degraded: io: %s", snapshot.io_note);
+    }
+    if (snapshot.pin_degraded) {
+        base_log(BASE_LOG_WARN, "server", "degraded: tiers.dram.pin: %s", snapshot.pin_note);
+    }
+}
+
 static int run_server(const struct eng_stack_args *args, struct base_err *err)
 {
     static struct eng_stack stack;
@@ -170,6 +183,7 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     open = true;
     rc = eng_stack_print_footprint(args, stderr, err);
     if (rc < 0) goto done;
+    report_degraded(stack.tier);
     rc = catch_signals(err);
     if (rc < 0) goto done;
     struct srv_open_args open_args = { &config.server, &stack, &socket };

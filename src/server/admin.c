@@ -314,20 +314,27 @@ static void put_report(struct srv *srv, struct base_buf *to, const struct tier_s
 {
     struct base_option_group groups[ENG_STACK_GROUPS];
     size_t count = eng_stack_groups(&srv->stack->config, groups);
-    static const char *const keys[] = {
-        "io.backend", "io.direct", "tiers.dram.pin", "tiers.dram.capacity", "policy.eviction",
-        "kv.dtype", "engine.cpu_mask", "engine.threads",
+    const struct {
+        const char *key;
+        const char *note;
+        bool degraded;
+    } lines[] = {
+        { "io.backend", tier->io_note, tier->backend_degraded || tier->buffers_degraded },
+        { "io.direct", tier->io_note, tier->direct_degraded },
+        { "tiers.dram.pin", tier->pin_note, tier->pin_degraded },
+        { "tiers.dram.capacity", "", false },
+        { "policy.eviction", "", false },
+        { "kv.dtype", "", false },
+        { "engine.threads", "", false },
     };
     bool any = false;
     base_buf_puts(to, "\"report\":[");
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
         char value[BASE_OPTION_TEXT];
-        if (base_option_get(groups, count, keys[i], value, sizeof value) < 0) {
-            continue;
+        if (base_option_get(groups, count, lines[i].key, value, sizeof value) >= 0) {
+            put_report_line(to, &any, lines[i].key, value,
+                            lines[i].degraded ? "degraded" : "active", lines[i].note);
         }
-        const char *note = i < 2 ? tier->io_note : i == 2 ? tier->pin_note : "";
-        bool degraded = (i < 3) && strstr(note, "degraded") != NULL;
-        put_report_line(to, &any, keys[i], value, degraded ? "degraded" : "active", note);
     }
     base_buf_puts(to, "],");
 }

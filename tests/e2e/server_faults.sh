@@ -7,12 +7,12 @@
 metric() { curl -sS --max-time 10 "$url/metrics" | sed -n "s/^$1 //p"; }
 until_metric() { # NAME VALUE
     local got=''
-    for _ in $(seq 400); do
+    for _ in $(seq 2400); do
         got=$(metric "$1")
         if [ "$got" = "$2" ]; then return; fi
         sleep 0.05
     done
-    fail "$1 is $got, not $2, after 20 s"
+    fail "$1 is $got, not $2, after 120 s"
 }
 
 echo '== a client that does not read loses its request, and only that'
