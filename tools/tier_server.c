@@ -1,4 +1,4 @@
-/* tier-server: serves a model over OpenAI's API, its experts streaming from disk through the tiers. */
+/* tier-server: serves a model over OpenAI's API; its experts stream from disk through the tiers. */
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -252,7 +252,8 @@ static int run(int count, char **arguments)
 }
 
 static const struct cli_flag server_flags[] = {
-    { "model", CLI_TEXT, &flags.model, "DIR", "model folder (config.json, tokenizer, safetensors)" },
+    { "model", CLI_TEXT, &flags.model, "DIR", "model folder (config.json, tokenizer, "
+      "safetensors)" },
     { "config", CLI_TEXT, &flags.config, "FILE", "settings; without it, the built-in "
       "configs/cpu-only.yaml" },
     { "set", CLI_REPEATED, &flags.set, "KEY=VALUE", "one setting, over those of the file" },

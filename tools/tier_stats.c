@@ -216,7 +216,8 @@ static void show_head(const struct port_json *now, const struct port_json *befor
     fprintf(to, "%s  expertier %s  %s  up %.0f s  %.0f steps\n", text_of(now, "model"),
             text_of(now, "version"), text_of(now, "state"), number(now, "up_seconds"),
             number(now, "steps"));
-    fprintf(to, "requests: %.0f running, %.0f waiting, %.0f finished, %.0f failed, %.0f cancelled\n",
+    fprintf(to, "requests: %.0f running, %.0f waiting, %.0f finished, %.0f failed, "
+            "%.0f cancelled\n",
             number(engine, "running_requests"), number(engine, "waiting_requests"),
             number(engine, "finished_requests"), number(engine, "failed_requests"),
             number(engine, "cancelled_requests"));
@@ -397,7 +398,8 @@ static const struct cli_flag stats_flags[] = {
       "terminal)" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print the server's JSON once" },
     { "interval", CLI_TIME, &flags.interval_ns, "TIME", "time between two pictures; default 1s" },
-    { "limit", CLI_UINT, &flags.limit, "N", "experts listed, most used first; 0 = all, default 24" },
+    { "limit", CLI_UINT, &flags.limit, "N", "experts listed, most used first; 0 = all; "
+      "default 24" },
     { 0 },
 };
 

@@ -390,7 +390,8 @@ static int read_message(struct srv_ask *ask, size_t index, const struct port_jso
     }
     if (!message->role) {
         return REFUSE(fault, "invalid_value", "messages",
-                      "messages[%zu].role must be system, developer, user, assistant or tool%s%.40s",
+                      "messages[%zu].role must be system, developer, user, assistant or tool"
+                      "%s%.40s",
                       index, role ? ", not " : "", role ? role : "");
     }
     const struct port_json *content = port_json_get(value, "content");

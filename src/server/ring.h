@@ -38,7 +38,7 @@ struct srv_ring {
 int srv_ring_init(struct srv_ring *ring, size_t size);
 void srv_ring_fini(struct srv_ring *ring);
 
-/* False when there is no room. A `last` record may use the reserve; its text is cut to fit there. */
+/* False when there is no room. A `last` record may use the reserve; its text is cut to fit. */
 bool srv_ring_put(struct srv_ring *ring, const struct srv_record *record, const char *text,
                   bool last);
 

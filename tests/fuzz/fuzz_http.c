@@ -1,5 +1,5 @@
-/* Any bytes as a request body: a request that can be carried out, or one sentence in an error of the
- * API's shape; any text in an answer is valid JSON in valid event frames. */
+/* Any bytes as a request body: a request that can be carried out, or one sentence in an error of
+ * the API's shape; any text in an answer is valid JSON in valid event frames. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,4 +1,4 @@
-/* Replies are valid JSON of OpenAI's shapes, whatever the text; event frames hold each event whole. */
+/* Replies are valid JSON of OpenAI's shapes, whatever the text; an event frame holds it whole. */
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
