@@ -82,6 +82,7 @@ START_TEST(depth_is_bounded)
     memset(text + 64, ']', 64);
     text[128] = '\0';
     parse(text);
+    port_json_free(root);
     memset(text, '[', 200);
     text[3] = '\n';
     memset(text + 200, ']', 200);

@@ -375,7 +375,7 @@ static void build_record(struct builder *b, uint8_t kind, const uint8_t *payload
 {
     uint8_t bytes[4096] = { kind, (uint8_t)size };
     ck_assert_uint_lt(size, 128);
-    memcpy(bytes + 2, payload, size);
+    if (size > 0) memcpy(bytes + 2, payload, size);
     build_chunk_at(b, bytes, size + 2, b->chunk++, b->record++);
 }
 
