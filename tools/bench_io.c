@@ -180,12 +180,13 @@ static double read_for(struct bench *bench, struct tier_io *io, uint64_t size, u
         bool more = now < end && !interrupted;
         for (int i = 0; i < count; i++) {
             if (done[i]->result != (int64_t)size) goto end;
-            if (now <= end) bytes += size;
+            bytes += size;
             done[i]->offset = base_rng_below(&rng, blocks) * size;
         }
         if (more && count > 0) tier_io_submit(io, done, (unsigned)count);
     }
-    rate = (double)bytes * 1e9 / (double)flags.time_ns;
+    /* As fio counts: all reads, over the time until the last one is back. */
+    rate = (double)bytes * 1e9 / (double)(now - begin);
 end:
     while (io->in_flight > 0) {
         tier_io_reap(io, done, 64, 1, UINT64_MAX);

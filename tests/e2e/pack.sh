@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# tier-pack from the shell: index, verify, info, repack over two folders; the answer of a model is
+# the same from the checkpoint and from its pack; exit codes; the bench leaves no file behind.
+set -euo pipefail
+bin=${EXPERTIER_BUILD:?}/bin
+model=${EXPERTIER_SOURCE:?}/models/pebble
+work=$(mktemp -d "$EXPERTIER_BUILD/pack_XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+fail() { echo "FAILED: $*"; exit 1; }
+refuse() { # CODE SAYS COMMAND...
+    local wanted=$1 says=$2 code=0; shift 2
+    "$@" >"$work/out" 2>&1 || code=$?
+    [ "$code" = "$wanted" ] || fail "exit code $code, not $wanted, of $*: $(cat "$work/out")"
+    grep -qF -- "$says" "$work/out" || fail "no '$says' in: $(cat "$work/out")"
+}
+answer() { # INDEX
+    "$bin/tier-run" --model "$model" --prompt 'In the beginning' --max-tokens 24 --quiet \
+        --set "tiers.nvme.index=$1"
+}
+
+index=$work/own.index
+refuse 1 'tier-pack index' "$bin/tier-pack" verify "$model" --index "$index"
+"$bin/tier-pack" index "$model" --index "$index" --quiet
+"$bin/tier-pack" verify "$model" --index "$index" --json | grep -q '"bad":0' || fail 'verify'
+"$bin/tier-pack" info "$model" --index "$index" | grep -q '384: 6 layers' || fail 'info'
+
+for mode in stripe mirror; do
+    "$bin/tier-pack" repack "$model" --index "$index" --to "$work/$mode-a" --to "$work/$mode-b" \
+        --mode "$mode" --quiet
+    pack=$work/$mode-a/expertier.index
+    "$bin/tier-pack" verify "$model" --index "$pack" --json | grep -q '"bad":0' || fail "$mode"
+    [ "$(answer "$index")" = "$(answer "$pack")" ] || fail "another answer from the $mode pack"
+done
+
+printf '\xff' | dd of="$work/stripe-b/experts.pack" bs=1 seek=50000 conv=notrunc status=none
+refuse 1 'do not match their checksum' "$bin/tier-pack" verify "$model" \
+    --index "$work/stripe-a/expertier.index"
+refuse 2 '--to' "$bin/tier-pack" repack "$model" --index "$index"
+refuse 2 'stripe or mirror' "$bin/tier-pack" repack "$model" --to "$work/c" --mode both
+refuse 2 '' "$bin/tier-pack" index
+refuse 1 'config.json' "$bin/tier-pack" info "$work"
+
+"$bin/tier-bench" io --json --quiet --no-fio --dir "$work" --bytes 16MiB --size 64KiB --depth 4 \
+    --rounds 1 --time 20ms >"$work/bench.json"
+grep -q '"fio_skipped":"--no-fio"' "$work/bench.json" || fail "bench: $(cat "$work/bench.json")"
+refuse 2 '--depth' "$bin/tier-bench" io --depth none
+[ -z "$(find "$work" -name 'tier-bench*')" ] || fail 'the bench left its file'
+echo ok
