@@ -7,17 +7,9 @@
 
 #include "base/log.h"
 #include "base/must.h"
+#include "tiering/mover.h"
 
-enum {
-    WANTED = 1,                 /* the core's view */
-    WAITING = 2,                /* in the list of those without a slot */
-    DEMAND = 4,                 /* somebody waits for it */
-    VERIFIED = 8,               /* its hash was right once */
-    FAILED = 16,
-    LATE = 32,                  /* DEMAND came after a prefetch had begun */
-};
-
-enum { NO_KEY = UINT32_MAX, NO_LOAD = UINT32_MAX, REAP_BATCH = 64 };
+enum { NO_KEY = UINT32_MAX, NO_LOAD = UINT32_MAX, REAP_BATCH = 64, BOTH_WAIT_NS = 50000 };
 
 /* One expert being read. */
 struct tier_load {
@@ -37,29 +29,29 @@ struct tier_load {
 
 static void queue_push(struct tier_cache *c, struct tier_queue *q, uint32_t slot)
 {
-    struct tier_slot *at = &c->slots.at[slot];
+    struct tier_slot *at = &c->dram.slots.at[slot];
     at->prev = q->tail;
     at->next = TIER_NO_SLOT;
     if (q->tail == TIER_NO_SLOT) {
         q->head = slot;
     } else {
-        c->slots.at[q->tail].next = slot;
+        c->dram.slots.at[q->tail].next = slot;
     }
     q->tail = slot;
 }
 
 static void queue_remove(struct tier_cache *c, struct tier_queue *q, uint32_t slot)
 {
-    struct tier_slot *at = &c->slots.at[slot];
+    struct tier_slot *at = &c->dram.slots.at[slot];
     if (at->prev == TIER_NO_SLOT) {
         q->head = at->next;
     } else {
-        c->slots.at[at->prev].next = at->next;
+        c->dram.slots.at[at->prev].next = at->next;
     }
     if (at->next == TIER_NO_SLOT) {
         q->tail = at->prev;
     } else {
-        c->slots.at[at->next].prev = at->prev;
+        c->dram.slots.at[at->next].prev = at->prev;
     }
 }
 
@@ -76,84 +68,152 @@ static void prefetch_close(struct tier_cache *c, struct tier_slot *at)
 
 /* -- slots for keys --------------------------------------------------------------------------- */
 
-static void give_slot(struct tier_cache *c, uint32_t slot);
+void tier_line_push(struct tier_cache *c, struct tier_line *line, uint32_t key, uint8_t flag)
+{
+    if (c->flags[key] & flag) return;
+    c->flags[key] |= flag;
+    line->next[key] = NO_KEY;
+    if (line->tail == NO_KEY) {
+        line->head = key;
+    } else {
+        line->next[line->tail] = key;
+    }
+    line->tail = key;
+}
 
-/* Finds a place for a wanted expert and queues its read, or puts it in line for a slot. */
+uint32_t tier_line_pop(struct tier_cache *c, struct tier_line *line, uint8_t flag)
+{
+    uint32_t key = line->head;
+    if (key == NO_KEY) return NO_KEY;
+    line->head = line->next[key];
+    if (line->head == NO_KEY) line->tail = NO_KEY;
+    c->flags[key] &= (uint8_t)~flag;
+    return key;
+}
+
+/* It shall be in dram, or must pass through it. */
+static bool needs_dram(const struct tier_cache *c, uint32_t key)
+{
+    if (c->flags[key] & TIER_KEY_DRAM) return true;
+    return c->flags[key] & TIER_KEY_HBM && !tier_seats_ready(&c->hbm, key);
+}
+
+/* Finds a place for an expert and queues its read, or puts it in line for a slot. */
 static void seat(struct tier_cache *c, uint32_t key)
 {
-    uint32_t slot = tier_slots_take(&c->slots, key);
+    uint32_t slot = tier_slots_take(&c->dram.slots, key);
     if (slot == TIER_NO_SLOT) {
-        if (c->flags[key] & WAITING) return;
-        c->flags[key] |= WAITING;
-        c->next_waiting[key] = NO_KEY;
-        if (c->waiting_tail == NO_KEY) {
-            c->waiting_head = key;
-        } else {
-            c->next_waiting[c->waiting_tail] = key;
-        }
-        c->waiting_tail = key;
+        tier_line_push(c, &c->dram.line, key, TIER_KEY_IN_LINE);
         return;
     }
-    struct tier_slot *at = &c->slots.at[slot];
-    c->slot_of[key] = slot;
-    at->prefetch = !(c->flags[key] & DEMAND);
+    struct tier_slot *at = &c->dram.slots.at[slot];
+    c->dram.slot_of[key] = slot;
+    at->prefetch = !(c->flags[key] & TIER_KEY_DEMAND);
     if (at->prefetch) c->prefetch_open++;
     queue_push(c, queue_of(c, at), slot);
 }
 
-/* Lets those in line have free slots. Who left the line by eviction is still in it: skipped. */
 static void seat_waiting(struct tier_cache *c)
 {
-    while (c->slots.free_count > 0 && c->waiting_head != NO_KEY) {
-        uint32_t key = c->waiting_head;
-        c->waiting_head = c->next_waiting[key];
-        if (c->waiting_head == NO_KEY) c->waiting_tail = NO_KEY;
-        c->flags[key] &= (uint8_t)~WAITING;
-        if (c->flags[key] & WANTED && c->slot_of[key] == TIER_NO_SLOT) seat(c, key);
+    while (c->dram.slots.free_count > 0) {
+        uint32_t key = tier_line_pop(c, &c->dram.line, TIER_KEY_IN_LINE);
+        if (key == NO_KEY) return;
+        if (needs_dram(c, key) && c->dram.slot_of[key] == TIER_NO_SLOT) seat(c, key);
     }
 }
 
 static void give_slot(struct tier_cache *c, uint32_t slot)
 {
-    struct tier_slot *at = &c->slots.at[slot];
-    MUST(c->slot_of[at->key] == slot);
-    MUST(at->state != TIER_SLOT_READY || c->leases[at->key] == 0);
+    struct tier_slot *at = &c->dram.slots.at[slot];
+    MUST(c->dram.slot_of[at->key] == slot);
+    MUST(c->device || at->state != TIER_SLOT_READY || c->leases[at->key] == 0);
     prefetch_close(c, at);
-    c->slot_of[at->key] = TIER_NO_SLOT;
-    tier_slots_give(&c->slots, slot);
+    c->dram.slot_of[at->key] = TIER_NO_SLOT;
+    tier_slots_give(&c->dram.slots, slot);
 }
 
-void tier_cache_want(struct tier_cache *c, uint32_t key, bool demand)
+void tier_cache_dram_give(struct tier_cache *c, uint32_t slot)
 {
-    MUST(!(c->flags[key] & (WANTED | FAILED)));
-    c->flags[key] |= WANTED;
-    if (demand) c->flags[key] |= DEMAND;
-    uint32_t slot = c->slot_of[key];
-    if (slot == TIER_NO_SLOT) {
-        seat(c, key);
-    } else if (demand) {
-        /* Evicted in flight and wanted again: the same read serves. */
+    give_slot(c, slot);
+    seat_waiting(c);
+}
+
+/* Nobody needs the expert's dram slot any more. One that is being read comes back with the read. */
+static void leave_dram(struct tier_cache *c, uint32_t key)
+{
+    uint32_t slot = c->dram.slot_of[key];
+    if (slot == TIER_NO_SLOT) return;
+    struct tier_slot *at = &c->dram.slots.at[slot];
+    if (at->prefetch && at->state != TIER_SLOT_QUEUED) c->stats.prefetch_wasted_bytes += at->bytes;
+    if (at->state == TIER_SLOT_READING) {
+        prefetch_close(c, at);
+        at->prefetch = false;
+        return;
+    }
+    if (at->state == TIER_SLOT_QUEUED) queue_remove(c, queue_of(c, at), slot);
+    tier_cache_dram_give(c, slot);
+}
+
+/* Brings memory one step nearer to what the core wants of an expert. Called after every change of
+ * either; what is under way is let run, its end comes here again. */
+void tier_cache_settle(struct tier_cache *c, uint32_t key)
+{
+    if (c->device) {
+        uint32_t slot = c->hbm.slot_of[key];
+        if (slot != TIER_NO_SLOT && c->hbm.slots.at[slot].moving) return;
+        if (slot == TIER_NO_SLOT && c->flags[key] & TIER_KEY_HBM) {
+            if (tier_seats_ready(&c->dram, key)) tier_mover_up(c, key);
+            return;
+        }
+        if (slot != TIER_NO_SLOT && !(c->flags[key] & TIER_KEY_HBM)) {
+            bool down = c->flags[key] & TIER_KEY_DRAM && c->dram.slot_of[key] == TIER_NO_SLOT;
+            if (down && tier_mover_down(c, key)) return;
+            tier_mover_give(c, slot);
+        }
+    }
+    if (!needs_dram(c, key)) leave_dram(c, key);
+}
+
+void tier_cache_move(struct tier_cache *c, uint32_t key, uint8_t in, uint8_t out, bool fetch,
+                     bool demand)
+{
+    MUST(!(c->flags[key] & TIER_KEY_FAILED));
+    c->flags[key] = (uint8_t)((c->flags[key] | in) & ~out);
+    /* What leaves the tier where it is used is nobody's demand any more. */
+    if (out & (c->device ? TIER_KEY_HBM : TIER_KEY_DRAM)) {
+        c->flags[key] &= (uint8_t)~(TIER_KEY_DEMAND | TIER_KEY_LATE);
+    }
+    tier_cache_settle(c, key);
+    if (!fetch || !needs_dram(c, key)) return;
+    if (demand) {
         tier_cache_demand(c, key);
+    } else if (c->dram.slot_of[key] == TIER_NO_SLOT) {
+        seat(c, key);
     }
 }
 
 void tier_cache_demand(struct tier_cache *c, uint32_t key)
 {
-    uint32_t slot = c->slot_of[key];
-    MUST(c->flags[key] & WANTED);
-    c->flags[key] |= DEMAND;
+    uint32_t slot = c->dram.slot_of[key];
+    c->flags[key] |= TIER_KEY_DEMAND;
     if (slot == TIER_NO_SLOT) {
+        MUST(needs_dram(c, key));
         seat(c, key);
         return;
     }
-    struct tier_slot *at = &c->slots.at[slot];
+    struct tier_slot *at = &c->dram.slots.at[slot];
+    if (c->device && c->hbm.slot_of[key] != TIER_NO_SLOT &&
+        c->hbm.slots.at[c->hbm.slot_of[key]].prefetch) {
+        c->flags[key] |= TIER_KEY_LATE;
+        c->hbm.slots.at[c->hbm.slot_of[key]].prefetch = false;
+    }
     if (!at->prefetch) return;
     if (at->state == TIER_SLOT_QUEUED) {
         queue_remove(c, &c->prefetch, slot);
         queue_push(c, &c->demand, slot);
-    } else if (at->state == TIER_SLOT_READING) {
+    } else if (at->state == TIER_SLOT_READING && at->load != NO_LOAD) {
         struct tier_load *load = &c->loads[at->load];
-        c->flags[key] |= LATE;
+        c->flags[key] |= TIER_KEY_LATE;
         for (uint32_t i = 0; i < load->record.extent_count; i++) {
             tier_io_promote(c->io, &load->reqs[i]);
         }
@@ -162,25 +222,11 @@ void tier_cache_demand(struct tier_cache *c, uint32_t key)
     at->prefetch = false;
 }
 
-void tier_cache_unwant(struct tier_cache *c, uint32_t key)
-{
-    uint32_t slot = c->slot_of[key];
-    MUST(c->flags[key] & WANTED);
-    c->flags[key] &= (uint8_t)~(WANTED | DEMAND | LATE);
-    if (slot == TIER_NO_SLOT) return;
-    struct tier_slot *at = &c->slots.at[slot];
-    if (at->prefetch && at->state != TIER_SLOT_QUEUED) c->stats.prefetch_wasted_bytes += at->bytes;
-    if (at->state == TIER_SLOT_READING) return;
-    if (at->state == TIER_SLOT_QUEUED) queue_remove(c, queue_of(c, at), slot);
-    give_slot(c, slot);
-    seat_waiting(c);
-}
-
 void tier_cache_layer_passed(struct tier_cache *c, uint32_t layer)
 {
     uint32_t slot = c->prefetch.head;
     while (slot != TIER_NO_SLOT) {
-        struct tier_slot *at = &c->slots.at[slot];
+        struct tier_slot *at = &c->dram.slots.at[slot];
         uint32_t next = at->next;
         if (at->key / c->experts == layer) {
             queue_remove(c, &c->prefetch, slot);
@@ -211,7 +257,7 @@ static void outbox_push(struct tier_cache *c, struct tier_load *load)
 
 static void load_begin(struct tier_cache *c, uint32_t slot)
 {
-    struct tier_slot *at = &c->slots.at[slot];
+    struct tier_slot *at = &c->dram.slots.at[slot];
     uint32_t index = c->free_load, key = at->key;
     struct tier_load *load = &c->loads[index];
     c->free_load = load->next_free;
@@ -222,7 +268,7 @@ static void load_begin(struct tier_cache *c, uint32_t slot)
     load->end_ns = load->named_ns = load->begin_ns;
     tier_store_record(c->store, key / c->experts, key % c->experts, &load->record);
     const struct tier_record *record = &load->record;
-    char *memory = tier_slots_memory(&c->slots, slot);
+    char *memory = tier_slots_memory(&c->dram.slots, slot);
     for (uint32_t i = 0; i < record->extent_count; i++) {
         const struct tier_extent *extent = &record->extents[i];
         struct tier_extent_read read = tier_extent_read(extent);
@@ -234,7 +280,7 @@ static void load_begin(struct tier_cache *c, uint32_t slot)
             .prefetch = at->prefetch,
             .owner = load,
         };
-        MUST(extent->slot_offset + load->reqs[i].bytes <= c->slots.slot_bytes);
+        MUST(extent->slot_offset + load->reqs[i].bytes <= c->dram.slots.slot_bytes);
     }
     for (int p = 0; p < TIER_PARTS; p++) {
         at->part_offset[p] = record->part_bytes[p] ? (uint32_t)record->part_offset[p] : UINT32_MAX;
@@ -311,41 +357,43 @@ static void account(struct tier_cache *c, const struct tier_load *load)
     relaxed_store(&s->count, s->count + 1);
 }
 
-static void give_up(struct tier_cache *c, const struct tier_load *load, int code)
+void tier_cache_give_up(struct tier_cache *c, uint32_t key, int code, uint32_t file,
+                        uint64_t offset)
 {
-    const struct tier_extent *extent = &load->record.extents[load->error_extent];
-    uint32_t key = load->key, slot = load->slot;
+    uint32_t layer = tier_store_layer_of(c->store, key / c->experts);
+    const char *path = file == UINT32_MAX ? "(copy to the device)"
+                                          : tier_store_file_path(c->store, file);
     if (c->failure_count < TIER_FAILURES_MAX) {
         c->failures[c->failure_count++] = (struct tier_failure){
-            .key = key, .code = code, .file = extent->file, .offset = extent->offset,
+            .key = key, .code = code, .file = file, .offset = offset,
         };
     }
     c->stats.quarantined++;
     base_log(BASE_LOG_ERROR, "tiers", "expert given up: %s layer=%" PRIu32 " expert=%" PRIu32
-             " file=%s offset=%" PRIu64, base_err_name(code), load->record.layer,
-             load->record.index, tier_store_file_path(c->store, extent->file), extent->offset);
-    c->flags[key] = FAILED;
-    give_slot(c, slot);
+             " file=%s offset=%" PRIu64, base_err_name(code), layer, key % c->experts, path, offset);
+    /* It may still stand in a line: that bit goes when its turn comes. */
+    c->flags[key] &= TIER_KEY_IN_LINE | TIER_KEY_IN_LINE << 1;
+    c->flags[key] |= TIER_KEY_FAILED;
     c->failed(c->context, key);
-    seat_waiting(c);
+    if (c->device && c->hbm.slot_of[key] != TIER_NO_SLOT) tier_cache_settle(c, key);
+    if (c->dram.slot_of[key] != TIER_NO_SLOT) tier_cache_dram_give(c, c->dram.slot_of[key]);
 }
 
 /* All requests of a load are back. */
 static void load_end(struct tier_cache *c, struct tier_load *load)
 {
     uint32_t key = load->key, slot = load->slot;
-    struct tier_slot *at = &c->slots.at[slot];
+    struct tier_slot *at = &c->dram.slots.at[slot];
     int rc = load->error;
-    if (!(c->flags[key] & WANTED)) {
-        give_slot(c, slot);
+    if (!needs_dram(c, key)) {
         load_free(c, load);
-        seat_waiting(c);
+        tier_cache_dram_give(c, slot);
         return;
     }
     if (rc < 0) {
         c->stats.read_errors++;
-    } else if (c->verify_always || !(c->flags[key] & VERIFIED)) {
-        rc = tier_store_check(&load->record, tier_slots_memory(&c->slots, slot));
+    } else if (c->verify_always || !(c->flags[key] & TIER_KEY_VERIFIED)) {
+        rc = tier_store_check(&load->record, tier_slots_memory(&c->dram.slots, slot));
         load->error_extent = 0;
         if (rc < 0) c->stats.checksum_failures++;
     }
@@ -354,15 +402,17 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
             outbox_push(c, load);
             return;
         }
-        give_up(c, load, rc);
+        const struct tier_extent *extent = &load->record.extents[load->error_extent];
+        tier_cache_give_up(c, key, rc, extent->file, extent->offset);
         load_free(c, load);
         return;
     }
-    c->flags[key] |= VERIFIED;
+    c->flags[key] |= TIER_KEY_VERIFIED;
     prefetch_close(c, at);
     at->state = TIER_SLOT_READY;
     account(c, load);
     load_free(c, load);
+    tier_cache_settle(c, key);
 }
 
 static void request_done(struct tier_cache *c, struct tier_io_req *req)
@@ -398,16 +448,10 @@ static void watch(struct tier_cache *c, uint64_t now)
     }
 }
 
-bool tier_cache_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
+static bool reap_reads(struct tier_cache *c, bool wait, uint64_t deadline_ns)
 {
     struct tier_io_req *done[REAP_BATCH];
     bool any = false;
-    if (c->io->in_flight == 0) return false;
-    if (wait && c->stuck_after_ns) {
-        uint64_t now = base_clock_now_ns(c->clock), soon = now + c->stuck_after_ns;
-        watch(c, now);
-        if (soon < deadline_ns) deadline_ns = soon;
-    }
     for (;;) {
         int n = tier_io_reap(c->io, done, REAP_BATCH, wait && !any ? 1 : 0, deadline_ns);
         MUST(n >= 0);
@@ -416,8 +460,30 @@ bool tier_cache_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
             c->busy_ns += done[n - 1]->done_ns - c->busy_since_ns;
         }
         any |= n > 0;
-        if (n < REAP_BATCH) break;
+        if (n < REAP_BATCH) return any;
     }
+}
+
+bool tier_cache_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
+{
+    bool copies = c->device && c->device->in_flight > 0, any = false;
+    if (!copies && c->io->in_flight == 0) return false;
+    if (wait && c->stuck_after_ns) {
+        uint64_t now = base_clock_now_ns(c->clock), soon = now + c->stuck_after_ns;
+        watch(c, now);
+        if (soon < deadline_ns) deadline_ns = soon;
+    }
+    if (copies) {
+        bool only = c->io->in_flight == 0;
+        any = tier_mover_reap(c, wait && only, deadline_ns);
+        if (any || only) wait = false;
+    }
+    if (wait && copies) {
+        /* Two places to look at: not long at either. */
+        uint64_t soon = base_clock_now_ns(c->clock) + BOTH_WAIT_NS;
+        if (soon < deadline_ns) deadline_ns = soon;
+    }
+    any |= reap_reads(c, wait, deadline_ns);
     if (any) tier_cache_pump(c);
     return any;
 }
@@ -427,9 +493,14 @@ bool tier_cache_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
 enum tier_cache_place tier_cache_place(const struct tier_cache *c, uint32_t key)
 {
     if (tier_cache_ready(c, key)) return TIER_PLACE_READY;
-    if (c->flags[key] & FAILED) return TIER_PLACE_FAILED;
-    if (c->slot_of[key] == TIER_NO_SLOT) return TIER_PLACE_NO_SLOT;
-    return c->flags[key] & LATE ? TIER_PLACE_LATE : TIER_PLACE_DEMAND;
+    if (c->flags[key] & TIER_KEY_FAILED) return TIER_PLACE_FAILED;
+    if (c->flags[key] & TIER_KEY_LATE) return TIER_PLACE_LATE;
+    if (c->device && c->hbm.slot_of[key] != TIER_NO_SLOT) return TIER_PLACE_COPY;
+    /* In dram but not on its way: in line for an hbm slot. */
+    if (c->dram.slot_of[key] == TIER_NO_SLOT || tier_seats_ready(&c->dram, key)) {
+        return TIER_PLACE_NO_SLOT;
+    }
+    return TIER_PLACE_DEMAND;
 }
 
 const struct tier_failure *tier_cache_failure(const struct tier_cache *c, uint32_t key)
@@ -442,11 +513,27 @@ const struct tier_failure *tier_cache_failure(const struct tier_cache *c, uint32
 
 /* -- create ----------------------------------------------------------------------------------- */
 
-uint64_t tier_cache_tables_bytes(uint32_t keys, uint32_t slots, uint32_t depth)
+static uint64_t aligned(uint64_t bytes, uint64_t to)
 {
-    uint64_t a_key = sizeof(uint32_t) * 2 + sizeof(uint16_t) + 1;
+    return (bytes + to - 1) / to * to;
+}
+
+uint64_t tier_cache_hbm_slot_bytes(const struct tier_store *store)
+{
+    struct tier_record record;
+    uint64_t bytes = 0;
+    tier_store_record(store, 0, 0, &record);
+    for (int p = 0; p < TIER_PARTS; p++) bytes += aligned(record.part_bytes[p], DEV_ALIGN);
+    return aligned(bytes, TIER_PAGE);
+}
+
+uint64_t tier_cache_tables_bytes(uint32_t keys, uint64_t slots, uint64_t hbm_slots, uint32_t depth)
+{
+    uint64_t a_key = sizeof(uint32_t) * (hbm_slots ? 4 : 2) + sizeof(uint16_t) + 1;
+    uint64_t a_slot = sizeof(struct tier_slot) + sizeof(uint32_t);
     uint64_t a_load = sizeof(struct tier_load) + TIER_PARTS * sizeof(void *);
-    return keys * a_key + slots * (sizeof(struct tier_slot) + sizeof(uint32_t)) + depth * a_load;
+    return keys * a_key + (slots + hbm_slots) * a_slot + hbm_slots * sizeof(struct dev_copy) +
+           depth * a_load;
 }
 
 static int files_add(struct tier_cache *c, struct base_err *err)
@@ -460,25 +547,63 @@ static int files_add(struct tier_cache *c, struct base_err *err)
     return 0;
 }
 
-static int tables_create(struct tier_cache *c)
+static int seats_create(struct tier_seats *seats, uint32_t keys)
+{
+    seats->slot_of = malloc(keys * sizeof *seats->slot_of);
+    seats->line.next = calloc(keys, sizeof *seats->line.next);
+    seats->line.head = seats->line.tail = NO_KEY;
+    if (!seats->slot_of || !seats->line.next) return -ENOMEM;
+    for (uint32_t k = 0; k < keys; k++) seats->slot_of[k] = TIER_NO_SLOT;
+    return 0;
+}
+
+static void seats_destroy(struct tier_seats *seats)
+{
+    tier_slots_destroy(&seats->slots);
+    free(seats->slot_of);
+    free(seats->line.next);
+}
+
+static int tables_create(struct tier_cache *c, uint32_t hbm_slots)
 {
     uint32_t layers = tier_store_layers(c->store);
     c->load_count = c->io->depth;
     c->outbox_size = c->load_count * TIER_PARTS;
-    c->slot_of = malloc(c->keys * sizeof *c->slot_of);
-    c->next_waiting = calloc(c->keys, sizeof *c->next_waiting);
     c->leases = calloc(c->keys, sizeof *c->leases);
     c->flags = calloc(c->keys, sizeof *c->flags);
     c->loads = calloc(c->load_count, sizeof *c->loads);
     c->outbox = calloc(c->outbox_size, sizeof(void *));
     c->layer_loads = calloc(layers, sizeof *c->layer_loads);
-    if (!c->slot_of || !c->next_waiting || !c->leases || !c->flags || !c->loads || !c->outbox ||
-        !c->layer_loads) {
+    c->copies = calloc(hbm_slots ? hbm_slots : 1, sizeof *c->copies);
+    if (!c->leases || !c->flags || !c->loads || !c->outbox || !c->layer_loads || !c->copies) {
         return -ENOMEM;
     }
-    for (uint32_t k = 0; k < c->keys; k++) c->slot_of[k] = TIER_NO_SLOT;
     c->free_load = NO_LOAD;
     for (uint32_t i = c->load_count; i-- > 0;) load_free(c, &c->loads[i]);
+    int rc = seats_create(&c->dram, c->keys);
+    return rc == 0 && hbm_slots ? seats_create(&c->hbm, c->keys) : rc;
+}
+
+static int hbm_create(struct tier_cache *c, const struct tier_cache_args *args,
+                      struct base_err *err)
+{
+    struct tier_record record;
+    uint64_t at = 0;
+    void *memory;
+    tier_store_record(c->store, 0, 0, &record);
+    for (int p = 0; p < TIER_PARTS; p++) {
+        c->part_bytes[p] = record.part_bytes[p];
+        c->hbm_part_offset[p] = (uint32_t)at;
+        at += aligned(record.part_bytes[p], DEV_ALIGN);
+    }
+    int rc = dev_memory_alloc(args->device, args->hbm_slots * args->hbm_slot_bytes, &memory, err);
+    if (rc < 0) return rc;
+    rc = tier_slots_create_at(&c->hbm.slots, args->hbm_slots, args->hbm_slot_bytes, memory, err);
+    if (rc < 0) return rc;
+    /* One pool for both: the disk writes into it, the device copies out of it. */
+    dev_host_register(args->device, c->dram.slots.memory, c->dram.slots.bytes);
+    c->device = args->device;
+    c->top = &c->hbm;
     return 0;
 }
 
@@ -489,7 +614,7 @@ int tier_cache_create(struct tier_cache *c, const struct tier_cache_args *args,
         .store = args->store, .io = args->io, .clock = args->clock,
         .verify_always = args->verify_always, .stuck_after_ns = args->stuck_after_ns,
         .failed = args->failed, .context = args->context,
-        .waiting_head = NO_KEY, .waiting_tail = NO_KEY,
+        .top = &c->dram,
         .demand = { TIER_NO_SLOT, TIER_NO_SLOT }, .prefetch = { TIER_NO_SLOT, TIER_NO_SLOT },
     };
     uint64_t slot_bytes = tier_store_slot_bytes(args->store);
@@ -498,17 +623,20 @@ int tier_cache_create(struct tier_cache *c, const struct tier_cache_args *args,
     uint64_t open_max = args->prefetch_inflight / slot_bytes;
     c->prefetch_open_max = open_max < args->slots ? (uint32_t)open_max : args->slots;
     base_hist_init(&c->stats.read_latency);
-    int rc = tables_create(c);
+    base_hist_init(&c->stats.copy_latency);
+    int rc = tables_create(c, args->hbm_slots);
     if (rc < 0) {
         base_err_set(err, rc, "no memory for the tables of %" PRIu32 " experts", c->keys);
         goto fail;
     }
     rc = files_add(c, err);
     if (rc < 0) goto fail;
-    rc = tier_slots_create(&c->slots, args->slots, slot_bytes, args->pin, err);
+    rc = tier_slots_create(&c->dram.slots, args->slots, slot_bytes, args->pin, err);
     if (rc < 0) goto fail;
     /* A refusal stands in the backend's note: reads work without, at a price. */
-    tier_io_memory_add(c->io, c->slots.memory, c->slots.bytes);
+    tier_io_memory_add(c->io, c->dram.slots.memory, c->dram.slots.bytes);
+    if (args->hbm_slots > 0) rc = hbm_create(c, args, err);
+    if (rc < 0) goto fail;
     return 0;
 fail:
     tier_cache_destroy(c);
@@ -521,9 +649,13 @@ void tier_cache_destroy(struct tier_cache *c)
         struct tier_io_req *done[REAP_BATCH];
         while (c->io->in_flight > 0) tier_io_reap(c->io, done, REAP_BATCH, 1, UINT64_MAX);
     }
-    tier_slots_destroy(&c->slots);
-    free(c->slot_of);
-    free(c->next_waiting);
+    if (c->device) {
+        struct dev_copy *copies[REAP_BATCH];
+        while (c->device->in_flight > 0) dev_reap(c->device, copies, REAP_BATCH, 1, UINT64_MAX);
+    }
+    seats_destroy(&c->dram);
+    seats_destroy(&c->hbm);
+    free(c->copies);
     free(c->leases);
     free(c->flags);
     free(c->loads);

@@ -1,18 +1,24 @@
-/* The live half of residency: where the bytes of each expert are, and the reads that bring them.
+/* The live half of residency: where the bytes of each expert are, and what brings them there.
  *
- * The decision core says which experts shall be resident; the cache follows. What the core wants and
- * what memory holds differ while reads are under way, and only then:
+ * The decision core says in which tiers an expert shall be; the cache follows. What the core wants
+ * and what memory holds differ while reads and copies are under way, and only then:
  *
- *   wanted, no slot       waits for a slot (its read has not begun), or a prefetch was cancelled
+ *   wanted, no slot       waits for a slot, or its prefetch was cancelled before it began
  *   wanted, slot          QUEUED, READING, READY
  *   not wanted, READING   the core evicted it in flight: its slot comes back when the read does
  *
- * Nothing here feeds back into the core but one thing: an expert that cannot be read is forgotten,
+ * Nothing here feeds back into the core but one thing: an expert that cannot be had is forgotten,
  * and that is a recorded event.
  *
- * Reads: an expert's extents are read at page granularity, all at once. Demand goes out before
- * prefetch, prefetch only into idle queue depth. A finished read is checked against its hash before
- * anybody sees it; a bad one is read again, TRIES times in all, then the expert is quarantined.
+ * Reads go nvme -> dram. An expert's extents are read at page granularity, all at once. Demand goes
+ * out before prefetch, prefetch only into idle queue depth. A finished read is checked against its
+ * hash before anybody sees it; a bad one is read again, TRIES times in all, then the expert is
+ * quarantined.
+ *
+ * With an hbm tier (mover.h) every expert passes through a dram slot on its way up, also one that
+ * the core puts into hbm alone; that slot is given back when the copy is there. Nothing in hbm ever
+ * waits for a dram slot: a demotion that finds none is dropped. So what waits for a slot always gets
+ * one.
  *
  * Keys number experts over all layers. Engine thread only; nothing allocates after create.
  */
@@ -25,6 +31,7 @@
 #include "base/clock.h"
 #include "base/err.h"
 #include "base/hist.h"
+#include "device/device.h"
 #include "tiering/io.h"
 #include "tiering/slots.h"
 #include "tiering/store.h"
@@ -46,7 +53,10 @@ struct tier_cache_stats {
     uint64_t demand_reads, demand_bytes;
     uint64_t prefetch_reads, prefetch_bytes, prefetch_wasted_bytes, prefetch_cancelled;
     uint64_t checksum_failures, read_errors, quarantined, stuck_reads;
-    struct base_hist read_latency;
+    uint64_t copies_up, copies_down, copy_up_bytes, copy_down_bytes, copy_errors;
+    uint64_t demotions_dropped;
+    uint64_t copy_ns;           /* sum over copies, waiting in the queue included */
+    struct base_hist read_latency, copy_latency;
 };
 
 struct tier_queue {
@@ -55,11 +65,37 @@ struct tier_queue {
 
 struct tier_load;
 
+/* Bits of an expert's flags. */
+enum {
+    TIER_KEY_HBM = 1,           /* the core's view: it shall be in hbm, ... */
+    TIER_KEY_DRAM = 2,          /* ... in dram */
+    TIER_KEY_DEMAND = 4,        /* somebody waits for it */
+    TIER_KEY_VERIFIED = 8,      /* its hash was right once */
+    TIER_KEY_FAILED = 16,
+    TIER_KEY_LATE = 32,         /* DEMAND came after a prefetch had begun */
+    TIER_KEY_IN_LINE = 64,      /* waits for a dram slot; << 1 for an hbm slot */
+};
+
+/* Experts that wait for a slot, first come first served. Who was evicted meanwhile is skipped. */
+struct tier_line {
+    uint32_t head, tail;
+    uint32_t *next;             /* [keys] */
+};
+
+/* One tier's slots and who is in them. */
+struct tier_seats {
+    struct tier_slots slots;
+    uint32_t *slot_of;          /* [keys], TIER_NO_SLOT */
+    struct tier_line line;
+};
+
 struct tier_cache_args {
     const struct tier_store *store;
     struct tier_io *io;         /* borrowed; the store's files are added in order */
     struct base_clock *clock;
-    uint32_t slots;
+    uint32_t slots, hbm_slots;  /* hbm_slots 0: no hbm tier */
+    uint64_t hbm_slot_bytes;
+    struct dev *device;         /* borrowed, with hbm_slots */
     enum tier_pin pin;
     bool verify_always;
     uint64_t prefetch_inflight; /* bytes */
@@ -73,17 +109,20 @@ struct tier_cache {
     const struct tier_store *store;
     struct tier_io *io;
     struct base_clock *clock;
-    struct tier_slots slots;
+    struct dev *device;         /* NULL: no hbm tier */
+    struct tier_seats dram, hbm;
+    struct tier_seats *top;     /* where leases are */
     bool verify_always;
     uint64_t stuck_after_ns;
     void (*failed)(void *context, uint32_t key);
     void *context;
     uint32_t experts, keys, file_first;
-    uint32_t *slot_of;          /* [keys] */
-    uint32_t *next_waiting;     /* [keys] */
     uint16_t *leases;           /* [keys] */
     uint8_t *flags;             /* [keys] */
-    uint32_t waiting_head, waiting_tail, leased;
+    uint32_t leased;
+    struct dev_copy *copies;    /* [hbm slots]: at most one copy a slot */
+    uint64_t part_bytes[TIER_PARTS];
+    uint32_t hbm_part_offset[TIER_PARTS];
     struct tier_queue demand, prefetch;
     uint32_t prefetch_open, prefetch_open_max;
     struct tier_load *loads;
@@ -102,10 +141,10 @@ int tier_cache_create(struct tier_cache *cache, const struct tier_cache_args *ar
 /* Waits for reads in flight. Accepts a zeroed one. */
 void tier_cache_destroy(struct tier_cache *cache);
 
-/* The core admitted an expert: its read shall begin. */
-void tier_cache_want(struct tier_cache *cache, uint32_t key, bool demand);
-/* The core dropped it. */
-void tier_cache_unwant(struct tier_cache *cache, uint32_t key);
+/* The core's view of an expert changes: it shall be in the tiers `in`, no more in those `out`
+ * (TIER_KEY_HBM, TIER_KEY_DRAM). `fetch`: bring it if it is nowhere; `demand`: somebody waits. */
+void tier_cache_move(struct tier_cache *cache, uint32_t key, uint8_t in, uint8_t out, bool fetch,
+                     bool demand);
 /* Somebody waits for this wanted expert now. */
 void tier_cache_demand(struct tier_cache *cache, uint32_t key);
 /* A layer was acquired: prefetches for it that have not begun come too late to help. */
@@ -115,28 +154,46 @@ bool tier_cache_prefetch_room(const struct tier_cache *cache);
 
 /* Hands the backend what it can take. */
 void tier_cache_pump(struct tier_cache *cache);
-/* Takes in finished reads; waits for one until the deadline if `wait`. True if any came. */
+/* Takes in finished reads and copies; waits for one until the deadline if `wait`. True if any came. */
 bool tier_cache_reap(struct tier_cache *cache, bool wait, uint64_t deadline_ns);
 
 enum tier_cache_place {
     TIER_PLACE_READY,
     TIER_PLACE_DEMAND,          /* on its way, asked for before its read began */
     TIER_PLACE_LATE,            /* on its way, its read was begun as a prefetch */
+    TIER_PLACE_COPY,            /* in dram, on its way to hbm */
     TIER_PLACE_NO_SLOT,         /* waits for a slot */
     TIER_PLACE_FAILED,
 };
 
+static inline bool tier_seats_ready(const struct tier_seats *seats, uint32_t key)
+{
+    uint32_t slot = seats->slot_of[key];
+    return slot != TIER_NO_SLOT && seats->slots.at[slot].state == TIER_SLOT_READY;
+}
+
+/* Readable where it runs. */
 static inline bool tier_cache_ready(const struct tier_cache *cache, uint32_t key)
 {
-    uint32_t slot = cache->slot_of[key];
-    return slot != TIER_NO_SLOT && cache->slots.at[slot].state == TIER_SLOT_READY;
+    return tier_seats_ready(cache->top, key);
 }
 enum tier_cache_place tier_cache_place(const struct tier_cache *cache, uint32_t key);
 
 /* Code and place of a quarantined expert, or NULL. */
 const struct tier_failure *tier_cache_failure(const struct tier_cache *cache, uint32_t key);
 
-/* Bytes of the tables per expert and in all, beside slots. */
-uint64_t tier_cache_tables_bytes(uint32_t keys, uint32_t slots, uint32_t depth);
+/* Bytes of an hbm slot: the parts of an expert, each at a multiple of DEV_ALIGN. */
+uint64_t tier_cache_hbm_slot_bytes(const struct tier_store *store);
+
+/* Bytes of the tables. */
+uint64_t tier_cache_tables_bytes(uint32_t keys, uint64_t slots, uint64_t hbm_slots, uint32_t depth);
+
+/* For the mover: an expert is given up, its slots given back; what may be next is set going. */
+void tier_cache_give_up(struct tier_cache *cache, uint32_t key, int code, uint32_t file,
+                        uint64_t offset);
+void tier_cache_settle(struct tier_cache *cache, uint32_t key);
+void tier_cache_dram_give(struct tier_cache *cache, uint32_t slot);
+void tier_line_push(struct tier_cache *cache, struct tier_line *line, uint32_t key, uint8_t flag);
+uint32_t tier_line_pop(struct tier_cache *cache, struct tier_line *line, uint8_t flag);
 
 #endif

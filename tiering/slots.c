@@ -50,40 +50,52 @@ static int pin(struct tier_slots *s, enum tier_pin mode, struct base_err *err)
     return base_err_set(err, rc, "tiers.dram.pin: on: the system refused to lock memory: %s", why);
 }
 
-int tier_slots_create(struct tier_slots *s, uint32_t count, uint64_t slot_bytes, enum tier_pin mode,
-                      struct base_err *err)
+int tier_slots_create_at(struct tier_slots *s, uint32_t count, uint64_t slot_bytes, void *memory,
+                         struct base_err *err)
 {
     MUST(count > 0 && slot_bytes > 0 && slot_bytes % TIER_PAGE == 0 && slot_bytes <= UINT32_MAX);
-    char size[16];
-    *s = (struct tier_slots){ .slot_bytes = slot_bytes, .count = count };
+    *s = (struct tier_slots){ .slot_bytes = slot_bytes, .count = count, .borrowed = true };
     s->bytes = count * slot_bytes;
+    s->memory = memory;
     s->at = calloc(count, sizeof *s->at);
     s->free = calloc(count, sizeof *s->free);
-    void *memory = mmap(NULL, s->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (!s->at || !s->free || memory == MAP_FAILED) {
-        if (memory != MAP_FAILED) munmap(memory, s->bytes);
+    if (!s->at || !s->free) {
         tier_slots_destroy(s);
-        return base_err_set(err, -ENOMEM, "cannot map %s for %u slots: the system has not so much "
-                            "memory to give", base_str_bytes(size, sizeof size, count * slot_bytes),
-                            count);
-    }
-    s->memory = memory;
-    /* Large pages spare the TLB where a slot spans several; with small slots they would only round
-     * resident memory up. */
-    if (slot_bytes >= HUGE_PAGE) madvise(memory, s->bytes, MADV_HUGEPAGE);
-    madvise(memory, s->bytes, MADV_DONTDUMP);
-    int rc = pin(s, mode, err);
-    if (rc < 0) {
-        tier_slots_destroy(s);
-        return rc;
+        return base_err_set(err, -ENOMEM, "no memory for the table of %u slots", count);
     }
     for (uint32_t i = 0; i < count; i++) s->free[s->free_count++] = count - 1 - i;
     return 0;
 }
 
+int tier_slots_create(struct tier_slots *s, uint32_t count, uint64_t slot_bytes, enum tier_pin mode,
+                      struct base_err *err)
+{
+    char size[16];
+    uint64_t bytes = count * slot_bytes;
+    *s = (struct tier_slots){ 0 };
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        return base_err_set(err, -ENOMEM, "cannot map %s for %u slots: the system has not so much "
+                            "memory to give", base_str_bytes(size, sizeof size, bytes), count);
+    }
+    int rc = tier_slots_create_at(s, count, slot_bytes, memory, err);
+    if (rc < 0) {
+        munmap(memory, bytes);
+        return rc;
+    }
+    s->borrowed = false;
+    /* Large pages spare the TLB where a slot spans several; with small slots they would only round
+     * resident memory up. */
+    if (slot_bytes >= HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE);
+    madvise(memory, bytes, MADV_DONTDUMP);
+    rc = pin(s, mode, err);
+    if (rc < 0) tier_slots_destroy(s);
+    return rc;
+}
+
 void tier_slots_destroy(struct tier_slots *s)
 {
-    if (s->memory) munmap(s->memory, s->bytes);
+    if (s->memory && !s->borrowed) munmap(s->memory, s->bytes);
     free(s->at);
     free(s->free);
     *s = (struct tier_slots){ 0 };
@@ -99,6 +111,7 @@ uint32_t tier_slots_take(struct tier_slots *s, uint32_t key)
     at->epoch++;
     at->state = TIER_SLOT_QUEUED;
     at->prefetch = false;
+    at->moving = at->tries = 0;
     return slot;
 }
 

@@ -1,4 +1,4 @@
-/* The slots of one tier: equal places for one expert each, in one mapping that is made at start.
+/* The slots of one tier: equal places for one expert each, in one piece of memory made at start.
  *
  *      memory:  | slot 0 | slot 1 | ... | slot count-1 |      each slot_bytes, a multiple of 4096
  *
@@ -33,7 +33,9 @@ struct tier_slot {
     uint32_t bytes;             /* of the expert, once its read began */
     uint32_t part_offset[TIER_PARTS];   /* UINT32_MAX: no such part */
     uint8_t state;
-    bool prefetch;              /* its read was begun for nobody, and nobody has asked since */
+    uint8_t moving;             /* hbm: a copy of it is under way */
+    uint8_t tries;              /* hbm: of that copy */
+    bool prefetch;              /* it was fetched for nobody, and nobody has asked since */
 };
 
 struct tier_slots {
@@ -42,7 +44,7 @@ struct tier_slots {
     uint32_t count, free_count;
     uint32_t *free;
     struct tier_slot *at;
-    bool locked;
+    bool locked, borrowed;      /* borrowed: the memory is the caller's */
     char note[200];             /* how the memory is held, for the start report */
 };
 
@@ -52,6 +54,9 @@ enum tier_pin { TIER_PIN_AUTO, TIER_PIN_ON, TIER_PIN_OFF };
  * 4 GiB. */
 int tier_slots_create(struct tier_slots *slots, uint32_t count, uint64_t slot_bytes,
                       enum tier_pin pin, struct base_err *err);
+/* The same in memory that the caller has, count x slot_bytes of it. */
+int tier_slots_create_at(struct tier_slots *slots, uint32_t count, uint64_t slot_bytes, void *memory,
+                         struct base_err *err);
 void tier_slots_destroy(struct tier_slots *slots);      /* accepts a zeroed one */
 
 static inline char *tier_slots_memory(const struct tier_slots *slots, uint32_t slot)

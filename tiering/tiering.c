@@ -22,6 +22,8 @@ struct tier {
     struct tier_io *io;
     struct tier_decide *decide;
     struct tier_cache cache;
+    struct dev *device, *own_device;    /* own: made here, ended here */
+    uint32_t tiers;             /* resident ones: 2 = hbm over dram */
     struct tier_observer observer;
     uint32_t layers, experts;
     uint64_t expert_bytes;
@@ -31,7 +33,8 @@ struct tier {
     double prefetch_credit;     /* bytes that bandwidth_share allows now */
     uint64_t credit_ns;
     uint64_t prefetch_refused;
-    uint64_t hits, late;
+    uint64_t hits[TIER_RESIDENT_TIERS_MAX], late[TIER_RESIDENT_TIERS_MAX];
+    uint64_t resident_below;    /* lookups of tier 1 that it had: hits[1] + late[1] */
     uint64_t waits_ns[TIER_WAIT_CAUSE_COUNT];       /* since open */
     uint64_t step_waits_ns[TIER_WAIT_CAUSE_COUNT];
     uint64_t steps;
@@ -67,10 +70,10 @@ const size_t tier_io_metric_count = sizeof tier_io_metrics / sizeof tier_io_metr
 /* Slots of a capacity as the user wrote it: a size holds as many as fit into it, spare ones
  * included; a share is that share of each layer's experts, to the nearest slot. */
 static int capacity_slots(const char *key, const char *text, const struct tier_store *store,
-                          uint64_t spare, uint64_t *slots, struct base_err *err)
+                          uint64_t slot_bytes, uint64_t spare, uint64_t *slots,
+                          struct base_err *err)
 {
     uint64_t layers = tier_store_layers(store), experts = tier_store_experts(store), bytes;
-    uint64_t slot_bytes = tier_store_slot_bytes(store);
     double share;
     if (strchr(text, '%')) {
         if (base_str_share_parse(text, &share) < 0) {
@@ -90,49 +93,75 @@ static int capacity_slots(const char *key, const char *text, const struct tier_s
     return 0;
 }
 
+/* Enough for one token's experts where they run; a tier below needs a slot a layer. */
 static int capacity_check(const char *key, const char *text, const struct tier_store *store,
-                          uint32_t top_k, const struct tier_footprint *f, struct base_err *err)
+                          uint32_t each, const struct tier_footprint *f, unsigned tier,
+                          struct base_err *err)
 {
     char slot[16], have[16], need[16];
-    uint64_t layers = tier_store_layers(store), least = layers * top_k;
-    if (f->slots[0] >= least) return 0;
+    uint64_t layers = tier_store_layers(store), least = layers * each;
+    if (f->slots[tier] + f->spare_slots[tier] >= UINT32_MAX) {
+        return base_err_set(err, BASE_EBUDGET, "%s: more slots than can be counted", key);
+    }
+    if (f->slots[tier] >= least) return 0;
     return base_err_set(err, BASE_EBUDGET, "%s: %s holds %" PRIu64 " experts (slots of %s%s, %s in "
-                        "all), but %" PRIu64 " layers x top_k %" PRIu32 " = %" PRIu64 " are needed: "
-                        "give it %s or more", key, text, f->slots[0],
-                        base_str_bytes(slot, sizeof slot, f->slot_bytes),
-                        f->spare_slots[0] ? " and some to spare" : "",
-                        base_str_bytes(have, sizeof have, f->slots_bytes[0]), layers, top_k, least,
+                        "all), but %" PRIu64 " layers x %s %" PRIu32 " = %" PRIu64 " are needed: "
+                        "give it %s or more", key, text, f->slots[tier],
+                        base_str_bytes(slot, sizeof slot, f->slot_bytes[tier]),
+                        f->spare_slots[tier] ? " and some to spare" : "",
+                        base_str_bytes(have, sizeof have, f->slots_bytes[tier]), layers,
+                        tier == 0 ? "top_k" : "a slot:", each, least,
                         base_str_bytes(need, sizeof need,
-                                       (least + f->spare_slots[0]) * f->slot_bytes));
+                                       (least + f->spare_slots[tier]) * f->slot_bytes[tier]));
 }
 
-/* Prefetched experts that are evicted before they arrive keep their slots until then. */
-static uint64_t spare_of(const struct tier_config *config, const struct tier_store *store)
+static bool has_hbm(const struct tier_config *config)
 {
-    if (!config->prefetch) return 0;
+    uint64_t bytes;
+    return base_str_bytes_parse(config->hbm_capacity, &bytes) < 0 || bytes > 0;
+}
+
+/* Slots beside those that policies work with. In dram: prefetched experts that are evicted before
+ * they arrive keep their slots until then, and experts pass through on their way to hbm. In hbm:
+ * demoted experts keep theirs until the copy down is done. */
+static uint64_t spare_of(const struct tier_config *config, const struct tier_store *store,
+                         bool hbm, uint32_t top_k)
+{
+    uint64_t spare = 0;
+    if (hbm) return config->inclusion == 0 ? top_k : 0;
+    if (has_hbm(config)) spare += 2 * (uint64_t)top_k;
+    if (!config->prefetch) return spare;
     uint64_t open = config->prefetch_inflight / tier_store_slot_bytes(store);
-    return open < 1 ? 1 : open < 4 ? open : 4;
+    return spare + (open < 1 ? 1 : open < 4 ? open : 4);
 }
 
 int tier_footprint(const struct tier_config *config, const struct tier_store *store, uint32_t top_k,
                    struct tier_footprint *out, struct base_err *err)
 {
-    const char *key = "tiers.dram.capacity";
+    static const char *const keys[] = { "tiers.hbm.capacity", "tiers.dram.capacity" };
+    const char *const texts[] = { config->hbm_capacity, config->dram_capacity };
     uint32_t layers = tier_store_layers(store), experts = tier_store_experts(store);
-    *out = (struct tier_footprint){ .slot_bytes = tier_store_slot_bytes(store) };
+    unsigned first = has_hbm(config) ? 0 : 1;
+    *out = (struct tier_footprint){ 0 };
     if (layers == 0) return base_err_set(err, BASE_ECONFIG, "the model has no routed experts");
-    uint64_t spare = spare_of(config, store);
-    int rc = capacity_slots(key, config->dram_capacity, store, spare, &out->slots[0], err);
-    if (rc < 0) return rc;
-    /* With room for every expert nothing is ever evicted. */
-    out->spare_slots[0] = out->slots[0] < (uint64_t)layers * experts ? spare : 0;
-    out->slots_bytes[0] = (out->slots[0] + out->spare_slots[0]) * out->slot_bytes;
-    rc = capacity_check(key, config->dram_capacity, store, top_k, out, err);
-    if (rc < 0) return rc;
-    if (out->slots[0] + out->spare_slots[0] >= UINT32_MAX) {
-        return base_err_set(err, BASE_EBUDGET, "%s: more slots than can be counted", key);
+    for (unsigned i = first; i < 2; i++) {
+        unsigned t = i - first;
+        uint64_t spare = spare_of(config, store, i == 0, top_k);
+        out->slot_bytes[t] = i == 0 ? tier_cache_hbm_slot_bytes(store)
+                                    : tier_store_slot_bytes(store);
+        int rc = capacity_slots(keys[i], texts[i], store, out->slot_bytes[t], spare, &out->slots[t],
+                                err);
+        if (rc < 0) return rc;
+        /* With room for every expert nothing is ever evicted. */
+        bool all = out->slots[t] == (uint64_t)layers * experts;
+        out->spare_slots[t] = all && first == 1 ? 0 : spare;
+        out->slots_bytes[t] = (out->slots[t] + out->spare_slots[t]) * out->slot_bytes[t];
+        rc = capacity_check(keys[i], texts[i], store, t == 0 ? top_k : 1, out, t, err);
+        if (rc < 0) return rc;
     }
-    out->tables_bytes = tier_cache_tables_bytes(layers * experts, (uint32_t)out->slots[0], 64) +
+    uint64_t dram = out->slots[1 - first] + out->spare_slots[1 - first];
+    uint64_t hbm = first == 0 ? out->slots[0] + out->spare_slots[0] : 0;
+    out->tables_bytes = tier_cache_tables_bytes(layers * experts, dram, hbm, 64) +
                         (uint64_t)layers * experts * TIER_DECIDE_BYTES_PER_EXPERT;
     return 0;
 }
@@ -154,6 +183,10 @@ static const struct base_option *option_of(const char *key)
 static int config_check(const struct tier_config *config, const char *eviction,
                         struct base_err *err)
 {
+    if (config->inclusion == 1 && !has_hbm(config)) {
+        return base_err_set(err, BASE_ECONFIG, "tiers.inclusion: inclusive has no effect without an "
+                            "hbm tier: set tiers.hbm.capacity, or leave it out");
+    }
     unsigned long long initial = strtoull(option_of("policy.half_life")->initial, NULL, 10);
     if (!tier_policy_find(eviction)->decayed && config->half_life != initial) {
         return base_err_set(err, BASE_ECONFIG, "policy.half_life: %llu has no effect with "
@@ -171,15 +204,18 @@ static int decide_create(struct tier *t, uint32_t top_k, const struct tier_footp
         .layers = t->layers,
         .experts = t->experts,
         .top_k = top_k,
-        .tier_count = 1,
+        .tier_count = t->tiers,
+        .inclusive = t->tiers == 2 && t->config.inclusion == 1,
         .half_life_tokens = (double)t->config.half_life,
         .prefill_share = t->config.prefill_share,
         .prefetch = t->config.prefetch,
         .strict = true,
     };
-    config.tiers[0].slots = footprint->slots[0];
-    base_option_choice(option_of("policy.eviction"), t->config.eviction, config.tiers[0].policy,
-                       sizeof config.tiers[0].policy);
+    for (uint32_t i = 0; i < t->tiers; i++) {
+        config.tiers[i].slots = footprint->slots[i];
+        base_option_choice(option_of("policy.eviction"), t->config.eviction,
+                           config.tiers[i].policy, sizeof config.tiers[i].policy);
+    }
     int rc = config_check(&t->config, config.tiers[0].policy, err);
     return rc < 0 ? rc : tier_decide_create(&t->decide, &config, err);
 }
@@ -201,6 +237,47 @@ static int tables_create(struct tier *t)
 
 static void publish(struct tier *t, uint64_t now);
 
+static int device_create(struct tier *t, const struct tier_footprint *footprint,
+                         struct base_err *err)
+{
+    char name[32];
+    struct dev_config config = {
+        .memory_bytes = footprint->slots_bytes[0],
+        .bandwidth = t->config.hbm_bandwidth,
+        .fault_share = t->config.hbm_faults,
+        .seed = 1,
+    };
+    base_option_choice(option_of("tiers.hbm.device"), t->config.hbm_device, name, sizeof name);
+    int rc = dev_create(&t->own_device, dev_find(name), &config, t->clock, err);
+    t->device = t->own_device;
+    return rc;
+}
+
+static int cache_create(struct tier *t, const struct tier_open_args *args,
+                        const struct tier_footprint *f, struct base_err *err)
+{
+    unsigned dram = t->tiers - 1;
+    uint64_t inflight = t->config.prefetch_inflight;
+    struct tier_cache_args cache = {
+        .store = t->store, .io = t->io, .clock = t->clock,
+        .slots = (uint32_t)(f->slots[dram] + f->spare_slots[dram]),
+        .pin = (enum tier_pin)t->config.dram_pin,
+        .verify_always = t->config.verify == 0,
+        .prefetch_inflight = inflight > f->slot_bytes[dram] ? inflight : f->slot_bytes[dram],
+        .stuck_after_ns = t->config.stuck_after,
+        .failed = on_failed, .context = t,
+    };
+    if (t->tiers == 2) {
+        t->device = args->device;
+        int rc = t->device ? 0 : device_create(t, f, err);
+        if (rc < 0) return rc;
+        cache.device = t->device;
+        cache.hbm_slots = (uint32_t)(f->slots[0] + f->spare_slots[0]);
+        cache.hbm_slot_bytes = f->slot_bytes[0];
+    }
+    return tier_cache_create(&t->cache, &cache, err);
+}
+
 int tier_open(struct tier **out, const struct tier_open_args *args, struct base_err *err)
 {
     struct tier_footprint footprint;
@@ -214,6 +291,7 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
     t->store = args->store;
     t->clock = args->clock ? args->clock : base_clock_real();
     t->observer = args->observer;
+    t->tiers = has_hbm(&t->config) ? 2 : 1;
     t->layers = tier_store_layers(args->store);
     t->experts = tier_store_experts(args->store);
     t->expert_bytes = tier_store_expert_bytes(args->store);
@@ -227,17 +305,7 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
     if (rc < 0) goto fail;
     rc = tier_io_create(&t->io, args->io, t->clock, err);
     if (rc < 0) goto fail;
-    uint64_t inflight = t->config.prefetch_inflight;
-    struct tier_cache_args cache = {
-        .store = t->store, .io = t->io, .clock = t->clock,
-        .slots = (uint32_t)(footprint.slots[0] + footprint.spare_slots[0]),
-        .pin = (enum tier_pin)t->config.dram_pin,
-        .verify_always = t->config.verify == 0,
-        .prefetch_inflight = inflight > footprint.slot_bytes ? inflight : footprint.slot_bytes,
-        .stuck_after_ns = t->config.stuck_after,
-        .failed = on_failed, .context = t,
-    };
-    rc = tier_cache_create(&t->cache, &cache, err);
+    rc = cache_create(t, args, &footprint, err);
     if (rc < 0) goto fail;
     publish(t, base_clock_now_ns(t->clock));
     *out = t;
@@ -253,6 +321,7 @@ void tier_close(struct tier *t)
     MUST(t->magic == TIER_MAGIC);
     tier_cache_destroy(&t->cache);
     tier_io_destroy(t->io);
+    dev_destroy(t->own_device);
     tier_decide_destroy(t->decide);
     tier_publish_destroy(&t->publish);
     free(t->found);
@@ -271,25 +340,43 @@ static void observe(struct tier *t, const struct tier_event *event)
     if (t->observer.event) t->observer.event(t->observer.context, event);
 }
 
-static void resident_set(struct tier *t, uint32_t key, uint8_t resident)
+static void resident_set(struct tier *t, uint32_t key, uint8_t in, uint8_t out)
 {
-    __atomic_store_n(&t->expert_resident[key], resident, __ATOMIC_RELAXED);
+    uint8_t bits = (uint8_t)((t->expert_resident[key] | in) & ~out);
+    __atomic_store_n(&t->expert_resident[key], bits, __ATOMIC_RELAXED);
 }
 
 static void carry_out(struct tier *t, bool demand)
 {
     const struct tier_action *actions;
     uint32_t n = tier_decide_actions(t->decide, &actions);
+    bool inclusive = t->config.inclusion == 1;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t key = actions[i].layer * t->experts + actions[i].expert;
-        if (actions[i].kind == TIER_DROP) {
-            tier_cache_unwant(&t->cache, key);
-            resident_set(t, key, 0);
-        } else {
-            MUST(actions[i].kind == TIER_LOAD);
-            tier_cache_want(&t->cache, key, demand);
-            resident_set(t, key, 1);
+        uint8_t in = 0, out = 0;
+        bool fetch = true;
+        switch (actions[i].kind) {
+        case TIER_LOAD:
+            in = (uint8_t)(1 << actions[i].tier);
+            break;
+        case TIER_COPY_UP:
+            in = 1;
+            if (!inclusive) out = 2;
+            break;
+        case TIER_COPY_DOWN:
+            in = 2;
+            out = 1;
+            fetch = false;
+            break;
+        case TIER_DROP:
+            out = (uint8_t)(1 << actions[i].tier);
+            fetch = false;
+            break;
         }
+        resident_set(t, key, in, out);
+        /* The core's tier 0 is dram when there is no device. */
+        uint8_t to = t->tiers == 2 ? 1 : TIER_KEY_DRAM;
+        tier_cache_move(&t->cache, key, (uint8_t)(in * to), (uint8_t)(out * to), fetch, demand);
     }
 }
 
@@ -298,7 +385,7 @@ static void on_failed(void *context, uint32_t key)
     struct tier *t = context;
     uint32_t layer = key / t->experts, expert = key % t->experts;
     tier_decide_forget(t->decide, layer, expert);
-    resident_set(t, key, 0);
+    resident_set(t, key, 0, 3);
     observe(t, &(struct tier_event){ .kind = TIER_EVENT_FORGET, .layer = layer, .count = 1,
                                      .ids = &expert });
 }
@@ -308,8 +395,9 @@ static void on_failed(void *context, uint32_t key)
 /* Fills a lease of an expert that can be read. */
 static inline void lease_ready(struct tier *t, struct tier_lease *lease, uint32_t slot)
 {
-    const struct tier_slot *at = &t->cache.slots.at[slot];
-    const char *memory = tier_slots_memory(&t->cache.slots, slot);
+    const struct tier_slots *slots = &t->cache.top->slots;
+    const struct tier_slot *at = &slots->at[slot];
+    const char *memory = tier_slots_memory(slots, slot);
     lease->status = 0;
     lease->slot = slot;
     lease->epoch = at->epoch;
@@ -326,7 +414,7 @@ static inline void lease_begin(struct tier *t, struct tier_lease *lease, uint32_
     lease->expert = expert;
     if (t->cache.leases[key]++ == 0) t->cache.leased++;
     if (tier_cache_ready(&t->cache, key)) {
-        lease_ready(t, lease, t->cache.slot_of[key]);
+        lease_ready(t, lease, t->cache.top->slot_of[key]);
         return;
     }
     *lease = (struct tier_lease){
@@ -340,16 +428,22 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
 {
     MUST(t->magic == TIER_MAGIC && layer < t->layers && n <= t->experts);
     struct tier_cache *cache = &t->cache;
-    uint32_t base = layer * t->experts, resident = 0, hits = 0;
+    struct tier_seats *top = cache->top;
+    uint32_t base = layer * t->experts, resident = 0, hits = 0, below = 0;
     uint64_t begin_ns = base_clock_now_ns(t->clock);
     uint32_t k = tier_decide_acquire(t->decide, layer, ids, n, phase, t->found);
     carry_out(t, true);
     for (uint32_t i = 0; i < k; i++) {
         uint32_t key = base + ids[i];
-        if (t->found[i].from != 0) continue;
+        if (t->found[i].from != 0) {
+            if (t->found[i].from == t->tiers) continue;
+            t->hits[1] += tier_seats_ready(&cache->dram, key);
+            below++;
+            continue;
+        }
         resident++;
         if (tier_cache_ready(cache, key)) {
-            cache->slots.at[cache->slot_of[key]].prefetch = false;
+            top->slots.at[top->slot_of[key]].prefetch = false;
             hits++;
         } else {
             tier_cache_demand(cache, key);
@@ -364,8 +458,9 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
         __atomic_store_n(lookups, *lookups + 1, __ATOMIC_RELAXED);
         lease_begin(t, &leases[i], layer, ids[i]);
     }
-    t->hits += hits;
-    t->late += resident - hits;
+    t->hits[0] += hits;
+    t->late[0] += resident - hits;
+    t->resident_below += below;
     t->layer_hinted[layer] = 0;
     if (cache->prefetch.head != TIER_NO_SLOT) tier_cache_layer_passed(cache, layer);
     observe(t, &(struct tier_event){ .kind = TIER_EVENT_ACQUIRE, .phase = phase, .layer = layer,
@@ -390,7 +485,7 @@ void tier_release(struct tier *t, const struct tier_lease *leases, uint32_t n)
         uint32_t key = lease->layer * t->experts + lease->expert;
         MUST(lease->layer < t->layers && lease->expert < t->experts && t->cache.leases[key] > 0);
         /* A slot that changed hands under a lease would have been read as another expert. */
-        MUST(lease->status != 0 || t->cache.slots.at[lease->slot].epoch == lease->epoch);
+        MUST(lease->status != 0 || t->cache.top->slots.at[lease->slot].epoch == lease->epoch);
         if (count > 0 && (leases[i - 1].layer != lease->layer || count == t->experts)) {
             release_layer(t, leases[i - 1].layer, count);
             count = 0;
@@ -412,7 +507,7 @@ static uint32_t settle(struct tier *t, struct tier_lease *leases, uint32_t n)
             uint32_t key = lease->layer * t->experts + lease->expert;
             switch (tier_cache_place(&t->cache, key)) {
             case TIER_PLACE_READY:
-                lease_ready(t, lease, t->cache.slot_of[key]);
+                lease_ready(t, lease, t->cache.top->slot_of[key]);
                 break;
             case TIER_PLACE_FAILED:
                 lease->status = BASE_EQUARANTINE;
@@ -435,6 +530,7 @@ static enum tier_wait_cause cause_of(const struct tier *t, const struct tier_lea
         uint32_t key = leases[i].layer * t->experts + leases[i].expert;
         enum tier_cache_place place = tier_cache_place(&t->cache, key);
         if (place == TIER_PLACE_NO_SLOT) return TIER_WAIT_SLOT;
+        if (place == TIER_PLACE_COPY) return TIER_WAIT_COPY;
         return place == TIER_PLACE_LATE ? TIER_WAIT_LATE : TIER_WAIT_DEMAND;
     }
     return TIER_WAIT_DEMAND;
@@ -452,7 +548,8 @@ uint32_t tier_wait(struct tier *t, struct tier_lease *leases, uint32_t n, enum t
     uint64_t from = base_clock_now_ns(t->clock);
     while (settled < enough && from < deadline_ns) {
         enum tier_wait_cause cause = cause_of(t, leases, n);
-        MUST(t->io->in_flight > 0);     /* else nothing could ever end this wait */
+        /* Else nothing could ever end this wait. */
+        MUST(t->io->in_flight > 0 || (t->device && t->device->in_flight > 0));
         tier_cache_reap(&t->cache, true, deadline_ns);
         settled = settle(t, leases, n);
         uint64_t now = base_clock_now_ns(t->clock);
@@ -494,7 +591,10 @@ uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
     for (uint32_t i = 0; i < n; i++) {
         const struct tier_hint *h = &hints[i];
         MUST(h->layer < t->layers && h->expert < t->experts);
-        bool resident = tier_decide_resident(t->decide, 0, h->layer, h->expert);
+        bool resident = false;      /* nothing to read from disk */
+        for (uint32_t tier = 0; tier < t->tiers; tier++) {
+            resident |= tier_decide_resident(t->decide, tier, h->layer, h->expert);
+        }
         if (!resident && t->config.prefetch &&
             (t->layer_hinted[h->layer] >= t->config.prefetch_per_layer ||
              !tier_cache_prefetch_room(&t->cache) || !credit_for(t, now))) {
@@ -506,7 +606,7 @@ uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
         if (taken) {
             admitted++;
             t->layer_hinted[h->layer]++;
-            t->prefetch_credit -= (double)t->expert_bytes;
+            if (!resident) t->prefetch_credit -= (double)t->expert_bytes;
         }
         observe(t, &(struct tier_event){
             .kind = TIER_EVENT_HINT, .layer = h->layer, .count = 1, .ids = &h->expert,
@@ -524,21 +624,23 @@ static double seconds(uint64_t ns)
     return (double)ns / 1e9;
 }
 
-static void fill_tier(struct tier *t, struct tier_tier_metrics *m, struct tier_counts *cells)
+static void fill_tier(struct tier *t, uint32_t tier, struct tier_tier_metrics *m,
+                      struct tier_counts *cells)
 {
+    const struct tier_seats *seats = tier == t->tiers - 1 ? &t->cache.dram : &t->cache.hbm;
     for (int c = 0; c < TIER_CELL_COUNT; c++) {
-        cells[c] = *tier_decide_counts(t->decide, 0, c);
+        cells[c] = *tier_decide_counts(t->decide, tier, c);
         m->lookups += cells[c].lookups;
         m->misses += cells[c].misses;
         m->evictions += cells[c].evictions;
     }
-    m->hits = t->hits;
-    m->late = t->late;
+    m->hits = t->hits[tier];
+    m->late = tier == 0 ? t->late[0] : t->resident_below - t->hits[1];
     m->evicted_bytes = m->evictions * t->expert_bytes;
-    m->slots = t->cache.slots.count;
-    m->resident_slots = tier_decide_resident_count(t->decide, 0);
-    m->leased_slots = t->cache.leased;
-    m->capacity_bytes = t->cache.slots.bytes;
+    m->slots = seats->slots.count;
+    m->resident_slots = tier_decide_resident_count(t->decide, tier);
+    m->leased_slots = tier == 0 ? t->cache.leased : 0;
+    m->capacity_bytes = seats->slots.bytes;
 }
 
 static void fill_io(struct tier *t, struct tier_io_metrics *m)
@@ -555,6 +657,16 @@ static void fill_io(struct tier *t, struct tier_io_metrics *m)
     m->read_errors = s->read_errors;
     m->quarantined = s->quarantined;
     m->stuck_reads = s->stuck_reads;
+    m->copies_up = s->copies_up;
+    m->copies_up_bytes = s->copy_up_bytes;
+    m->copies_down = s->copies_down;
+    m->copies_down_bytes = s->copy_down_bytes;
+    m->demotions_dropped = s->demotions_dropped;
+    m->copy_errors = s->copy_errors;
+    m->copy_latency = s->copy_latency;
+    uint64_t transfer = t->cache.busy_ns + s->copy_ns, waited = 0;
+    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) waited += t->waits_ns[w];
+    m->overlap_ratio = transfer > waited ? 1 - (double)waited / (double)transfer : 0;
     m->wait_demand_seconds = seconds(t->waits_ns[TIER_WAIT_DEMAND]);
     m->wait_late_seconds = seconds(t->waits_ns[TIER_WAIT_LATE]);
     m->wait_copy_seconds = seconds(t->waits_ns[TIER_WAIT_COPY]);
@@ -565,20 +677,21 @@ static void fill_io(struct tier *t, struct tier_io_metrics *m)
 
 static void publish(struct tier *t, uint64_t now)
 {
+    static const char *const names[] = { "hbm", "dram", "nvme" };
     struct tier_snapshot *s = &t->scratch;
     memset(s, 0, sizeof *s);
-    s->tier_count = 1;
-    s->tier_names[0] = "dram";
-    s->tier_names[1] = "nvme";
-    fill_tier(t, &s->tiers[0], s->cells[0]);
+    s->tier_count = t->tiers;
+    for (uint32_t i = 0; i <= t->tiers; i++) s->tier_names[i] = names[i + 2 - t->tiers];
+    for (uint32_t i = 0; i < t->tiers; i++) fill_tier(t, i, &s->tiers[i], s->cells[i]);
     fill_io(t, &s->io);
     s->steps = t->steps;
     snprintf(s->io_note, sizeof s->io_note, "%s", t->io->note);
-    snprintf(s->pin_note, sizeof s->pin_note, "%s", t->cache.slots.note);
+    snprintf(s->pin_note, sizeof s->pin_note, "%s", t->cache.dram.slots.note);
+    if (t->device) snprintf(s->device_note, sizeof s->device_note, "%s", t->device->note);
     s->backend_degraded = t->io->backend_refused;
     s->direct_degraded = t->io->direct_refused;
     s->buffers_degraded = t->io->buffers_refused;
-    s->pin_degraded = !t->cache.slots.locked && t->config.dram_pin != TIER_PIN_OFF;
+    s->pin_degraded = !t->cache.dram.slots.locked && t->config.dram_pin != TIER_PIN_OFF;
     tier_publish_begin(&t->publish);
     tier_publish_put(&t->publish, 0, s, sizeof *s);
     for (uint32_t l = 0; l < t->layers; l++) {
@@ -643,6 +756,12 @@ int tier_failure_text(const struct tier *t, uint32_t layer, uint32_t expert, cha
         snprintf(to, size, "expert %" PRIu32 " of layer %" PRIu32 " could not be read", expert,
                  model_layer);
         return BASE_EQUARANTINE;
+    }
+    if (f->file == UINT32_MAX) {
+        snprintf(to, size, "expert %" PRIu32 " of layer %" PRIu32 " could not be copied to the "
+                 "device: %s, %d times", expert, model_layer, base_err_name(f->code),
+                 TIER_READ_TRIES);
+        return f->code;
     }
     snprintf(to, size, "expert %" PRIu32 " of layer %" PRIu32 " could not be read: %s in %s at "
              "byte %" PRIu64 ", %d times", expert, model_layer, base_err_name(f->code),

@@ -22,12 +22,23 @@
 #include "base/hist.h"
 #include "base/metric.h"
 #include "base/option.h"
+#include "device/device.h"
 #include "tiering/decide.h"
 #include "tiering/event.h"
 #include "tiering/io.h"
 #include "tiering/store.h"
 
 #define TIER_OPTIONS(O)                                                                           \
+    O(hbm_capacity, TEXTLINE, "tiers.hbm.capacity", "0", "", "",                                  \
+      "device memory for expert slots: a size (40GiB), or a share of the model's experts; 0 = none") \
+    O(hbm_device, ENUM, "tiers.hbm.device", "sim", "sim|host", "",                                \
+      "the device: sim emulates one in host memory, host makes the CPU one")                      \
+    O(hbm_bandwidth, BYTES, "tiers.hbm.sim_bandwidth", "16GiB", "", "bytes/s",                    \
+      "sim device: bytes per second of copies each way; 0 = as fast as memory")                   \
+    O(hbm_faults, SHARE, "tiers.hbm.sim_faults", "0%", "", "",                                    \
+      "sim device: share of copies that fail (tests)")                                            \
+    O(inclusion, ENUM, "tiers.inclusion", "exclusive", "exclusive|inclusive", "",                 \
+      "exclusive: an expert is in hbm or in dram; inclusive: dram keeps what moved up")           \
     O(dram_capacity, TEXTLINE, "tiers.dram.capacity", "25%", "", "",                              \
       "memory for expert slots in DRAM: a size (512GiB), or a share of the model's experts (25%)") \
     O(dram_pin, ENUM, "tiers.dram.pin", "auto", "auto|on|off", "",                                \
@@ -89,6 +100,7 @@ struct tier_open_args {
     struct tier_store *store;           /* borrowed */
     uint32_t top_k;
     struct tier_observer observer;      /* .event may be NULL */
+    struct dev *device;                 /* borrowed; NULL = made as tiers.hbm.* says */
     struct base_clock *clock;           /* NULL = real */
 };
 
@@ -157,11 +169,19 @@ struct tier_tier_metrics {
     M(stuck_reads, COUNTER, "", "times that a read took longer than tiers.nvme.stuck_after")      \
     M(prefetch_refused, COUNTER, "", "hints that a bound on prefetch turned away")                \
     M(prefetch_cancelled, COUNTER, "", "prefetches whose layer passed before their read began")   \
+    M(copies_up, COUNTER, "", "experts copied from dram to hbm")                                  \
+    M(copies_up_bytes, COUNTER, "bytes", "bytes of those copies")                                 \
+    M(copies_down, COUNTER, "", "experts copied from hbm to dram when they were demoted")         \
+    M(copies_down_bytes, COUNTER, "bytes", "bytes of those copies")                               \
+    M(demotions_dropped, COUNTER, "", "demotions that found no free slot below, and were dropped") \
+    M(copy_errors, COUNTER, "", "copies that failed")                                             \
+    M(overlap_ratio, REAL, "", "share of the time of reads and copies that no step waited for")   \
     M(wait_demand_seconds, REAL, "seconds", "engine waits for demand reads")                      \
     M(wait_late_seconds, REAL, "seconds", "engine waits for late prefetches")                     \
     M(wait_copy_seconds, REAL, "seconds", "engine waits for copies between tiers")                \
     M(wait_slot_seconds, REAL, "seconds", "engine waits for a slot")                              \
     M(read_latency, HIST, "seconds", "from submit to the last byte of an expert")                 \
+    M(copy_latency, HIST, "seconds", "from the request to the end of a copy")                     \
     M(submit_latency, HIST, "seconds", "from acquire to the submission of its demand reads")
 
 struct tier_io_metrics {
@@ -183,20 +203,23 @@ struct tier_snapshot {
     uint64_t steps;
     char io_note[200];                  /* which backend, and why */
     char pin_note[200];
+    char device_note[200];              /* empty without an hbm tier */
     /* Where `auto` had to do with less than it wanted; the notes say why. */
     bool backend_degraded, direct_degraded, buffers_degraded, pin_degraded;
 };
 /* Any thread, at any time; never blocks the engine. */
 void tier_snapshot(struct tier *tier, struct tier_snapshot *out);
-/* [layers] and [layers x experts] (lookups per expert); return -ERANGE if the array is too small. */
+/* [layers] and [layers x experts]: lookups per expert, and a bit per tier that it is resident in (1 =
+ * the top one); return -ERANGE if the array is too small. */
 int tier_snapshot_layers(struct tier *tier, struct tier_layer_stats *out, uint32_t layers);
 int tier_snapshot_experts(struct tier *tier, uint64_t *lookups, uint8_t *resident, size_t count);
 
-/* Memory that open will take, for the table printed at start. */
+/* Memory that open will take, for the table printed at start. Index 0 is the top tier: hbm, then
+ * dram, or dram alone. */
 struct tier_footprint {
     uint64_t slots[TIER_RESIDENT_TIERS_MAX];    /* that policies work with */
     uint64_t spare_slots[TIER_RESIDENT_TIERS_MAX];  /* beside them: for what is on its way */
-    uint64_t slot_bytes;
+    uint64_t slot_bytes[TIER_RESIDENT_TIERS_MAX];
     uint64_t slots_bytes[TIER_RESIDENT_TIERS_MAX];  /* all of them */
     uint64_t tables_bytes;
 };

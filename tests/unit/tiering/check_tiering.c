@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/rng.h"
+#include "port/hash.h"
 #include "tests/support/make_tiny.h"
 #include "tiering/tiering.h"
 
@@ -114,13 +115,14 @@ static void close_run(struct run *r)
 static void check_lease(const struct tier_lease *lease)
 {
     struct tier_record record;
+    struct port_hash hash;
     tier_store_record(store, lease->layer, lease->expert, &record);
+    port_hash_begin(&hash);
     for (int p = 0; p < TIER_PARTS; p++) {
         NEED((lease->parts[p] != NULL) == (record.part_bytes[p] > 0));
+        if (lease->parts[p]) port_hash_add(&hash, lease->parts[p], record.part_bytes[p]);
     }
-    /* Parts keep their places in the slot, so the slot begins before the first one. */
-    const char *slot = (const char *)lease->parts[0] - record.part_offset[0];
-    NEED(tier_store_check(&record, slot) == 0);
+    NEED(port_hash_end(&hash) == record.hash);
 }
 
 static void settle_set(struct run *r, uint32_t i, struct base_rng *rng)
@@ -228,21 +230,28 @@ static void compare_counts(struct run *r)
     uint64_t lookups[LAYERS * EXPERTS], all = 0, by_layer = 0, by_expert = 0;
     uint8_t resident[LAYERS * EXPERTS];
     tier_snapshot(r->tier, &s);
-    for (int c = 0; c < TIER_CELL_COUNT; c++) {
-        NEED(memcmp(&s.cells[0][c], tier_decide_counts(r->twin, 0, c), sizeof s.cells[0][c]) == 0);
-        all += s.cells[0][c].lookups;
+    for (uint32_t t = s.tier_count; t-- > 0;) {
+        const struct tier_tier_metrics *m = &s.tiers[t];
+        all = 0;
+        for (int c = 0; c < TIER_CELL_COUNT; c++) {
+            NEED(memcmp(&s.cells[t][c], tier_decide_counts(r->twin, t, c), sizeof s.cells[t][c]) == 0);
+            all += s.cells[t][c].lookups;
+        }
+        NEED(m->lookups == all);
+        NEED(m->hits + m->late + m->misses == all);
+        NEED(m->leased_slots == 0);
+        NEED(m->resident_slots == tier_decide_resident_count(r->twin, t));
     }
-    NEED(s.tiers[0].lookups == all);
-    NEED(s.tiers[0].hits + s.tiers[0].late + s.tiers[0].misses == all);
-    NEED(s.tiers[0].leased_slots == 0);
-    NEED(s.tiers[0].resident_slots == tier_decide_resident_count(r->twin, 0));
     NEED(tier_snapshot_layers(r->tier, layers, LAYERS - 1) == -ERANGE);
     NEED(tier_snapshot_layers(r->tier, layers, LAYERS) == 0);
     NEED(tier_snapshot_experts(r->tier, lookups, resident, LAYERS * EXPERTS) == 0);
     for (unsigned l = 0; l < LAYERS; l++) by_layer += layers[l].lookups;
     for (unsigned k = 0; k < LAYERS * EXPERTS; k++) {
         by_expert += lookups[k];
-        NEED(resident[k] == tier_decide_resident(r->twin, 0, k / EXPERTS, k % EXPERTS));
+        for (uint32_t t = 0; t < s.tier_count; t++) {
+            bool here = tier_decide_resident(r->twin, t, k / EXPERTS, k % EXPERTS);
+            NEED((resident[k] >> t & 1) == here);
+        }
     }
     NEED(by_layer == all && by_expert == all);
 }
@@ -281,6 +290,17 @@ START_TEST(right_bytes_and_the_cores_counts)
     set(&r, base_rng_below(&rng, 2) ? "prefetch.inflight=64KiB" : "prefetch.inflight=1MiB");
     set(&r, base_rng_below(&rng, 2) ? "prefetch.bandwidth_share=100%" : "prefetch.bandwidth_share=20%");
     set(&r, base_rng_below(&rng, 2) ? "tiers.verify=always" : "tiers.verify=first");
+    if (base_rng_below(&rng, 3)) {
+        bool inclusive = base_rng_below(&rng, 2);
+        set(&r, inclusive ? "tiers.inclusion=inclusive" : "tiers.inclusion=exclusive");
+        /* All of hbm must fit into dram, in every layer, when that keeps it too. */
+        set(&r, base_rng_below(&rng, 2) || inclusive ? "tiers.hbm.capacity=25%"
+                                                     : "tiers.hbm.capacity=50%");
+        set(&r, base_rng_below(&rng, 4) ? "tiers.hbm.device=sim" : "tiers.hbm.device=host");
+        set(&r, base_rng_below(&rng, 2) ? "tiers.hbm.sim_bandwidth=0"
+                                        : "tiers.hbm.sim_bandwidth=100MiB");
+        if (seed % 6 == 0) set(&r, "tiers.hbm.sim_faults=2%");
+    }
     if (seed % 3 == 0) {
         snprintf(pair, sizeof pair, "io.faults=seed=%d,eio=0.01,flip=0.01,short=0.01", seed);
         set(&r, pair);
@@ -407,6 +427,48 @@ START_TEST(late_prefetch_becomes_demand)
 }
 END_TEST
 
+/* Three tiers: what hbm drops is found in dram, and goes up again without a read. */
+START_TEST(hbm_over_dram)
+{
+    static struct run r;
+    uint32_t ids[2 * TOP_K] = { 0, 1, 2, 3, 4, 5, 6, 7 };
+    struct tier_lease leases[TOP_K];
+    struct tier_snapshot s;
+    uint64_t waits[TIER_WAIT_CAUSE_COUNT];
+    defaults(&r);
+    set(&r, "tiers.hbm.capacity=25%");
+    set(&r, "tiers.hbm.sim_bandwidth=10MiB");
+    open_run(&r);
+    tier_snapshot(r.tier, &s);
+    ck_assert_uint_eq(s.tier_count, 2);
+    ck_assert_str_eq(s.tier_names[0], "hbm");
+    ck_assert_str_eq(s.tier_names[1], "dram");
+    ck_assert_str_eq(s.tier_names[2], "nvme");
+    for (int i = 0; i < 3; i++) {
+        uint32_t *four = &ids[i % 2 * TOP_K];
+        ck_assert_uint_eq(tier_acquire(r.tier, 1, four, TOP_K, TIER_DECODE, leases), TOP_K);
+        ck_assert_uint_eq(tier_wait(r.tier, leases, TOP_K, TIER_WAIT_ALL, UINT64_MAX), TOP_K);
+        for (int j = 0; j < TOP_K; j++) check_lease(&leases[j]);
+        tier_release(r.tier, leases, TOP_K);
+    }
+    tier_step_waits(r.tier, waits);
+    ck_assert_uint_gt(waits[TIER_WAIT_COPY] + waits[TIER_WAIT_SLOT], 0);
+    tier_step_end(r.tier);
+    tier_snapshot(r.tier, &s);
+    ck_assert_uint_eq(s.tiers[0].misses, 3 * TOP_K);
+    ck_assert_uint_eq(s.tiers[1].hits, TOP_K);
+    ck_assert_uint_eq(s.tiers[1].misses, 2 * TOP_K);
+    ck_assert_uint_eq(s.io.demand_reads, 2 * TOP_K);
+    ck_assert_uint_eq(s.io.copies_up, 3 * TOP_K);
+    ck_assert_uint_ge(s.io.copies_down, TOP_K);
+    ck_assert_uint_eq(s.io.demotions_dropped, 0);
+    ck_assert_uint_eq(s.tiers[0].resident_slots, TOP_K);
+    ck_assert_uint_eq(s.tiers[1].resident_slots, TOP_K);
+    ck_assert_ptr_nonnull(strstr(s.device_note, "simulated"));
+    close_run(&r);
+}
+END_TEST
+
 START_TEST(bad_expert_is_quarantined_and_named)
 {
     static struct run r;
@@ -503,6 +565,7 @@ int main(void)
     tcase_add_test(rules, settings_without_effect_are_refused);
     tcase_add_test(rules, hits_wait_for_nothing);
     tcase_add_test(rules, late_prefetch_becomes_demand);
+    tcase_add_test(rules, hbm_over_dram);
     tcase_add_test(rules, bad_expert_is_quarantined_and_named);
     tcase_add_test(rules, counters_are_consistent_for_other_threads);
     tcase_add_test(rules, steps_do_not_allocate);
@@ -510,7 +573,7 @@ int main(void)
     suite_add_tcase(suite, rules);
     TCase *random = tcase_create("random");
     tcase_add_unchecked_fixture(random, setup, teardown);
-    tcase_add_loop_test(random, right_bytes_and_the_cores_counts, 1, 61);   /* _i is the seed */
+    tcase_add_loop_test(random, right_bytes_and_the_cores_counts, 1, 121);   /* _i is the seed */
     tcase_set_timeout(random, 60);
     suite_add_tcase(suite, random);
     SRunner *runner = srunner_create(suite);
