@@ -20,7 +20,7 @@
 #include "tiering/io.h"
 #include "tools/bench.h"
 
-enum { LIST_MAX = 16, ROUNDS_MAX = 25, PAGE = 4096 };
+enum { LIST_MAX = 16, ROUNDS_MAX = 25, PAGE = 4096, PAUSE_US = 500000 };
 
 enum way { WAY_URING, WAY_THREADS_ONE, WAY_THREADS_MANY, WAY_FIO, WAY_COUNT };
 static const char *const way_names[] = { "io_uring", "threads_1", "threads_n", "fio" };
@@ -322,6 +322,9 @@ static int run_cell(struct bench *bench, struct cell *cell, struct base_err *err
             enum way way = order[round % 2 ? WAY_COUNT - 1 - i : i];
             double *rate = &cell->rate[way][round];
             int rc = 0;
+            /* Disks of virtual machines save up credit while nobody reads, and fio takes its time
+             * to start: let everybody begin after the same rest. */
+            usleep(PAUSE_US);
             if (way != WAY_FIO) {
                 rc = run_ours(bench, way, cell->size, cell->depth, rate, err);
             } else if (!bench->fio_skipped[0]) {
