@@ -8,6 +8,9 @@
 /* The panel and two operand tiles share 32 KiB. Multiples of every tile. */
 enum { PANEL_N = 12, PANEL_M = 48, PANEL_STEPS = 32, PANEL_K = PANEL_STEPS * KERN_LANES };
 
+/* Up to so many operand rows decoding again is cheaper than a panel (README.md). */
+enum { PRODUCT_FEW = 2 };
+
 /* A chunk: columns [k0, k1) as cuts, each filled up to whole steps of sixteen columns. */
 struct chunk {
     uint32_t k0, k1, steps, cuts;
@@ -80,6 +83,10 @@ VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, boo
         size_t k = cut;
         /* FP8 codes are nearly always normal numbers, whose decoding is shorter. */
         for (; dtype == KERN_FP8_E4M3 && k + 2 * KERN_LANES <= whole; k += 2 * KERN_LANES) {
+            /* The rows that follow, a whole row group ahead: the prefetcher of the processor sees
+             * four short streams and starts each anew. */
+            UNROLL for (uint32_t r = 0; r < count; r++)
+                __builtin_prefetch(row[r] + k + (size_t)count * w->cols, 0, 3);
             if (__builtin_expect(!vec_fp8_usual(row, count, k), 0)) {
                 dot_step(dtype, count, row, k, x, lanes);
                 dot_step(dtype, count, row, k + KERN_LANES, x, lanes);
@@ -111,30 +118,36 @@ VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, boo
         out[r] = vec_tree(total[r]);
 }
 
-/* Rows [n, n + count) against one operand row, all ranges. */
+/* Rows [n, n + count) against every operand row: after the first the weights are in the cache. */
 VEC_INLINE void product_rows(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
-                             uint32_t count, uint32_t n, uint32_t m)
+                             uint32_t count, uint32_t n)
 {
     const uint32_t cols = args->w->cols;
-    const float *x = args->x + m * args->x_stride;
-    float *y = args->y + m * args->y_stride + n;
-    for (uint32_t i = 0; i < args->k_blocks; i++) {
-        float part[VEC_GEMV_ROWS];
-        dot_rows(args->w, dtype, scaled, count, n, x, cpu_range_begin(cols, i, args->k_blocks),
-                 cpu_range_begin(cols, i + 1, args->k_blocks), part);
-        for (uint32_t r = 0; r < count; r++)
-            y[r] = i ? y[r] + part[r] : part[r];
+    for (uint32_t m = 0; m < args->m; m++) {
+        const float *x = args->x + m * args->x_stride;
+        float *y = args->y + m * args->y_stride + n;
+        for (uint32_t i = 0; i < args->k_blocks; i++) {
+            float part[VEC_GEMV_ROWS];
+            dot_rows(args->w, dtype, scaled, count, n, x, cpu_range_begin(cols, i, args->k_blocks),
+                     cpu_range_begin(cols, i + 1, args->k_blocks), part);
+            for (uint32_t r = 0; r < count; r++)
+                y[r] = i ? y[r] + part[r] : part[r];
+        }
     }
 }
 
-VEC_INLINE void product_one(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
-                            uint32_t m, uint32_t row_begin, uint32_t row_end)
+VEC_INLINE void product_few(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
+                            uint32_t row_begin, uint32_t row_end)
 {
     uint32_t n = row_begin;
     for (; row_end - n >= VEC_GEMV_ROWS; n += VEC_GEMV_ROWS)
-        product_rows(args, dtype, scaled, VEC_GEMV_ROWS, n, m);
-    for (; n < row_end; n++)
-        product_rows(args, dtype, scaled, 1, n, m);
+        product_rows(args, dtype, scaled, VEC_GEMV_ROWS, n);
+    if (row_end - n >= 2) {
+        product_rows(args, dtype, scaled, 2, n);
+        n += 2;
+    }
+    if (n < row_end)
+        product_rows(args, dtype, scaled, 1, n);
 }
 
 /* The next chunk from k0 on: as many cuts as fit. */
@@ -312,12 +325,11 @@ VEC_INLINE void product(const struct kern_matmul *args, enum kern_dtype dtype, b
                         uint32_t row_begin, uint32_t row_end)
 {
     /* A cut longer than a panel would need two sets of running sums: rows one by one do it too. */
-    if (args->m > 1 && !(scaled && args->w->scale_cols > PANEL_K)) {
+    if (args->m > PRODUCT_FEW && !(scaled && args->w->scale_cols > PANEL_K)) {
         product_block(args, dtype, scaled, row_begin, row_end);
-        return;
+    } else {
+        product_few(args, dtype, scaled, row_begin, row_end);
     }
-    for (uint32_t m = 0; m < args->m; m++)
-        product_one(args, dtype, scaled, m, row_begin, row_end);
 }
 
 #define PRODUCT_OF(type, name) \

@@ -204,7 +204,7 @@ static void product_line(struct product_job *job, const char *type, unsigned thr
 static void product_bench(const struct bench *b, const struct kern_ops *ops)
 {
     static const uint32_t ms[] = { 1, 2, 4, 8, 32, 128 };
-    enum { ROWS = 1536, COLS = 2048, ROWS_CACHED = 96, SCALES = ROWS / 128 * COLS / 128 };
+    enum { ROWS = 1536, COLS = 2048, ROWS_CACHED = 128, SCALES = ROWS / 128 * COLS / 128 };
     static float scales[SCALES];
     const bool reference = ops == kern_ops_variant(KERN_CPU_REFERENCE);
     for (uint32_t i = 0; i < SCALES; i++)
