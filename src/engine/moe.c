@@ -1,6 +1,7 @@
 #include "engine/moe.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -190,14 +191,16 @@ static uint32_t wait_for(struct eng_core *core, struct tier_lease *leases, uint3
 static void fail_rows(struct pass *pass, const struct tier_lease *lease)
 {
     const struct eng_plan *plan = &pass->core->plan;
-    const struct model_shape *s = pass->core->shape;
     uint32_t first = plan->expert_first[lease->expert];
+    char why[BASE_ERR_TEXT / 2];
+    if (tier_failure_text(pass->core->tier, lease->layer, lease->expert, why, sizeof why) == 0) {
+        snprintf(why, sizeof why, "expert %u of moe layer %u could not be read: %s", lease->expert,
+                 lease->layer, base_err_name(lease->status));
+    }
     for (uint32_t i = 0; i < plan->expert_count[lease->expert]; i++) {
         uint32_t row = plan->pair_row[first + i];
         struct eng_seq *seq = pass->batch->members[pass->batch->row_member[row]];
-        base_err_set(&seq->error, lease->status,
-                     "%s: expert %u of moe layer %u, which this answer needs, cannot be read: %s",
-                     s->name, lease->expert, lease->layer, base_err_name(lease->status));
+        base_err_set(&seq->error, lease->status, "%s: this answer needs %s", pass->core->shape->name, why);
     }
 }
 

@@ -280,7 +280,8 @@ START_TEST(a_damaged_expert_fails_those_who_need_it)
     ck_assert_int_eq(first->finish, ENG_FAILED);
     ck_assert_int_lt(first->error_code, 0);
     char name[64];
-    snprintf(name, sizeof name, "expert %u of moe layer %u", expert, layer);
+    snprintf(name, sizeof name, "expert %u of layer %u ", expert,
+             layer + tier_store_layer_first(run.stack.store));
     ck_assert_msg(strstr(first->error, name) != NULL, "'%s' does not name %s", first->error, name);
     ck_assert_int_eq(first->token_count == 0, _i == 1);
     ck_assert_mem_eq(first->tokens ? first->tokens : first_tokens, first_tokens,
