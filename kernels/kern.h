@@ -1,5 +1,5 @@
-/* Arithmetic: one table of operations, filled by the scalar reference and overwritten upward by what
- * the processor can do (AVX2, AVX-512; CUDA fills its own).
+/* Arithmetic: one table of operations, filled by the scalar reference and overwritten upward by
+ * what the processor can do (AVX2, AVX-512; CUDA fills its own).
  *
  * Invariant (same bits): each output element has ONE reduction order, fixed by K alone, the same in
  * every CPU op set, for every M, row range, thread count and alignment:
@@ -49,8 +49,8 @@ struct kern_matrix {
 
 size_t kern_dtype_bytes(enum kern_dtype dtype);
 
-/* y[m][n] for n in [row_begin, row_end), all m. Strides in elements. Ranges of a multiple of 12 rows
- * (at m <= 2, of 4) are the fastest; the bits do not depend on them. */
+/* y[m][n] for n in [row_begin, row_end), all m. Strides in elements. Ranges of a multiple of 12
+ * rows (at m <= 2, of 4) are the fastest; the bits do not depend on them. */
 struct kern_matmul {
     const struct kern_matrix *w;
     const float *x;             /* [m][cols], stride x_stride */
@@ -67,12 +67,13 @@ struct kern_matmul {
  *
  * Blocks of `block_tokens` tokens in order, running maximum and sum rescaled at each block (flash
  * style): m' = max(m, max(s)); r = exp(m - m'); l = l*r, then l += exp(s-m') ascending t;
- * acc = acc*r, then acc = fma(p_t, c[t], acc) ascending t; out = acc / l. Two dots, then one add. */
+ * acc = acc*r, then acc = fma(p_t, c[t], acc) ascending t; out = acc / l. Two dots, then one
+ * add. */
 struct kern_mla {
     uint32_t heads;
     uint32_t lora, rope;        /* kv_lora_rank, qk_rope_dim */
     const float *q;             /* [heads][lora + rope] */
-    const void *const *blocks;  /* ceil(tokens / block_tokens) blocks of [block_tokens][lora + rope] */
+    const void *const *blocks;  /* ceil(tokens / block_tokens) of [block_tokens][lora + rope] */
     bool blocks_bf16;           /* else f32 */
     uint32_t block_tokens;      /* 1..KERN_MLA_BLOCK_MAX */
     uint32_t tokens;            /* >= 1; the query sees these */

@@ -13,8 +13,8 @@ extern const struct kern_ops kern_ops_avx2;
 extern const struct kern_ops kern_ops_avx512;
 
 void kern_ref_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
-void kern_ref_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t row_end, const float *x,
-                  float *y);
+void kern_ref_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t row_end,
+                       const float *x, float *y);
 void kern_ref_rmsnorm(float *y, const float *x, const float *weight, uint32_t n, float eps);
 void kern_ref_swiglu(float *y, const float *gate, const float *up, uint32_t n);
 void kern_ref_rope(float *x, const float *cos, const float *sin, uint32_t dims, bool interleaved);

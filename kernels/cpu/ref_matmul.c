@@ -73,8 +73,8 @@ void kern_ref_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_
     }
 }
 
-void kern_ref_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t row_end, const float *x,
-                  float *y)
+void kern_ref_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t row_end,
+                       const float *x, float *y)
 {
     MUST(row_begin <= row_end && row_end <= w->rows);
     for (uint32_t c = 0; c < w->cols; c++)

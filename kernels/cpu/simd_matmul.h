@@ -172,7 +172,7 @@ VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, bo
     chunk->k1 = k0;
 }
 
-/* Columns [k, end) of one row, decoded; sixteen floats every `stride`. Returns where the next go. */
+/* `count` columns of one row, decoded; sixteen floats every `stride`. Returns where the next go. */
 VEC_INLINE float *cut_decode(float *to, size_t stride, enum kern_dtype dtype, const uint8_t *from,
                              uint32_t count)
 {

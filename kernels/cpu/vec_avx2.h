@@ -132,8 +132,10 @@ VEC_INLINE __m256 vec_scale_half(__m256 a, __m256 shifted)
                                            _mm256_castps_si256(_mm256_set1_ps(EXP_ROUND)));
     const __m256i half = _mm256_srai_epi32(whole, 1);
     const __m256i rest = _mm256_sub_epi32(whole, half);
-    a = _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
-    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+    const __m256i scale_a = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+    const __m256i scale_b = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
+    return _mm256_mul_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(scale_a)),
+                         _mm256_castsi256_ps(scale_b));
 }
 
 VEC_INLINE struct vec vec_scale(struct vec a, struct vec shifted)

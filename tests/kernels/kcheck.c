@@ -209,7 +209,8 @@ static bool check_matmul(struct kcase *c)
     if (same_floats(wanted, got, y_count, &at))
         return true;
     snprintf(c->what, sizeof c->what,
-             "%s rows=[%u,%u) of %u cols=%u m=%u k_blocks=%u scales=%d %ux%u: y[%zu][%zu] %a, not %a",
+             "%s rows=[%u,%u) of %u cols=%u m=%u k_blocks=%u scales=%d %ux%u: "
+             "y[%zu][%zu] %a, not %a",
              dtype_names[w.dtype], begin, end, rows, cols, m, args.k_blocks, !!w.scales,
              w.scale_rows, w.scale_cols, at / args.y_stride, at % args.y_stride, got[at],
              wanted[at]);
@@ -438,7 +439,8 @@ static unsigned set_check(const struct kern_ops *set, const char *only, uint64_t
                    (unsigned long long)seed, same ? "guard bytes were overwritten" : c.what);
         }
         if (!bad)
-            printf("ok   %s %s: %llu cases\n", set->name, checks[i].name, (unsigned long long)count);
+            printf("ok   %s %s: %llu cases\n", set->name, checks[i].name,
+                   (unsigned long long)count);
         failed += bad;
     }
     return failed;

@@ -244,7 +244,8 @@ START_TEST(norm_activation_and_rotation)
     }
     ops->rmsnorm(y, x, weight, N, 1e-6f);
     for (int i = 0; i < N; i++)
-        ck_assert(fabs(y[i] - x[i] / sqrt(mean + 1e-6) * weight[i]) <= 8 * FLT_EPSILON * fabs(y[i]));
+        ck_assert(fabs(y[i] - x[i] / sqrt(mean + 1e-6) * weight[i]) <=
+                  8 * FLT_EPSILON * fabs(y[i]));
     ops->swiglu(y, x, up, N);
     for (int i = 0; i < N; i++)
         ck_assert(fabs(y[i] - x[i] / (1 + exp(-x[i])) * up[i]) <= 8 * FLT_EPSILON * fabs(y[i]));
@@ -314,7 +315,8 @@ START_TEST(gate_chooses_like_a_sort)
         gate.groups = 1u << base_rng_below(&rng, 4);
         gate.experts = gate.groups * (2 + (uint32_t)base_rng_below(&rng, 7));
         gate.top_groups = 1 + (uint32_t)base_rng_below(&rng, gate.groups);
-        gate.top_k = 1 + (uint32_t)base_rng_below(&rng, gate.experts / gate.groups * gate.top_groups);
+        const uint32_t eligible = gate.experts / gate.groups * gate.top_groups;
+        gate.top_k = 1 + (uint32_t)base_rng_below(&rng, eligible);
         gate.method = base_rng_below(&rng, 3);
         gate.sigmoid = gate.method == KERN_GATE_NOAUX;
         gate.bias = base_rng_below(&rng, 4) ? bias : NULL;

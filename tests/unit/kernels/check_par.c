@@ -1,5 +1,5 @@
-/* Shows that a pool runs every chunk exactly once, on a thread of the pool, whether its workers spin
- * or sleep, and that the submitter sees all they wrote. */
+/* Shows that a pool runs every chunk exactly once, on a thread of the pool, whether its workers
+ * spin or sleep, and that the submitter sees all they wrote. */
 #include <check.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -45,8 +45,8 @@ static void rounds_run(unsigned threads, unsigned rounds, uint64_t seed)
         kern_par_run(par, chunks, tally_chunk, &tally);
         ck_assert_uint_eq(tally.strangers, 0);
         for (uint32_t i = 0; i < CHUNKS_MAX; i++) {
-            ck_assert_msg(tally.runs[i] == (i < chunks), "seed %llu round %u: chunk %u ran %u times",
-                          (unsigned long long)seed, round, i, tally.runs[i]);
+            ck_assert_msg(tally.runs[i] == (i < chunks),
+                          "seed %llu round %u: chunk %u ran %u times", (unsigned long long)seed, round, i, tally.runs[i]);
         }
     }
     kern_par_destroy(par);
