@@ -46,7 +46,8 @@ static void rounds_run(unsigned threads, unsigned rounds, uint64_t seed)
         ck_assert_uint_eq(tally.strangers, 0);
         for (uint32_t i = 0; i < CHUNKS_MAX; i++) {
             ck_assert_msg(tally.runs[i] == (i < chunks),
-                          "seed %llu round %u: chunk %u ran %u times", (unsigned long long)seed, round, i, tally.runs[i]);
+                          "seed %llu round %u: chunk %u ran %u times",
+                          (unsigned long long)seed, round, i, tally.runs[i]);
         }
     }
     kern_par_destroy(par);
