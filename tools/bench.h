@@ -4,6 +4,6 @@
 
 #include "tools/cli.h"
 
-extern const struct cli_command bench_io_command;
+extern const struct cli_command bench_cache_command, bench_io_command;
 
 #endif

@@ -4,6 +4,7 @@
 int main(int argc, char **argv)
 {
     const struct cli_command commands[] = {
+        bench_cache_command,
         bench_io_command,
     };
     const struct cli_program program = {
@@ -11,7 +12,8 @@ int main(int argc, char **argv)
         .text = "measure this machine and the parts of Expertier on it",
         .commands = commands,
         .command_count = sizeof commands / sizeof commands[0],
-        .examples = "tier-bench io\n"
+        .examples = "tier-bench cache --policy lfu\n"
+                    "tier-bench io\n"
                     "tier-bench io --json --dir /mnt/nvme --size 2MiB,44MiB --depth 8,32",
     };
     return cli_main(&program, argc, argv);
