@@ -437,7 +437,8 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
         uint32_t key = base + ids[i];
         if (t->found[i].from != 0) {
             if (t->found[i].from == t->tiers) continue;
-            t->hits[1] += tier_seats_ready(&cache->dram, key);
+            /* One that is still being copied down can be read where it was. */
+            t->hits[1] += tier_seats_ready(&cache->dram, key) || tier_cache_ready(cache, key);
             below++;
             continue;
         }

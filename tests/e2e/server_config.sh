@@ -23,7 +23,7 @@ refuse 'x.yaml:' --config "$work/x.yaml" --model "$model"
 yaml 'io:\n  depth: many\n'
 refuse 'io.depth' --config "$work/x.yaml" --model "$model"
 # Not built yet, so not silently accepted.
-for key in 'tiers:\n  hbm:\n    capacity: 40GiB' 'parallel:\n  tensor: 8' 'server:\n  api_key: x'; do
+for key in 'tiers:\n  hbm:\n    headroom: 10%' 'parallel:\n  tensor: 8' 'server:\n  api_key: x'; do
     yaml "$key\n"
     refuse 'x.yaml:' --config "$work/x.yaml" --model "$model"
 done

@@ -459,8 +459,9 @@ START_TEST(hbm_over_dram)
     ck_assert_uint_eq(s.tiers[1].hits, TOP_K);
     ck_assert_uint_eq(s.tiers[1].misses, 2 * TOP_K);
     ck_assert_uint_eq(s.io.demand_reads, 2 * TOP_K);
-    ck_assert_uint_eq(s.io.copies_up, 3 * TOP_K);
-    ck_assert_uint_ge(s.io.copies_down, TOP_K);
+    /* Asked for while it is still on its way down, an expert need not be copied up again. */
+    ck_assert_uint_ge(s.io.copies_up, 2 * TOP_K);
+    ck_assert_uint_le(s.io.copies_up, 3 * TOP_K);
     ck_assert_uint_eq(s.io.demotions_dropped, 0);
     ck_assert_uint_eq(s.tiers[0].resident_slots, TOP_K);
     ck_assert_uint_eq(s.tiers[1].resident_slots, TOP_K);
