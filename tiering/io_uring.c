@@ -3,15 +3,21 @@
  * A request is cut into pieces of io.chunk bytes; at most io.depth pieces are with the kernel. A
  * piece that comes back short, or with EINTR or EAGAIN, is sent again from where it stopped. All
  * tables are made at creation: submit and reap neither allocate nor lock.
+ *
+ * Registering memory makes the kernel fill in all its pages: minutes for a large tier. So a region is
+ * registered in parts, each when the first read lands in it.
  */
 #include "tiering/io_backend.h"
 
 #include <errno.h>
 #include <liburing.h>
+#include <linux/capability.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/must.h"
 
@@ -20,10 +26,12 @@ enum {
     REGIONS_MAX = 64,
     TRIES_MAX = 1000,           /* of one piece without progress, then EIO */
     UNSENT_WAIT_NS = 1000000,
+    BUFFERS_MAX = 8192,         /* the kernel takes 16384 */
 };
 
-/* The kernel takes at most 1 GiB in one registered buffer. */
-static const uint64_t buffer_bytes_max = UINT64_C(1) << 30;
+/* Parts of a region: small enough that filling one in is no pause that anybody sees, and the kernel
+ * takes at most 1 GiB in one registered buffer. */
+static const uint64_t part_bytes_min = UINT64_C(16) << 20, part_bytes_max = UINT64_C(1) << 30;
 
 struct piece_state {
     struct tier_io_piece piece;
@@ -31,12 +39,14 @@ struct piece_state {
     unsigned tries;
 };
 
-/* Memory of one memory_add: buffers first_buffer.. of 1 GiB each, the last one shorter. */
+/* Memory of one memory_add: buffers first_buffer.. of part_bytes each, the last one shorter. */
 struct region {
     char *start;
     size_t bytes;
     unsigned first_buffer;
 };
+
+enum part_state { PART_NEW, PART_REGISTERED, PART_REFUSED };
 
 struct uring_io {
     struct tier_io base;
@@ -50,6 +60,8 @@ struct uring_io {
     unsigned free_count;
     unsigned region_count;
     struct region regions[REGIONS_MAX];
+    uint64_t part_bytes;
+    uint8_t parts[BUFFERS_MAX]; /* enum part_state of each registered buffer */
 };
 
 static long read_sysctl_disabled(void)
@@ -170,16 +182,33 @@ static int uring_file_add(struct tier_io *io, const char *path, struct base_err 
     return handle;
 }
 
+static void note_refusal(struct uring_io *u, int rc);
+
+/* Registers one part of a region. What the kernel refuses is read into without. */
+static void register_part(struct uring_io *u, const struct region *region, unsigned part)
+{
+    uint64_t from = part * u->part_bytes, left = region->bytes - from;
+    struct iovec buffer = { .iov_base = region->start + from,
+                            .iov_len = left < u->part_bytes ? left : u->part_bytes };
+    unsigned index = region->first_buffer + part;
+    int rc = io_uring_register_buffers_update_tag(&u->ring, index, &buffer, NULL, 1);
+    u->parts[index] = rc == 1 ? PART_REGISTERED : PART_REFUSED;
+    if (rc < 0) note_refusal(u, rc);
+}
+
 /* Index of the registered buffer that holds the whole range, or -1. */
-static int find_buffer(const struct uring_io *u, const char *start, uint64_t bytes)
+static int find_buffer(struct uring_io *u, const char *start, uint64_t bytes)
 {
     for (unsigned i = 0; i < u->region_count; i++) {
         const struct region *region = &u->regions[i];
         if (start < region->start || start >= region->start + region->bytes) continue;
         uint64_t first = (uint64_t)(start - region->start);
+        unsigned part = (unsigned)(first / u->part_bytes);
         if (first + bytes > region->bytes) return -1;
-        if (first / buffer_bytes_max != (first + bytes - 1) / buffer_bytes_max) return -1;
-        return (int)(region->first_buffer + first / buffer_bytes_max);
+        if (part != (first + bytes - 1) / u->part_bytes) return -1;
+        if (u->parts[region->first_buffer + part] == PART_NEW) register_part(u, region, part);
+        if (u->parts[region->first_buffer + part] != PART_REGISTERED) return -1;
+        return (int)(region->first_buffer + part);
     }
     return -1;
 }
@@ -350,26 +379,49 @@ static void uring_destroy(struct tier_io *io)
     free(u);
 }
 
-/* Registers all regions anew: the kernel knows only one table. */
-static int register_regions(struct uring_io *u)
+static uint64_t regions_bytes(const struct uring_io *u)
 {
-    size_t count = 0;
+    uint64_t bytes = 0;
     for (unsigned i = 0; i < u->region_count; i++) {
-        count += (u->regions[i].bytes + buffer_bytes_max - 1) / buffer_bytes_max;
+        bytes += u->regions[i].bytes;
     }
+    return bytes;
+}
+
+/* Cuts all regions into parts anew; returns how many. */
+static unsigned cut_regions(struct uring_io *u, uint64_t part_bytes)
+{
+    unsigned count = 0;
+    u->part_bytes = part_bytes;
+    for (unsigned i = 0; i < u->region_count; i++) {
+        u->regions[i].first_buffer = count;
+        count += (unsigned)((u->regions[i].bytes + part_bytes - 1) / part_bytes);
+    }
+    return count;
+}
+
+/* Registers all regions anew: the kernel knows only one table. With `empty` it gets a table of nothing,
+ * which is filled as parts are used; kernels before 5.13 have no such table. */
+static int register_regions(struct uring_io *u, bool empty)
+{
+    uint64_t part_bytes = empty ? part_bytes_min : part_bytes_max;
+    while (part_bytes < part_bytes_max && regions_bytes(u) / part_bytes + u->region_count > BUFFERS_MAX) {
+        part_bytes *= 2;
+    }
+    unsigned count = cut_regions(u, part_bytes);
+    if (count > BUFFERS_MAX) return -ENOSPC;
     struct iovec *buffers = calloc(count, sizeof *buffers);
     if (!buffers) return -ENOMEM;
-    unsigned at = 0;
-    for (unsigned i = 0; i < u->region_count; i++) {
-        struct region *region = &u->regions[i];
-        region->first_buffer = at;
-        for (uint64_t from = 0; from < region->bytes; from += buffer_bytes_max) {
+    for (unsigned i = 0; i < u->region_count && !empty; i++) {
+        const struct region *region = &u->regions[i];
+        struct iovec *buffer = &buffers[region->first_buffer];
+        for (uint64_t from = 0; from < region->bytes; from += part_bytes, buffer++) {
             uint64_t left = region->bytes - from;
-            buffers[at].iov_base = region->start + from;
-            buffers[at++].iov_len = left < buffer_bytes_max ? left : buffer_bytes_max;
+            *buffer = (struct iovec){ region->start + from, left < part_bytes ? left : part_bytes };
         }
     }
-    int rc = io_uring_register_buffers(&u->ring, buffers, at);
+    int rc = io_uring_register_buffers(&u->ring, buffers, count);
+    memset(u->parts, empty ? PART_NEW : PART_REGISTERED, count);
     free(buffers);
     return rc;
 }
@@ -382,6 +434,23 @@ static bool raise_memlock(void)
     if (getrlimit(RLIMIT_MEMLOCK, &limit) < 0 || limit.rlim_cur == limit.rlim_max) return false;
     limit.rlim_cur = limit.rlim_max;
     return setrlimit(RLIMIT_MEMLOCK, &limit) == 0;
+}
+
+static bool has_ipc_lock(void)
+{
+    struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+    struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = { 0 };
+    return syscall(SYS_capget, &header, data) == 0 && (data[0].effective & 1u << CAP_IPC_LOCK);
+}
+
+/* Whether so much memory may be locked, with the limit raised as far as this process may. */
+static bool memlock_allows(uint64_t bytes)
+{
+    struct rlimit limit;
+    if (has_ipc_lock()) return true;                /* the limit does not bind us */
+    if (getrlimit(RLIMIT_MEMLOCK, &limit) < 0) return false;
+    if (limit.rlim_cur >= bytes) return true;       /* RLIM_INFINITY is the largest number */
+    return raise_memlock() && getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur >= bytes;
 }
 
 static void note_refusal(struct uring_io *u, int rc)
@@ -409,14 +478,16 @@ static int uring_memory_add(struct tier_io *io, void *memory, size_t bytes)
     if (u->region_count == REGIONS_MAX) return -ENOSPC;
     if (u->region_count > 0) io_uring_unregister_buffers(&u->ring);
     u->regions[u->region_count++] = (struct region){ .start = memory, .bytes = bytes };
-    int rc = register_regions(u);
-    if (rc == -ENOMEM && raise_memlock()) rc = register_regions(u);
+    /* Where the limit on locked memory may be too small we want to know now, not in the middle of a
+     * request: then everything is registered at once. */
+    int rc = memlock_allows(regions_bytes(u)) ? register_regions(u, true) : -ENOMEM;
+    if (rc < 0) rc = register_regions(u, false);
     if (rc >= 0) return 0;
 
     note_refusal(u, rc);
     u->region_count--;
     /* The earlier ones fitted before. */
-    if (u->region_count > 0 && register_regions(u) < 0) u->region_count = 0;
+    if (u->region_count > 0 && register_regions(u, false) < 0) u->region_count = 0;
     return rc;
 }
 
