@@ -178,11 +178,11 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     bool open = false;
     int rc = srv_bind(&socket, &config.server, err);
     if (rc < 0) goto done;
+    rc = eng_stack_print_footprint(args, stderr, err);
+    if (rc < 0) goto done;
     rc = eng_stack_open(&stack, args, err);
     if (rc < 0) goto done;
     open = true;
-    rc = eng_stack_print_footprint(args, stderr, err);
-    if (rc < 0) goto done;
     report_degraded(stack.tier);
     rc = catch_signals(err);
     if (rc < 0) goto done;

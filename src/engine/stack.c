@@ -271,15 +271,39 @@ static void print_row(FILE *to, const char *what, uint64_t bytes, const char *no
     fprintf(to, "  %-14s %12s  %s\n", what, base_str_bytes(text, sizeof text, bytes), note);
 }
 
+/* What this process holds now. */
+static uint64_t resident_bytes(void)
+{
+    unsigned long long all, resident = 0;
+    FILE *from = fopen("/proc/self/statm", "re");
+    if (!from) return 0;
+    if (fscanf(from, "%llu %llu", &all, &resident) != 2) resident = 0;
+    fclose(from);
+    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* The program without what has a row of its own: what is resident now, with the model's names and its
+ * tokenizer loaded and nothing else, and what is still to come. */
+static uint64_t program_bytes(const struct eng_stack_config *config)
+{
+    const uint64_t mib = 1 << 20;
+    uint64_t crew = config->engine.threads > 0 ? config->engine.threads : (uint64_t)sysconf(_SC_NPROCESSORS_ONLN);
+    /* A thread's stack and its share of the heap; a request's tokens and text, both ways; the rings,
+     * the pages of code not yet run, the heap's loss. */
+    return resident_bytes() + (crew + config->io.threads) * mib / 4 + config->engine.max_num_seqs * mib / 2 +
+           8 * mib;
+}
+
 static void print_table(FILE *to, const struct eng_stack_config *config,
                         const struct eng_footprint *engine, const struct tier_footprint *tier,
-                        const struct tier_store *store)
+                        const struct tier_store *store, uint64_t program)
 {
     static const char *const names[TIER_RESIDENT_TIERS_MAX][TIER_RESIDENT_TIERS_MAX] = {
         { "dram slots", "" }, { "hbm slots", "dram slots" },
     };
     char note[320], each[16];
-    uint64_t sum = engine->dense_bytes + engine->kv_bytes + engine->activation_bytes + tier->tables_bytes;
+    uint64_t sum = engine->dense_bytes + engine->kv_bytes + engine->activation_bytes + tier->tables_bytes +
+                   program;
     uint64_t experts = (uint64_t)tier_store_layers(store) * tier_store_experts(store);
     unsigned tiers = tier->slots[1] > 0 ? 2 : 1;
     fprintf(to, "memory that stays in use, at most:\n");
@@ -295,6 +319,7 @@ static void print_table(FILE *to, const struct eng_stack_config *config,
         sum += tier->slots_bytes[t];
     }
     print_row(to, "tables", tier->tables_bytes, "index, slots, policy");
+    print_row(to, "program", program, "code, libraries, tokenizer, threads, requests");
     print_row(to, "sum", sum, "");
 }
 
@@ -302,15 +327,18 @@ int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struc
 {
     struct model_shape shape;
     struct model_files *files = NULL;
+    struct model_tokenizer *tokenizer = NULL;
     struct tier_store *store = NULL;
     struct eng_footprint engine;
     struct tier_footprint tier;
     int rc = model_shape_load(&shape, args->model_dir, err);
     if (rc == 0) rc = model_files_open(&files, args->model_dir, err);
     if (rc == 0) rc = open_store(&store, args, &shape, err);
+    if (rc == 0) rc = model_tokenizer_load(&tokenizer, args->model_dir, err);
     if (rc == 0) rc = eng_footprint(&args->config->engine, &shape, files, &engine, err);
     if (rc == 0) rc = tier_footprint(&args->config->tier, store, shape.top_k, &tier, err);
-    if (rc == 0) print_table(to, args->config, &engine, &tier, store);
+    if (rc == 0) print_table(to, args->config, &engine, &tier, store, program_bytes(args->config));
+    model_tokenizer_free(tokenizer);
     tier_store_close(store);
     model_files_close(files);
     return rc;

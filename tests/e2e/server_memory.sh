@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# The sum of the memory table is a promise: the server's resident memory stays below it under load, with
+# every slot in use and every place in the batch taken.
+# shellcheck source=tests/e2e/support.sh
+. "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
+
+# A size as the table prints it, in KiB.
+kib() { # NUMBER UNIT
+    awk -v n="$1" -v u="$2" 'BEGIN {
+        f["B"] = 1 / 1024; f["KiB"] = 1; f["MiB"] = 1024; f["GiB"] = 1048576; f["TiB"] = 1073741824
+        if (!(u in f)) exit 1
+        printf "%d\n", n * f[u] + 0.5 }'
+}
+
+measure() { # NAME TOKENS [server argument...]
+    local name=$1 tokens=$2 sum rss highest table client clients=''; shift 2
+    start_server "$@"
+    # shellcheck disable=SC2046
+    sum=$(kib $(sed -n 's/^ *sum  *\([0-9.]*\) *\([KMGT]*i*B\).*/\1 \2/p' "$work/server.log")) ||
+        fail 'no sum in the memory table'
+    for client in 1 2 3 4 5 6 7 8; do
+        curl -sS --max-time 500 "$url/v1/completions" -H 'Content-Type: application/json' -d "{
+            \"prompt\": \"In the beginning of part $client God created the heaven and\", \"seed\": $client,
+            \"max_tokens\": $tokens, \"temperature\": 1, \"ignore_eos\": true}" >"$work/answer.$client" &
+        clients+=" $!"
+    done
+    highest=0
+    # shellcheck disable=SC2086
+    while kill -0 $clients 2>/dev/null; do
+        rss=$(awk '/^VmRSS/ { print $2 }' "/proc/$server/status")
+        [ "$rss" -le "$highest" ] || highest=$rss
+        sleep 0.2
+    done
+    # The kernel's own highest mark covers what happened between two looks.
+    rss=$(awk '/^VmHWM/ { print $2 }' "/proc/$server/status")
+    [ "$rss" -le "$highest" ] || highest=$rss
+    for client in 1 2 3 4 5 6 7 8; do
+        grep -q '"finish_reason":"length"' "$work/answer.$client" ||
+            fail "request $client: $(head -c 300 "$work/answer.$client")"
+    done
+    table=$(awk -v r="$highest" -v s="$sum" 'BEGIN { printf "%.1f", 100 * r / s }')
+    echo "$name: resident $((highest / 1024)) MiB at most, the table's sum is $((sum / 1024)) MiB ($table%)"
+    [ "$highest" -le "$sum" ] || fail "$name: resident memory went over the printed sum"
+    stop_server
+}
+
+measure 'pebble, a quarter of its experts' 150 --set tiers.dram.capacity=25%
+measure 'pebble, all experts' 100 --set tiers.dram.capacity=100%
+measure 'pebble, KV cache full' 150 --set kv.capacity=3MiB --set engine.threads=2
+if [ -n "${EXPERTIER_BIG_MODEL:-}" ]; then
+    model=$EXPERTIER_BIG_MODEL
+    measure "$model, 30%" 12 --set tiers.dram.capacity=30% \
+        --set "tiers.nvme.index=$model/expertier.index"
+fi
