@@ -52,8 +52,11 @@ _Static_assert(sizeof(struct tier_layer_stats) % 8 == 0, "published word by word
 
 #define BASE_OPTION_OWNER struct tier_config
 const struct base_option tier_options[] = { TIER_OPTIONS(BASE_OPTION_ROW) };
+const struct base_option tier_prefetch_options[] = { TIER_PREFETCH_OPTIONS(BASE_OPTION_ROW) };
 #undef BASE_OPTION_OWNER
 const size_t tier_option_count = sizeof tier_options / sizeof tier_options[0];
+const size_t tier_prefetch_option_count =
+    sizeof tier_prefetch_options / sizeof tier_prefetch_options[0];
 
 #define BASE_METRIC_OWNER struct tier_tier_metrics
 const struct base_metric tier_metrics[] = { TIER_METRICS(BASE_METRIC_ROW) };
@@ -186,6 +189,11 @@ static int config_check(const struct tier_config *config, const char *eviction,
     if (config->inclusion == 1 && !has_hbm(config)) {
         return base_err_set(err, BASE_ECONFIG, "tiers.inclusion: inclusive has no effect without an "
                             "hbm tier: set tiers.hbm.capacity, or leave it out");
+    }
+    if (strcmp(eviction, "lru_with_prediction") == 0 && !config->prefetch) {
+        return base_err_set(err, BASE_ECONFIG, "policy.eviction: lru_with_prediction has no effect "
+                            "without a predictor that gives hints, and none is attached: take lfu, "
+                            "which it would be");
     }
     unsigned long long initial = strtoull(option_of("policy.half_life")->initial, NULL, 10);
     if (!tier_policy_find(eviction)->decayed && config->half_life != initial) {

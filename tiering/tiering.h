@@ -55,7 +55,10 @@
     O(verify, ENUM, "tiers.verify", "always", "always|first", "",                                 \
       "check an expert's checksum at every read, or only at its first")                           \
     O(stuck_after, TIME, "tiers.nvme.stuck_after", "10s", "", "",                                 \
-      "a read that takes longer is named in the log; 0 = never")                                  \
+      "a read that takes longer is named in the log; 0 = never")
+
+/* For callers that give hints (tier_hint). A program without a predictor does not offer them. */
+#define TIER_PREFETCH_OPTIONS(O)                                                                  \
     O(prefetch, BOOL, "prefetch.enabled", "true", "", "",                                         \
       "predicted experts may be read ahead of need")                                              \
     O(prefetch_inflight, BYTES, "prefetch.inflight", "64MiB", "", "bytes",                        \
@@ -67,10 +70,13 @@
 
 struct tier_config {
     BASE_OPTION_STRUCT(TIER_OPTIONS)
+    BASE_OPTION_STRUCT(TIER_PREFETCH_OPTIONS)
 };
 
 extern const struct base_option tier_options[];
 extern const size_t tier_option_count;
+extern const struct base_option tier_prefetch_options[];
+extern const size_t tier_prefetch_option_count;
 
 struct tier;
 

@@ -104,11 +104,12 @@ static int open_tiers(struct tier **tier, struct tier_store *store, struct base_
     char pair[128];
     struct base_option_group groups[] = {
         { "tiers", tier_options, tier_option_count, &config },
+        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &config },
         { "io", tier_io_options, tier_io_option_count, &io },
     };
-    base_option_defaults(groups, 2);
+    base_option_defaults(groups, sizeof groups / sizeof groups[0]);
     snprintf(pair, sizeof pair, "policy.eviction=%s", flags.policy);
-    int rc = base_option_set_pair(groups, 2, pair, err);
+    int rc = base_option_set_pair(groups, sizeof groups / sizeof groups[0], pair, err);
     if (rc < 0) return rc;
     struct tier_open_args args = {
         .config = &config, .io = &io, .store = store, .top_k = (uint32_t)flags.top_k,

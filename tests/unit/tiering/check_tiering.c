@@ -64,22 +64,24 @@ struct run {
 
 static void defaults(struct run *r)
 {
-    struct base_option_group groups[2] = {
+    struct base_option_group groups[] = {
         { "tiers", tier_options, tier_option_count, &r->config },
+        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &r->config },
         { "io", tier_io_options, tier_io_option_count, &r->io },
     };
     memset(r, 0, sizeof *r);
-    base_option_defaults(groups, 2);
+    base_option_defaults(groups, sizeof groups / sizeof groups[0]);
 }
 
 static void set(struct run *r, const char *pair)
 {
-    struct base_option_group groups[2] = {
+    struct base_option_group groups[] = {
         { "tiers", tier_options, tier_option_count, &r->config },
+        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &r->config },
         { "io", tier_io_options, tier_io_option_count, &r->io },
     };
     struct base_err err = { 0 };
-    ck_assert_msg(base_option_set_pair(groups, 2, pair, &err) == 0, "%s", err.text);
+    ck_assert_msg(base_option_set_pair(groups, sizeof groups / sizeof groups[0], pair, &err) == 0, "%s", err.text);
 }
 
 static void on_event(void *context, const struct tier_event *event)
@@ -284,9 +286,12 @@ START_TEST(right_bytes_and_the_cores_counts)
     set(&r, pair);
     snprintf(pair, sizeof pair, "io.depth=%d", 1 << base_rng_below(&rng, 6));
     set(&r, pair);
-    snprintf(pair, sizeof pair, "policy.eviction=%s", policies[base_rng_below(&rng, 9)]);
+    const char *policy = policies[base_rng_below(&rng, 9)];
+    snprintf(pair, sizeof pair, "policy.eviction=%s", policy);
     set(&r, pair);
-    set(&r, base_rng_below(&rng, 4) ? "prefetch.enabled=true" : "prefetch.enabled=false");
+    /* A policy that lives on hints is refused where none can come. */
+    bool hinted = base_rng_below(&rng, 4) || strcmp(policy, "lru_with_prediction") == 0;
+    set(&r, hinted ? "prefetch.enabled=true" : "prefetch.enabled=false");
     set(&r, base_rng_below(&rng, 2) ? "prefetch.inflight=64KiB" : "prefetch.inflight=1MiB");
     set(&r, base_rng_below(&rng, 2) ? "prefetch.bandwidth_share=100%" : "prefetch.bandwidth_share=20%");
     set(&r, base_rng_below(&rng, 2) ? "tiers.verify=always" : "tiers.verify=first");
