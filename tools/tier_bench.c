@@ -5,7 +5,9 @@ int main(int argc, char **argv)
 {
     const struct cli_command commands[] = {
         bench_cache_command,
+        bench_decode_command,
         bench_io_command,
+        bench_prefill_command,
     };
     const struct cli_program program = {
         .name = "tier-bench",

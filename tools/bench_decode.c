@@ -1,0 +1,124 @@
+/* tier-bench decode: tokens a second of generating, and how much of the floor that is.
+ *
+ * The floor of a token is the longer of two times, since they can overlap: the bytes that its step
+ * touches at the measured rate of memory, and the bytes it misses at the measured rate of the disk.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "tools/bench.h"
+#include "tools/bench_stack.h"
+
+static struct bench_flags flags = { .model = "models/pebble", .rounds = 5, .seed = 1 };
+static uint64_t tokens = 64, prompt_tokens = 16, batch = 1;
+
+struct result {
+    double rate, spread, bytes, missed, waits;
+    double memory_rate, disk_rate, floor_rate, fraction;
+};
+
+static int measure(struct bench_stack *b, struct result *r, struct base_err *err)
+{
+    double rates[BENCH_ROUNDS_MAX], bytes = 0, missed = 0, waits = 0, times = 0, made = 0;
+    int rc = bench_warm(b, err);
+    b->batch = (uint32_t)batch;
+    for (uint64_t round = 0; round < flags.rounds && rc == 0; round++) {
+        /* Only steps that do nothing else are measured: no prompt among them, every sequence there. */
+        uint64_t before = bench_reset(b);
+        rc = bench_generate(b, (uint32_t)batch, (uint32_t)prompt_tokens, (uint32_t)tokens + 1,
+                            flags.seed + round * 100, err);
+        if (rc < 0) break;
+        rates[round] = (double)b->step_tokens * 1e9 / (double)b->step_ns;
+        bytes += (double)(b->steps * b->dense_step_bytes + b->expert_bytes + b->kv_bytes);
+        missed += (double)(bench_missed(b) - before) * (double)b->step_tokens / (double)b->tokens;
+        waits += (double)b->wait_ns;
+        times += (double)b->step_ns;
+        made += (double)b->step_tokens;
+    }
+    if (rc < 0) return rc;
+    r->rate = bench_median(rates, flags.rounds, &r->spread);
+    r->bytes = bytes / made;
+    r->missed = missed / made;
+    r->waits = waits / times;
+    r->memory_rate = bench_memory_rate(b->threads);
+    r->disk_rate = missed > 0 ? bench_disk_rate(b) : 0;
+    double seconds = r->bytes / r->memory_rate;
+    if (r->disk_rate > 0 && r->missed / r->disk_rate > seconds) seconds = r->missed / r->disk_rate;
+    r->floor_rate = 1 / seconds;
+    r->fraction = r->rate / r->floor_rate;
+    return 0;
+}
+
+static void print_json(const struct bench_stack *b, const struct result *r)
+{
+    printf("{\"model\":\"%s\",\"threads\":%u,\"batch\":%llu,\"tokens\":%llu,\"rounds\":%llu,"
+           "\"tokens_per_second\":%.3f,\"spread\":%.4f,\"bytes_per_token\":%.0f,"
+           "\"missed_bytes_per_token\":%.0f,\"wait_share\":%.4f,\"memory_bytes_per_second\":%.0f,"
+           "\"disk_bytes_per_second\":%.0f,\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%.4f}\n",
+           b->stack.shape.name, b->threads, (unsigned long long)batch, (unsigned long long)tokens,
+           (unsigned long long)flags.rounds, r->rate, r->spread, r->bytes, r->missed, r->waits,
+           r->memory_rate, r->disk_rate, r->floor_rate, r->fraction);
+}
+
+static void print_text(const struct bench_stack *b, const struct result *r)
+{
+    printf("%s, %u threads, %llu in the batch: %.2f tokens/s, median of %llu (spread %.0f%%)\n",
+           b->stack.shape.name, b->threads, (unsigned long long)batch, r->rate,
+           (unsigned long long)flags.rounds, 100 * r->spread);
+    printf("  %.1f MB touched a token, memory reads %.1f GB/s", r->bytes / 1e6, r->memory_rate / 1e9);
+    if (r->missed > 0) {
+        printf("; %.1f MB missed a token, the disk reads %.2f GB/s; %.0f%% of the time waiting",
+               r->missed / 1e6, r->disk_rate / 1e9, 100 * r->waits);
+    }
+    printf("\n  floor %.2f tokens/s: %.0f%% of it reached\n", r->floor_rate, 100 * r->fraction);
+}
+
+static int run(int count, char **arguments)
+{
+    static struct bench_stack bench;
+    struct base_err err = { 0 };
+    struct result result = { 0 };
+    (void)count;
+    (void)arguments;
+    if (flags.rounds < 1 || flags.rounds > BENCH_ROUNDS_MAX) {
+        return cli_misuse("--rounds: 1 to %d", BENCH_ROUNDS_MAX);
+    }
+    if (tokens < 1 || tokens > 100000) return cli_misuse("--tokens: 1 to 100000");
+    if (prompt_tokens < 1 || prompt_tokens > 100000) return cli_misuse("--prompt-tokens: 1 to 100000");
+    if (batch < 1 || batch > 4096) return cli_misuse("--batch: 1 to 4096");
+    int rc = bench_open(&bench, &flags, &err);
+    if (rc == 0 && batch > bench.stack.config.engine.max_num_seqs) {
+        rc = base_err_set(&err, BASE_ECONFIG, "--batch: %llu is more than scheduler.max_num_seqs %llu",
+                          (unsigned long long)batch,
+                          (unsigned long long)bench.stack.config.engine.max_num_seqs);
+    }
+    if (rc == 0) rc = measure(&bench, &result, &err);
+    if (rc == 0) (flags.json ? print_json : print_text)(&bench, &result);
+    bench_close(&bench);
+    return rc < 0 ? cli_fail(1, &err) : 0;
+}
+
+static const struct cli_flag decode_flags[] = {
+    { "model", CLI_TEXT, &flags.model, "DIR", "the model (models/pebble)" },
+    { "tokens", CLI_UINT, &tokens, "N", "tokens generated in a round (64)" },
+    { "prompt-tokens", CLI_UINT, &prompt_tokens, "N", "length of the prompt before them (16)" },
+    { "batch", CLI_UINT, &batch, "N", "sequences at the same time (1)" },
+    { "rounds", CLI_UINT, &flags.rounds, "N", "rounds (5)" },
+    { "seed", CLI_UINT, &flags.seed, "N", "seed of prompts and sampling (1)" },
+    { "config", CLI_TEXT, &flags.config, "FILE", "YAML settings; see tier-server --options" },
+    { "set", CLI_REPEATED, &flags.set, "KEY=VALUE", "one setting, over the file's; may be repeated" },
+    { "json", CLI_SWITCH, &flags.json, NULL, "print the result as JSON" },
+    { "quiet", CLI_SWITCH, &flags.quiet, NULL, "show no progress" },
+    { 0 },
+};
+
+const struct cli_command bench_decode_command = {
+    .name = "decode",
+    .arguments = "",
+    .text = "tokens a second of generating, against the machine's floor",
+    .details = "Opens the model as the server does, with all experts in DRAM unless a setting says otherwise, warms\n"
+               "the cache, then generates. The floor is the longer of: bytes touched a token over the measured rate\n"
+               "of memory, bytes missed a token over the measured rate of the disk.",
+    .flags = decode_flags,
+    .run = run,
+};

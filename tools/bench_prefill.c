@@ -1,0 +1,129 @@
+/* tier-bench prefill: prompt tokens a second, and how much of the floor that is.
+ *
+ * The floor of a prompt is its multiply-adds at the rate of our own f32 product from cache, on all
+ * threads, or its missed bytes at the rate of the disk, whichever takes longer.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "tools/bench.h"
+#include "tools/bench_stack.h"
+
+static struct bench_flags flags = { .model = "models/pebble", .rounds = 5, .seed = 1 };
+static uint64_t tokens = 512;
+
+struct result {
+    double rate, spread, work, missed, waits;
+    double product_rate, disk_rate, floor_rate, fraction;
+};
+
+/* Multiply-adds of one prompt token that sees `seen` tokens before it. */
+static double token_work(const struct model_shape *s, double seen)
+{
+    double hidden = s->hidden, heads = s->heads, lora = s->kv_lora_rank, sum = 0;
+    double q = heads * (s->qk_nope_dim + s->qk_rope_dim);
+    double attention = hidden * (lora + s->qk_rope_dim) + heads * (s->qk_nope_dim + s->v_dim) * lora +
+                       heads * s->v_dim * hidden + heads * seen * (2 * lora + s->qk_rope_dim);
+    attention += s->q_lora_rank ? s->q_lora_rank * (hidden + q) : hidden * q;
+    for (uint32_t i = 0; i < s->layers; i++) {
+        double width = model_shape_is_moe(s, i)
+                           ? (double)(s->top_k + s->shared_experts) * s->expert_width + s->experts / 3.0
+                           : s->dense_width;
+        sum += attention + 3 * hidden * width;
+    }
+    return sum;
+}
+
+static int measure(struct bench_stack *b, struct result *r, struct base_err *err)
+{
+    double rates[BENCH_ROUNDS_MAX], missed = 0, waits = 0, times = 0;
+    int rc = bench_warm(b, err);
+    for (uint64_t round = 0; round < flags.rounds && rc == 0; round++) {
+        uint64_t before = bench_reset(b), begin = base_now_ns();
+        rc = bench_generate(b, 1, (uint32_t)tokens, 1, flags.seed + round * 100, err);
+        if (rc < 0) break;
+        rates[round] = (double)tokens * 1e9 / (double)(b->first_ns - begin);
+        missed += (double)(bench_missed(b) - before);
+        waits += (double)b->wait_ns;
+        times += (double)b->step_ns;
+    }
+    if (rc < 0) return rc;
+    r->rate = bench_median(rates, flags.rounds, &r->spread);
+    r->work = token_work(&b->stack.shape, (double)tokens / 2);
+    r->missed = missed / (double)(flags.rounds * tokens);
+    r->waits = waits / times;
+    r->product_rate = bench_product_rate(b);
+    r->disk_rate = missed > 0 ? bench_disk_rate(b) : 0;
+    double seconds = r->work / r->product_rate;
+    if (r->disk_rate > 0 && r->missed / r->disk_rate > seconds) seconds = r->missed / r->disk_rate;
+    r->floor_rate = 1 / seconds;
+    r->fraction = r->rate / r->floor_rate;
+    return 0;
+}
+
+static void print_json(const struct bench_stack *b, const struct result *r)
+{
+    printf("{\"model\":\"%s\",\"threads\":%u,\"tokens\":%llu,\"rounds\":%llu,\"tokens_per_second\":%.3f,"
+           "\"spread\":%.4f,\"multiply_adds_per_token\":%.0f,\"missed_bytes_per_token\":%.0f,"
+           "\"wait_share\":%.4f,\"multiply_adds_per_second\":%.0f,\"disk_bytes_per_second\":%.0f,"
+           "\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%.4f}\n",
+           b->stack.shape.name, b->threads, (unsigned long long)tokens, (unsigned long long)flags.rounds,
+           r->rate, r->spread, r->work, r->missed, r->waits, r->product_rate, r->disk_rate, r->floor_rate,
+           r->fraction);
+}
+
+static void print_text(const struct bench_stack *b, const struct result *r)
+{
+    printf("%s, %u threads, a prompt of %llu tokens: %.1f tokens/s, median of %llu (spread %.0f%%)\n",
+           b->stack.shape.name, b->threads, (unsigned long long)tokens, r->rate,
+           (unsigned long long)flags.rounds, 100 * r->spread);
+    printf("  %.1f M multiply-adds a token, our f32 product does %.1f G a second", r->work / 1e6,
+           r->product_rate / 1e9);
+    if (r->missed > 0) {
+        printf("; %.1f MB missed a token, the disk reads %.2f GB/s; %.0f%% of the time waiting",
+               r->missed / 1e6, r->disk_rate / 1e9, 100 * r->waits);
+    }
+    printf("\n  floor %.1f tokens/s: %.0f%% of it reached\n", r->floor_rate, 100 * r->fraction);
+}
+
+static int run(int count, char **arguments)
+{
+    static struct bench_stack bench;
+    struct base_err err = { 0 };
+    struct result result = { 0 };
+    (void)count;
+    (void)arguments;
+    if (flags.rounds < 1 || flags.rounds > BENCH_ROUNDS_MAX) {
+        return cli_misuse("--rounds: 1 to %d", BENCH_ROUNDS_MAX);
+    }
+    if (tokens < 2 || tokens > 1000000) return cli_misuse("--tokens: 2 to 1000000");
+    int rc = bench_open(&bench, &flags, &err);
+    if (rc == 0) rc = measure(&bench, &result, &err);
+    if (rc == 0) (flags.json ? print_json : print_text)(&bench, &result);
+    bench_close(&bench);
+    return rc < 0 ? cli_fail(1, &err) : 0;
+}
+
+static const struct cli_flag prefill_flags[] = {
+    { "model", CLI_TEXT, &flags.model, "DIR", "the model (models/pebble)" },
+    { "tokens", CLI_UINT, &tokens, "N", "length of the prompt (512)" },
+    { "rounds", CLI_UINT, &flags.rounds, "N", "rounds (5)" },
+    { "seed", CLI_UINT, &flags.seed, "N", "seed of the prompts (1)" },
+    { "config", CLI_TEXT, &flags.config, "FILE", "YAML settings; see tier-server --options" },
+    { "set", CLI_REPEATED, &flags.set, "KEY=VALUE", "one setting, over the file's; may be repeated" },
+    { "json", CLI_SWITCH, &flags.json, NULL, "print the result as JSON" },
+    { "quiet", CLI_SWITCH, &flags.quiet, NULL, "show no progress" },
+    { 0 },
+};
+
+const struct cli_command bench_prefill_command = {
+    .name = "prefill",
+    .arguments = "",
+    .text = "prompt tokens a second, against the machine's floor",
+    .details = "Opens the model as the server does, with all experts in DRAM unless a setting says otherwise, warms\n"
+               "the cache, then computes random prompts. The floor is the longer of: multiply-adds over the rate of\n"
+               "our f32 product from cache on all threads, bytes missed over the measured rate of the disk.",
+    .flags = prefill_flags,
+    .run = run,
+};
