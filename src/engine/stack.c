@@ -312,9 +312,11 @@ static void print_table(FILE *to, const struct eng_stack_config *config,
     print_row(to, "kv cache", engine->kv_bytes, note);
     print_row(to, "activations", engine->activation_bytes, "work space of the largest step");
     for (unsigned t = 0; t < tiers; t++) {
-        snprintf(note, sizeof note, "%" PRIu64 " slots of %s for %" PRIu64 " experts (%.1f%%)", tier->slots[t],
+        bool simulated = tiers == 2 && t == 0 && config->tier.hbm_device == 0;
+        snprintf(note, sizeof note, "%" PRIu64 " slots of %s for %" PRIu64 " experts (%.1f%%)%s", tier->slots[t],
                  base_str_bytes(each, sizeof each, tier->slot_bytes[t]), experts,
-                 100.0 * (double)tier->slots[t] / (double)experts);
+                 100.0 * (double)tier->slots[t] / (double)experts,
+                 simulated ? ", simulated in host memory" : "");
         print_row(to, names[tiers - 1][t], tier->slots_bytes[t], note);
         sum += tier->slots_bytes[t];
     }
