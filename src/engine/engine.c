@@ -320,11 +320,31 @@ static void fail_seq(struct eng *eng, struct eng_seq *seq)
     eng_seq_fail(seq);
 }
 
-static void sample_row(struct eng *eng, struct eng_seq *seq, const float *logits)
+struct draws {
+    struct eng *eng;
+    const struct eng_batch *batch;
+    const uint32_t *rows;
+};
+
+static struct eng_seq *owner_of(const struct eng_batch *batch, uint32_t row)
 {
-    float logprob;
-    int64_t token = eng_sample(&seq->sampling, &seq->rng, logits, eng->core.shape->vocab,
-                               eng->core.plan.candidates, &logprob);
+    return batch->members[batch->row_member[row]];
+}
+
+/* Chunk = one row of logits. Sequences have their own random numbers, so any thread may draw. */
+static void row_draw(void *context, uint32_t chunk, unsigned thread)
+{
+    const struct draws *draws = context;
+    struct eng_plan *plan = &draws->eng->core.plan;
+    struct eng_seq *seq = owner_of(draws->batch, draws->rows[chunk]);
+    uint32_t vocab = draws->eng->core.shape->vocab;
+    if (seq->state == ENG_SEQ_OVER) return;
+    plan->drawn[chunk] = eng_sample(&seq->sampling, &seq->rng, plan->logits + (size_t)chunk * vocab, vocab,
+                                    plan->candidates + (size_t)thread * vocab, &plan->logprobs[chunk]);
+}
+
+static void push_token(struct eng *eng, struct eng_seq *seq, int64_t token, float logprob)
+{
     if (token < 0) {
         base_err_set(&seq->error, (int)token, "%s: the logits after token %u are no finite numbers",
                      eng->core.shape->name, seq->token_count - 1);
@@ -385,14 +405,17 @@ static void sample_batch(struct eng *eng, const struct eng_batch *batch)
     /* Rows of sequences that failed have no logits. */
     uint32_t kept = 0;
     for (uint32_t i = 0; i < count; i++) {
-        if (batch->members[batch->row_member[rows[i]]]->error.code == 0) rows[kept++] = rows[i];
+        if (owner_of(batch, rows[i])->error.code == 0) rows[kept++] = rows[i];
     }
     if (kept > 0) eng_head(&eng->core, rows, kept);
     show_logits(eng, batch, rows, kept);
+    enum { DRAW_COST = 16 };    /* multiply-adds that a candidate's exponentials are worth */
+    struct draws draws = { eng, batch, rows };
+    eng_work_run(&eng->core.work, kept, (uint64_t)kept * eng->core.shape->vocab * DRAW_COST, row_draw, &draws);
     for (uint32_t i = 0; i < kept; i++) {
-        struct eng_seq *seq = batch->members[batch->row_member[rows[i]]];
+        struct eng_seq *seq = owner_of(batch, rows[i]);
         if (seq->state == ENG_SEQ_OVER) continue;
-        sample_row(eng, seq, eng->core.plan.logits + (size_t)i * eng->core.shape->vocab);
+        push_token(eng, seq, eng->core.plan.drawn[i], eng->core.plan.logprobs[i]);
     }
     for (uint32_t i = 0; i < batch->member_count; i++) {
         if (batch->members[i]->error.code < 0) fail_seq(eng, batch->members[i]);

@@ -84,6 +84,8 @@ size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,
     plan->head_in = take(&layout, head_rows * shape->hidden, sizeof(float));
     plan->logits = take(&layout, head_rows * shape->vocab, sizeof(float));
     plan->head_rows = take(&layout, head_rows, sizeof(uint32_t));
-    plan->candidates = take(&layout, shape->vocab, sizeof(struct eng_candidate));
+    plan->drawn = take(&layout, head_rows, sizeof(int64_t));
+    plan->logprobs = take(&layout, head_rows, sizeof(float));
+    plan->candidates = take(&layout, (size_t)size->threads * shape->vocab, sizeof(struct eng_candidate));
     return layout.used;
 }

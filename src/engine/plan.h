@@ -62,7 +62,9 @@ struct eng_plan {
     float *head_in;             /* [hidden] */
     float *logits;              /* [vocab] */
     uint32_t *head_rows;
-    struct eng_candidate *candidates;   /* [vocab] */
+    int64_t *drawn;             /* the next token of each row, or why there is none */
+    float *logprobs;
+    struct eng_candidate *candidates;   /* [threads][vocab] */
 };
 
 /* One expert's share of a batch. */

@@ -42,19 +42,18 @@ static double share(float logit, float best, float temperature)
 
 /* Everybody takes part: no order is needed. */
 static uint32_t draw_all(const struct eng_sampling *sampling, double target, const float *logits,
-                         uint32_t vocab, float best)
+                         uint32_t vocab, float best, double *shares)
 {
     double sum = 0.0;
     for (uint32_t i = 0; i < vocab; i++) {
-        sum += share(logits[i], best, sampling->temperature);
+        sum += shares[i] = share(logits[i], best, sampling->temperature);
     }
     target *= sum;
     double passed = 0.0;
     uint32_t last = 0;
     for (uint32_t i = 0; i < vocab; i++) {
-        double p = share(logits[i], best, sampling->temperature);
-        if (p > 0.0) last = i;
-        passed += p;
+        if (shares[i] > 0.0) last = i;
+        passed += shares[i];
         if (passed > target) return i;
     }
     return last;
@@ -115,7 +114,7 @@ int64_t eng_sample(const struct eng_sampling *sampling, struct base_rng *rng, co
         double target = base_rng_unit(rng);
         bool cut = sampling->top_p < 1.0f || (sampling->top_k > 0 && sampling->top_k < vocab);
         token = cut ? draw_strongest(sampling, target, logits, vocab, room)
-                    : draw_all(sampling, target, logits, vocab, logits[best]);
+                    : draw_all(sampling, target, logits, vocab, logits[best], (double *)(void *)room);
     }
     double sum = 0.0;
     for (uint32_t i = 0; i < vocab; i++) {

@@ -12,10 +12,12 @@
 #include "base/rng.h"
 #include "engine/engine.h"
 
+/* Room for one candidate; as large as a double, which drawing without a cut keeps there instead. */
 struct eng_candidate {
-    float logit;
+    _Alignas(double) float logit;
     uint32_t id;
 };
+_Static_assert(sizeof(struct eng_candidate) >= sizeof(double), "room for a share");
 
 /* The token, and its log-probability under the unscaled distribution in `*logprob`. Negative:
  * -EDOM, the logits are no numbers. */
