@@ -25,6 +25,9 @@ command -v curl >/dev/null 2>&1 || skip 'curl is not installed'
 
 # Starts tier-server with these arguments; sets $url.
 start_server() {
+    # Here, not by the redirection: that happens when the child runs, and the last server's address
+    # would be read until then.
+    : >"$work/server.log"
     "$bin/tier-server" --model "$model" --port 0 --set "tiers.nvme.index=$work/expertier.index" \
         "$@" >"$work/server.log" 2>&1 &
     server=$!
