@@ -3,13 +3,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <lzma.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "port/xz.h"
 
 enum { IN_BYTES = 256 << 10, OUT_BYTES = 1 << 20 };
 #define XZ_MEMORY_MAX (UINT64_C(512) << 20)
@@ -19,8 +20,10 @@ struct pred_text_in {
     int fd;
     bool packed, ended;
     uint64_t total_bytes, done_bytes, line;
-    lzma_stream xz;
+    struct port_xz *xz;
     uint8_t *in;
+    const void *in_at;              /* what is still packed: [in_at, in_at + in_size) */
+    size_t in_size;
     char *out;                      /* unpacked text, [begin, end) not yet given out */
     size_t begin, end, room;
 };
@@ -32,7 +35,6 @@ static int fail(const struct pred_text_in *t, int rc, const char *what, struct b
 
 int pred_text_in_open(struct pred_text_in **out, const char *path, struct base_err *err)
 {
-    static const uint8_t magic[6] = { 0xfd, '7', 'z', 'X', 'Z', 0 };
     uint8_t first[6] = { 0 };
     struct stat st;
     *out = NULL;
@@ -50,9 +52,9 @@ int pred_text_in_open(struct pred_text_in **out, const char *path, struct base_e
     }
     if (!t->in || !t->out) goto fail;
     t->total_bytes = (uint64_t)st.st_size;
-    t->packed = pread(t->fd, first, sizeof first, 0) == sizeof first &&
-                memcmp(first, magic, sizeof magic) == 0;
-    if (t->packed && lzma_stream_decoder(&t->xz, XZ_MEMORY_MAX, LZMA_CONCATENATED) != LZMA_OK) goto fail;
+    ssize_t had = pread(t->fd, first, sizeof first, 0);
+    t->packed = had > 0 && port_xz_begins(first, (size_t)had);
+    if (t->packed && port_xz_create(&t->xz, XZ_MEMORY_MAX) < 0) goto fail;
     *out = t;
     return 0;
 fail:
@@ -64,7 +66,7 @@ fail:
 void pred_text_in_close(struct pred_text_in *t)
 {
     if (!t) return;
-    lzma_end(&t->xz);
+    port_xz_destroy(t->xz);
     if (t->fd >= 0) close(t->fd);
     free(t->in);
     free(t->out);
@@ -84,24 +86,26 @@ static int64_t read_file(struct pred_text_in *t, void *to, size_t size, struct b
 
 static int64_t unpack(struct pred_text_in *t, char *to, size_t size, struct base_err *err)
 {
-    t->xz.next_out = (uint8_t *)to;
-    t->xz.avail_out = size;
-    while (t->xz.avail_out == size) {
-        bool at_end = false;
-        if (t->xz.avail_in == 0) {
+    struct port_xz_io io = { .out = to, .out_size = size };
+    int rc = 0;
+    while (rc == 0 && io.out_size == size) {
+        if (t->in_size == 0) {
             int64_t n = read_file(t, t->in, IN_BYTES, err);
             if (n < 0) return n;
-            t->xz.next_in = t->in;
-            t->xz.avail_in = (size_t)n;
-            at_end = n == 0;
+            t->in_at = t->in;
+            t->in_size = (size_t)n;
+            io.in_ends = n == 0;
         }
-        lzma_ret rc = lzma_code(&t->xz, at_end ? LZMA_FINISH : LZMA_RUN);
-        if (rc == LZMA_STREAM_END) break;
-        if (rc == LZMA_MEMLIMIT_ERROR) return fail(t, -ENOMEM, "unpacking needs over 512 MiB", err);
-        if (rc == LZMA_BUF_ERROR) return fail(t, BASE_EFORMAT, "the .xz data ends too early", err);
-        if (rc != LZMA_OK) return fail(t, BASE_EFORMAT, "the .xz data is damaged", err);
+        io.in = t->in_at;
+        io.in_size = t->in_size;
+        rc = port_xz_unpack(t->xz, &io);
+        t->in_at = io.in;
+        t->in_size = io.in_size;
     }
-    return (int64_t)(size - t->xz.avail_out);
+    if (rc == -ENOMEM) return fail(t, rc, "unpacking needs over 512 MiB", err);
+    if (rc == BASE_ETORN) return fail(t, BASE_EFORMAT, "the .xz data ends too early", err);
+    if (rc < 0) return fail(t, BASE_EFORMAT, "the .xz data is damaged", err);
+    return (int64_t)(size - io.out_size);
 }
 
 /* More text behind what is there, moved to the front first. */
