@@ -64,7 +64,8 @@ uint32_t pred_union_of(struct pred_union *u, const struct pred_step *step, uint3
     }
     if (tokens <= 1) {
         if (tokens == 1) {
-            memcpy(u->ids, step->expert_ids + (base + only) * u->top_k, u->top_k * sizeof u->ids[0]);
+            memcpy(u->ids, step->expert_ids + (base + only) * u->top_k,
+                   u->top_k * sizeof u->ids[0]);
         }
         return tokens * u->top_k;
     }
@@ -152,8 +153,8 @@ static bool from_step(struct pred_feed *f, struct pred_acquire *acquire)
 static bool from_event(struct pred_feed *f, const struct tier_event *event,
                        struct pred_acquire *acquire)
 {
-    bool again = f->rest_count > 0 && event->layer == f->rest_layer && event->phase == f->rest_phase &&
-                 event->count == f->rest_count &&
+    bool again = f->rest_count > 0 && event->layer == f->rest_layer &&
+                 event->phase == f->rest_phase && event->count == f->rest_count &&
                  memcmp(event->ids, f->rest, event->count * sizeof event->ids[0]) == 0;
     f->rest_count = event->count - event->granted;
     f->rest_layer = event->layer;

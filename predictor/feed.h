@@ -29,7 +29,8 @@ struct pred_acquire {
 };
 
 /* The reader is borrowed and read from where it stands. */
-int pred_feed_create(struct pred_feed **out, struct pred_trace_reader *reader, struct base_err *err);
+int pred_feed_create(struct pred_feed **out, struct pred_trace_reader *reader,
+                     struct base_err *err);
 void pred_feed_destroy(struct pred_feed *feed);
 
 /* 1 with the next acquire, 0 at the end, or the reader's negative code. */
@@ -41,8 +42,8 @@ bool pred_feed_from_events(const struct pred_feed *feed);
 /* How many gaps were passed over so far. */
 uint64_t pred_feed_gaps(const struct pred_feed *feed);
 
-/* The distinct experts of some tokens of a step in one layer, strongest first. A helper with scratch
- * of its own, for everything that turns routing into acquires. */
+/* The distinct experts of some tokens of a step in one layer, strongest first. A helper with
+ * scratch of its own, for everything that turns routing into acquires. */
 struct pred_union {
     uint32_t experts, top_k;
     uint32_t stamp;

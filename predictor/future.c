@@ -101,7 +101,8 @@ int pred_future_add(struct pred_future *f, uint32_t layer, const uint32_t *ids, 
         struct last *last = &f->last[(size_t)layer * f->experts + ids[i]];
         if (last->lookup > 0) {
             uint64_t distance = f->position - last->position;
-            f->distances[last->lookup - 1] = distance < UINT32_MAX ? (uint32_t)distance : UINT32_MAX;
+            f->distances[last->lookup - 1] =
+                distance < UINT32_MAX ? (uint32_t)distance : UINT32_MAX;
         }
         f->distances[f->count] = 0;
         *last = (struct last){ .lookup = ++f->count, .position = f->position };

@@ -28,9 +28,10 @@ int pred_future_add(struct pred_future *future, uint32_t layer, const uint32_t *
 void pred_future_begin(struct pred_future *future);
 void pred_future_load(struct pred_future *future, uint32_t layer, const uint32_t *ids, uint32_t n);
 
-/* A tier_decide_config's next_use: context is the future. Where the expert comes up again, as of its
- * latest use: its position times the number of experts, which is beyond every position a core can
- * have reached by then, in however many waves it took the acquires; UINT64_MAX if it never does. */
+/* A tier_decide_config's next_use: context is the future. Where the expert comes up again, as of
+ * its latest use: its position times the number of experts, which is beyond every position a core
+ * can have reached by then, in however many waves it took the acquires; UINT64_MAX if it never
+ * does. */
 uint64_t pred_future_next(void *future, uint32_t layer, uint32_t expert, uint64_t now);
 
 #endif

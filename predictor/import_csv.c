@@ -1,5 +1,6 @@
 /* The rows of a block (a prompt, or one generated token) are gathered until the next block begins,
- * then written as one step. In a prompt the rows of all its tokens stand together layer by layer. */
+ * then written as one step. In a prompt the rows of all its tokens stand together layer by
+ * layer. */
 #include "predictor/import.h"
 
 #include <errno.h>
@@ -42,7 +43,7 @@ struct csv {
     float *weights;
 };
 
-/* ------------------------------------------------------------------------------ comment lines -- */
+/* --------------------------------------------------------------------------- comment lines -- */
 
 /* The number after " key=", or -1. */
 static int64_t comment_number(const char *line, const char *key)
@@ -52,7 +53,8 @@ static int64_t comment_number(const char *line, const char *key)
     char *end;
     errno = 0;
     long long value = strtoll(at + strlen(key), &end, 10);
-    bool good = errno == 0 && end != at + strlen(key) && (*end == ' ' || *end == '\0') && value >= 0;
+    bool good =
+        errno == 0 && end != at + strlen(key) && (*end == ' ' || *end == '\0') && value >= 0;
     return good ? value : -1;
 }
 
@@ -114,8 +116,10 @@ static int read_columns(struct csv *c, const char *line, struct base_err *err)
     if (first == c->model_layers) first = 0;            /* no sizes: all layers have experts */
     for (uint32_t l = first; l < c->model_layers; l++) {
         if (c->layer_bytes[l] == 0 && c->layer_bytes[first] != 0) {
-            return pred_import_bad(c->in, err, "layer %" PRIu32 " has no experts, but layer %" PRIu32
-                                   " has: such a mixture is not known here", l, first);
+            return pred_import_bad(c->in, err,
+                                   "layer %" PRIu32 " has no experts, but layer %" PRIu32
+                                   " has: such a mixture is not known here",
+                                   l, first);
         }
         c->expert_bytes[l - first] = c->layer_bytes[l];
     }
@@ -129,7 +133,7 @@ static int read_columns(struct csv *c, const char *line, struct base_err *err)
     return pred_import_out_begin(&c->out, c->to, &c->header, true, err);
 }
 
-/* --------------------------------------------------------------------------------------- rows -- */
+/* ------------------------------------------------------------------------------------ rows -- */
 
 static int parse_row(struct csv *c, char *line, struct row *row, struct base_err *err)
 {
@@ -146,14 +150,18 @@ static int parse_row(struct csv *c, char *line, struct row *row, struct base_err
         }
         at = end + 1;
     }
-    if (values[1] > 1) return pred_import_bad(c->in, err, "phase must be 0 (prefill) or 1 (decode)");
+    if (values[1] > 1) {
+        return pred_import_bad(c->in, err, "phase must be 0 (prefill) or 1 (decode)");
+    }
     if (values[3] < c->header.first_moe_layer || values[3] >= c->model_layers) {
-        return pred_import_bad(c->in, err, "layer %.0f has no experts by the file's head", values[3]);
+        return pred_import_bad(c->in, err, "layer %.0f has no experts by the file's head",
+                               values[3]);
     }
     if (values[4] >= c->header.top_k || values[5] >= c->header.experts) {
-        return pred_import_bad(c->in, err, "slot %.0f, expert %.0f: the model has top-%" PRIu32 " of %"
-                               PRIu32 " experts", values[4], values[5], c->header.top_k,
-                               c->header.experts);
+        return pred_import_bad(c->in, err,
+                               "slot %.0f, expert %.0f: the model has top-%" PRIu32 " of %" PRIu32
+                               " experts",
+                               values[4], values[5], c->header.top_k, c->header.experts);
     }
     *row = (struct row){
         .turn = (uint64_t)values[0], .phase = (uint32_t)values[1], .step = (uint64_t)values[2],
@@ -163,7 +171,8 @@ static int parse_row(struct csv *c, char *line, struct row *row, struct base_err
     return 0;
 }
 
-/* Every token of the layer must have all its rows before the next layer or block begins, or none. */
+/* Every token of the layer must have all its rows before the next layer or block begins, or
+ * none. */
 static int layer_end(struct csv *c, struct base_err *err)
 {
     for (uint32_t t = 0; t < c->tokens; t++) {
@@ -171,19 +180,23 @@ static int layer_end(struct csv *c, struct base_err *err)
             size_t at = ((size_t)c->layer * c->room + t) * c->header.top_k;
             for (uint32_t k = 0; k < c->header.top_k; k++) c->ids[at + k] = PRED_NO_EXPERT;
         } else if (c->got[t] != c->header.top_k) {
-            return pred_import_bad(c->in, err, "step %" PRIu64 " of the rows before this line has %"
-                                   PRIu32 " of %" PRIu32 " experts in layer %" PRIu32, c->steps[t],
-                                   c->got[t], c->header.top_k, c->layer + c->header.first_moe_layer);
+            return pred_import_bad(c->in, err,
+                                   "step %" PRIu64 " of the rows before this line has %" PRIu32
+                                   " of %" PRIu32 " experts in layer %" PRIu32,
+                                   c->steps[t], c->got[t], c->header.top_k,
+                                   c->layer + c->header.first_moe_layer);
         }
         c->got[t] = 0;
     }
     return 0;
 }
 
-/* Ids lie [layer][room][top_k] while the block grows, and are closed up to [layer][tokens][top_k]. */
+/* Ids lie [layer][room][top_k] while the block grows, and are closed up to
+ * [layer][tokens][top_k]. */
 static void close_up(struct csv *c)
 {
-    size_t from_row = (size_t)c->room * c->header.top_k, to_row = (size_t)c->tokens * c->header.top_k;
+    size_t from_row = (size_t)c->room * c->header.top_k,
+           to_row = (size_t)c->tokens * c->header.top_k;
     for (uint32_t l = 1; l < c->header.layers && from_row != to_row; l++) {
         memmove(c->ids + l * to_row, c->ids + l * from_row, to_row * sizeof c->ids[0]);
         memmove(c->weights + l * to_row, c->weights + l * from_row, to_row * sizeof c->weights[0]);
@@ -196,8 +209,9 @@ static int block_end(struct csv *c, struct base_err *err)
     int rc = layer_end(c, err);
     if (rc < 0) return rc;
     if (c->layer + 1 != c->header.layers) {
-        return pred_import_bad(c->in, err, "the rows before this line end at layer %" PRIu32
-                               " of %" PRIu32, c->layer + c->header.first_moe_layer, c->model_layers);
+        return pred_import_bad(c->in, err,
+                               "the rows before this line end at layer %" PRIu32 " of %" PRIu32,
+                               c->layer + c->header.first_moe_layer, c->model_layers);
     }
     uint64_t *seqs = calloc(c->tokens, sizeof seqs[0]);
     uint32_t *positions = calloc(c->tokens, sizeof positions[0]);
@@ -234,7 +248,8 @@ static int token_add(struct csv *c, uint64_t step, struct base_err *err)
 {
     if (c->tokens == c->room) {
         if (c->room >= PRED_STEP_TOKENS_MAX) {
-            return pred_import_bad(c->in, err, "a prompt of more than %d tokens", PRED_STEP_TOKENS_MAX);
+            return pred_import_bad(c->in, err, "a prompt of more than %d tokens",
+                                   PRED_STEP_TOKENS_MAX);
         }
         uint32_t room = c->room ? c->room * 2 : 64;
         size_t ids = (size_t)room * c->header.layers * c->header.top_k;
@@ -293,19 +308,22 @@ static int add_row(struct csv *c, const struct row *row, struct base_err *err)
     }
     uint32_t t = token_of(c, row->step);
     if (t == c->tokens) {
-        if (c->layer > 0) return pred_import_bad(c->in, err, "step %" PRIu64 " is new in layer %" PRIu32,
-                                                 row->step, row->layer + c->header.first_moe_layer);
+        if (c->layer > 0) {
+            return pred_import_bad(c->in, err, "step %" PRIu64 " is new in layer %" PRIu32,
+                                   row->step, row->layer + c->header.first_moe_layer);
+        }
         int rc = token_add(c, row->step, err);
         if (rc < 0) return rc;
     }
     if (row->slot != c->got[t]) {
-        return pred_import_bad(c->in, err, "slot %" PRIu32 " where slot %" PRIu32 " is due", row->slot,
-                               c->got[t]);
+        return pred_import_bad(c->in, err, "slot %" PRIu32 " where slot %" PRIu32 " is due",
+                               row->slot, c->got[t]);
     }
     size_t at = ((size_t)row->layer * c->room + t) * c->header.top_k;
     for (uint32_t k = 0; k < row->slot; k++) {
         if (c->ids[at + k] == row->expert) {
-            return pred_import_bad(c->in, err, "expert %" PRIu32 " stands there twice", row->expert);
+            return pred_import_bad(c->in, err, "expert %" PRIu32 " stands there twice",
+                                   row->expert);
         }
     }
     c->ids[at + row->slot] = row->expert;

@@ -30,7 +30,8 @@ static int parse(const struct jsonl *j, const char *line, size_t size, struct po
     int rc = port_json_parse(out, line, size, "", &inner);
     if (rc == 0) return 0;
     /* Each line is a document of its own, whose name is file and line. */
-    snprintf(name, sizeof name, "%.200s:%" PRIu64, pred_text_in_path(j->in), pred_text_in_line(j->in));
+    snprintf(name, sizeof name, "%.200s:%" PRIu64, pred_text_in_path(j->in),
+             pred_text_in_line(j->in));
     return base_err_set(err, rc, "%s%s", name, inner.text);
 }
 
@@ -69,9 +70,12 @@ static int read_header(struct jsonl *j, const struct port_json *doc, const char 
                                "{\"format\": \"routing-jsonl\", \"version\": 1, ...}");
     }
     int rc = port_json_i64(doc, "version", true, 1, 1, 0, &version, where, err);
-    if (rc == 0) rc = port_json_i64(doc, "layers", true, 1, PRED_LAYERS_MAX, 0, &layers, where, err);
     if (rc == 0) {
-        rc = port_json_i64(doc, "first_moe_layer", false, 0, PRED_LAYERS_MAX, 0, &first, where, err);
+        rc = port_json_i64(doc, "layers", true, 1, PRED_LAYERS_MAX, 0, &layers, where, err);
+    }
+    if (rc == 0) {
+        rc =
+            port_json_i64(doc, "first_moe_layer", false, 0, PRED_LAYERS_MAX, 0, &first, where, err);
     }
     if (rc == 0) {
         rc = port_json_i64(doc, "experts", true, 1, PRED_EXPERTS_MAX, 0, &experts, where, err);
@@ -103,8 +107,9 @@ static int settle_layers(struct jsonl *j, const struct port_json *lists, struct 
         j->skipped = dense;
     }
     if (count != h->layers + j->skipped) {
-        return pred_import_bad(j->in, err, "%zu lists of experts, the header says %" PRIu32 " layers",
-                               count, h->layers);
+        return pred_import_bad(j->in, err,
+                               "%zu lists of experts, the header says %" PRIu32 " layers", count,
+                               h->layers);
     }
     return 0;
 }
@@ -133,15 +138,16 @@ static int read_layer(struct jsonl *j, const struct port_json *list, uint32_t la
     uint32_t top_k = j->header.top_k;
     uint32_t *ids = j->ids + (size_t)layer * top_k;
     if (!list || port_json_type(list) != PORT_JSON_ARRAY || port_json_count(list) != top_k) {
-        return pred_import_bad(j->in, err, "layer %" PRIu32 ": expected a list of %" PRIu32 " experts",
-                               layer, top_k);
+        return pred_import_bad(
+            j->in, err, "layer %" PRIu32 ": expected a list of %" PRIu32 " experts", layer, top_k);
     }
     for (uint32_t k = 0; k < top_k; k++) {
         const struct port_json *value = port_json_at(list, k);
         int64_t id = port_json_as_i64(value);
         if (port_json_type(value) != PORT_JSON_INT || id < 0 || id >= j->header.experts) {
-            return pred_import_bad(j->in, err, "layer %" PRIu32 ": expert %" PRId64
-                                   " is not one of 0 to %" PRIu32, layer, id, j->header.experts - 1);
+            return pred_import_bad(
+                j->in, err, "layer %" PRIu32 ": expert %" PRId64 " is not one of 0 to %" PRIu32,
+                layer, id, j->header.experts - 1);
         }
         ids[k] = (uint32_t)id;
         for (uint32_t i = 0; i < k; i++) {
@@ -177,7 +183,9 @@ static int read_token(struct jsonl *j, const struct port_json *doc, const char *
     uint32_t position;
     const char *phase_text = port_json_text(port_json_get(doc, "phase"), NULL);
     int rc = port_json_i64(doc, "seq", true, 0, INT64_MAX, 0, &seq, where, err);
-    if (rc == 0) rc = port_json_i64(doc, "token", false, -1, UINT32_MAX - 1, -1, &token, where, err);
+    if (rc == 0) {
+        rc = port_json_i64(doc, "token", false, -1, UINT32_MAX - 1, -1, &token, where, err);
+    }
     if (rc < 0) return rc;
     bool decode = phase_text && strcmp(phase_text, "decode") == 0;
     if (!decode && !(phase_text && strcmp(phase_text, "prefill") == 0)) {

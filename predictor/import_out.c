@@ -12,7 +12,8 @@ int pred_import_out_begin(struct pred_import_out *out, const char *to,
                           struct base_err *err)
 {
     struct pred_trace_config config;
-    struct base_option_group group = { "trace", pred_trace_options, pred_trace_option_count, &config };
+    struct base_option_group group = { "trace", pred_trace_options, pred_trace_option_count,
+                                       &config };
     base_option_defaults(&group, 1);
     out->to = to;
     out->writer = NULL;
@@ -50,7 +51,9 @@ static int positions_grow(struct pred_positions *p)
     base_map_init(&grown, memory, capacity);
     uint32_t place = 0, value;
     uint64_t key;
-    while (p->memory && base_map_next(&p->map, &place, &key, &value)) base_map_put(&grown, key, value);
+    while (p->memory && base_map_next(&p->map, &place, &key, &value)) {
+        base_map_put(&grown, key, value);
+    }
     free(p->memory);
     p->map = grown;
     p->memory = memory;

@@ -66,16 +66,22 @@ static void warn(const struct run *run, uint32_t i)
     uint32_t top_k = run->header->top_k;
     if (c->budget_bytes > 0) {
         uint64_t cycle_bytes = 0;
-        for (uint32_t l = 0; l < run->header->layers; l++) cycle_bytes += top_k * run->expert_bytes[l];
+        for (uint32_t l = 0; l < run->header->layers; l++) {
+            cycle_bytes += top_k * run->expert_bytes[l];
+        }
         if (c->budget_bytes < cycle_bytes && !wants_future(c)) {
-            snprintf(to, size, "LRU cliff: one token needs %" PRIu64 " bytes over all layers, more than "
-                     "the budget; nothing lasts until its next use", cycle_bytes);
+            snprintf(to, size,
+                     "LRU cliff: one token needs %" PRIu64 " bytes over all layers, more than "
+                     "the budget; nothing lasts until its next use",
+                     cycle_bytes);
         }
         return;
     }
     if (strcmp(c->policy, "lru_global") == 0 && c->slots < cycle) {
-        snprintf(to, size, "LRU cliff: one token needs %" PRIu64 " slots over all layers, there are %"
-                 PRIu64 "; nothing lasts until its next use", cycle, c->slots);
+        snprintf(to, size,
+                 "LRU cliff: one token needs %" PRIu64 " slots over all layers, there are %" PRIu64
+                 "; nothing lasts until its next use",
+                 cycle, c->slots);
     } else if (c->slots <= cycle && !strstr(c->policy, "_global")) {
         snprintf(to, size, "%" PRIu64 " slots a layer are no more than top-k (%" PRIu32
                  "): all policies are equal there", c->slots / run->header->layers, top_k);
@@ -90,13 +96,17 @@ static int cache_create(struct run *run, uint32_t i, struct base_err *err)
     if (c->budget_bytes > 0) {
         bool lru = strcmp(c->policy, "lru") == 0 || strcmp(c->policy, "lru_global") == 0;
         if (!lru && !wants_future(c)) {
-            return base_err_set(err, BASE_ECONFIG, "policy %s: a budget in bytes can be tried with lru "
-                                "and belady, which work over all layers", c->policy);
+            return base_err_set(err, BASE_ECONFIG,
+                                "policy %s: a budget in bytes can be tried with lru "
+                                "and belady, which work over all layers",
+                                c->policy);
         }
         for (uint32_t l = 0; l < h->layers; l++) {
             if (run->expert_bytes[l] > 0) continue;
-            return base_err_set(err, BASE_ECONFIG, "the trace does not say how many bytes an expert of "
-                                "layer %" PRIu32 " has: give the capacity as a share or in slots", l);
+            return base_err_set(err, BASE_ECONFIG,
+                                "the trace does not say how many bytes an expert of "
+                                "layer %" PRIu32 " has: give the capacity as a share or in slots",
+                                l);
         }
         return pred_sim_bytes_create(&cache->bytes, h->layers, h->experts, run->expert_bytes,
                                      c->budget_bytes, wants_future(c) ? run->future : NULL);
@@ -168,8 +178,9 @@ static void acquire_bytes(struct cache *cache, struct pred_case_result *result,
 {
     struct pred_sim_bytes_step step;
     pred_sim_bytes_acquire(cache->bytes, a->layer, a->ids, a->count, &step);
-    enum tier_cell cell = step.cold ? TIER_CELL_COLD
-                                    : a->phase == TIER_PREFILL ? TIER_CELL_PREFILL : TIER_CELL_DECODE;
+    enum tier_cell cell = step.cold                  ? TIER_CELL_COLD
+                          : a->phase == TIER_PREFILL ? TIER_CELL_PREFILL
+                                                     : TIER_CELL_DECODE;
     add_counts(&result->cells[cell], a->count, step.resident, step.evictions);
     add_counts(&result->phases[a->phase], a->count, step.resident, step.evictions);
 }
@@ -224,7 +235,9 @@ static int run_finish(struct run *run)
         struct pred_case_result *result = &run->results[i];
         struct cache *cache = &run->caches[i];
         if (!cache->decide) continue;
-        for (int cell = 0; cell < TIER_CELL_COUNT; cell++) result->cells[cell] = *cache->cells[cell];
+        for (int cell = 0; cell < TIER_CELL_COUNT; cell++) {
+            result->cells[cell] = *cache->cells[cell];
+        }
         result->layers = calloc(run->header->layers, sizeof result->layers[0]);
         if (!result->layers) return -ENOMEM;
         for (uint32_t l = 0; l < run->header->layers; l++) {

@@ -20,8 +20,9 @@
 #include "predictor/trace.h"
 #include "tiering/decide.h"
 
-/* One cache to try. Either slots in all, which per-layer policies split evenly, or a budget in bytes over all layers with each layer's
- * own expert size; a budget knows the policies lru (over all layers) and belady. */
+/* One cache to try. Either slots in all, which per-layer policies split evenly, or a budget in
+ * bytes over all layers with each layer's own expert size; a budget knows the policies lru (over
+ * all layers) and belady. */
 struct pred_case {
     char policy[32];
     uint64_t slots;

@@ -6,7 +6,8 @@
 
 enum { PROGRESS_EVERY = 16384 };    /* events */
 
-static void counts_of(const struct tier_decide *decide, uint32_t tiers, struct pred_trace_counts *out)
+static void counts_of(const struct tier_decide *decide, uint32_t tiers,
+                      struct pred_trace_counts *out)
 {
     memset(out, 0, sizeof *out);
     out->tier_count = tiers;
@@ -37,16 +38,22 @@ static bool same_counts(const struct pred_trace_counts *a, const struct pred_tra
 static int refuse_inexact(const struct pred_trace_header *header, struct base_err *err)
 {
     if (header->decide.tier_count == 0) {
-        return base_err_set(err, BASE_ECONFIG, "it was imported from %s, no server recorded it: there "
-                            "is nothing to compare with; run it without --as-recorded", header->source);
+        return base_err_set(err, BASE_ECONFIG,
+                            "it was imported from %s, no server recorded it: there "
+                            "is nothing to compare with; run it without --as-recorded",
+                            header->source);
     }
     if (header->sample < 1) {
-        return base_err_set(err, BASE_ECONFIG, "it holds a sample of the sequences (%g%%) and no cache "
-                            "events: only what-if replay is possible", header->sample * 100);
+        return base_err_set(err, BASE_ECONFIG,
+                            "it holds a sample of the sequences (%g%%) and no cache "
+                            "events: only what-if replay is possible",
+                            header->sample * 100);
     }
     if (header->part > 0) {
-        return base_err_set(err, BASE_ECONFIG, "it is part %" PRIu32 " of a rotated trace: what was "
-                            "resident at its begin is not known; name the first part", header->part);
+        return base_err_set(err, BASE_ECONFIG,
+                            "it is part %" PRIu32 " of a rotated trace: what was "
+                            "resident at its begin is not known; name the first part",
+                            header->part);
     }
     return 0;
 }
@@ -105,7 +112,8 @@ int pred_replay_exact(struct pred_trace_reader *reader, struct pred_exact *exact
     tier_decide_destroy(decide);
     if (rc < 0) return rc;
     if (exact->checks == 0) {
-        return base_err_set(err, BASE_ECONFIG, "the trace holds no live counts (the server was killed "
+        return base_err_set(err, BASE_ECONFIG,
+                            "the trace holds no live counts (the server was killed "
                             "before it wrote any): there is nothing to compare with");
     }
     return 0;

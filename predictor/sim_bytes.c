@@ -96,7 +96,8 @@ static void heap_down(struct pred_sim_bytes *s, uint32_t at)
 static void use(struct pred_sim_bytes *s, uint32_t layer, uint32_t expert)
 {
     uint32_t key = layer * s->experts + expert;
-    s->rank[key] = s->future ? UINT64_MAX - pred_future_next(s->future, layer, expert, 0) : s->clock++;
+    s->rank[key] =
+        s->future ? UINT64_MAX - pred_future_next(s->future, layer, expert, 0) : s->clock++;
     s->acquired[key] = s->acquire;
     if (s->place[key] == NOT_RESIDENT) {
         s->used += s->expert_bytes[layer];

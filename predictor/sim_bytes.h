@@ -1,9 +1,9 @@
 /* A cache with a budget in bytes over all layers, whose experts differ in size from layer to layer:
  * what slots of one size cannot say. Replay only.
  *
- * Of one acquire all experts are touched or taken in, in order, then the cache shrinks to its budget.
- * lru: the least recently used leave. belady: those used again furthest in the future leave, those
- * of the running acquire last of all. */
+ * Of one acquire all experts are touched or taken in, in order, then the cache shrinks to its
+ * budget. lru: the least recently used leave. belady: those used again furthest in the future
+ * leave, those of the running acquire last of all. */
 #ifndef PREDICTOR_SIM_BYTES_H
 #define PREDICTOR_SIM_BYTES_H
 

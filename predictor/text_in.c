@@ -116,8 +116,9 @@ static int refill(struct pred_text_in *t, struct base_err *err)
     t->begin = 0;
     if (t->end == t->room) {
         if (t->room >= PRED_LINE_MAX) {
-            return base_err_set(err, BASE_EFORMAT, "%s:%" PRIu64 ": this line is longer than 16 MiB",
-                                t->path, t->line + 1);
+            return base_err_set(err, BASE_EFORMAT,
+                                "%s:%" PRIu64 ": this line is longer than 16 MiB", t->path,
+                                t->line + 1);
         }
         char *grown = realloc(t->out, t->room * 2 + 1);
         if (!grown) return -ENOMEM;
@@ -137,7 +138,8 @@ int pred_text_in_next(struct pred_text_in *t, char **line, size_t *size, struct 
 {
     size_t searched = 0;
     char *newline;
-    while ((newline = memchr(t->out + t->begin + searched, '\n', t->end - t->begin - searched)) == NULL &&
+    while ((newline = memchr(t->out + t->begin + searched, '\n', t->end - t->begin - searched)) ==
+               NULL &&
            !t->ended) {
         searched = t->end - t->begin;
         int rc = refill(t, err);

@@ -21,7 +21,8 @@ int pred_text_in_next(struct pred_text_in *text, char **line, size_t *size, stru
 
 const char *pred_text_in_path(const struct pred_text_in *text);
 uint64_t pred_text_in_line(const struct pred_text_in *text);        /* of the latest line, from 1 */
-uint64_t pred_text_in_done_bytes(const struct pred_text_in *text);  /* of the file as it lies there */
+uint64_t
+pred_text_in_done_bytes(const struct pred_text_in *text); /* of the file as it lies there */
 uint64_t pred_text_in_total_bytes(const struct pred_text_in *text);
 
 #endif

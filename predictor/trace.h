@@ -11,10 +11,10 @@
  * Bytes: docs/formats.md. Chunks carry an XXH3 each; an incomplete tail is dropped and reported, a
  * damaged middle is an error.
  *
- * Writing: the calls of one writer come from one thread (the engine's). They encode into a ring that
- * was allocated at open, and return; a thread of the writer's own turns the ring into chunks and
- * files. They never block, never allocate and never fail: what the ring or the disk cannot take is
- * lost, counted, and leaves a gap record at its place. About 1 us a record.
+ * Writing: the calls of one writer come from one thread (the engine's). They encode into a ring
+ * that was allocated at open, and return; a thread of the writer's own turns the ring into chunks
+ * and files. They never block, never allocate and never fail: what the ring or the disk cannot take
+ * is lost, counted, and leaves a gap record at its place. About 1 us a record.
  *
  * Reading: one thread a reader. Input is hostile: every length is checked against the header's
  * shape and hard limits before it is used.
@@ -142,7 +142,8 @@ void pred_trace_writer_step(struct pred_trace_writer *writer, const struct pred_
 void pred_trace_writer_counts(struct pred_trace_writer *writer,
                               const struct pred_trace_counts *counts);
 
-/* Waits until everything given so far is in the file, or was lost. Blocks: not for the step path. */
+/* Waits until everything given so far is in the file, or was lost. Blocks: not for the step
+ * path. */
 void pred_trace_writer_flush(struct pred_trace_writer *writer);
 
 #define PRED_TRACE_METRICS(M)                                                                     \

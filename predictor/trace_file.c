@@ -123,7 +123,9 @@ int pred_trace_file_open(struct pred_trace_file **out, const struct pred_trace_f
     if (!file) return -ENOMEM;
     int rc = -ENAMETOOLONG;
     file->fd = -1;
-    if ((size_t)snprintf(file->path, sizeof file->path, "%s", args->path) + 12 >= PATH_MAX) goto fail;
+    if ((size_t)snprintf(file->path, sizeof file->path, "%s", args->path) + 12 >= PATH_MAX) {
+        goto fail;
+    }
     file->trace_id = args->trace_id;
     file->rotate_bytes = args->rotate_bytes;
     file->size_max = args->size_max;
@@ -233,7 +235,8 @@ void pred_trace_file_flush(struct pred_trace_file *file)
         memcpy(at, gap, size);
         payload += size;
     }
-    int rc = append(file, chunk_seal(file->chunk, payload, file->chunk_number, file->record_number));
+    int rc =
+        append(file, chunk_seal(file->chunk, payload, file->chunk_number, file->record_number));
     if (rc < 0) {
         bool limit = file->size_max > 0 && rc == -EFBIG;
         error_note(file, rc, limit ? "trace.size_max is reached" : "cannot write");
@@ -289,7 +292,9 @@ int pred_trace_file_close(struct pred_trace_file *file, uint64_t lost_before, st
     pred_trace_file_commit(file, (size_t)(out.at - record));
     file->rotate_bytes = 0;
     pred_trace_file_flush(file);
-    if (file->fd >= 0 && fsync(file->fd) < 0 && errno != EINVAL) error_note(file, -errno, "cannot sync");
+    if (file->fd >= 0 && fsync(file->fd) < 0 && errno != EINVAL) {
+        error_note(file, -errno, "cannot sync");
+    }
     if (file->fd >= 0 && close(file->fd) < 0) error_note(file, -errno, "cannot close");
     int rc = file->first_error;
     if (rc < 0) base_err_set(err, rc, "%.300s: %s", file->path, file->first_error_text);

@@ -1,5 +1,5 @@
-/* The bytes of a trace file (docs/formats.md), shared by writer and reader: sizes, record kinds, and
- * bounded cursors that encode and decode them. Nothing here allocates. */
+/* The bytes of a trace file (docs/formats.md), shared by writer and reader: sizes, record kinds,
+ * and bounded cursors that encode and decode them. Nothing here allocates. */
 #ifndef PREDICTOR_TRACE_FORMAT_H
 #define PREDICTOR_TRACE_FORMAT_H
 

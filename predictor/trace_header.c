@@ -210,6 +210,8 @@ void pred_header_free(struct pred_trace_header *header)
     if (!header) return;
     free((void *)header->expert_bytes);
     free((void *)header->yaml);
-    for (uint32_t t = 0; t < TIER_RESIDENT_TIERS_MAX; t++) free((void *)header->decide.tiers[t].quotas);
+    for (uint32_t t = 0; t < TIER_RESIDENT_TIERS_MAX; t++) {
+        free((void *)header->decide.tiers[t].quotas);
+    }
     free(header);
 }

@@ -1,5 +1,5 @@
-/* Checked iteration over a trace. Three layers: files and parts, chunks, records. A record is decoded
- * into buffers that grow with what the file really holds, never with what it claims. */
+/* Checked iteration over a trace. Three layers: files and parts, chunks, records. A record is
+ * decoded into buffers that grow with what the file really holds, never with what it claims. */
 #include "predictor/trace.h"
 
 #include <errno.h>
@@ -86,7 +86,8 @@ static int read_at(const struct pred_trace_reader *r, void *to, size_t size, uin
     return 0;
 }
 
-/* After a crash a file may end in a hole: zeros up to the end count as a torn tail. 1, 0, or -errno. */
+/* After a crash a file may end in a hole: zeros up to the end count as a torn tail. 1, 0, or
+ * -errno. */
 static int is_zero_from(const struct pred_trace_reader *r, uint64_t offset, struct base_err *err)
 {
     uint8_t bytes[4096];
@@ -112,8 +113,10 @@ static int torn(struct pred_trace_reader *r)
 
 static int damaged(struct pred_trace_reader *r, int rc, const char *what, struct base_err *err)
 {
-    return base_err_set(err, rc, "%s: chunk at offset %" PRIu64 ": %s; what stands before it can be "
-                        "saved with tier-replay cut", r->open_path, r->offset, what);
+    return base_err_set(err, rc,
+                        "%s: chunk at offset %" PRIu64 ": %s; what stands before it can be "
+                        "saved with tier-replay cut",
+                        r->open_path, r->offset, what);
 }
 
 /* Reads the next chunk: 1, 0 at the end or at a torn tail, or a negative code. */
@@ -169,7 +172,8 @@ static int chunk_load(struct pred_trace_reader *r, struct base_err *err)
     return 1;
 }
 
-static int bad_file(const struct pred_trace_reader *r, int rc, const char *what, struct base_err *err)
+static int bad_file(const struct pred_trace_reader *r, int rc, const char *what,
+                    struct base_err *err)
 {
     return base_err_set(err, rc, "%s: %s", r->open_path, what);
 }
@@ -217,8 +221,8 @@ static int file_open(struct pred_trace_reader *r, uint32_t part, struct base_err
     r->file_bytes = (uint64_t)st.st_size;
     r->health.file_bytes += r->file_bytes;
     if (r->file_bytes < sizeof head) {
-        return bad_file(r, BASE_EFORMAT, "too short for a trace: not even its first 32 bytes are there",
-                        err);
+        return bad_file(r, BASE_EFORMAT,
+                        "too short for a trace: not even its first 32 bytes are there", err);
     }
     int rc = read_at(r, head, sizeof head, 0, err);
     if (rc < 0) return rc;
@@ -226,8 +230,9 @@ static int file_open(struct pred_trace_reader *r, uint32_t part, struct base_err
         return bad_file(r, BASE_EFORMAT, "not a trace: a trace begins with EXPTRACE", err);
     }
     if (base_le_load32(head + 8) != PRED_TRACE_VERSION) {
-        return base_err_set(err, BASE_EVERSION, "%s: trace version %" PRIu32 ", this build reads %d",
-                            r->open_path, base_le_load32(head + 8), PRED_TRACE_VERSION);
+        return base_err_set(err, BASE_EVERSION,
+                            "%s: trace version %" PRIu32 ", this build reads %d", r->open_path,
+                            base_le_load32(head + 8), PRED_TRACE_VERSION);
     }
     if (port_hash64(head, 24) != base_le_load64(head + 24)) {
         return bad_file(r, BASE_ECHECKSUM, "its first 32 bytes do not match their checksum", err);
@@ -637,7 +642,8 @@ int pred_trace_reader_next(struct pred_trace_reader *r, unsigned want, struct pr
             if (rc < 0) return rc;
             if (rc == 0) break;
         }
-        uint64_t place = r->chunk_offset + PRED_CHUNK_HEADER_BYTES + (uint64_t)(r->in.at - r->chunk);
+        uint64_t place =
+            r->chunk_offset + PRED_CHUNK_HEADER_BYTES + (uint64_t)(r->in.at - r->chunk);
         uint8_t kind = pred_get_u8(&r->in);
         uint64_t size = pred_get_varint(&r->in);
         const uint8_t *bytes = pred_get(&r->in, size);
@@ -677,7 +683,8 @@ static void base_path(struct pred_trace_reader *r)
     snprintf(r->path, sizeof r->path, "%s", r->open_path);
     int length = snprintf(suffix, sizeof suffix, ".%" PRIu32, r->part);
     size_t size = strlen(r->path);
-    if (r->part > 0 && size > (size_t)length && strcmp(r->path + size - (size_t)length, suffix) == 0) {
+    if (r->part > 0 && size > (size_t)length &&
+        strcmp(r->path + size - (size_t)length, suffix) == 0) {
         r->path[size - (size_t)length] = '\0';
     }
 }

@@ -475,7 +475,8 @@ static int file_open(struct pred_trace_writer *w, const struct pred_trace_config
 {
     size_t yaml = header->yaml ? strlen(header->yaml) : 0;
     if (yaml > PRED_YAML_BYTES_MAX) {
-        return base_err_set(err, -E2BIG, "%s: the configuration text has %zu bytes, a trace takes %d",
+        return base_err_set(err, -E2BIG,
+                            "%s: the configuration text has %zu bytes, a trace takes %d",
                             config->path, yaml, PRED_YAML_BYTES_MAX);
     }
     size_t room = yaml + 4096 + (size_t)header->layers * 40;

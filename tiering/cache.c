@@ -369,8 +369,9 @@ void tier_cache_give_up(struct tier_cache *c, uint32_t key, int code, uint32_t f
         };
     }
     c->stats.quarantined++;
-    base_log(BASE_LOG_ERROR, "tiers", "expert given up: %s layer=%" PRIu32 " expert=%" PRIu32
-             " file=%s offset=%" PRIu64, base_err_name(code), layer, key % c->experts, path, offset);
+    base_log(BASE_LOG_ERROR, "tiers",
+             "expert given up: %s layer=%" PRIu32 " expert=%" PRIu32 " file=%s offset=%" PRIu64,
+             base_err_name(code), layer, key % c->experts, path, offset);
     /* It may still stand in a line: that bit goes when its turn comes. */
     c->flags[key] &= TIER_KEY_IN_LINE | TIER_KEY_IN_LINE << 1;
     c->flags[key] |= TIER_KEY_FAILED;

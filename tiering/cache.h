@@ -17,8 +17,8 @@
  *
  * With an hbm tier (mover.h) every expert passes through a dram slot on its way up, also one that
  * the core puts into hbm alone; that slot is given back when the copy is there. Nothing in hbm ever
- * waits for a dram slot: a demotion that finds none is dropped. So what waits for a slot always gets
- * one.
+ * waits for a dram slot: a demotion that finds none is dropped. So what waits for a slot always
+ * gets one.
  *
  * Keys number experts over all layers. Engine thread only; nothing allocates after create.
  */
@@ -154,7 +154,8 @@ bool tier_cache_prefetch_room(const struct tier_cache *cache);
 
 /* Hands the backend what it can take. */
 void tier_cache_pump(struct tier_cache *cache);
-/* Takes in finished reads and copies; waits for one until the deadline if `wait`. True if any came. */
+/* Takes in finished reads and copies; waits for one until the deadline if `wait`. True if any
+ * came. */
 bool tier_cache_reap(struct tier_cache *cache, bool wait, uint64_t deadline_ns);
 
 enum tier_cache_place {

@@ -223,8 +223,8 @@ static void evict_0(struct tier_decide *d, struct part *part, uint32_t key)
 /* -- admission -------------------------------------------------------------------------------- */
 
 /* Inclusive: brings an expert from nvme into tier 1. All of a full tier 1 may be held, by what lies
- * above it and by what this acquire is about to move up; then tier 0 lets go of experts until one of
- * them is free here. It has them to spare, or the acquire had not been granted. */
+ * above it and by what this acquire is about to move up; then tier 0 lets go of experts until one
+ * of them is free here. It has them to spare, or the acquire had not been granted. */
 static void admit_below(struct tier_decide *d, uint32_t layer, uint32_t key, bool used,
                         enum account account)
 {
@@ -747,9 +747,11 @@ static int budget_check(const struct tier_decide *d, uint32_t tier, struct base_
                                 "token needs top_k = %" PRIu32, name, t->slots, c->top_k);
         }
         if (tier == 0 && c->strict && t->slots < cycle) {
-            return base_err_set(err, BASE_EBUDGET, "%s has %" PRIu64 " slots for policy %s, but one "
-                                "token goes through %" PRIu32 " layers x top_k %" PRIu32 " = %"
-                                PRIu64 ": with fewer slots nothing lasts until its next use (LRU "
+            return base_err_set(err, BASE_EBUDGET,
+                                "%s has %" PRIu64 " slots for policy %s, but one "
+                                "token goes through %" PRIu32 " layers x top_k %" PRIu32
+                                " = %" PRIu64
+                                ": with fewer slots nothing lasts until its next use (LRU "
                                 "cliff); give it %" PRIu64 " slots or take a policy per layer",
                                 name, t->slots, t->policy, c->layers, c->top_k, cycle, cycle);
         }
@@ -817,8 +819,8 @@ static int part_create(struct tier_decide *d, uint32_t tier, uint32_t p,
     };
     int rc = tier_policy_create(&part->policy, ops, &options);
     if (rc == -EINVAL && ops->replay_only) {
-        return base_err_set(err, BASE_ECONFIG, "policy %s knows the future: it works in replay only",
-                            ops->name);
+        return base_err_set(err, BASE_ECONFIG,
+                            "policy %s knows the future: it works in replay only", ops->name);
     }
     if (rc < 0) return base_err_set(err, rc, "cannot make policy %s for %" PRIu32 " experts: %s",
                                     ops->name, experts, base_err_name(rc));
@@ -867,7 +869,7 @@ int tier_decide_create(struct tier_decide **out, const struct tier_decide_config
     d->keys = config->layers * config->experts;
     d->tier_count = config->tier_count;
     d->exclusive = config->tier_count == 2 && !config->inclusive;
-    d->action_max = 8 * config->experts;    /* above the most moves one admission causes, times ids */
+    d->action_max = 8 * config->experts; /* above the most moves one admission causes, times ids */
     d->state = calloc(d->keys, sizeof *d->state);
     d->offers = calloc(d->keys, sizeof *d->offers);
     d->layer_acquires = calloc(d->layers, sizeof *d->layer_acquires);

@@ -24,8 +24,8 @@
  * of tier 0 is in tier 1 too, so tier 1 never drops what tier 0 holds and nothing is copied down.
  *
  * Prefill: once it holds prefill_share of a full partition, its next admissions take the place of
- * its own oldest ones. An expert that decode uses becomes decode's. An acquire of prefill is granted
- * no further than this allows.
+ * its own oldest ones. An expert that decode uses becomes decode's. An acquire of prefill is
+ * granted no further than this allows.
  *
  * A forgotten expert is granted, found nowhere and never admitted again: it takes no slot.
  *
@@ -90,8 +90,8 @@ struct tier_found {
 };
 
 /* Counts of one (tier, cell). An acquire counts in the cold cell while its partition still had a
- * slot that was never used when it began, else in the cell of its phase. What hints do counts in the
- * cell of the latest acquire's phase. */
+ * slot that was never used when it began, else in the cell of its phase. What hints do counts in
+ * the cell of the latest acquire's phase. */
 struct tier_counts {
     uint64_t lookups, resident, misses;
     uint64_t evictions;         /* victims that left this tier, whatever became of them */
@@ -107,20 +107,21 @@ int tier_decide_create(struct tier_decide **out, const struct tier_decide_config
 void tier_decide_destroy(struct tier_decide *decide);
 
 /* ids distinct, strongest first, n <= experts. Returns k <= n: the granted prefix (0 only if every
- * slot it may take is leased). found[0..k) in the order of ids. The actions of the call are read with
- * tier_decide_actions until the next call on this object. */
+ * slot it may take is leased). found[0..k) in the order of ids. The actions of the call are read
+ * with tier_decide_actions until the next call on this object. */
 uint32_t tier_decide_acquire(struct tier_decide *decide, uint32_t layer, const uint32_t *ids,
                              uint32_t n, enum tier_phase phase, struct tier_found *found);
 void tier_decide_release(struct tier_decide *decide, uint32_t layer, const uint32_t *ids,
                          uint32_t n);
 
-/* Offers a prediction for an expert `distance` layers ahead. True if it was admitted (it was absent,
- * and a victim less likely than it could leave); a resident expert's place may move either way. */
+/* Offers a prediction for an expert `distance` layers ahead. True if it was admitted (it was
+ * absent, and a victim less likely than it could leave); a resident expert's place may move either
+ * way. */
 bool tier_decide_hint(struct tier_decide *decide, uint32_t layer, uint32_t expert,
                       float probability, uint32_t distance);
 
-/* Makes absent experts resident in free slots without a lookup (warm start), the one to keep longest
- * last. Returns how many fitted. */
+/* Makes absent experts resident in free slots without a lookup (warm start), the one to keep
+ * longest last. Returns how many fitted. */
 uint32_t tier_decide_restore(struct tier_decide *decide, uint32_t tier, uint32_t layer,
                              const uint32_t *ids, uint32_t n);
 

@@ -94,8 +94,8 @@ struct tier_format_expert {
 };
 _Static_assert(sizeof(struct tier_format_expert) == 80, "on-disk size");
 
-/* First page of a pack file; the rest of the page is zero. A record holds the parts in order, each at
- * a multiple of TIER_FORMAT_PART_ALIGN, then zeros up to the next page. */
+/* First page of a pack file; the rest of the page is zero. A record holds the parts in order, each
+ * at a multiple of TIER_FORMAT_PART_ALIGN, then zeros up to the next page. */
 struct tier_format_pack {
     char magic[8];
     uint32_t version;

@@ -2,7 +2,8 @@
  * smallest (rank, stamp, expert) is at the top and leaves first.
  *
  * Arrays: rank[expert], stamp[expert] (when it was used, for equal ranks; may be
- * NULL), place[expert] (TIER_NO_EXPERT while not in the heap) and order[place]. Every operation is O(log n); pick costs O(h) when h held experts rank lowest.
+ * NULL), place[expert] (TIER_NO_EXPERT while not in the heap) and order[place]. Every operation is
+ * O(log n); pick costs O(h) when h held experts rank lowest.
  */
 #ifndef TIERING_HEAP_H
 #define TIERING_HEAP_H

@@ -31,7 +31,8 @@ static int create_named(struct tier_io **out, const struct tier_io_ops *ops,
                         struct base_err *err)
 {
     if (!ops) {
-        return base_err_set(err, -ENOSYS, "io.backend: this build has no io_uring: install liburing "
+        return base_err_set(err, -ENOSYS,
+                            "io.backend: this build has no io_uring: install liburing "
                             "2.1 or newer with its headers and build again, or use threads");
     }
     int rc = ops->probe(err);

@@ -52,7 +52,7 @@ struct tier_io_config {
 /* One read. The caller fills the first part and sets `result` to nothing. */
 struct tier_io_req {
     uint32_t file;              /* handle from tier_io_file_add */
-    uint64_t offset;            /* with direct IO: file offset, length and memory multiples of 4096 */
+    uint64_t offset; /* with direct IO: file offset, length and memory multiples of 4096 */
     void *to;
     size_t bytes;
     bool prefetch;              /* nobody waits for it yet; backends may order it behind */

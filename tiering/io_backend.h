@@ -52,7 +52,8 @@ void tier_io_file_close(struct tier_io_file *file);
 /* Opens for reading, with O_DIRECT if the config wants it and the file system takes it. */
 int tier_io_files_open(struct tier_io *io, const char *path, struct base_err *err);
 
-/* 0, or the -errno with which a request is settled at once: unknown file, misaligned for O_DIRECT. */
+/* 0, or the -errno with which a request is settled at once: unknown file, misaligned for
+ * O_DIRECT. */
 int tier_io_req_check(const struct tier_io *io, const struct tier_io_req *req);
 
 /* After `done` bytes from `offset` on: where in the read to go on, or UINT64_MAX at end of file.

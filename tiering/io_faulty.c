@@ -1,6 +1,7 @@
 /* The faulty wrapper: makes reads fail on purpose, from a seed.
  *
- *   io.faults: "seed=7,eio=0.01,short=0.1,flip=0.001,stuck=0.0001,slow=0.02,stuck_for=2s,slow_for=20ms"
+ *   io.faults:
+ * "seed=7,eio=0.01,short=0.1,flip=0.001,stuck=0.0001,slow=0.02,stuck_for=2s,slow_for=20ms"
  *
  *   eio     the read fails, nothing is read
  *   short   the read reports fewer bytes than it should, what follows is overwritten

@@ -48,7 +48,8 @@ static int sim_create(struct tier_io **out, const struct tier_io_config *config,
         if (sim) sim_destroy(&sim->base);
         return base_err_set(err, rc, "io backend sim: out of memory");
     }
-    /* The model's own timing stands for the disk's: the page cache may help to deliver the bytes. */
+    /* The model's own timing stands for the disk's: the page cache may help to deliver the
+     * bytes. */
     sim->base.files->direct = TIER_IO_DIRECT_OFF;
     base_rng_init(&sim->rng, config->seed);
     sim->latency_ns = config->sim_latency;

@@ -4,8 +4,8 @@
  * piece that comes back short, or with EINTR or EAGAIN, is sent again from where it stopped. All
  * tables are made at creation: submit and reap neither allocate nor lock.
  *
- * Registering memory makes the kernel fill in all its pages: minutes for a large tier. So a region is
- * registered in parts, each when the first read lands in it.
+ * Registering memory makes the kernel fill in all its pages: minutes for a large tier. So a region
+ * is registered in parts, each when the first read lands in it.
  */
 #include "tiering/io_backend.h"
 
@@ -400,12 +400,13 @@ static unsigned cut_regions(struct uring_io *u, uint64_t part_bytes)
     return count;
 }
 
-/* Registers all regions anew: the kernel knows only one table. With `empty` it gets a table of nothing,
- * which is filled as parts are used; kernels before 5.13 have no such table. */
+/* Registers all regions anew: the kernel knows only one table. With `empty` it gets a table of
+ * nothing, which is filled as parts are used; kernels before 5.13 have no such table. */
 static int register_regions(struct uring_io *u, bool empty)
 {
     uint64_t part_bytes = empty ? part_bytes_min : part_bytes_max;
-    while (part_bytes < part_bytes_max && regions_bytes(u) / part_bytes + u->region_count > BUFFERS_MAX) {
+    while (part_bytes < part_bytes_max &&
+           regions_bytes(u) / part_bytes + u->region_count > BUFFERS_MAX) {
         part_bytes *= 2;
     }
     unsigned count = cut_regions(u, part_bytes);

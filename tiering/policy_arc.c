@@ -1,6 +1,6 @@
 /* ARC (Megiddo and Modha, FAST 2003): residents used once (T1) and more than once (T2), what left
- * each of them lately (B1, B2), and a target size for T1 that a miss remembered in B1 raises and one
- * in B2 lowers.
+ * each of them lately (B1, B2), and a target size for T1 that a miss remembered in B1 raises and
+ * one in B2 lowers.
  *
  * Everything is ordered by recency. Held experts are passed over; if all of the list that should
  * give is held, the other one gives.

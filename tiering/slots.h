@@ -55,8 +55,8 @@ enum tier_pin { TIER_PIN_AUTO, TIER_PIN_ON, TIER_PIN_OFF };
 int tier_slots_create(struct tier_slots *slots, uint32_t count, uint64_t slot_bytes,
                       enum tier_pin pin, struct base_err *err);
 /* The same in memory that the caller has, count x slot_bytes of it. */
-int tier_slots_create_at(struct tier_slots *slots, uint32_t count, uint64_t slot_bytes, void *memory,
-                         struct base_err *err);
+int tier_slots_create_at(struct tier_slots *slots, uint32_t count, uint64_t slot_bytes,
+                         void *memory, struct base_err *err);
 void tier_slots_destroy(struct tier_slots *slots);      /* accepts a zeroed one */
 
 static inline char *tier_slots_memory(const struct tier_slots *slots, uint32_t slot)

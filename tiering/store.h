@@ -14,8 +14,9 @@
  *     |pad| gate .......|pad|pad| gate scales |pad| ...
  *     ^ 4096-aligned        ^ 4096-aligned
  *
- * Parts that lie next to each other in a file (in whatever order) share one extent. Each part begins
- * at a multiple of its element's size. Immutable after open; any thread. Memory: 80 bytes an expert.
+ * Parts that lie next to each other in a file (in whatever order) share one extent. Each part
+ * begins at a multiple of its element's size. Immutable after open; any thread. Memory: 80 bytes an
+ * expert.
  */
 #ifndef TIERING_STORE_H
 #define TIERING_STORE_H
@@ -38,8 +39,8 @@ struct tier_extent {
     uint64_t slot_offset;       /* 4096-aligned place in the slot where its first page lands */
 };
 
-/* The read that brings an extent under direct IO: whole pages. The file may end inside the last one,
- * so at least `need` bytes must come back. It lands at slot + extent->slot_offset. */
+/* The read that brings an extent under direct IO: whole pages. The file may end inside the last
+ * one, so at least `need` bytes must come back. It lands at slot + extent->slot_offset. */
 struct tier_extent_read {
     uint64_t offset, bytes, need;
 };
@@ -72,9 +73,9 @@ struct tier_part {
 struct tier_store;
 
 /* Opens an index and checks it against the files it points into. `path` may be NULL or empty: the
- * default place DIR/expertier.index. `shape` may be NULL: not compared with a model then. 0; -ENOENT
- * when there is none; BASE_EFORMAT, BASE_EVERSION, BASE_ECHECKSUM, BASE_ESTALE, BASE_EMISMATCH with
- * a sentence. */
+ * default place DIR/expertier.index. `shape` may be NULL: not compared with a model then. 0;
+ * -ENOENT when there is none; BASE_EFORMAT, BASE_EVERSION, BASE_ECHECKSUM, BASE_ESTALE,
+ * BASE_EMISMATCH with a sentence. */
 int tier_store_open(struct tier_store **out, const char *dir, const char *path,
                     const struct model_shape *shape, struct base_err *err);
 void tier_store_close(struct tier_store *store);
@@ -119,9 +120,10 @@ uint32_t tier_store_files(const struct tier_store *store);
 const char *tier_store_file_path(const struct tier_store *store, uint32_t file);
 uint32_t tier_store_layer_first(const struct tier_store *store);    /* first layer with experts */
 uint32_t tier_store_layers(const struct tier_store *store);         /* layers with experts */
-uint32_t tier_store_layer_of(const struct tier_store *store, uint32_t moe_layer);   /* model's layer */
+uint32_t tier_store_layer_of(const struct tier_store *store,
+                             uint32_t moe_layer); /* model's layer */
 uint32_t tier_store_top_k(const struct tier_store *store);
-bool tier_store_packed(const struct tier_store *store);     /* into pack files, not the checkpoint */
+bool tier_store_packed(const struct tier_store *store); /* into pack files, not the checkpoint */
 uint32_t tier_store_experts(const struct tier_store *store);        /* per layer */
 const struct tier_part *tier_store_parts(const struct tier_store *store);   /* [TIER_PARTS] */
 const char *tier_store_part_name(unsigned part);    /* "gate", "gate scales", ... */
@@ -131,8 +133,8 @@ const char *tier_store_part_name(unsigned part);    /* "gate", "gate scales", ..
 void tier_store_record(const struct tier_store *store, uint32_t moe_layer, uint32_t expert,
                        struct tier_record *record);
 
-/* Mirrors: every record lies `copies` times (1 = no mirror), at the same offsets of other files. The
- * plain record is copy 0. */
+/* Mirrors: every record lies `copies` times (1 = no mirror), at the same offsets of other files.
+ * The plain record is copy 0. */
 uint32_t tier_store_copies(const struct tier_store *store);
 void tier_store_record_copy(const struct tier_store *store, uint32_t moe_layer, uint32_t expert,
                             uint32_t copy, struct tier_record *record);

@@ -139,8 +139,8 @@ int tier_store_header_hash(int fd, uint64_t file_bytes, enum tier_file_kind kind
 static int stale(const char *path, const char *index_path, enum tier_file_kind kind,
                  const char *what, struct base_err *err)
 {
-    return base_err_set(err, BASE_ESTALE, "%s: %s since %s was made: run `tier-pack %s` again", path,
-                        what, index_path, kind == TIER_KIND_SHARD ? "index" : "repack");
+    return base_err_set(err, BASE_ESTALE, "%s: %s since %s was made: run `tier-pack %s` again",
+                        path, what, index_path, kind == TIER_KIND_SHARD ? "index" : "repack");
 }
 
 int tier_store_file_check(const char *path, const struct tier_format_file *entry,

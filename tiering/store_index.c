@@ -56,7 +56,8 @@ static int lay_out(struct builder *b, struct base_err *err)
         names += strlen(model_files_shard(b->files, i)->name);
     }
     uint64_t count = (uint64_t)layers * shape->experts;
-    b->size = sizeof *b->header + files * sizeof *b->file_table + count * sizeof *b->experts + names;
+    b->size =
+        sizeof *b->header + files * sizeof *b->file_table + count * sizeof *b->experts + names;
     b->bytes = calloc(1, b->size);
     b->order = calloc(count, sizeof *b->order);
     b->fds = calloc(files, sizeof *b->fds);
@@ -162,12 +163,14 @@ static int place_part(struct builder *b, uint64_t at, unsigned part, struct base
         tensor->shape[0] != like->rows || tensor->shape[1] != like->cols ||
         tensor->bytes != b->part_bytes[part]) {
         int dtype = tier_image_dtype(like->type);
-        return base_err_set(err, BASE_EMISMATCH, "%s: tensor %s is %s with %u dimensions, %llu x "
-                            "%llu; wanted %s, %u x %u", b->dir, name,
-                            model_dtype_name(tensor->dtype), tensor->dims,
+        return base_err_set(err, BASE_EMISMATCH,
+                            "%s: tensor %s is %s with %u dimensions, %llu x "
+                            "%llu; wanted %s, %u x %u",
+                            b->dir, name, model_dtype_name(tensor->dtype), tensor->dims,
                             (unsigned long long)(tensor->dims > 0 ? tensor->shape[0] : 0),
                             (unsigned long long)(tensor->dims > 1 ? tensor->shape[1] : 0),
-                            dtype < 0 ? "no such tensor" : model_dtype_name((enum model_dtype)dtype),
+                            dtype < 0 ? "no such tensor"
+                                      : model_dtype_name((enum model_dtype)dtype),
                             like->rows, like->cols);
     }
     if (tensor->offset % tier_image_type_bytes(like->type) != 0) {
@@ -181,8 +184,10 @@ static int place_part(struct builder *b, uint64_t at, unsigned part, struct base
 
 static int by_place(const void *a, const void *b, void *experts)
 {
-    const struct tier_format_expert *x = (struct tier_format_expert *)experts + *(const uint64_t *)a;
-    const struct tier_format_expert *y = (struct tier_format_expert *)experts + *(const uint64_t *)b;
+    const struct tier_format_expert *x =
+        (struct tier_format_expert *)experts + *(const uint64_t *)a;
+    const struct tier_format_expert *y =
+        (struct tier_format_expert *)experts + *(const uint64_t *)b;
     if (x->file[0] != y->file[0]) return x->file[0] < y->file[0] ? -1 : 1;
     return x->offset[0] < y->offset[0] ? -1 : x->offset[0] > y->offset[0];
 }

@@ -62,7 +62,8 @@ static void *worker_main(void *context)
     struct base_err err = { 0 };
     unsigned char *buffer = aligned_alloc(TIER_PAGE, (bytes + TIER_PAGE - 1) & ~(size_t)4095);
     if (!buffer) {
-        fail(state, base_err_set(&err, -ENOMEM, "no memory for a buffer of %zu bytes", bytes), &err);
+        fail(state, base_err_set(&err, -ENOMEM, "no memory for a buffer of %zu bytes", bytes),
+             &err);
     }
     while (!atomic_load(&state->stop)) {
         uint64_t item = atomic_fetch_add(&state->next, 1);

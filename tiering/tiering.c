@@ -80,15 +80,19 @@ static int capacity_slots(const char *key, const char *text, const struct tier_s
     double share;
     if (strchr(text, '%')) {
         if (base_str_share_parse(text, &share) < 0) {
-            return base_err_set(err, BASE_ECONFIG, "%s: \"%s\" is no share: write 25%% for a quarter "
-                                "of the experts", key, text);
+            return base_err_set(err, BASE_ECONFIG,
+                                "%s: \"%s\" is no share: write 25%% for a quarter "
+                                "of the experts",
+                                key, text);
         }
         *slots = layers * (uint64_t)(share * (double)experts + 0.5);
         return 0;
     }
     if (base_str_bytes_parse(text, &bytes) < 0) {
-        return base_err_set(err, BASE_ECONFIG, "%s: \"%s\" is neither a size like 16GiB nor a share "
-                            "like 25%%", key, text);
+        return base_err_set(err, BASE_ECONFIG,
+                            "%s: \"%s\" is neither a size like 16GiB nor a share "
+                            "like 25%%",
+                            key, text);
     }
     uint64_t all = bytes / slot_bytes;
     *slots = all > spare ? all - spare : 0;
@@ -187,7 +191,8 @@ static int config_check(const struct tier_config *config, const char *eviction,
                         struct base_err *err)
 {
     if (config->inclusion == 1 && !has_hbm(config)) {
-        return base_err_set(err, BASE_ECONFIG, "tiers.inclusion: inclusive has no effect without an "
+        return base_err_set(err, BASE_ECONFIG,
+                            "tiers.inclusion: inclusive has no effect without an "
                             "hbm tier: set tiers.hbm.capacity, or leave it out");
     }
     if (strcmp(eviction, "lru_with_prediction") == 0 && !config->prefetch) {

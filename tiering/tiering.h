@@ -28,33 +28,34 @@
 #include "tiering/io.h"
 #include "tiering/store.h"
 
-#define TIER_OPTIONS(O)                                                                           \
-    O(hbm_capacity, TEXTLINE, "tiers.hbm.capacity", "0", "", "",                                  \
-      "device memory for expert slots: a size (40GiB), or a share of the model's experts; 0 = none") \
-    O(hbm_device, ENUM, "tiers.hbm.device", "sim", "sim|host", "",                                \
-      "the device: sim emulates one in host memory, host makes the CPU one")                      \
-    O(hbm_bandwidth, BYTES, "tiers.hbm.sim_bandwidth", "16GiB", "", "bytes/s",                    \
-      "sim device: bytes per second of copies each way; 0 = as fast as memory")                   \
-    O(hbm_faults, SHARE, "tiers.hbm.sim_faults", "0%", "", "",                                    \
-      "sim device: share of copies that fail (tests)")                                            \
-    O(inclusion, ENUM, "tiers.inclusion", "exclusive", "exclusive|inclusive", "",                 \
-      "exclusive: an expert is in hbm or in dram; inclusive: dram keeps what moved up")           \
-    O(dram_capacity, TEXTLINE, "tiers.dram.capacity", "25%", "", "",                              \
+#define TIER_OPTIONS(O) \
+    O(hbm_capacity, TEXTLINE, "tiers.hbm.capacity", "0", "", "", \
+      "device memory for expert slots: a size (40GiB), or a share of the model's experts; 0 = " \
+      "none") \
+    O(hbm_device, ENUM, "tiers.hbm.device", "sim", "sim|host", "", \
+      "the device: sim emulates one in host memory, host makes the CPU one") \
+    O(hbm_bandwidth, BYTES, "tiers.hbm.sim_bandwidth", "16GiB", "", "bytes/s", \
+      "sim device: bytes per second of copies each way; 0 = as fast as memory") \
+    O(hbm_faults, SHARE, "tiers.hbm.sim_faults", "0%", "", "", \
+      "sim device: share of copies that fail (tests)") \
+    O(inclusion, ENUM, "tiers.inclusion", "exclusive", "exclusive|inclusive", "", \
+      "exclusive: an expert is in hbm or in dram; inclusive: dram keeps what moved up") \
+    O(dram_capacity, TEXTLINE, "tiers.dram.capacity", "25%", "", "", \
       "memory for expert slots in DRAM: a size (512GiB), or a share of the model's experts (25%)") \
-    O(dram_pin, ENUM, "tiers.dram.pin", "auto", "auto|on|off", "",                                \
-      "lock the slots in memory; auto goes on without where the limit forbids it, and says so")   \
-    O(nvme_index, TEXTLINE, "tiers.nvme.index", "", "", "",                                       \
-      "path of the expert index; empty = expertier.index in the model folder")                    \
-    O(eviction, ENUM, "policy.eviction", "lru",                                                   \
-      "lru|lru_global|lfu|lru_with_frequency|lru_with_prediction|slru|s3fifo|sieve|arc", "",      \
-      "which expert leaves when a slot is needed")                                                \
-    O(half_life, UINT, "policy.half_life", "16", "0..1000000", "tokens",                          \
-      "tokens after which a use counts half, where eviction counts uses; 0 = never")              \
-    O(prefill_share, SHARE, "policy.prefill_share", "50%", "", "",                                \
-      "share of a layer's slots that prefill may take from decode's set")                         \
-    O(verify, ENUM, "tiers.verify", "always", "always|first", "",                                 \
-      "check an expert's checksum at every read, or only at its first")                           \
-    O(stuck_after, TIME, "tiers.nvme.stuck_after", "10s", "", "",                                 \
+    O(dram_pin, ENUM, "tiers.dram.pin", "auto", "auto|on|off", "", \
+      "lock the slots in memory; auto goes on without where the limit forbids it, and says so") \
+    O(nvme_index, TEXTLINE, "tiers.nvme.index", "", "", "", \
+      "path of the expert index; empty = expertier.index in the model folder") \
+    O(eviction, ENUM, "policy.eviction", "lru", \
+      "lru|lru_global|lfu|lru_with_frequency|lru_with_prediction|slru|s3fifo|sieve|arc", "", \
+      "which expert leaves when a slot is needed") \
+    O(half_life, UINT, "policy.half_life", "16", "0..1000000", "tokens", \
+      "tokens after which a use counts half, where eviction counts uses; 0 = never") \
+    O(prefill_share, SHARE, "policy.prefill_share", "50%", "", "", \
+      "share of a layer's slots that prefill may take from decode's set") \
+    O(verify, ENUM, "tiers.verify", "always", "always|first", "", \
+      "check an expert's checksum at every read, or only at its first") \
+    O(stuck_after, TIME, "tiers.nvme.stuck_after", "10s", "", "", \
       "a read that takes longer is named in the log; 0 = never")
 
 /* For callers that give hints (tier_hint). A program without a predictor does not offer them. */
@@ -116,12 +117,14 @@ void tier_close(struct tier *tier);
 
 /* Asks for experts of one layer: ids distinct, strongest first. Grants a prefix and returns its
  * length k; leases[0..k) are filled, demand reads are on their way. Never waits. k depends on slots
- * and leases only. Ask again for the rest after a release; k = 0 with nothing leased cannot happen. */
+ * and leases only. Ask again for the rest after a release; k = 0 with nothing leased cannot
+ * happen. */
 uint32_t tier_acquire(struct tier *tier, uint32_t layer, const uint32_t *ids, uint32_t n,
                       enum tier_phase phase, struct tier_lease *leases);
 
-/* Waits until any (all) of the leases left -EINPROGRESS, or until the absolute deadline. Returns how
- * many are settled (status 0 or failed), possibly 0 at the deadline. Polls when the deadline is 0. */
+/* Waits until any (all) of the leases left -EINPROGRESS, or until the absolute deadline. Returns
+ * how many are settled (status 0 or failed), possibly 0 at the deadline. Polls when the deadline is
+ * 0. */
 uint32_t tier_wait(struct tier *tier, struct tier_lease *leases, uint32_t n,
                    enum tier_wait_mode mode, uint64_t deadline_ns);
 
@@ -215,8 +218,8 @@ struct tier_snapshot {
 };
 /* Any thread, at any time; never blocks the engine. */
 void tier_snapshot(struct tier *tier, struct tier_snapshot *out);
-/* [layers] and [layers x experts]: lookups per expert, and a bit per tier that it is resident in (1 =
- * the top one); return -ERANGE if the array is too small. */
+/* [layers] and [layers x experts]: lookups per expert, and a bit per tier that it is resident in (1
+ * = the top one); return -ERANGE if the array is too small. */
 int tier_snapshot_layers(struct tier *tier, struct tier_layer_stats *out, uint32_t layers);
 int tier_snapshot_experts(struct tier *tier, uint64_t *lookups, uint8_t *resident, size_t count);
 

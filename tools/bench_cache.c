@@ -3,8 +3,8 @@
  *
  * The experts are 128-byte matrices of a model made for the purpose in a temporary folder, so that
  * tables and slots have the number they would have and nothing else takes time. Each layer is asked
- * for experts that are resident, another set each time; layers go round as in a forward pass, so the
- * tables of a layer have left the inner caches when its turn comes again.
+ * for experts that are resident, another set each time; layers go round as in a forward pass, so
+ * the tables of a layer have left the inner caches when its turn comes again.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -154,8 +154,10 @@ static int measure(struct tier *tier, struct result *result, struct base_err *er
             tier_release(tier, leases, k);
             for (uint32_t i = 0; warm && i < k; i++) {
                 if (leases[i].status == 0) continue;
-                rc = base_err_set(err, BASE_EMISMATCH, "expert %u of layer %u was not resident: the "
-                                  "layer has too few slots for this benchmark", ids[i], l);
+                rc = base_err_set(err, BASE_EMISMATCH,
+                                  "expert %u of layer %u was not resident: the "
+                                  "layer has too few slots for this benchmark",
+                                  ids[i], l);
             }
             if (!warm) continue;
             release_ns += base_now_ns() - release;
@@ -242,8 +244,10 @@ const struct cli_command bench_cache_command = {
     .name = "cache",
     .arguments = "",
     .text = "what a lookup costs that finds its expert in memory",
-    .details = "Makes a model of many tiny experts, warms a quarter of them, and measures acquire and release\n"
-               "on the hit path. Times are per lookup; those of an acquire are divided by top-k, clock included.",
+    .details = "Makes a model of many tiny experts, warms a quarter of them, and measures acquire "
+               "and release\n"
+               "on the hit path. Times are per lookup; those of an acquire are divided by top-k, "
+               "clock included.",
     .flags = cache_flags,
     .run = run,
 };

@@ -23,7 +23,8 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     int rc = bench_warm(b, err);
     b->batch = (uint32_t)batch;
     for (uint64_t round = 0; round < flags.rounds && rc == 0; round++) {
-        /* Only steps that do nothing else are measured: no prompt among them, every sequence there. */
+        /* Only steps that do nothing else are measured: no prompt among them, every sequence
+         * there. */
         uint64_t before = bench_reset(b);
         rc = bench_generate(b, (uint32_t)batch, (uint32_t)prompt_tokens, (uint32_t)tokens + 1,
                             flags.seed + round * 100, err);
@@ -54,7 +55,8 @@ static void print_json(const struct bench_stack *b, const struct result *r)
     printf("{\"model\":\"%s\",\"threads\":%u,\"batch\":%llu,\"tokens\":%llu,\"rounds\":%llu,"
            "\"tokens_per_second\":%.3f,\"spread\":%.4f,\"bytes_per_token\":%.0f,"
            "\"missed_bytes_per_token\":%.0f,\"wait_share\":%.4f,\"memory_bytes_per_second\":%.0f,"
-           "\"disk_bytes_per_second\":%.0f,\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%.4f}\n",
+           "\"disk_bytes_per_second\":%.0f,\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%."
+           "4f}\n",
            b->stack.shape.name, b->threads, (unsigned long long)batch, (unsigned long long)tokens,
            (unsigned long long)flags.rounds, r->rate, r->spread, r->bytes, r->missed, r->waits,
            r->memory_rate, r->disk_rate, r->floor_rate, r->fraction);
@@ -65,7 +67,8 @@ static void print_text(const struct bench_stack *b, const struct result *r)
     printf("%s, %u threads, %llu in the batch: %.2f tokens/s, median of %llu (spread %.0f%%)\n",
            b->stack.shape.name, b->threads, (unsigned long long)batch, r->rate,
            (unsigned long long)flags.rounds, 100 * r->spread);
-    printf("  %.1f MB touched a token, memory reads %.1f GB/s", r->bytes / 1e6, r->memory_rate / 1e9);
+    printf("  %.1f MB touched a token, memory reads %.1f GB/s", r->bytes / 1e6,
+           r->memory_rate / 1e9);
     if (r->missed > 0) {
         printf("; %.1f MB missed a token, the disk reads %.2f GB/s; %.0f%% of the time waiting",
                r->missed / 1e6, r->disk_rate / 1e9, 100 * r->waits);
@@ -84,13 +87,15 @@ static int run(int count, char **arguments)
         return cli_misuse("--rounds: 1 to %d", BENCH_ROUNDS_MAX);
     }
     if (tokens < 1 || tokens > 100000) return cli_misuse("--tokens: 1 to 100000");
-    if (prompt_tokens < 1 || prompt_tokens > 100000) return cli_misuse("--prompt-tokens: 1 to 100000");
+    if (prompt_tokens < 1 || prompt_tokens > 100000) {
+        return cli_misuse("--prompt-tokens: 1 to 100000");
+    }
     if (batch < 1 || batch > 4096) return cli_misuse("--batch: 1 to 4096");
     int rc = bench_open(&bench, &flags, &err);
     if (rc == 0 && batch > bench.stack.config.engine.max_num_seqs) {
-        rc = base_err_set(&err, BASE_ECONFIG, "--batch: %llu is more than scheduler.max_num_seqs %llu",
-                          (unsigned long long)batch,
-                          (unsigned long long)bench.stack.config.engine.max_num_seqs);
+        rc = base_err_set(
+            &err, BASE_ECONFIG, "--batch: %llu is more than scheduler.max_num_seqs %llu",
+            (unsigned long long)batch, (unsigned long long)bench.stack.config.engine.max_num_seqs);
     }
     if (rc == 0) rc = measure(&bench, &result, &err);
     if (rc == 0) (flags.json ? print_json : print_text)(&bench, &result);
@@ -106,7 +111,8 @@ static const struct cli_flag decode_flags[] = {
     { "rounds", CLI_UINT, &flags.rounds, "N", "rounds (5)" },
     { "seed", CLI_UINT, &flags.seed, "N", "seed of prompts and sampling (1)" },
     { "config", CLI_TEXT, &flags.config, "FILE", "YAML settings; see tier-server --options" },
-    { "set", CLI_REPEATED, &flags.set, "KEY=VALUE", "one setting, over the file's; may be repeated" },
+    { "set", CLI_REPEATED, &flags.set, "KEY=VALUE",
+      "one setting, over the file's; may be repeated" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print the result as JSON" },
     { "quiet", CLI_SWITCH, &flags.quiet, NULL, "show no progress" },
     { 0 },
@@ -116,8 +122,10 @@ const struct cli_command bench_decode_command = {
     .name = "decode",
     .arguments = "",
     .text = "tokens a second of generating, against the machine's floor",
-    .details = "Opens the model as the server does, with all experts in DRAM unless a setting says otherwise, warms\n"
-               "the cache, then generates. The floor is the longer of: bytes touched a token over the measured rate\n"
+    .details = "Opens the model as the server does, with all experts in DRAM unless a setting says "
+               "otherwise, warms\n"
+               "the cache, then generates. The floor is the longer of: bytes touched a token over "
+               "the measured rate\n"
                "of memory, bytes missed a token over the measured rate of the disk.",
     .flags = decode_flags,
     .run = run,

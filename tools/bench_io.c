@@ -290,7 +290,8 @@ static int run_fio(struct bench *bench, uint64_t size, uint64_t depth, double *r
     if (rc == 0) {
         const struct port_json *job = port_json_at(port_json_get(root, "jobs"), 0);
         const struct port_json *read = port_json_get(job, "read");
-        rc = read ? port_json_double(read, "bw_bytes", true, 0, rate, "fio.jobs[0].read", err) : -EIO;
+        rc = read ? port_json_double(read, "bw_bytes", true, 0, rate, "fio.jobs[0].read", err)
+                  : -EIO;
     }
     if (rc < 0) base_err_set(err, rc, "fio failed with status %d; --no-fio leaves it out", status);
     port_json_free(root);
@@ -489,8 +490,10 @@ const struct cli_command bench_io_command = {
     .name = "io",
     .arguments = "",
     .text = "random reads through our backends, compared with fio",
-    .details = "Reads random aligned blocks with O_DIRECT through io_uring and through threads (one, and as\n"
-               "many as reads in flight, at most 16), and with fio's io_uring engine where fio is installed.",
+    .details = "Reads random aligned blocks with O_DIRECT through io_uring and through threads "
+               "(one, and as\n"
+               "many as reads in flight, at most 16), and with fio's io_uring engine where fio is "
+               "installed.",
     .flags = io_flags,
     .run = run,
 };

@@ -23,13 +23,15 @@ static double token_work(const struct model_shape *s, double seen)
 {
     double hidden = s->hidden, heads = s->heads, lora = s->kv_lora_rank, sum = 0;
     double q = heads * (s->qk_nope_dim + s->qk_rope_dim);
-    double attention = hidden * (lora + s->qk_rope_dim) + heads * (s->qk_nope_dim + s->v_dim) * lora +
-                       heads * s->v_dim * hidden + heads * seen * (2 * lora + s->qk_rope_dim);
+    double attention = hidden * (lora + s->qk_rope_dim) +
+                       heads * (s->qk_nope_dim + s->v_dim) * lora + heads * s->v_dim * hidden +
+                       heads * seen * (2 * lora + s->qk_rope_dim);
     attention += s->q_lora_rank ? s->q_lora_rank * (hidden + q) : hidden * q;
     for (uint32_t i = 0; i < s->layers; i++) {
-        double width = model_shape_is_moe(s, i)
-                           ? (double)(s->top_k + s->shared_experts) * s->expert_width + s->experts / 3.0
-                           : s->dense_width;
+        double width =
+            model_shape_is_moe(s, i)
+                ? (double)(s->top_k + s->shared_experts) * s->expert_width + s->experts / 3.0
+                : s->dense_width;
         sum += attention + 3 * hidden * width;
     }
     return sum;
@@ -64,20 +66,22 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
 
 static void print_json(const struct bench_stack *b, const struct result *r)
 {
-    printf("{\"model\":\"%s\",\"threads\":%u,\"tokens\":%llu,\"rounds\":%llu,\"tokens_per_second\":%.3f,"
+    printf("{\"model\":\"%s\",\"threads\":%u,\"tokens\":%llu,\"rounds\":%llu,\"tokens_per_second\":"
+           "%.3f,"
            "\"spread\":%.4f,\"multiply_adds_per_token\":%.0f,\"missed_bytes_per_token\":%.0f,"
            "\"wait_share\":%.4f,\"multiply_adds_per_second\":%.0f,\"disk_bytes_per_second\":%.0f,"
            "\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%.4f}\n",
-           b->stack.shape.name, b->threads, (unsigned long long)tokens, (unsigned long long)flags.rounds,
-           r->rate, r->spread, r->work, r->missed, r->waits, r->product_rate, r->disk_rate, r->floor_rate,
-           r->fraction);
+           b->stack.shape.name, b->threads, (unsigned long long)tokens,
+           (unsigned long long)flags.rounds, r->rate, r->spread, r->work, r->missed, r->waits,
+           r->product_rate, r->disk_rate, r->floor_rate, r->fraction);
 }
 
 static void print_text(const struct bench_stack *b, const struct result *r)
 {
-    printf("%s, %u threads, a prompt of %llu tokens: %.1f tokens/s, median of %llu (spread %.0f%%)\n",
-           b->stack.shape.name, b->threads, (unsigned long long)tokens, r->rate,
-           (unsigned long long)flags.rounds, 100 * r->spread);
+    printf(
+        "%s, %u threads, a prompt of %llu tokens: %.1f tokens/s, median of %llu (spread %.0f%%)\n",
+        b->stack.shape.name, b->threads, (unsigned long long)tokens, r->rate,
+        (unsigned long long)flags.rounds, 100 * r->spread);
     printf("  %.1f M multiply-adds a token, our f32 product does %.1f G a second", r->work / 1e6,
            r->product_rate / 1e9);
     if (r->missed > 0) {
@@ -111,7 +115,8 @@ static const struct cli_flag prefill_flags[] = {
     { "rounds", CLI_UINT, &flags.rounds, "N", "rounds (5)" },
     { "seed", CLI_UINT, &flags.seed, "N", "seed of the prompts (1)" },
     { "config", CLI_TEXT, &flags.config, "FILE", "YAML settings; see tier-server --options" },
-    { "set", CLI_REPEATED, &flags.set, "KEY=VALUE", "one setting, over the file's; may be repeated" },
+    { "set", CLI_REPEATED, &flags.set, "KEY=VALUE",
+      "one setting, over the file's; may be repeated" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print the result as JSON" },
     { "quiet", CLI_SWITCH, &flags.quiet, NULL, "show no progress" },
     { 0 },
@@ -121,9 +126,12 @@ const struct cli_command bench_prefill_command = {
     .name = "prefill",
     .arguments = "",
     .text = "prompt tokens a second, against the machine's floor",
-    .details = "Opens the model as the server does, with all experts in DRAM unless a setting says otherwise, warms\n"
-               "the cache, then computes random prompts. The floor is the longer of: multiply-adds over the rate of\n"
-               "our f32 product from cache on all threads, bytes missed over the measured rate of the disk.",
+    .details = "Opens the model as the server does, with all experts in DRAM unless a setting says "
+               "otherwise, warms\n"
+               "the cache, then computes random prompts. The floor is the longer of: multiply-adds "
+               "over the rate of\n"
+               "our f32 product from cache on all threads, bytes missed over the measured rate of "
+               "the disk.",
     .flags = prefill_flags,
     .run = run,
 };

@@ -47,7 +47,8 @@ static void on_step_end(void *context, const struct eng_step_record *record)
     b->expert_bytes += distinct * tier_store_expert_bytes(b->stack.store);
     uint64_t number = b->stack.config.engine.kv_dtype == 1 ? 2 : 4;
     for (uint32_t i = 0; i < record->token_count; i++) {
-        b->kv_bytes += (record->positions[i] + UINT64_C(1)) * (s->kv_lora_rank + s->qk_rope_dim) * s->layers * number;
+        b->kv_bytes += (record->positions[i] + UINT64_C(1)) * (s->kv_lora_rank + s->qk_rope_dim) *
+                       s->layers * number;
     }
 }
 
@@ -74,16 +75,22 @@ int bench_open(struct bench_stack *b, const struct bench_flags *flags, struct ba
     base_log_level_set(BASE_LOG_WARN);
     int rc = read_config(&config, flags, err);
     if (rc < 0) return rc;
-    struct eng_stack_args args = { .model_dir = flags->model, .config = &config, .quiet = flags->quiet,
+    struct eng_stack_args args = { .model_dir = flags->model,
+                                   .config = &config,
+                                   .quiet = flags->quiet,
                                    .hooks = { .step_end = on_step_end, .context = b } };
     rc = eng_stack_open(&b->stack, &args, err);
-    if (rc == 0) rc = eng_footprint(&config.engine, &b->stack.shape, b->stack.files, &footprint, err);
+    if (rc == 0) {
+        rc = eng_footprint(&config.engine, &b->stack.shape, b->stack.files, &footprint, err);
+    }
     if (rc < 0) return rc;
     int online = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
     b->threads = config.engine.threads > 0 ? (unsigned)config.engine.threads : (unsigned)online;
     /* Of the embeddings a token needs one row, unless they are the head as well. */
-    const struct model_tensor *embed = model_files_find(b->stack.files, "model.embed_tokens.weight");
-    b->dense_step_bytes = footprint.dense_bytes - (b->stack.shape.tied_embeddings || !embed ? 0 : embed->bytes);
+    const struct model_tensor *embed =
+        model_files_find(b->stack.files, "model.embed_tokens.weight");
+    b->dense_step_bytes =
+        footprint.dense_bytes - (b->stack.shape.tied_embeddings || !embed ? 0 : embed->bytes);
     return 0;
 }
 
@@ -116,22 +123,29 @@ static void on_piece(void *context, const struct eng_piece *piece)
     if (b->tokens++ == 0) b->first_ns = b->last_ns;
 }
 
-int bench_generate(struct bench_stack *b, uint32_t count, uint32_t prompt_tokens, uint32_t answer_tokens,
-                   uint64_t seed, struct base_err *err)
+int bench_generate(struct bench_stack *b, uint32_t count, uint32_t prompt_tokens,
+                   uint32_t answer_tokens, uint64_t seed, struct base_err *err)
 {
     uint32_t *prompt = malloc(prompt_tokens * sizeof *prompt);
     struct base_rng rng;
-    if (!prompt) return base_err_set(err, -ENOMEM, "no memory for a prompt of %u tokens", prompt_tokens);
+    if (!prompt) {
+        return base_err_set(err, -ENOMEM, "no memory for a prompt of %u tokens", prompt_tokens);
+    }
     base_rng_init(&rng, seed);
     int rc = 0;
     for (uint32_t r = 0; r < count && rc == 0; r++) {
         for (uint32_t i = 0; i < prompt_tokens; i++) {
             prompt[i] = (uint32_t)base_rng_below(&rng, b->stack.shape.vocab);
         }
-        struct eng_request request = { .prompt = prompt, .prompt_tokens = prompt_tokens,
-                                       .max_tokens = answer_tokens, .ignore_eos = true,
-                                       .sampling = { .temperature = 1.0f, .top_p = 1.0f, .seed = seed + r },
-                                       .on_piece = on_piece, .context = b };
+        struct eng_request request = {
+            .prompt = prompt,
+            .prompt_tokens = prompt_tokens,
+            .max_tokens = answer_tokens,
+            .ignore_eos = true,
+            .sampling = { .temperature = 1.0f, .top_p = 1.0f, .seed = seed + r },
+            .on_piece = on_piece,
+            .context = b
+        };
         int64_t id = eng_submit(b->stack.engine, &request, err);
         if (id < 0) rc = (int)id;
     }
@@ -140,7 +154,9 @@ int bench_generate(struct bench_stack *b, uint32_t count, uint32_t prompt_tokens
     while (alive > 0) {
         alive = eng_step(b->stack.engine);
     }
-    if (rc == 0 && (alive < 0 || b->failed)) rc = base_err_set(err, -EIO, "the engine failed a request");
+    if (rc == 0 && (alive < 0 || b->failed)) {
+        rc = base_err_set(err, -EIO, "the engine failed a request");
+    }
     return rc;
 }
 
@@ -148,7 +164,8 @@ int bench_warm(struct bench_stack *b, struct base_err *err)
 {
     int rc = 0;
     uint32_t prompt = 256;
-    if (prompt + 2 > b->stack.config.engine.max_model_len && b->stack.config.engine.max_model_len > 0) {
+    if (prompt + 2 > b->stack.config.engine.max_model_len &&
+        b->stack.config.engine.max_model_len > 0) {
         prompt = (uint32_t)b->stack.config.engine.max_model_len - 2;
     }
     /* Until a prompt finds everything that it needs, or a budget shows that it never will. */
@@ -227,8 +244,11 @@ double bench_memory_rate(unsigned threads)
     memset(memory, 1, (size_t)threads * SHARE);
     for (int i = 0; i < TRIES; i++) {
         for (unsigned t = 0; t < threads; t++) {
-            crew[t] = (struct crew_member){ .work = read_words, .words = SHARE / 8,
-                                            .from = (const uint64_t *)(const void *)(memory + (size_t)t * SHARE) };
+            crew[t] = (struct crew_member){
+                .work = read_words,
+                .words = SHARE / 8,
+                .from = (const uint64_t *)(const void *)(memory + (size_t)t * SHARE)
+            };
         }
         double rate = (double)threads * SHARE / crew_run(crew, threads);
         if (rate > best) best = rate;
@@ -256,12 +276,19 @@ double bench_product_rate(struct bench_stack *b)
     for (int i = 0; i < TRIES; i++) {
         for (unsigned t = 0; t < b->threads; t++) {
             float *x = memory + (size_t)t * (M * K + N * K + M * N);
-            weights[t] = (struct kern_matrix){ .dtype = KERN_F32, .rows = N, .cols = K, .data = x + M * K };
+            weights[t] =
+                (struct kern_matrix){ .dtype = KERN_F32, .rows = N, .cols = K, .data = x + M * K };
             crew[t] = (struct crew_member){
-                .work = multiply, .repeats = REPEATS,
+                .work = multiply,
+                .repeats = REPEATS,
                 .ops = kern_ops_cpu((enum kern_cpu)b->stack.config.engine.cpu_mask),
-                .product = { .w = &weights[t], .x = x, .y = x + M * K + N * K, .m = M, .x_stride = K,
-                             .y_stride = N, .k_blocks = 1 },
+                .product = { .w = &weights[t],
+                             .x = x,
+                             .y = x + M * K + N * K,
+                             .m = M,
+                             .x_stride = K,
+                             .y_stride = N,
+                             .k_blocks = 1 },
             };
         }
         double rate = (double)b->threads * REPEATS * M * N * K / crew_run(crew, b->threads);
@@ -288,7 +315,8 @@ double bench_disk_rate(struct bench_stack *b)
     if (from && fseeko(from, 0, SEEK_END) == 0) file_bytes = (uint64_t)ftello(from);
     if (from) fclose(from);
     uint64_t parts = file_bytes / part, bytes = 0;
-    if (!memory || parts == 0 || tier_io_create(&io, &b->stack.config.io, base_clock_real(), &err) < 0) {
+    if (!memory || parts == 0 ||
+        tier_io_create(&io, &b->stack.config.io, base_clock_real(), &err) < 0) {
         free(memory);
         return 0;
     }
@@ -297,7 +325,9 @@ double bench_disk_rate(struct bench_stack *b)
     uint64_t begin = base_now_ns(), now = begin;
     for (int i = 0; i < DEPTH && handle >= 0; i++) {
         struct tier_io_req *req = &reqs[i];
-        *req = (struct tier_io_req){ .file = (uint32_t)handle, .to = memory + (uint64_t)i * part, .bytes = part,
+        *req = (struct tier_io_req){ .file = (uint32_t)handle,
+                                     .to = memory + (uint64_t)i * part,
+                                     .bytes = part,
                                      .offset = base_rng_below(&rng, parts) * part };
         tier_io_submit(io, &req, 1);
     }

@@ -1,9 +1,9 @@
-/* What `tier-bench decode` and `tier-bench prefill` share: a model opened as the server opens it, the
- * machine's rates, and the bytes that steps touch.
+/* What `tier-bench decode` and `tier-bench prefill` share: a model opened as the server opens it,
+ * the machine's rates, and the bytes that steps touch.
  *
- * A floor is what the machine would allow if nothing but the unavoidable happened: weights read once at
- * the measured rate of memory, missed experts at the measured rate of the disk, products at the rate of
- * our own fastest product. One thread.
+ * A floor is what the machine would allow if nothing but the unavoidable happened: weights read
+ * once at the measured rate of memory, missed experts at the measured rate of the disk, products at
+ * the rate of our own fastest product. One thread.
  */
 #ifndef TOOLS_BENCH_STACK_H
 #define TOOLS_BENCH_STACK_H

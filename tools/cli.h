@@ -1,13 +1,13 @@
 /* What every program's command line shares: sub-commands and flags as tables.
  *
- * A program is one `struct cli_program`; cli_main parses, prints help and calls. Help goes to stdout
- * and exits 0; misuse goes to stderr, names the nearest flag or command, and exits 2; a command's
- * own failure exits 1. Values come as `--flag value` or `--flag=value`; `--` ends flags. Programs
- * without sub-commands have one command whose name is NULL. A flag may stand before or after the
- * arguments; given twice, the last one holds.
+ * A program is one `struct cli_program`; cli_main parses, prints help and calls. Help goes to
+ * stdout and exits 0; misuse goes to stderr, names the nearest flag or command, and exits 2; a
+ * command's own failure exits 1. Values come as `--flag value` or `--flag=value`; `--` ends flags.
+ * Programs without sub-commands have one command whose name is NULL. A flag may stand before or
+ * after the arguments; given twice, the last one holds.
  *
- * Every program has --help, --version and, from cli_main, --man, which prints its man page made from
- * the same tables (the build puts those under share/man).
+ * Every program has --help, --version and, from cli_main, --man, which prints its man page made
+ * from the same tables (the build puts those under share/man).
  */
 #ifndef TOOLS_CLI_H
 #define TOOLS_CLI_H
@@ -31,8 +31,8 @@ struct cli_list {
 struct cli_flag {
     const char *name;           /* without dashes: "seed"; "output|o" for --output, -o */
     enum cli_type type;
-    void *value;                /* bool, const char *, uint64_t, double, uint64_t bytes, uint64_t ns,
-                                 * struct cli_list: in the order of the types */
+    void *value; /* bool, const char *, uint64_t, double, uint64_t bytes, uint64_t ns,
+                  * struct cli_list: in the order of the types */
     const char *argument;       /* "FILE", "N"; NULL for switches */
     const char *text;           /* one sentence, no full stop */
 };

@@ -7,7 +7,8 @@
 #include "port/yaml.h"
 #include "server/server.h"
 
-/* The tables are made here from the modules' X-macros: this program links no engine and no server. */
+/* The tables are made here from the modules' X-macros: this program links no engine and no
+ * server. */
 #define BASE_OPTION_OWNER struct tier_config
 static const struct base_option tier_table[] = { TIER_OPTIONS(BASE_OPTION_ROW) };
 #undef BASE_OPTION_OWNER
@@ -46,9 +47,12 @@ int cli_replay_config_load(struct cli_replay_config **out, const char *path,
     if (!c) return base_err_set(err, -ENOMEM, "no memory for the configuration");
     c->groups[0] = (struct base_option_group){ "tiers", tier_table, COUNT(tier_table), &c->tier };
     c->groups[1] = (struct base_option_group){ "io", io_table, COUNT(io_table), &c->io };
-    c->groups[2] = (struct base_option_group){ "engine", engine_table, COUNT(engine_table), &c->engine };
-    c->groups[3] = (struct base_option_group){ "trace", trace_table, COUNT(trace_table), &c->trace };
-    c->groups[4] = (struct base_option_group){ "server", server_table, COUNT(server_table), &c->server };
+    c->groups[2] =
+        (struct base_option_group){ "engine", engine_table, COUNT(engine_table), &c->engine };
+    c->groups[3] =
+        (struct base_option_group){ "trace", trace_table, COUNT(trace_table), &c->trace };
+    c->groups[4] =
+        (struct base_option_group){ "server", server_table, COUNT(server_table), &c->server };
     base_option_defaults(c->groups, GROUPS);
     int rc = path ? port_yaml_load(path, c->groups, GROUPS, err) : 0;
     for (unsigned i = 0; rc >= 0 && i < set->count; i++) {

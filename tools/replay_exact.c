@@ -68,13 +68,14 @@ static void add_row(struct cli_table *table, const char *tier, const char *cell,
 
 static int print_table(const struct pred_exact *exact)
 {
-    static const char *const headings[] = { "tier", "cell", "counts", "lookups", "resident", "misses",
-                                            "evictions", "resident %" };
+    static const char *const headings[] = { "tier",     "cell",   "counts",    "lookups",
+                                            "resident", "misses", "evictions", "resident %" };
     struct cli_table *table;
     if (cli_table_create(&table, sizeof headings / sizeof headings[0], headings) < 0) return 1;
     for (uint32_t t = 0; t < exact->tier_count; t++) {
         for (int c = 0; c < TIER_CELL_COUNT; c++) {
-            add_row(table, tier_name(exact, t), cli_replay_cells[c], "live", &exact->live.cells[t][c]);
+            add_row(table, tier_name(exact, t), cli_replay_cells[c], "live",
+                    &exact->live.cells[t][c]);
             add_row(table, "", "", "replayed", &exact->replayed.cells[t][c]);
         }
     }
@@ -109,7 +110,8 @@ int cli_replay_exact(const char *path, bool json, bool quiet)
     if (!quiet) cli_replay_health(path, reader);
     int code = json ? print_json(&exact, pred_trace_reader_header(reader)) : print_table(&exact);
     if (!quiet) {
-        fprintf(stderr, "%s: %s at %" PRIu32 " place%s, over %" PRIu64 " events and %" PRIu64 " steps\n",
+        fprintf(stderr,
+                "%s: %s at %" PRIu32 " place%s, over %" PRIu64 " events and %" PRIu64 " steps\n",
                 path, exact.same ? "replayed counts equal the live ones" : "replayed counts DIFFER",
                 exact.checks, exact.checks == 1 ? "" : "s", exact.events, exact.steps);
     }

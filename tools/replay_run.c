@@ -18,9 +18,11 @@ static struct {
 } flags;
 
 const struct cli_flag cli_replay_run_flags[] = {
-    { "config", CLI_TEXT, &flags.config, "FILE", "server YAML whose policy and capacity are tried" },
+    { "config", CLI_TEXT, &flags.config, "FILE",
+      "server YAML whose policy and capacity are tried" },
     { "set", CLI_REPEATED, &flags.set, "KEY=VALUE", "override one setting of the YAML" },
-    { "policy", CLI_TEXT, &flags.policy, "A,B", "eviction policies to try (lru, lru_global, belady, ...)" },
+    { "policy", CLI_TEXT, &flags.policy, "A,B",
+      "eviction policies to try (lru, lru_global, belady, ...)" },
     { "capacity", CLI_TEXT, &flags.capacity, "P,Q",
       "shares of a layer's experts, such as 25%,50%, each rounded to the nearest slot" },
     { "slots", CLI_UINT, &flags.slots, "N", "slots a layer, instead of a share" },
@@ -43,8 +45,9 @@ struct plan {
 };
 
 /* Calls `each` for every item of a comma list; stops at a negative code. */
-static int split(const char *text, int (*each)(void *context, const char *item, struct base_err *err),
-                 void *context, struct base_err *err)
+static int split(const char *text,
+                 int (*each)(void *context, const char *item, struct base_err *err), void *context,
+                 struct base_err *err)
 {
     char copy[TEXT_MAX], *rest = copy, *item;
     if (snprintf(copy, sizeof copy, "%s", text) >= TEXT_MAX) {
@@ -67,7 +70,8 @@ struct sizes {
 
 static int sizes_full(const struct sizes *s, struct base_err *err)
 {
-    return s->count < CASES_MAX ? 0 : base_err_set(err, -E2BIG, "more than %d capacities", CASES_MAX);
+    return s->count < CASES_MAX ? 0
+                                : base_err_set(err, -E2BIG, "more than %d capacities", CASES_MAX);
 }
 
 static int add_share(void *context, const char *item, struct base_err *err)
@@ -79,7 +83,8 @@ static int add_share(void *context, const char *item, struct base_err *err)
         return base_err_set(err, -EINVAL, "--capacity %s: expected a share such as 25%%", item);
     }
     s->shares[s->count] = share;
-    s->slots[s->count++] = (uint64_t)pred_slots_of_share(share, s->header->experts) * s->header->layers;
+    s->slots[s->count++] =
+        (uint64_t)pred_slots_of_share(share, s->header->experts) * s->header->layers;
     return 0;
 }
 
@@ -100,11 +105,14 @@ static int add_configured(struct sizes *s, const char *text, struct base_err *er
     uint64_t bytes;
     if (strchr(text, '%')) return add_share(s, text, err);
     if (base_str_bytes_parse(text, &bytes) < 0 || bytes == 0) {
-        return base_err_set(err, -EINVAL, "tiers.dram.capacity: %s: expected a size or a share", text);
+        return base_err_set(err, -EINVAL, "tiers.dram.capacity: %s: expected a size or a share",
+                            text);
     }
     if (s->header->slot_bytes == 0) {
-        return base_err_set(err, BASE_ECONFIG, "tiers.dram.capacity is %s, but the trace does not say how "
-                            "large a slot is: give --capacity as a share, --slots or --budget", text);
+        return base_err_set(err, BASE_ECONFIG,
+                            "tiers.dram.capacity is %s, but the trace does not say how "
+                            "large a slot is: give --capacity as a share, --slots or --budget",
+                            text);
     }
     s->slots[s->count] = bytes / s->header->slot_bytes;
     s->shares[s->count] = (double)s->slots[s->count] / s->header->layers / s->header->experts;
@@ -122,8 +130,9 @@ static int choose_sizes(struct sizes *s, struct cli_replay_config *config, struc
     if (flags.budget) return split(flags.budget, add_budget, s, err);
     if (flags.slots > 0) {
         if (flags.slots > s->header->experts) {
-            return base_err_set(err, -EINVAL, "--slots %" PRIu64 ": a layer has %" PRIu32 " experts",
-                                flags.slots, s->header->experts);
+            return base_err_set(err, -EINVAL,
+                                "--slots %" PRIu64 ": a layer has %" PRIu32 " experts", flags.slots,
+                                s->header->experts);
         }
         s->shares[0] = (double)flags.slots / s->header->experts;
         s->slots[0] = flags.slots * s->header->layers;
@@ -149,7 +158,9 @@ static int add_policy(void *context, const char *item, struct base_err *err)
     struct adding *a = context;
     struct plan *plan = a->plan;
     for (uint32_t i = 0; i < a->sizes->count; i++) {
-        if (plan->count == CASES_MAX) return base_err_set(err, -E2BIG, "more than %d cases", CASES_MAX);
+        if (plan->count == CASES_MAX) {
+            return base_err_set(err, -E2BIG, "more than %d cases", CASES_MAX);
+        }
         struct pred_case *c = &plan->cases[plan->count];
         if (strlen(item) >= sizeof c->policy) {
             return base_err_set(err, -EINVAL, "no policy is called \"%.60s\"", item);
@@ -178,7 +189,8 @@ static int make_plan(struct plan *plan, const struct pred_trace_header *header,
     plan->prefill_share = 1;
     plan->half_life = 16;
     if (configured) {
-        if (base_str_share_parse(cli_replay_config_get(config, "policy.prefill_share"), &value) == 0) {
+        if (base_str_share_parse(cli_replay_config_get(config, "policy.prefill_share"), &value) ==
+            0) {
             plan->prefill_share = value;
         }
         if (base_str_double_parse(cli_replay_config_get(config, "policy.half_life"), &value) == 0) {
@@ -192,7 +204,8 @@ static int make_plan(struct plan *plan, const struct pred_trace_header *header,
         snprintf(own, sizeof own, "%s", cli_replay_config_get(config, "policy.eviction"));
         policy = own;
     } else if (!policy) {
-        policy = header->decide.tier_count > 0 ? header->decide.tiers[0].policy : "lru,lru_global,belady";
+        policy = header->decide.tier_count > 0 ? header->decide.tiers[0].policy
+                                               : "lru,lru_global,belady";
     }
     int rc = choose_sizes(&sizes, config, err);
     if (rc < 0) return rc;
@@ -223,19 +236,23 @@ static int print_json(const struct plan *plan, const struct pred_case_result *re
     base_buf_init(&buf);
     base_buf_puts(&buf, "{\"what_if\":true,\"model\":\"");
     base_buf_json_escape(&buf, header->model, strlen(header->model));
-    base_buf_printf(&buf, "\",\"layers\":%" PRIu32 ",\"experts\":%" PRIu32 ",\"top_k\":%" PRIu32
+    base_buf_printf(&buf,
+                    "\",\"layers\":%" PRIu32 ",\"experts\":%" PRIu32 ",\"top_k\":%" PRIu32
                     ",\"phase\":\"%s\",\"from\":\"%s\",\"gaps\":%" PRIu64 ",\"runs\":[",
-                    header->layers, header->experts, header->top_k, flags.phase ? flags.phase : "all",
-                    summary->from_events ? "events" : "steps", summary->gaps);
+                    header->layers, header->experts, header->top_k,
+                    flags.phase ? flags.phase : "all", summary->from_events ? "events" : "steps",
+                    summary->gaps);
     for (uint32_t i = 0; i < plan->count; i++) {
         const struct pred_case *c = &plan->cases[i];
         struct tier_counts sum = totals(&results[i]);
         base_buf_printf(&buf, "%s{\"policy\":\"%s\",", i > 0 ? "," : "", c->policy);
         if (c->budget_bytes > 0) {
-            base_buf_printf(&buf, "\"capacity\":null,\"slots_per_layer\":null,\"budget_bytes\":%" PRIu64
-                            ",", c->budget_bytes);
+            base_buf_printf(
+                &buf, "\"capacity\":null,\"slots_per_layer\":null,\"budget_bytes\":%" PRIu64 ",",
+                c->budget_bytes);
         } else {
-            base_buf_printf(&buf, "\"capacity\":%.6g,\"slots_per_layer\":%.6g,\"slots\":%" PRIu64 ",",
+            base_buf_printf(&buf,
+                            "\"capacity\":%.6g,\"slots_per_layer\":%.6g,\"slots\":%" PRIu64 ",",
                             plan->capacities[i], (double)c->slots / header->layers, c->slots);
         }
         cli_replay_json_counts(&buf, &sum);
@@ -264,8 +281,9 @@ static void cell_text(char *to, size_t size, const struct tier_counts *counts)
 static int print_table(const struct plan *plan, const struct pred_case_result *results,
                        const struct pred_trace_header *header)
 {
-    static const char *const headings[] = { "policy", "capacity", "slots", "lookups", "resident %",
-                                            "misses", "evictions", "cold %", "prefill %", "decode %" };
+    static const char *const headings[] = { "policy",     "capacity", "slots",     "lookups",
+                                            "resident %", "misses",   "evictions", "cold %",
+                                            "prefill %",  "decode %" };
     enum { COLUMNS = sizeof headings / sizeof headings[0] };
     struct cli_table *table;
     if (cli_table_create(&table, COLUMNS, headings) < 0) return 1;
@@ -297,13 +315,16 @@ static int print_table(const struct plan *plan, const struct pred_case_result *r
     return 0;
 }
 
-static void remarks(const char *path, const struct plan *plan, const struct pred_case_result *results,
-                    const struct pred_trace_reader *reader, const struct pred_replay_summary *summary)
+static void remarks(const char *path, const struct plan *plan,
+                    const struct pred_case_result *results, const struct pred_trace_reader *reader,
+                    const struct pred_replay_summary *summary)
 {
     const struct pred_trace_header *header = pred_trace_reader_header(reader);
     cli_replay_health(path, reader);
-    fprintf(stderr, "what-if: %s of %s through caches of another shape; --as-recorded repeats the server's "
-            "own run\n", summary->from_events ? "the acquires" : "the routing",
+    fprintf(stderr,
+            "what-if: %s of %s through caches of another shape; --as-recorded repeats the server's "
+            "own run\n",
+            summary->from_events ? "the acquires" : "the routing",
             header->model[0] ? header->model : "an unnamed model");
     for (uint32_t i = 0; i < plan->count; i++) {
         if (!results[i].warning[0]) continue;
@@ -347,11 +368,12 @@ static int what_if(const char *path, struct pred_trace_reader *reader, const str
 
 static int check_flags(void)
 {
-    bool choosing = flags.policy || flags.capacity || flags.slots > 0 || flags.budget || flags.config ||
-                    flags.set.count > 0 || flags.phase;
+    bool choosing = flags.policy || flags.capacity || flags.slots > 0 || flags.budget ||
+                    flags.config || flags.set.count > 0 || flags.phase;
     if (flags.as_recorded && choosing) {
-        return cli_misuse("--as-recorded takes everything from the trace: give no policy, capacity, "
-                          "configuration or phase with it");
+        return cli_misuse(
+            "--as-recorded takes everything from the trace: give no policy, capacity, "
+            "configuration or phase with it");
     }
     if (flags.phase && strcmp(flags.phase, "decode") != 0 && strcmp(flags.phase, "prefill") != 0) {
         return cli_misuse("--phase %s: expected decode or prefill", flags.phase);

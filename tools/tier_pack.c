@@ -166,8 +166,8 @@ static void info_json(const struct tier_store *store)
     for (unsigned p = 0, shown = 0; p < TIER_PARTS; p++) {
         if (parts[p].rows == 0) continue;
         base_buf_printf(&out, "%s{\"name\":\"%s\",\"dtype\":\"%s\",\"rows\":%u,\"cols\":%u}",
-                        shown++ ? "," : "", tier_store_part_name(p), model_dtype_name(parts[p].dtype),
-                        parts[p].rows, parts[p].cols);
+                        shown++ ? "," : "", tier_store_part_name(p),
+                        model_dtype_name(parts[p].dtype), parts[p].rows, parts[p].cols);
     }
     base_buf_puts(&out, "],\"files\":[");
     for (uint32_t i = 0; i < tier_store_files(store); i++) {
@@ -204,8 +204,8 @@ static void info_text(const struct tier_store *store)
     printf("%s\n", base_str_bytes(all, sizeof all, experts / 4 * tier_store_slot_bytes(store)));
     for (unsigned p = 0; p < TIER_PARTS; p++) {
         if (parts[p].rows == 0) continue;
-        printf("part     %-11s  %s %u x %u\n", tier_store_part_name(p), model_dtype_name(parts[p].dtype),
-               parts[p].rows, parts[p].cols);
+        printf("part     %-11s  %s %u x %u\n", tier_store_part_name(p),
+               model_dtype_name(parts[p].dtype), parts[p].rows, parts[p].cols);
     }
 }
 
@@ -282,11 +282,13 @@ static const struct cli_flag index_flags[] = {
 };
 static const struct cli_flag repack_flags[] = {
     FLAG_INDEX,
-    { "to", CLI_REPEATED, &pack_flags.to, "DIR", "folder of the pack; may be repeated, one a disk" },
+    { "to", CLI_REPEATED, &pack_flags.to, "DIR",
+      "folder of the pack; may be repeated, one a disk" },
     { "mode", CLI_TEXT, &pack_flags.mode, "MODE",
       "several folders: stripe (default) adds up their bandwidth, mirror survives a bad disk" },
     { "threads", CLI_UINT, &pack_flags.threads, "N", "readers; 0 = one per core, at most 16" },
-    { "sync", CLI_BYTES, &pack_flags.sync_bytes, "SIZE", "make progress durable this often (256MiB)" },
+    { "sync", CLI_BYTES, &pack_flags.sync_bytes, "SIZE",
+      "make progress durable this often (256MiB)" },
     { "restart", CLI_SWITCH, &pack_flags.restart, NULL, "throw away what an earlier run left" },
     FLAG_QUIET,
     { 0 },
@@ -295,19 +297,42 @@ static const struct cli_flag verify_flags[] = { FLAG_INDEX, FLAG_JSON, FLAG_QUIE
 static const struct cli_flag info_flags[] = { FLAG_INDEX, FLAG_JSON, { 0 } };
 
 static const struct cli_command commands[] = {
-    { .name = "index", .arguments = "MODEL", .text = "note where each expert lies, and its checksum",
-      .details = "Reads every expert once. The index points into the checkpoint's own files: nothing is\n"
-                 "copied. It is written whole or not at all.",
-      .arguments_min = 1, .arguments_max = 1, .flags = index_flags, .run = run_index },
-    { .name = "repack", .arguments = "MODEL", .text = "copy the experts into records read at once",
-      .details = "Every expert becomes one record that begins on a page, so that one read brings it. The\n"
-                 "checkpoint stays: its other weights are read from it. Stopped or killed, the same command\n"
-                 "goes on where it was.",
-      .arguments_min = 1, .arguments_max = 1, .flags = repack_flags, .run = run_repack },
-    { .name = "verify", .arguments = "MODEL", .text = "read every expert back and compare checksums",
-      .arguments_min = 1, .arguments_max = 1, .flags = verify_flags, .run = run_verify },
-    { .name = "info", .arguments = "MODEL", .text = "show what the index says",
-      .arguments_min = 1, .arguments_max = 1, .flags = info_flags, .run = run_info },
+    { .name = "index",
+      .arguments = "MODEL",
+      .text = "note where each expert lies, and its checksum",
+      .details =
+          "Reads every expert once. The index points into the checkpoint's own files: nothing is\n"
+          "copied. It is written whole or not at all.",
+      .arguments_min = 1,
+      .arguments_max = 1,
+      .flags = index_flags,
+      .run = run_index },
+    { .name = "repack",
+      .arguments = "MODEL",
+      .text = "copy the experts into records read at once",
+      .details =
+          "Every expert becomes one record that begins on a page, so that one read brings it. The\n"
+          "checkpoint stays: its other weights are read from it. Stopped or killed, the same "
+          "command\n"
+          "goes on where it was.",
+      .arguments_min = 1,
+      .arguments_max = 1,
+      .flags = repack_flags,
+      .run = run_repack },
+    { .name = "verify",
+      .arguments = "MODEL",
+      .text = "read every expert back and compare checksums",
+      .arguments_min = 1,
+      .arguments_max = 1,
+      .flags = verify_flags,
+      .run = run_verify },
+    { .name = "info",
+      .arguments = "MODEL",
+      .text = "show what the index says",
+      .arguments_min = 1,
+      .arguments_max = 1,
+      .flags = info_flags,
+      .run = run_info },
 };
 
 int main(int argc, char **argv)

@@ -104,8 +104,8 @@ static int render(const struct eng_stack *stack, const char *prompt, uint32_t **
 static void print_rate(const char *tier, const char *cell, const struct tier_counts *counts)
 {
     if (counts->lookups == 0) return;
-    fprintf(stderr, "  %-5s %-10s %8" PRIu64 " lookups  resident %5.1f%%  misses %" PRIu64 "\n", tier,
-            cell, counts->lookups, 100.0 * (double)counts->resident / (double)counts->lookups,
+    fprintf(stderr, "  %-5s %-10s %8" PRIu64 " lookups  resident %5.1f%%  misses %" PRIu64 "\n",
+            tier, cell, counts->lookups, 100.0 * (double)counts->resident / (double)counts->lookups,
             counts->misses);
 }
 
@@ -185,10 +185,16 @@ static int run(int count, char **arguments)
     static struct eng_stack stack;
     static struct eng_stack_config config;
     struct base_err err = { 0 };
-    if (!flags.model) return cli_misuse("--model DIR is needed: a folder with config.json and safetensors");
-    if (flags.top_p <= 0.0 || flags.top_p > 1.0) return cli_misuse("--top-p must be above 0 and at most 1");
+    if (!flags.model) {
+        return cli_misuse("--model DIR is needed: a folder with config.json and safetensors");
+    }
+    if (flags.top_p <= 0.0 || flags.top_p > 1.0) {
+        return cli_misuse("--top-p must be above 0 and at most 1");
+    }
     if (flags.temperature < 0.0) return cli_misuse("--temperature must not be negative");
-    if (!flags.prompt && isatty(STDIN_FILENO)) return cli_misuse("--prompt TEXT is needed ('-' reads standard input)");
+    if (!flags.prompt && isatty(STDIN_FILENO)) {
+        return cli_misuse("--prompt TEXT is needed ('-' reads standard input)");
+    }
     if (read_config(&config, &err) < 0) return cli_fail(2, &err);
     char *prompt = read_prompt(&err);
     if (!prompt) return cli_fail(1, &err);
@@ -207,16 +213,22 @@ static int run(int count, char **arguments)
 }
 
 static const struct cli_flag run_flags[] = {
-    { "model", CLI_TEXT, &flags.model, "DIR", "folder with config.json, tokenizer.json and safetensors" },
-    { "prompt", CLI_TEXT, &flags.prompt, "TEXT", "what to continue; '-' or nothing reads standard input" },
-    { "chat", CLI_SWITCH, &flags.chat, NULL, "send the prompt as a user's message through the chat template" },
+    { "model", CLI_TEXT, &flags.model, "DIR",
+      "folder with config.json, tokenizer.json and safetensors" },
+    { "prompt", CLI_TEXT, &flags.prompt, "TEXT",
+      "what to continue; '-' or nothing reads standard input" },
+    { "chat", CLI_SWITCH, &flags.chat, NULL,
+      "send the prompt as a user's message through the chat template" },
     { "max-tokens", CLI_UINT, &flags.max_tokens, "N", "longest answer (128)" },
     { "temperature", CLI_REAL, &flags.temperature, "T", "0 = greedy (default)" },
-    { "top-p", CLI_REAL, &flags.top_p, "P", "sample from the likeliest tokens of this total probability (1)" },
-    { "top-k", CLI_UINT, &flags.top_k, "K", "sample from the K likeliest tokens; 0 = all (default)" },
+    { "top-p", CLI_REAL, &flags.top_p, "P",
+      "sample from the likeliest tokens of this total probability (1)" },
+    { "top-k", CLI_UINT, &flags.top_k, "K",
+      "sample from the K likeliest tokens; 0 = all (default)" },
     { "seed", CLI_UINT, &flags.seed, "N", "seed of the sampler (1)" },
     { "config", CLI_TEXT, &flags.config, "FILE", "YAML settings; see tier-server --options" },
-    { "set", CLI_REPEATED, &flags.set, "KEY=VALUE", "one setting, over the file's; may be repeated" },
+    { "set", CLI_REPEATED, &flags.set, "KEY=VALUE",
+      "one setting, over the file's; may be repeated" },
     { "trace", CLI_TEXT, &flags.trace, "FILE", "record routing and cache events for tier-replay" },
     { "quiet", CLI_SWITCH, &flags.quiet, NULL, "print the answer only" },
     { NULL, CLI_SWITCH, NULL, NULL, NULL },
@@ -231,12 +243,16 @@ int main(int argc, char **argv)
     static const struct cli_program program = {
         .name = "tier-run",
         .text = "answer one prompt from a model whose experts stay on disk",
-        .details = "Opens the model with the same expert tiers, settings and arithmetic as tier-server, prints the\n"
-                   "answer on standard output as it is generated, and what it cost on standard error.",
+        .details =
+            "Opens the model with the same expert tiers, settings and arithmetic as tier-server, "
+            "prints the\n"
+            "answer on standard output as it is generated, and what it cost on standard error.",
         .commands = commands,
         .command_count = 1,
-        .examples = "tier-run --model models/pebble --prompt 'In the beginning God created' --max-tokens 40\n"
-                    "tier-run --model models/pebble --set tiers.dram.capacity=15% --prompt - <prompt.txt",
+        .examples =
+            "tier-run --model models/pebble --prompt 'In the beginning God created' --max-tokens "
+            "40\n"
+            "tier-run --model models/pebble --set tiers.dram.capacity=15% --prompt - <prompt.txt",
     };
     return cli_main(&program, argc, argv);
 }

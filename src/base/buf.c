@@ -11,7 +11,8 @@
 
 enum { FIRST_CAPACITY = 256 };
 
-/* What an empty buffer shows: so that `data` is always text. Never written: capacity 0 guards it. */
+/* What an empty buffer shows: so that `data` is always text. Never written: capacity 0 guards
+ * it. */
 static char nothing[1];
 
 void base_buf_init(struct base_buf *buf)

@@ -25,7 +25,8 @@ void base_buf_append(struct base_buf *buf, const void *bytes, size_t size);
 void base_buf_puts(struct base_buf *buf, const char *text);
 void base_buf_printf(struct base_buf *buf, const char *format, ...) BASE_PRINTF(2, 3);
 
-/* Appends `text` as the inside of a JSON string, without the quotes; invalid UTF-8 becomes U+FFFD. */
+/* Appends `text` as the inside of a JSON string, without the quotes; invalid UTF-8 becomes
+ * U+FFFD. */
 void base_buf_json_escape(struct base_buf *buf, const char *text, size_t size);
 
 /* 0, or the first error. */

@@ -71,7 +71,7 @@ int base_file_read(char **bytes, size_t *size, const char *path, size_t size_max
     if (rc == -EFBIG) {
         char limit[32];
         base_str_bytes(limit, sizeof limit, size_max);
-        return base_err_set(err, rc, "%s: larger than %s, which is the most expected of such a file",
+        return base_err_set(err, rc, "%s: larger than %s, the most that is expected of such a file",
                             path, limit);
     }
     if (rc < 0) return base_err_set(err, rc, "%s: %s", path, strerror(-rc));

@@ -1,9 +1,9 @@
 /* Log-bucket histogram of durations or sizes: 8 equal ratios an octave, so a percentile is at most
  * 9.1% high.
  *
- * Values from 2.58e14 on (three days in ns) share the last bucket. Fixed size, no allocation. One writer; any thread may
- * take a copy with base_hist_copy and read that; its total may be a few samples apart from its
- * buckets.
+ * Values from 2.58e14 on (three days in ns) share the last bucket. Fixed size, no allocation. One
+ * writer; any thread may take a copy with base_hist_copy and read that; its total may be a few
+ * samples apart from its buckets.
  */
 #ifndef BASE_HIST_H
 #define BASE_HIST_H

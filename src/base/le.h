@@ -1,4 +1,5 @@
-/* Little-endian loads and stores at any alignment: the byte order of every file we read or write. */
+/* Little-endian loads and stores at any alignment: the byte order of every file we read or
+ * write. */
 #ifndef BASE_LE_H
 #define BASE_LE_H
 

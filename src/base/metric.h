@@ -21,7 +21,9 @@
 #include "base/buf.h"
 #include "base/hist.h"
 
-enum base_metric_type { BASE_METRIC_COUNTER, BASE_METRIC_GAUGE, BASE_METRIC_REAL, BASE_METRIC_HIST };
+enum base_metric_type {
+    BASE_METRIC_COUNTER, BASE_METRIC_GAUGE, BASE_METRIC_REAL, BASE_METRIC_HIST,
+};
 
 #define BASE_METRIC_FIELD_COUNTER(name) uint64_t name;
 #define BASE_METRIC_FIELD_GAUGE(name) uint64_t name;
@@ -44,7 +46,8 @@ struct base_metric {
     { #name, BASE_METRIC_##type, offsetof(BASE_METRIC_OWNER, name), unit, text },
 
 /* One sample: a struct and the label text that tells it from its siblings (tier="hbm"), or NULL.
- * The text goes out as it is: quotes and backslashes inside its values are the caller's to escape. */
+ * The text goes out as it is: quotes and backslashes inside its values are the caller's to
+ * escape. */
 struct base_metric_sample {
     const void *values;
     const char *labels;

@@ -31,7 +31,8 @@ const char *base_str_duration(char *to, size_t size, uint64_t ns);
 int base_str_format(char *to, size_t size, const char *format, ...) BASE_PRINTF(3, 4);
 
 /* Length of the valid UTF-8 character that `text` begins with (size >= 1), or minus the number of
- * bytes that together stand for one U+FFFD: the longest start of a character, as Unicode advises. */
+ * bytes that together stand for one U+FFFD: the longest start of a character, as Unicode
+ * advises. */
 int base_str_utf8_length(const char *text, size_t size);
 
 /* The candidate closest to `text` by edit distance, or NULL if none is near enough to be meant. */

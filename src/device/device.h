@@ -1,15 +1,15 @@
 /* A device: memory of its own, and copies into and out of it. No arithmetic here.
  *
- * Kinds (registry order): sim (HBM emulated in host memory, copies at a set bandwidth), host (the CPU
- * is the device: copies are done at once). libtiering takes a device from its caller, so others can
- * be brought along.
+ * Kinds (registry order): sim (HBM emulated in host memory, copies at a set bandwidth), host (the
+ * CPU is the device: copies are done at once). libtiering takes a device from its caller, so others
+ * can be brought along.
  *
  * A copy is a list of pieces that go in one direction on one queue. Copies on a queue happen one
  * after the other, the queues beside each other and beside whatever the caller does meanwhile.
  *
  * Ownership: copies belong to the caller and must live until reaped, as must the memory on both
- * sides; every submitted copy is reaped exactly once, with `result` 0 or a negative code. One thread
- * per device object. submit and reap do not allocate.
+ * sides; every submitted copy is reaped exactly once, with `result` 0 or a negative code. One
+ * thread per device object. submit and reap do not allocate.
  */
 #ifndef DEVICE_DEVICE_H
 #define DEVICE_DEVICE_H

@@ -3,8 +3,8 @@
  *
  * On the real clock a thread a queue does the copying, so that it runs beside compute as a device's
  * copy engine would, and what reads too early or reuses a source too soon is caught by the thread
- * sanitizer and by checksums. On a virtual clock there are no threads: bytes move when time has come,
- * in reap. Which copies fail follows from the seed and their number, never from time.
+ * sanitizer and by checksums. On a virtual clock there are no threads: bytes move when time has
+ * come, in reap. Which copies fail follows from the seed and their number, never from time.
  */
 #include <errno.h>
 #include <pthread.h>

@@ -100,11 +100,12 @@ static int check_parts(struct eng *eng, const struct tier_store *store, struct b
         bool fp8 = part->dtype == MODEL_F8_E4M3;
         if (part->rows != rows || part->cols != cols || (fp8 && parts[2 * m + 1].rows == 0) ||
             eng_weights_dtype(part->dtype) == KERN_DTYPE_COUNT) {
-            return base_err_set(err, BASE_EMISMATCH,
-                                "%s: part %d of its experts is %u x %u %s%s, the model needs %u x %u",
-                                tier_store_index_path(store), 2 * m, part->rows, part->cols,
-                                model_dtype_name(part->dtype),
-                                fp8 && parts[2 * m + 1].rows == 0 ? " without scales" : "", rows, cols);
+            return base_err_set(
+                err, BASE_EMISMATCH,
+                "%s: part %d of its experts is %u x %u %s%s, the model needs %u x %u",
+                tier_store_index_path(store), 2 * m, part->rows, part->cols,
+                model_dtype_name(part->dtype),
+                fp8 && parts[2 * m + 1].rows == 0 ? " without scales" : "", rows, cols);
         }
     }
     return 0;
@@ -143,14 +144,16 @@ static int make_room(struct eng *eng, struct base_err *err)
         /* Touched now, so that a step neither waits for pages nor finds that there are none. */
         memset(eng->plan_memory, 0, bytes);
         eng_plan_layout(&core->plan, core->shape, &l->plan, eng->plan_memory);
-        rc = eng_kv_init(&core->kv, core->shape->layers, l->kv_width, l->kv_block_tokens, l->kv_bf16,
-                         l->kv_blocks, l->kv_blocks_per_seq);
+        rc = eng_kv_init(&core->kv, core->shape->layers, l->kv_width, l->kv_block_tokens,
+                         l->kv_bf16, l->kv_blocks, l->kv_blocks_per_seq);
     }
     if (rc == 0) rc = eng_scheduler_init(&eng->scheduler, &l->scheduler, &core->kv);
     if (rc == 0) rc = prepare_rope(eng);
     if (rc < 0) {
-        return base_err_set(err, rc, "%s: no memory for %zu bytes of activations and %" PRIu64
-                            " bytes of KV cache (kv.capacity)", core->shape->name, bytes, l->kv_bytes);
+        return base_err_set(err, rc,
+                            "%s: no memory for %zu bytes of activations and %" PRIu64
+                            " bytes of KV cache (kv.capacity)",
+                            core->shape->name, bytes, l->kv_bytes);
     }
     return 0;
 }
@@ -188,7 +191,8 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     if (rc == 0) rc = make_room(eng, err);
     if (rc == 0) rc = eng_weights_load(&eng->core.weights, args->shape, args->files, err);
     if (rc == 0 && eng->core.weights.embed.dtype == KERN_FP8_E4M3) {
-        rc = base_err_set(err, BASE_EMISMATCH, "%s: FP8 embeddings are not supported", args->shape->name);
+        rc = base_err_set(err, BASE_EMISMATCH, "%s: FP8 embeddings are not supported",
+                          args->shape->name);
     }
     if (rc < 0) goto fail;
     eng->seq_limits = (struct eng_seq_limits){ .tokens_max = eng->limits.tokens_max,
@@ -230,14 +234,16 @@ static int check_request(const struct eng *eng, const struct eng_request *reques
     const struct eng_limits *l = &eng->limits;
     if (request->prompt_tokens == 0) return base_err_set(err, -EINVAL, "the prompt is empty");
     if (request->prompt_tokens >= l->tokens_max) {
-        return base_err_set(err, -EINVAL, "the prompt has %u tokens, and a sequence can have %u at most, "
+        return base_err_set(err, -EINVAL,
+                            "the prompt has %u tokens, and a sequence can have %u at most, "
                             "prompt and answer together (scheduler.max_model_len)",
                             request->prompt_tokens, l->tokens_max);
     }
     if (request->max_tokens == 0) return base_err_set(err, -EINVAL, "max_tokens must be 1 or more");
     for (uint32_t i = 0; i < request->prompt_tokens; i++) {
         if (request->prompt[i] >= eng->core.shape->vocab) {
-            return base_err_set(err, -EINVAL, "token %u of the prompt is %u, the model knows 0 to %u", i,
+            return base_err_set(err, -EINVAL,
+                                "token %u of the prompt is %u, the model knows 0 to %u", i,
                                 request->prompt[i], eng->core.shape->vocab - 1);
         }
     }
@@ -254,16 +260,18 @@ static int check_request(const struct eng *eng, const struct eng_request *reques
     for (uint32_t i = 0; i < request->stop_count; i++) {
         size_t size = strlen(request->stops[i]);
         if (size == 0 || size > ENG_STOP_BYTES_MAX) {
-            return base_err_set(err, -EINVAL, "stop string %u has %zu bytes, 1 to %d are allowed", i, size,
-                                ENG_STOP_BYTES_MAX);
+            return base_err_set(err, -EINVAL, "stop string %u has %zu bytes, 1 to %d are allowed",
+                                i, size, ENG_STOP_BYTES_MAX);
         }
     }
     uint64_t longest = (uint64_t)request->prompt_tokens + request->max_tokens;
     if (longest > l->tokens_max) longest = l->tokens_max;
     uint32_t blocks = eng_kv_blocks_for(&eng->core.kv, (uint32_t)longest);
     if (blocks > l->kv_blocks) {
-        return base_err_set(err, -EINVAL, "%" PRIu64 " tokens of prompt and answer need %u KV blocks, "
-                            "the cache has %u (kv.capacity)", longest, blocks, l->kv_blocks);
+        return base_err_set(err, -EINVAL,
+                            "%" PRIu64 " tokens of prompt and answer need %u KV blocks, "
+                            "the cache has %u (kv.capacity)",
+                            longest, blocks, l->kv_blocks);
     }
     return 0;
 }
@@ -339,8 +347,9 @@ static void row_draw(void *context, uint32_t chunk, unsigned thread)
     struct eng_seq *seq = owner_of(draws->batch, draws->rows[chunk]);
     uint32_t vocab = draws->eng->core.shape->vocab;
     if (seq->state == ENG_SEQ_OVER) return;
-    plan->drawn[chunk] = eng_sample(&seq->sampling, &seq->rng, plan->logits + (size_t)chunk * vocab, vocab,
-                                    plan->candidates + (size_t)thread * vocab, &plan->logprobs[chunk]);
+    plan->drawn[chunk] =
+        eng_sample(&seq->sampling, &seq->rng, plan->logits + (size_t)chunk * vocab, vocab,
+                   plan->candidates + (size_t)thread * vocab, &plan->logprobs[chunk]);
 }
 
 static void push_token(struct eng *eng, struct eng_seq *seq, int64_t token, float logprob)
@@ -411,7 +420,8 @@ static void sample_batch(struct eng *eng, const struct eng_batch *batch)
     show_logits(eng, batch, rows, kept);
     enum { DRAW_COST = 16 };    /* multiply-adds that a candidate's exponentials are worth */
     struct draws draws = { eng, batch, rows };
-    eng_work_run(&eng->core.work, kept, (uint64_t)kept * eng->core.shape->vocab * DRAW_COST, row_draw, &draws);
+    eng_work_run(&eng->core.work, kept, (uint64_t)kept * eng->core.shape->vocab * DRAW_COST,
+                 row_draw, &draws);
     for (uint32_t i = 0; i < kept; i++) {
         struct eng_seq *seq = owner_of(batch, rows[i]);
         if (seq->state == ENG_SEQ_OVER) continue;

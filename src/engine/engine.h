@@ -20,27 +20,29 @@
 #include "model/tokenizer.h"
 #include "tiering/tiering.h"
 
-#define ENG_OPTIONS(O)                                                                            \
-    O(threads, UINT, "engine.threads", "0", "0..1024", "threads",                                 \
-      "compute threads; 0 = all cores this process may use")                                      \
-    O(cpu_mask, ENUM, "engine.cpu_mask", "avx512", "reference|avx2|avx512", "",                   \
-      "best instruction set to use; results are the same bits with each")                         \
-    O(pin_threads, BOOL, "engine.pin_threads", "true", "", "", "bind each compute thread to a core") \
-    O(kv_dtype, ENUM, "kv.dtype", "f32", "f32|bf16", "", "how latent KV entries are kept")        \
+#define ENG_OPTIONS(O) \
+    O(threads, UINT, "engine.threads", "0", "0..1024", "threads", \
+      "compute threads; 0 = all cores this process may use") \
+    O(cpu_mask, ENUM, "engine.cpu_mask", "avx512", "reference|avx2|avx512", "", \
+      "best instruction set to use; results are the same bits with each") \
+    O(pin_threads, BOOL, "engine.pin_threads", "true", "", "", \
+      "bind each compute thread to a core") \
+    O(kv_dtype, ENUM, "kv.dtype", "f32", "f32|bf16", "", "how latent KV entries are kept") \
     O(kv_block_tokens, UINT, "kv.block_tokens", "16", "1..256", "tokens", "tokens in a KV block") \
-    O(kv_capacity, TEXTLINE, "kv.capacity", "auto", "", "",                                       \
-      "memory for KV blocks: a size, or auto = enough for max_num_seqs sequences of max_model_len") \
-    O(kv_blocks_per_sequence_max, UINT, "kv.blocks_per_sequence_max", "2048", "1..", "blocks",    \
-      "longest block table of one sequence")                                                      \
-    O(kv_watermark, SHARE, "kv.watermark", "1%", "", "",                                          \
-      "share of KV blocks kept free when new sequences are let in")                               \
-    O(max_num_seqs, UINT, "scheduler.max_num_seqs", "8", "1..4096", "sequences",                  \
-      "sequences in one batch")                                                                   \
-    O(max_num_batched_tokens, UINT, "scheduler.max_num_batched_tokens", "2048", "1..", "tokens",  \
-      "tokens in one step")                                                                       \
-    O(max_chunked_prefill_tokens, UINT, "scheduler.max_chunked_prefill_tokens", "256", "1..",     \
-      "tokens", "prompt tokens of one chunk")                                                     \
-    O(max_model_len, UINT, "scheduler.max_model_len", "0", "", "tokens",                          \
+    O(kv_capacity, TEXTLINE, "kv.capacity", "auto", "", "", \
+      "memory for KV blocks: a size, or auto = enough for max_num_seqs sequences of " \
+      "max_model_len") \
+    O(kv_blocks_per_sequence_max, UINT, "kv.blocks_per_sequence_max", "2048", "1..", "blocks", \
+      "longest block table of one sequence") \
+    O(kv_watermark, SHARE, "kv.watermark", "1%", "", "", \
+      "share of KV blocks kept free when new sequences are let in") \
+    O(max_num_seqs, UINT, "scheduler.max_num_seqs", "8", "1..4096", "sequences", \
+      "sequences in one batch") \
+    O(max_num_batched_tokens, UINT, "scheduler.max_num_batched_tokens", "2048", "1..", "tokens", \
+      "tokens in one step") \
+    O(max_chunked_prefill_tokens, UINT, "scheduler.max_chunked_prefill_tokens", "256", "1..", \
+      "tokens", "prompt tokens of one chunk") \
+    O(max_model_len, UINT, "scheduler.max_model_len", "0", "", "tokens", \
       "longest sequence; 0 = what the model allows, at most 4096")
 
 struct eng_config {
@@ -62,7 +64,7 @@ struct eng_sampling {
 struct eng_piece {
     uint64_t request;
     int64_t token;              /* -1 when only the end is told */
-    const char *text;           /* whole UTF-8 characters; held back while a stop string may begin */
+    const char *text; /* whole UTF-8 characters; held back while a stop string may begin */
     size_t size;
     float logprob;
     enum eng_finish finish;
@@ -78,7 +80,7 @@ struct eng_request {
     const char *const *stops;   /* stop strings, copied; the answer ends before them */
     uint32_t stop_count;        /* <= 16 */
     bool ignore_eos;
-    bool prompt_logits;         /* give hooks.logits a row for every prompt position, not only the last */
+    bool prompt_logits; /* give hooks.logits a row for every prompt position, not only the last */
     void (*on_piece)(void *context, const struct eng_piece *piece);
     void *context;
 };

@@ -27,7 +27,8 @@ static int sequence_length(struct eng_limits *limits, const struct eng_config *c
     }
     if (length > shape->positions_max) {
         return base_err_set(err, BASE_ECONFIG,
-                            "scheduler.max_model_len: %" PRIu64 " is more than the %u positions of %s",
+                            "scheduler.max_model_len: %" PRIu64
+                            " is more than the %u positions of %s",
                             length, shape->positions_max, shape->name);
     }
     if (length > by_blocks) {
@@ -39,7 +40,8 @@ static int sequence_length(struct eng_limits *limits, const struct eng_config *c
     }
     if (length < 2) {
         return base_err_set(err, BASE_ECONFIG,
-                            "scheduler.max_model_len: %" PRIu64 " leaves no room for an answer; 2 is the least",
+                            "scheduler.max_model_len: %" PRIu64
+                            " leaves no room for an answer; 2 is the least",
                             length);
     }
     limits->tokens_max = (uint32_t)length;
@@ -52,7 +54,8 @@ static int kv_blocks(struct eng_limits *limits, const struct eng_config *config,
     limits->kv_width = shape->kv_lora_rank + shape->qk_rope_dim;
     limits->kv_block_tokens = (uint32_t)config->kv_block_tokens;
     limits->kv_bf16 = config->kv_dtype == 1;
-    limits->kv_blocks_per_seq = (limits->tokens_max + limits->kv_block_tokens - 1) / limits->kv_block_tokens;
+    limits->kv_blocks_per_seq =
+        (limits->tokens_max + limits->kv_block_tokens - 1) / limits->kv_block_tokens;
     uint64_t block = eng_kv_block_bytes(shape->layers, limits->kv_width, limits->kv_block_tokens,
                                         limits->kv_bf16);
     uint64_t blocks = config->max_num_seqs * limits->kv_blocks_per_seq, bytes;
@@ -64,13 +67,16 @@ static int kv_blocks(struct eng_limits *limits, const struct eng_config *config,
         }
         blocks = bytes / block;
         if (blocks == 0) {
-            return base_err_set(err, BASE_EBUDGET,
-                                "kv.capacity: %s holds not even one block of %u tokens, which takes %" PRIu64
-                                " bytes", config->kv_capacity, limits->kv_block_tokens, block);
+            return base_err_set(
+                err, BASE_EBUDGET,
+                "kv.capacity: %s holds not even one block of %u tokens, which takes %" PRIu64
+                " bytes",
+                config->kv_capacity, limits->kv_block_tokens, block);
         }
     }
     if (blocks > UINT32_MAX) {
-        return base_err_set(err, BASE_ECONFIG, "kv.capacity: %" PRIu64 " blocks are more than 2^32", blocks);
+        return base_err_set(err, BASE_ECONFIG, "kv.capacity: %" PRIu64 " blocks are more than 2^32",
+                            blocks);
     }
     limits->kv_blocks = (uint32_t)blocks;
     limits->kv_bytes = blocks * block;
@@ -86,7 +92,8 @@ int eng_limits_of(struct eng_limits *limits, const struct eng_config *config,
     if (rc < 0) return rc;
     if (config->max_num_batched_tokens <= config->max_num_seqs) {
         return base_err_set(err, BASE_ECONFIG,
-                            "scheduler.max_num_batched_tokens: %" PRIu64 " leaves no token for a prompt "
+                            "scheduler.max_num_batched_tokens: %" PRIu64
+                            " leaves no token for a prompt "
                             "beside scheduler.max_num_seqs %" PRIu64 "; it must be larger",
                             config->max_num_batched_tokens, config->max_num_seqs);
     }

@@ -34,7 +34,8 @@ static struct kern_matrix part_matrix(const struct eng_core *core, const struct 
     };
 }
 
-/* The inputs of `count` pairs from `first` on, one after the other. A single one is used in place. */
+/* The inputs of `count` pairs from `first` on, one after the other. A single one is used in
+ * place. */
 static const float *gather(const struct pass *pass, uint32_t first, uint32_t count, unsigned thread)
 {
     const struct eng_plan *plan = &pass->core->plan;
@@ -186,8 +187,8 @@ static uint32_t wait_for(struct eng_core *core, struct tier_lease *leases, uint3
     return settled;
 }
 
-/* The sequences whose tokens need an expert that cannot be read end here; their rows are computed on
- * without it, unused, so that the others' go on as they are. */
+/* The sequences whose tokens need an expert that cannot be read end here; their rows are computed
+ * on without it, unused, so that the others' go on as they are. */
 static void fail_rows(struct pass *pass, const struct tier_lease *lease)
 {
     const struct eng_plan *plan = &pass->core->plan;
@@ -200,7 +201,8 @@ static void fail_rows(struct pass *pass, const struct tier_lease *lease)
     for (uint32_t i = 0; i < plan->expert_count[lease->expert]; i++) {
         uint32_t row = plan->pair_row[first + i];
         struct eng_seq *seq = pass->batch->members[pass->batch->row_member[row]];
-        base_err_set(&seq->error, lease->status, "%s: this answer needs %s", pass->core->shape->name, why);
+        base_err_set(&seq->error, lease->status, "%s: this answer needs %s",
+                     pass->core->shape->name, why);
     }
 }
 
@@ -263,8 +265,9 @@ static void decode_rows(struct pass *pass)
     struct eng_plan *plan = &core->plan;
     uint32_t wanted = eng_gate_group(core, pass->layer, pass->batch, pass->begin, pass->end, true);
     for (uint32_t done = 0; done < wanted;) {
-        uint32_t granted = tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer,
-                                        plan->wanted + done, wanted - done, TIER_DECODE, plan->leases);
+        uint32_t granted =
+            tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer, plan->wanted + done,
+                         wanted - done, TIER_DECODE, plan->leases);
         MUST(granted > 0);
         shared(pass);
         serve_arrivals(pass, granted);
@@ -282,8 +285,9 @@ static void prefill_rows(struct pass *pass)
     struct eng_plan *plan = &core->plan;
     uint32_t wanted = eng_gate_group(core, pass->layer, pass->batch, pass->begin, pass->end, false);
     for (uint32_t done = 0; done < wanted;) {
-        uint32_t granted = tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer,
-                                        plan->wanted + done, wanted - done, TIER_PREFILL, plan->leases);
+        uint32_t granted =
+            tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer, plan->wanted + done,
+                         wanted - done, TIER_PREFILL, plan->leases);
         MUST(granted > 0);
         shared(pass);
         for (uint32_t i = 0; i < granted;) {
@@ -316,7 +320,8 @@ void eng_moe(struct eng_core *core, const struct eng_layer *layer, const struct 
     if (pass.begin < pass.end) prefill_rows(&pass);
     shared(&pass);
     for (uint32_t row = 0; row < batch->count; row++) {
-        core->work.ops->add(plan->routed + row * hidden, plan->branch + row * hidden, (uint32_t)hidden);
+        core->work.ops->add(plan->routed + row * hidden, plan->branch + row * hidden,
+                            (uint32_t)hidden);
     }
     memcpy(plan->branch, plan->routed, batch->count * hidden * sizeof *plan->branch);
 }

@@ -43,7 +43,8 @@ static void layout_rows(struct eng_plan *p, struct layout *l, const struct model
     p->mlp_up = take(l, rows * width, real);
     p->routed = take(l, rows * s->hidden, real);
     p->gate_logits = take(l, rows * s->experts, real);
-    p->block_table = take(l, (size_t)(size->decode_rows + 1) * size->blocks_per_seq, sizeof(void *));
+    p->block_table =
+        take(l, (size_t)(size->decode_rows + 1) * size->blocks_per_seq, sizeof(void *));
     p->row_pairs = take(l, rows * s->top_k, sizeof(uint32_t));
     p->row_pair_count = take(l, rows, sizeof(uint32_t));
 }
@@ -86,6 +87,7 @@ size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,
     plan->head_rows = take(&layout, head_rows, sizeof(uint32_t));
     plan->drawn = take(&layout, head_rows, sizeof(int64_t));
     plan->logprobs = take(&layout, head_rows, sizeof(float));
-    plan->candidates = take(&layout, (size_t)size->threads * shape->vocab, sizeof(struct eng_candidate));
+    plan->candidates =
+        take(&layout, (size_t)size->threads * shape->vocab, sizeof(struct eng_candidate));
     return layout.used;
 }

@@ -113,8 +113,9 @@ int64_t eng_sample(const struct eng_sampling *sampling, struct base_rng *rng, co
     if (sampling->temperature > 0.0f) {
         double target = base_rng_unit(rng);
         bool cut = sampling->top_p < 1.0f || (sampling->top_k > 0 && sampling->top_k < vocab);
-        token = cut ? draw_strongest(sampling, target, logits, vocab, room)
-                    : draw_all(sampling, target, logits, vocab, logits[best], (double *)(void *)room);
+        token =
+            cut ? draw_strongest(sampling, target, logits, vocab, room)
+                : draw_all(sampling, target, logits, vocab, logits[best], (double *)(void *)room);
     }
     double sum = 0.0;
     for (uint32_t i = 0; i < vocab; i++) {

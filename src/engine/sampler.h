@@ -2,7 +2,8 @@
  *
  * A request has its own random numbers, one draw a token, so what it gets does not depend on its
  * neighbours in the batch. Greedy takes the lowest id among equals. Order of the cuts: temperature,
- * then top-k, then top-p of what is left. No allocation: the caller lends room for `vocab` candidates.
+ * then top-k, then top-p of what is left. No allocation: the caller lends room for `vocab`
+ * candidates.
  */
 #ifndef ENGINE_SAMPLER_H
 #define ENGINE_SAMPLER_H

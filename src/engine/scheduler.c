@@ -146,7 +146,8 @@ static void reserve_next_tokens(struct eng_scheduler *scheduler)
 {
     struct eng_seq *seq = scheduler->running;
     while (seq) {
-        if (seq->state != ENG_SEQ_GENERATING || eng_seq_reserve(seq, scheduler->kv, seq->token_count)) {
+        if (seq->state != ENG_SEQ_GENERATING ||
+            eng_seq_reserve(seq, scheduler->kv, seq->token_count)) {
             seq = seq->next;
             continue;
         }

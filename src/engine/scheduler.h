@@ -1,8 +1,8 @@
 /* Continuous batching: which sequences and which tokens one step computes.
  *
- * First come, first served. Every generating sequence gets one token a step; beside them at most one
- * prompt is computed, a chunk a step. A waiting sequence is let in when no prompt is under way, a
- * place is free and its prompt fits the KV cache with the watermark left over. When a generating
+ * First come, first served. Every generating sequence gets one token a step; beside them at most
+ * one prompt is computed, a chunk a step. A waiting sequence is let in when no prompt is under way,
+ * a place is free and its prompt fits the KV cache with the watermark left over. When a generating
  * sequence finds no block, the one let in last gives its blocks back and waits at the head of
  * the queue (its tokens are computed again, to the same bits).
  *

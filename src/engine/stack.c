@@ -66,12 +66,14 @@ static int make_index(const struct eng_stack_args *args, const struct model_shap
     struct tier_store_progress progress = { .report = show_progress, .context = &state };
     const char *path = index_path(args->config);
     if (!args->quiet) {
-        base_log(BASE_LOG_INFO, "stack", "%s has no expert index yet: reading every expert once to make it",
+        base_log(BASE_LOG_INFO, "stack",
+                 "%s has no expert index yet: reading every expert once to make it",
                  args->model_dir);
     }
     int rc = tier_store_index(args->model_dir, path, shape, 2, &progress, err);
     if (rc == -EACCES || rc == -EROFS || rc == -EPERM) {
-        base_err_prefix(err, "the expert index cannot be written; set tiers.nvme.index to a path that can be");
+        base_err_prefix(
+            err, "the expert index cannot be written; set tiers.nvme.index to a path that can be");
     }
     return rc;
 }
@@ -82,7 +84,8 @@ static int open_store(struct tier_store **store, const struct eng_stack_args *ar
     const char *path = index_path(args->config);
     struct base_err first = { 0 };
     if (shape->experts == 0 || model_shape_moe_layers(shape) == 0) {
-        return base_err_set(err, BASE_EMISMATCH, "%s has no routed experts: there is nothing to keep in tiers",
+        return base_err_set(err, BASE_EMISMATCH,
+                            "%s has no routed experts: there is nothing to keep in tiers",
                             args->model_dir);
     }
     int rc = tier_store_open(store, args->model_dir, path, shape, &first);
@@ -189,7 +192,9 @@ static void close_trace(struct eng_stack *stack)
     struct base_err err = { 0 };
     if (!stack->trace) return;
     trace_counts(stack);
-    if (pred_trace_writer_close(stack->trace, &err) < 0) base_log(BASE_LOG_WARN, "trace", "%s", err.text);
+    if (pred_trace_writer_close(stack->trace, &err) < 0) {
+        base_log(BASE_LOG_WARN, "trace", "%s", err.text);
+    }
     stack->trace = NULL;
 }
 
@@ -282,16 +287,17 @@ static uint64_t resident_bytes(void)
     return resident * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-/* The program without what has a row of its own: what is resident now, with the model's names and its
- * tokenizer loaded and nothing else, and what is still to come. */
+/* The program without what has a row of its own: what is resident now, with the model's names and
+ * its tokenizer loaded and nothing else, and what is still to come. */
 static uint64_t program_bytes(const struct eng_stack_config *config)
 {
     const uint64_t mib = 1 << 20;
-    uint64_t crew = config->engine.threads > 0 ? config->engine.threads : (uint64_t)sysconf(_SC_NPROCESSORS_ONLN);
-    /* A thread's stack and its share of the heap; a request's tokens and text, both ways; the rings,
-     * the pages of code not yet run, the heap's loss. */
-    return resident_bytes() + (crew + config->io.threads) * mib / 4 + config->engine.max_num_seqs * mib / 2 +
-           8 * mib;
+    uint64_t crew = config->engine.threads > 0 ? config->engine.threads
+                                               : (uint64_t)sysconf(_SC_NPROCESSORS_ONLN);
+    /* A thread's stack and its share of the heap; a request's tokens and text, both ways; the
+     * rings, the pages of code not yet run, the heap's loss. */
+    return resident_bytes() + (crew + config->io.threads) * mib / 4 +
+           config->engine.max_num_seqs * mib / 2 + 8 * mib;
 }
 
 static void print_table(FILE *to, const struct eng_stack_config *config,
@@ -302,8 +308,8 @@ static void print_table(FILE *to, const struct eng_stack_config *config,
         { "dram slots", "" }, { "hbm slots", "dram slots" },
     };
     char note[320], each[16];
-    uint64_t sum = engine->dense_bytes + engine->kv_bytes + engine->activation_bytes + tier->tables_bytes +
-                   program;
+    uint64_t sum = engine->dense_bytes + engine->kv_bytes + engine->activation_bytes +
+                   tier->tables_bytes + program;
     uint64_t experts = (uint64_t)tier_store_layers(store) * tier_store_experts(store);
     unsigned tiers = tier->slots[1] > 0 ? 2 : 1;
     fprintf(to, "memory that stays in use, at most:\n");
@@ -313,8 +319,8 @@ static void print_table(FILE *to, const struct eng_stack_config *config,
     print_row(to, "activations", engine->activation_bytes, "work space of the largest step");
     for (unsigned t = 0; t < tiers; t++) {
         bool simulated = tiers == 2 && t == 0 && config->tier.hbm_device == 0;
-        snprintf(note, sizeof note, "%" PRIu64 " slots of %s for %" PRIu64 " experts (%.1f%%)%s", tier->slots[t],
-                 base_str_bytes(each, sizeof each, tier->slot_bytes[t]), experts,
+        snprintf(note, sizeof note, "%" PRIu64 " slots of %s for %" PRIu64 " experts (%.1f%%)%s",
+                 tier->slots[t], base_str_bytes(each, sizeof each, tier->slot_bytes[t]), experts,
                  100.0 * (double)tier->slots[t] / (double)experts,
                  simulated ? ", simulated in host memory" : "");
         print_row(to, names[tiers - 1][t], tier->slots_bytes[t], note);

@@ -44,15 +44,16 @@ struct eng_stack_args {
     bool quiet;                     /* no progress on stderr */
 };
 
-/* Opens everything in order; on failure closes what was open and says why. The stack must stay where
- * it is until it is closed. */
-int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, struct base_err *err);
+/* Opens everything in order; on failure closes what was open and says why. The stack must stay
+ * where it is until it is closed. */
+int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args,
+                   struct base_err *err);
 /* Closes the trace in order and frees everything. Accepts a stack that is zero or half open. */
 void eng_stack_close(struct eng_stack *stack);
 
-/* Prints the memory table: dense, KV, activations, slots by tier, tables, the program itself, sum; the
- * process stays below that sum. To be called before the stack is opened: what is resident by then is
- * taken for the program's own. Makes the index when it is missing. */
+/* Prints the memory table: dense, KV, activations, slots by tier, tables, the program itself, sum;
+ * the process stays below that sum. To be called before the stack is opened: what is resident by
+ * then is taken for the program's own. Makes the index when it is missing. */
 int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struct base_err *err);
 
 #endif

@@ -61,12 +61,14 @@ static const struct model_tensor *find(struct loader *loader, const char *name)
 static bool check_shape(struct loader *loader, const struct model_tensor *tensor, uint32_t dims,
                         uint64_t rows, uint64_t cols)
 {
-    if (tensor->dims == dims && tensor->shape[0] == rows && (dims == 1 || tensor->shape[1] == cols)) {
+    if (tensor->dims == dims && tensor->shape[0] == rows &&
+        (dims == 1 || tensor->shape[1] == cols)) {
         return true;
     }
     char want[48], have[100];
     size_t used = 0;
-    snprintf(want, sizeof want, dims == 1 ? "[%" PRIu64 "]" : "[%" PRIu64 ", %" PRIu64 "]", rows, cols);
+    snprintf(want, sizeof want, dims == 1 ? "[%" PRIu64 "]" : "[%" PRIu64 ", %" PRIu64 "]", rows,
+             cols);
     have[0] = '\0';
     for (uint32_t i = 0; i < tensor->dims; i++) {
         used += (size_t)snprintf(have + used, sizeof have - used, "%s%" PRIu64, i ? ", " : "",
@@ -92,10 +94,11 @@ static void check_fp8(struct loader *loader, const struct model_tensor *tensor, 
     const unsigned char *codes = data;
     for (uint64_t i = 0; i < tensor->bytes; i++) {
         if ((codes[i] & 0x7f) == 0x7f) {
-            loader->rc = base_err_set(loader->err, BASE_EFORMAT,
-                                      "%s: tensor '%s' holds FP8 code 0x%02x (NaN) at element %" PRIu64
-                                      "; the checkpoint is damaged",
-                                      loader->shape->name, tensor->name, codes[i], i);
+            loader->rc =
+                base_err_set(loader->err, BASE_EFORMAT,
+                             "%s: tensor '%s' holds FP8 code 0x%02x (NaN) at element %" PRIu64
+                             "; the checkpoint is damaged",
+                             loader->shape->name, tensor->name, codes[i], i);
             return;
         }
     }
@@ -108,7 +111,8 @@ static const void *read_scales(struct loader *loader, const struct model_tensor 
     if (shape->fp8_block_rows == 0 || shape->fp8_block_cols == 0) {
         loader->rc = base_err_set(loader->err, BASE_EMISMATCH,
                                   "%s: tensor '%s' is FP8, but config.json has no "
-                                  "quantization_config.weight_block_size", shape->name, weight->name);
+                                  "quantization_config.weight_block_size",
+                                  shape->name, weight->name);
         return NULL;
     }
     char scale_name[NAME_MAX_BYTES];
@@ -119,8 +123,9 @@ static const void *read_scales(struct loader *loader, const struct model_tensor 
     uint32_t scale_cols = (cols + shape->fp8_block_cols - 1) / shape->fp8_block_cols;
     if (!check_shape(loader, tensor, 2, scale_rows, scale_cols)) return NULL;
     if (tensor->dtype != MODEL_F32) {
-        loader->rc = base_err_set(loader->err, BASE_EMISMATCH, "%s: tensor '%s' is %s, scales must be F32",
-                                  shape->name, tensor->name, model_dtype_name(tensor->dtype));
+        loader->rc =
+            base_err_set(loader->err, BASE_EMISMATCH, "%s: tensor '%s' is %s, scales must be F32",
+                         shape->name, tensor->name, model_dtype_name(tensor->dtype));
         return NULL;
     }
     const char *scales = read_tensor(loader, tensor);
@@ -128,9 +133,10 @@ static const void *read_scales(struct loader *loader, const struct model_tensor 
         float scale;
         memcpy(&scale, scales + 4 * i, sizeof scale);
         if (!isfinite(scale)) {
-            loader->rc = base_err_set(loader->err, BASE_EFORMAT,
-                                      "%s: tensor '%s' holds a scale that is no finite number at %" PRIu64,
-                                      shape->name, tensor->name, i);
+            loader->rc =
+                base_err_set(loader->err, BASE_EFORMAT,
+                             "%s: tensor '%s' holds a scale that is no finite number at %" PRIu64,
+                             shape->name, tensor->name, i);
             return NULL;
         }
     }
@@ -145,9 +151,10 @@ static void matrix(struct loader *loader, struct kern_matrix *out, const char *n
     if (!tensor || !check_shape(loader, tensor, 2, rows, cols)) return;
     enum kern_dtype dtype = eng_weights_dtype(tensor->dtype);
     if (dtype == KERN_DTYPE_COUNT) {
-        loader->rc = base_err_set(loader->err, BASE_EMISMATCH,
-                                  "%s: tensor '%s' is %s; weights must be F32, F16, BF16 or F8_E4M3",
-                                  loader->shape->name, tensor->name, model_dtype_name(tensor->dtype));
+        loader->rc =
+            base_err_set(loader->err, BASE_EMISMATCH,
+                         "%s: tensor '%s' is %s; weights must be F32, F16, BF16 or F8_E4M3",
+                         loader->shape->name, tensor->name, model_dtype_name(tensor->dtype));
         return;
     }
     *out = (struct kern_matrix){ .dtype = dtype, .rows = rows, .cols = cols };
@@ -168,9 +175,10 @@ static const float *vector(struct loader *loader, const char *name, uint32_t cou
     if (!tensor || !check_shape(loader, tensor, 1, count, 0)) return NULL;
     enum kern_dtype dtype = eng_weights_dtype(tensor->dtype);
     if (dtype == KERN_DTYPE_COUNT || dtype == KERN_FP8_E4M3) {
-        loader->rc = base_err_set(loader->err, BASE_EMISMATCH,
-                                  "%s: tensor '%s' is %s; norms and biases must be F32, F16 or BF16",
-                                  loader->shape->name, tensor->name, model_dtype_name(tensor->dtype));
+        loader->rc =
+            base_err_set(loader->err, BASE_EMISMATCH,
+                         "%s: tensor '%s' is %s; norms and biases must be F32, F16 or BF16",
+                         loader->shape->name, tensor->name, model_dtype_name(tensor->dtype));
         return NULL;
     }
     float *values = (float *)(void *)place(loader, (uint64_t)count * sizeof(float));
@@ -213,8 +221,8 @@ static void attention(struct loader *loader, struct eng_layer *layer)
     matrix(loader, &layer->kv_a, "self_attn.kv_a_proj_with_mqa.weight",
            s->kv_lora_rank + s->qk_rope_dim, s->hidden);
     layer->kv_a_norm = vector(loader, "self_attn.kv_a_layernorm.weight", s->kv_lora_rank);
-    matrix(loader, &layer->kv_b, "self_attn.kv_b_proj.weight", s->heads * (s->qk_nope_dim + s->v_dim),
-           s->kv_lora_rank);
+    matrix(loader, &layer->kv_b, "self_attn.kv_b_proj.weight",
+           s->heads * (s->qk_nope_dim + s->v_dim), s->kv_lora_rank);
     matrix(loader, &layer->o, "self_attn.o_proj.weight", s->hidden, s->heads * s->v_dim);
 }
 

@@ -42,7 +42,8 @@ struct eng_weights {
 /* Checks every tensor's presence, type and shape, and tells how many bytes load will take. */
 int eng_weights_plan(const struct model_shape *shape, const struct model_files *files,
                      uint64_t *bytes, struct base_err *err);
-/* Reads them. FP8 codes that mean NaN, and scales that are no finite numbers, are refused by name. */
+/* Reads them. FP8 codes that mean NaN, and scales that are no finite numbers, are refused by
+ * name. */
 int eng_weights_load(struct eng_weights *weights, const struct model_shape *shape,
                      const struct model_files *files, struct base_err *err);
 void eng_weights_free(struct eng_weights *weights);

@@ -45,8 +45,8 @@ struct model_chat {
 enum role { ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLE_TOOL, ROLE_COUNT };
 static const char *const role_names[ROLE_COUNT] = { "system", "user", "assistant", "tool" };
 
-/* The prompt while it grows. Text waits until the next mark, because neighbouring texts are one text
- * to the tokenizer. */
+/* The prompt while it grows. Text waits until the next mark, because neighbouring texts are one
+ * text to the tokenizer. */
 struct render {
     const struct model_chat *chat;
     struct base_err *err;
@@ -145,8 +145,9 @@ static int role_find(const char *name, enum role *role, struct base_err *err)
 }
 
 /* The chat_template of DeepSeek-V3's tokenizer_config.json, branch by branch (what it does with an
- * assistant's tool calls has no counterpart in a message here), and with a generation prompt. System
- * texts come first wherever they stand; only the first tool output ever opens the outputs. */
+ * assistant's tool calls has no counterpart in a message here), and with a generation prompt.
+ * System texts come first wherever they stand; only the first tool output ever opens the
+ * outputs. */
 static void render_deepseek(struct render *r, const struct model_message *messages, size_t count,
                             const enum role *roles)
 {
@@ -280,8 +281,10 @@ static int config_read(struct model_chat *chat, const char *dir, const struct po
     chat->deepseek =
         has_template && chat->marks[MARK_USER] >= 0 && chat->marks[MARK_ASSISTANT] >= 0;
     if (has_template && !chat->deepseek) {
-        base_log(BASE_LOG_WARN, "model", "this chat template is not DeepSeek-V3's: messages are joined "
-                 "by newlines file=%s", path);
+        base_log(BASE_LOG_WARN, "model",
+                 "this chat template is not DeepSeek-V3's: messages are joined "
+                 "by newlines file=%s",
+                 path);
     } else if (template && strstr(template, "</think>")) {
         base_log(BASE_LOG_WARN, "model", "this chat template steers thinking, which is left to the "
                  "model: messages are rendered as for DeepSeek-V3 file=%s", path);

@@ -183,8 +183,9 @@ static int offsets_read(const struct header_reader *r, const struct port_json *e
         return base_err_set(r->err, BASE_EFORMAT,
                             "%s: tensor '%s': data_offsets give %llu bytes, its shape and dtype %s "
                             "need %llu",
-                            r->path, model_show(tensor->name).text, (unsigned long long)tensor->bytes,
-                            model_dtype_name(tensor->dtype), (unsigned long long)expected_bytes);
+                            r->path, model_show(tensor->name).text,
+                            (unsigned long long)tensor->bytes, model_dtype_name(tensor->dtype),
+                            (unsigned long long)expected_bytes);
     }
     return 0;
 }
@@ -199,7 +200,9 @@ static int member_read(void *context, const char *key, size_t key_size,
                        const struct port_json *entry)
 {
     struct header_reader *r = context;
-    if (strcmp(key, "__metadata__") == 0 && key_size == strlen(key)) return metadata_check(r, entry);
+    if (strcmp(key, "__metadata__") == 0 && key_size == strlen(key)) {
+        return metadata_check(r, entry);
+    }
     if (strlen(key) != key_size || !name_is_plain(key, key_size)) {
         return base_err_set(r->err, BASE_EFORMAT,
                             "%s: tensor name '%s' is empty, longer than %d bytes or holds control "
@@ -249,15 +252,15 @@ static int layout_check(const struct header_reader *r, uint32_t first)
     for (uint32_t i = first; i < files->tensor_count; i++) {
         const struct model_tensor *tensor = &files->tensors[i];
         if (tensor->offset < at) {
-            return base_err_set(r->err, BASE_EFORMAT,
-                                "%s: tensors '%s' and '%s' overlap at data byte %llu", r->path,
-                                model_show(files->tensors[i - 1].name).text, model_show(tensor->name).text,
-                                (unsigned long long)(tensor->offset - r->data_begin));
+            return base_err_set(
+                r->err, BASE_EFORMAT, "%s: tensors '%s' and '%s' overlap at data byte %llu",
+                r->path, model_show(files->tensors[i - 1].name).text, model_show(tensor->name).text,
+                (unsigned long long)(tensor->offset - r->data_begin));
         }
         if (tensor->offset > at) {
-            return base_err_set(r->err, BASE_EFORMAT,
-                                "%s: %llu bytes before tensor '%s' belong to no tensor", r->path,
-                                (unsigned long long)(tensor->offset - at), model_show(tensor->name).text);
+            return base_err_set(
+                r->err, BASE_EFORMAT, "%s: %llu bytes before tensor '%s' belong to no tensor",
+                r->path, (unsigned long long)(tensor->offset - at), model_show(tensor->name).text);
         }
         at += tensor->bytes;
     }
@@ -477,8 +480,8 @@ static int lookup_build(struct model_files *files, struct base_err *err)
         const struct model_tensor *twin = slot_find(files, files->tensors[i].name, &slot);
         if (twin) {
             return base_err_set(err, BASE_EFORMAT, "%s: tensor '%s' is also in %s",
-                                files->shards[files->tensors[i].file].path, model_show(twin->name).text,
-                                files->shards[twin->file].name);
+                                files->shards[files->tensors[i].file].path,
+                                model_show(twin->name).text, files->shards[twin->file].name);
         }
         files->slots[slot] = i + 1;
     }
@@ -616,7 +619,9 @@ int model_files_read(const struct model_files *files, const struct model_tensor 
     MUST(tensor->file < files->shard_count);
     const char *path = files->shards[tensor->file].path;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return base_err_set(err, -errno, "%s: cannot open: %s", path, base_err_name(-errno));
+    if (fd < 0) {
+        return base_err_set(err, -errno, "%s: cannot open: %s", path, base_err_name(-errno));
+    }
     int rc = read_at(fd, to, tensor->bytes, tensor->offset);
     close(fd);
     if (rc == -ENODATA) {

@@ -15,7 +15,16 @@
 
 #include "base/err.h"
 
-enum model_dtype { MODEL_F32, MODEL_F16, MODEL_BF16, MODEL_F8_E4M3, MODEL_I8, MODEL_U8, MODEL_I32, MODEL_DTYPE_COUNT };
+enum model_dtype {
+    MODEL_F32,
+    MODEL_F16,
+    MODEL_BF16,
+    MODEL_F8_E4M3,
+    MODEL_I8,
+    MODEL_U8,
+    MODEL_I32,
+    MODEL_DTYPE_COUNT
+};
 
 size_t model_dtype_bytes(enum model_dtype dtype);
 const char *model_dtype_name(enum model_dtype dtype);   /* as in the header: "F8_E4M3" */

@@ -146,8 +146,10 @@ static void read_dimensions(struct reader *r, struct model_shape *s)
     }
     uint32_t kv_heads = read_u32(r, "num_key_value_heads", 1, 4096, s->heads);
     if (kv_heads != s->heads) {
-        fault(r, BASE_EMISMATCH, "num_key_value_heads is %u, but latent attention needs it to equal "
-              "num_attention_heads, %u", kv_heads, s->heads);
+        fault(r, BASE_EMISMATCH,
+              "num_key_value_heads is %u, but latent attention needs it to equal "
+              "num_attention_heads, %u",
+              kv_heads, s->heads);
     }
     uint32_t qk = read_u32(r, "qk_head_dim", 1, 8192, s->qk_nope_dim + s->qk_rope_dim);
     if (qk != s->qk_nope_dim + s->qk_rope_dim) {
@@ -184,8 +186,10 @@ static void check_groups(struct reader *r, const struct model_shape *s)
     }
     uint32_t group_size = s->experts / s->groups;
     if (s->topk_method == MODEL_TOPK_NOAUX && group_size < 2) {
-        fault(r, BASE_EMISMATCH, "topk_method noaux_tc scores a group by its two best experts, but "
-              "groups have %u (n_routed_experts %u, n_group %u)", group_size, s->experts, s->groups);
+        fault(r, BASE_EMISMATCH,
+              "topk_method noaux_tc scores a group by its two best experts, but "
+              "groups have %u (n_routed_experts %u, n_group %u)",
+              group_size, s->experts, s->groups);
     }
     if (s->top_k > s->top_groups * group_size) {
         fault(r, BASE_EMISMATCH, "num_experts_per_tok, %u, exceeds the %u experts of topk_group %u "
@@ -358,7 +362,8 @@ static void read_quantization(struct reader *parent, struct model_shape *s)
         int64_t cols = port_json_as_i64(port_json_at(block, 1));
         if (port_json_type(block) != PORT_JSON_ARRAY || port_json_count(block) != 2 || rows < 1 ||
             cols < 1 || rows > 65536 || cols > 65536) {
-            fault(&r, BASE_EFORMAT, "weight_block_size must be two whole numbers within 1 .. 65536, "
+            fault(&r, BASE_EFORMAT,
+                  "weight_block_size must be two whole numbers within 1 .. 65536, "
                   "as in [128, 128]");
         }
         s->fp8_block_rows = (uint32_t)rows;
@@ -473,7 +478,8 @@ static void name_from_folder(struct model_shape *shape, const char *dir)
     free(real);
 }
 
-/* Generation stops at the ids of both files: fine-tuned checkpoints often list theirs only there. */
+/* Generation stops at the ids of both files: fine-tuned checkpoints often list theirs only
+ * there. */
 static int generation_eos_add(struct model_shape *shape, const char *dir, struct base_err *err)
 {
     char *path;

@@ -80,6 +80,7 @@ double model_shape_softmax_scale(const struct model_shape *shape);
 
 /* Rotary frequencies (qk_rope_dim / 2 of them), with YaRN's ramp, and the factor on cos and sin
  * (mscale / mscale_all_dim). Source: the reference modeling_deepseek.py of V2/V3. */
-void model_shape_rope(const struct model_shape *shape, double *inverse_frequency, double *magnitude);
+void model_shape_rope(const struct model_shape *shape, double *inverse_frequency,
+                      double *magnitude);
 
 #endif

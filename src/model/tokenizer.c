@@ -206,8 +206,8 @@ static int gather_add(struct gathering *g, const struct model_split *split, size
     return rc;
 }
 
-/* Applies the steps from `step` on to a piece; what the last one leaves is encoded. A step sees each
- * piece alone: look-around and anchors end at its borders. */
+/* Applies the steps from `step` on to a piece; what the last one leaves is encoded. A step sees
+ * each piece alone: look-around and anchors end at its borders. */
 static int text_split(struct encoder *e, const char *text, size_t size, uint32_t step)
 {
     if (step == e->t->step_count) return piece_encode(e, (const unsigned char *)text, size);
@@ -346,7 +346,9 @@ int model_tokenizer_encode(const struct model_tokenizer *tokenizer, const char *
         text = repaired.data;
         size = repaired.size;
     }
-    if (rc == 0) rc = text_cut(&e, text, size, with_special ? MODEL_ADDED_FIRST : MODEL_ADDED_PLAIN);
+    if (rc == 0) {
+        rc = text_cut(&e, text, size, with_special ? MODEL_ADDED_FIRST : MODEL_ADDED_PLAIN);
+    }
     port_regex_match_destroy(e.match);
     base_buf_fini(&repaired);
     free(e.symbols);

@@ -56,7 +56,8 @@ struct model_detokenizer {
 void model_detokenizer_init(struct model_detokenizer *stream,
                             const struct model_tokenizer *tokenizer);
 /* Adds one token; writes what became whole to `to` and returns its size. Invalid bytes become
- * U+FFFD, as in encode. Special tokens are left out. `size` must be at least 3 x the token's bytes + 16; MUST. */
+ * U+FFFD, as in encode. Special tokens are left out. `size` must be at least 3 x the token's bytes
+ * + 16; MUST. */
 size_t model_detokenizer_add(struct model_detokenizer *stream, uint32_t id, char *to, size_t size);
 /* What is held at the end of an answer, as U+FFFD. `size` must be at least 3; MUST. */
 size_t model_detokenizer_finish(struct model_detokenizer *stream, char *to, size_t size);

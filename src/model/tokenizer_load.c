@@ -176,7 +176,9 @@ static int pool_build(struct loader *l)
     struct model_tokenizer *t = l->t;
     uint64_t total = 0;
     for (uint32_t id = 0; id < t->vocab; id++) total += l->spellings[id].size;
-    if (total >= UINT32_MAX) return base_err_set(l->err, -EFBIG, "%s: vocabulary too big", l->where);
+    if (total >= UINT32_MAX) {
+        return base_err_set(l->err, -EFBIG, "%s: vocabulary too big", l->where);
+    }
     t->pool = malloc(total + 1);
     t->begins = malloc(((size_t)t->vocab + 1) * sizeof *t->begins);
     t->flags = calloc((size_t)t->vocab + 1, 1);
@@ -188,8 +190,8 @@ static int pool_build(struct loader *l)
         t->flags[id] = s->flags;
         if (!s->text) continue;
         int size = alphabet_decode(l, s->text, s->size, t->pool + at);
-        /* An added token stands for its text. It takes part in merges as well if the alphabet spells
-         * it the same way. */
+        /* An added token stands for its text. It takes part in merges as well if the alphabet
+         * spells it the same way. */
         bool same = size == (int)s->size && memcmp(t->pool + at, s->text, s->size) == 0;
         if (size < 0 || ((s->flags & MODEL_TOKEN_ADDED) && !same)) {
             memcpy(t->pool + at, s->text, s->size);
@@ -378,7 +380,8 @@ static bool is_absent(const struct port_json *value)
     return !value || port_json_type(value) == PORT_JSON_NULL;
 }
 
-/* A normalizer changes the text before it is cut; without one, text and tokens agree byte by byte. */
+/* A normalizer changes the text before it is cut; without one, text and tokens agree byte by
+ * byte. */
 static int normalizer_check(const struct loader *l, const struct port_json *normalizer)
 {
     if (is_absent(normalizer)) return 0;
@@ -402,8 +405,9 @@ static int model_option_check(const struct loader *l, const struct port_json *mo
     for (size_t i = 0; i < sizeof affixes / sizeof affixes[0]; i++) {
         const char *text = port_json_text(port_json_get(model, affixes[i]), NULL);
         if (text && text[0]) {
-            return base_err_set(l->err, BASE_EVERSION, "%s: model.%s is '%s'; only none is supported",
-                                l->where, affixes[i], model_show(text).text);
+            return base_err_set(l->err, BASE_EVERSION,
+                                "%s: model.%s is '%s'; only none is supported", l->where,
+                                affixes[i], model_show(text).text);
         }
     }
     const struct port_json *dropout = port_json_get(model, "dropout");

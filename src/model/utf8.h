@@ -1,5 +1,6 @@
-/* UTF-8 one character at a time, with the Unicode standard's "maximal subpart" rule for errors: what
- * Rust's from_utf8_lossy and the WHATWG decoder do. Private to src/model. Any thread, no state. */
+/* UTF-8 one character at a time, with the Unicode standard's "maximal subpart" rule for errors:
+ * what Rust's from_utf8_lossy and the WHATWG decoder do. Private to src/model. Any thread, no
+ * state. */
 #ifndef MODEL_UTF8_H
 #define MODEL_UTF8_H
 

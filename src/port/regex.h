@@ -20,7 +20,8 @@ int port_regex_match_create(struct port_regex_match **out);
 void port_regex_match_destroy(struct port_regex_match *match);
 
 /* Finds the first match at or after `from` in valid UTF-8 text. 1 with its range, 0 if none, or a
- * negative code (-E2BIG when the match limit was hit). The text must be valid UTF-8: not checked. */
+ * negative code (-E2BIG when the match limit was hit). The text must be valid UTF-8: not
+ * checked. */
 int port_regex_find(const struct port_regex *regex, struct port_regex_match *match,
                     const char *text, size_t size, size_t from, size_t *begin, size_t *end);
 

@@ -1,8 +1,8 @@
 /* What a fuzz target is: one function that eats any bytes, seeds to start from, words to mix in.
  *
- * A target is one file, fuzz_<name>.c, and one line in meson.build. With clang and -Dfuzz=true it is
- * linked with libFuzzer; else with driver.c, which runs a seeded loop of the same mutations for a
- * few seconds under `meson test`. Both read files given as arguments, so that what one found the
+ * A target is one file, fuzz_<name>.c, and one line in meson.build. With clang and -Dfuzz=true it
+ * is linked with libFuzzer; else with driver.c, which runs a seeded loop of the same mutations for
+ * a few seconds under `meson test`. Both read files given as arguments, so that what one found the
  * other repeats.
  *
  * The function must return 0 and hold nothing back. What it checks beyond not crashing it checks

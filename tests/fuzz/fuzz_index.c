@@ -1,8 +1,8 @@
 /* Any bytes as an expert index: refused with a sentence, or every record lies inside its files.
  *
- * The first byte chooses: even, the rest is the index; odd, the rest are changes to a good one, three
- * bytes each (place, new value). The frame (magic, size, checksum) is made right either way, since a
- * fuzzer cannot guess a checksum. */
+ * The first byte chooses: even, the rest is the index; odd, the rest are changes to a good one,
+ * three bytes each (place, new value). The frame (magic, size, checksum) is made right either way,
+ * since a fuzzer cannot guess a checksum. */
 #include <stdlib.h>
 #include <string.h>
 

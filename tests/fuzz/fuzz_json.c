@@ -8,7 +8,8 @@
 #include "tests/fuzz/fuzz.h"
 
 const char *const fuzz_words[] = {
-    "{", "}", "[", "]", "[[[[[[[[", "{\"a\":", "\"", "\\\"", "\\u0000", "\\ud800", "\\udc00", "null",
+    "{", "}", "[", "]", "[[[[[[[[", "{\"a\":", "\"", "\\\"", "\\u0000", "\\ud800", "\\udc00",
+    "null",
     "true", "false", "-", "1e308", "1e999", "9223372036854775807", "9223372036854775808", "0.1",
     "NaN", "\"a\":1,", "\"a\":1,\"a\":2", "\xff", "\xed\xa0\x80", "\xef\xbb\xbf", ",", ":", NULL,
 };
@@ -16,7 +17,8 @@ const char *const fuzz_words[] = {
 static const char *const seeds[] = {
     "{\"a\":1,\"b\":[true,false,null,-1.5e3],\"c\":{\"d\":\"text \\u00e9 \\n\"}}",
     "[]",
-    "{\"model\":{\"vocab\":{\"a\":0,\"b\":1},\"merges\":[\"a b\",[\"b\",\"c\"]]},\"added_tokens\":[]}",
+    "{\"model\":{\"vocab\":{\"a\":0,\"b\":1},\"merges\":[\"a b\",[\"b\",\"c\"]]},"
+    "\"added_tokens\":[]}",
     "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":true,\"temperature\":0.5}",
     "[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]",
 };

@@ -15,7 +15,8 @@
 #include "tests/fuzz/fuzz.h"
 
 const char *const fuzz_words[] = {
-    "\"dtype\":\"F8_E4M3\"", "\"BF16\"", "\"shape\":[", "\"data_offsets\":[0,4]", "\"__metadata__\":{",
+    "\"dtype\":\"F8_E4M3\"", "\"BF16\"", "\"shape\":[", "\"data_offsets\":[0,4]",
+    "\"__metadata__\":{",
     "\"a_scale_inv\":", "\"weight_map\":{", "\"x.safetensors\"", "\"../x\"", "18446744073709551615",
     "-1", ",", "{", "}", "]", NULL,
 };
@@ -23,9 +24,10 @@ const char *const fuzz_words[] = {
 /* A shard of two tensors, and an index that names the good shard. */
 size_t fuzz_seed(unsigned index, uint8_t *to, size_t room)
 {
-    static const char header[] = "{\"__metadata__\":{\"format\":\"pt\"},"
-                                 "\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},"
-                                 "\"b\":{\"dtype\":\"BF16\",\"shape\":[2,1],\"data_offsets\":[4,8]}}";
+    static const char header[] =
+        "{\"__metadata__\":{\"format\":\"pt\"},"
+        "\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},"
+        "\"b\":{\"dtype\":\"BF16\",\"shape\":[2,1],\"data_offsets\":[4,8]}}";
     static const char map[] = "{\"metadata\":{\"total_size\":4},"
                               "\"weight_map\":{\"a\":\"x.safetensors\"}}";
     MUST(room >= 1 + 8 + sizeof header + 8);

@@ -1,7 +1,8 @@
 /* Any bytes as a tokenizer.json, as the pattern of a split, or as a text.
  *
- * The first byte chooses: 0, the rest is a whole tokenizer.json; 1, a pattern, a NUL and a text; 2, a text for
- * a fixed tokenizer. Whatever loads must encode, and the tokens must give the (repaired) text back. */
+ * The first byte chooses: 0, the rest is a whole tokenizer.json; 1, a pattern, a NUL and a text; 2,
+ * a text for a fixed tokenizer. Whatever loads must encode, and the tokens must give the (repaired)
+ * text back. */
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,8 @@
 
 const char *const fuzz_words[] = {
     "\"model\":{", "\"vocab\":{", "\"merges\":[", "\"added_tokens\":[", "\"special\":true",
-    "\"pre_tokenizer\":", "\"Sequence\"", "\"Split\"", "\"Regex\":\"", "\"Isolated\"", "\"ByteLevel\"",
+    "\"pre_tokenizer\":", "\"Sequence\"", "\"Split\"", "\"Regex\":\"", "\"Isolated\"",
+    "\"ByteLevel\"",
     "\"id\":4294967295", "\"content\":\"\"", "\\p{L}", "(?!", "[^", "{1,3}", "\\s+", "|", "(a+)+$",
     "<x>", "<x>y", "\xc3\xa9", "\xf0\x9f\x98\x80", "\xff", "\r\n", "  ", NULL,
 };
@@ -71,10 +73,11 @@ static int tokenizer_make(struct model_tokenizer **t, const char *pattern, size_
 {
     struct base_buf json;
     base_buf_init(&json);
-    base_buf_puts(&json, "{\"added_tokens\":[{\"id\":400,\"content\":\"<x>\",\"special\":true},"
-                         "{\"id\":401,\"content\":\"<x>y\",\"special\":false}],\"pre_tokenizer\":"
-                         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":"
-                         "{\"Regex\":\"");
+    base_buf_puts(&json,
+                  "{\"added_tokens\":[{\"id\":400,\"content\":\"<x>\",\"special\":true},"
+                  "{\"id\":401,\"content\":\"<x>y\",\"special\":false}],\"pre_tokenizer\":"
+                  "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":"
+                  "{\"Regex\":\"");
     base_buf_json_escape(&json, pattern, size);
     base_buf_puts(&json, "\"},\"behavior\":\"MergedWithNext\",\"invert\":false},{\"type\":"
                          "\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true}]},");

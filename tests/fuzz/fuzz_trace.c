@@ -1,7 +1,8 @@
-/* Any bytes as a trace: read to the end or refused with a sentence; what comes out keeps its bounds.
+/* Any bytes as a trace: read to the end or refused with a sentence; what comes out keeps its
+ * bounds.
  *
- * The first byte chooses: 0 the bytes are the file; else they are the records of a good file, put into
- * one chunk whose checksum is right, since a fuzzer cannot guess a checksum. */
+ * The first byte chooses: 0 the bytes are the file; else they are the records of a good file, put
+ * into one chunk whose checksum is right, since a fuzzer cannot guess a checksum. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,10 +14,12 @@
 
 enum { LAYERS = 3, EXPERTS = 11, TOP_K = 2 };
 
-const char *const fuzz_words[] = { PRED_TRACE_MAGIC, "TCHK", "\x02\x04", "\x03\x02", "\x0c\x01", NULL };
+const char *const fuzz_words[] = {
+    PRED_TRACE_MAGIC, "TCHK", "\x02\x04", "\x03\x02", "\x0c\x01", NULL,
+};
 
-/* Records of a good trace: acquire, short release, hint, setting, restore, forget, a step of one token
- * with its routing, a sparse one of two, a gap, the end. Ids have 4 bits. */
+/* Records of a good trace: acquire, short release, hint, setting, restore, forget, a step of one
+ * token with its routing, a sparse one of two, a gap, the end. Ids have 4 bits. */
 static const uint8_t good_records[] = {
     1,
     2, 5, 1, 0, 2, 2, 0x53,

@@ -27,9 +27,12 @@ static const struct base_option table[] = { SAMPLE_OPTIONS(BASE_OPTION_ROW) };
 
 const char *const fuzz_words[] = {
     "tiers:\n", "  dram:\n", "    capacity: ", "pin: on\n", "io:\n", "  depth: ", "latency: 1ms\n",
-    "share: 25%\n", "name: ", "paths: [", "]", "{", "}", "- ", ": ", "\n", "  ", "&a ", "*a", "!!str ",
-    "---\n", "...\n", "%YAML 1.2\n", "? ", "| \n", "> \n", "\"", "'", "\\0", "\\x00", "16G", "16GiB",
-    "~", "null", "<<: ", "#", "\t", "\xff", "\xe2\x80\xa8", "\xef\xbb\xbf", "tiers.dram.pin: ", NULL,
+    "share: 25%\n", "name: ", "paths: [", "]", "{", "}", "- ", ": ", "\n", "  ", "&a ", "*a",
+    "!!str ",
+    "---\n", "...\n", "%YAML 1.2\n", "? ", "| \n", "> \n", "\"", "'", "\\0", "\\x00", "16G",
+    "16GiB",
+    "~", "null", "<<: ", "#", "\t", "\xff", "\xe2\x80\xa8", "\xef\xbb\xbf",
+    "tiers.dram.pin: ", NULL,
 };
 
 static const char *const seeds[] = {

@@ -13,9 +13,9 @@ enum { TOKENS_MAX = 128 };
 
 /* Largest difference allowed, as a share of the range of a row of logits. */
 static const double f32_bound = 2e-4;
-/* With bf16 KV each cached number is off by up to 2^-9 of itself. A token whose choice of experts was
- * close may then choose another one, and its row jumps; so the bound is on the median row, and on how
- * many rows may lie beyond ten times as much. */
+/* With bf16 KV each cached number is off by up to 2^-9 of itself. A token whose choice of experts
+ * was close may then choose another one, and its row jumps; so the bound is on the median row, and
+ * on how many rows may lie beyond ten times as much. */
 static const double bf16_median_bound = 5e-3;
 static const uint32_t bf16_jumps_max_percent = 10;
 
@@ -50,7 +50,8 @@ static void load(struct golden *golden, const char *name)
     struct port_json *root;
     struct base_err err = { 0 };
     const char *source = getenv("EXPERTIER_SOURCE");
-    snprintf(golden->folder, sizeof golden->folder, "%s/tests/golden/%s", source ? source : ".", name);
+    snprintf(golden->folder, sizeof golden->folder, "%s/tests/golden/%s", source ? source : ".",
+             name);
     snprintf(path, sizeof path, "%s/golden.json", golden->folder);
     int rc = port_json_load(&root, path, 1 << 20, &err);
     ck_assert_msg(rc == 0, "%s", err.text);
@@ -113,7 +114,8 @@ START_TEST(gives_what_transformers_gives)
     run_open(&run, golden.folder, settings);
     run.keep_rows = true;
     load_rows(&golden, run.stack.shape.vocab);
-    struct run_answer *answer = run_greedy(&run, golden.prompt, golden.prompt_count, golden.greedy_count);
+    struct run_answer *answer =
+        run_greedy(&run, golden.prompt, golden.prompt_count, golden.greedy_count);
     run_finish(&run);
     double differences[TOKENS_MAX];
     compare(&golden, answer, run.stack.shape.vocab, differences);
@@ -141,7 +143,8 @@ START_TEST(stays_near_with_bf16_kv)
     load_rows(&golden, run.stack.shape.vocab);
     memcpy(tokens, golden.prompt, golden.prompt_count * sizeof *tokens);
     memcpy(tokens + golden.prompt_count, golden.greedy, golden.greedy_count * sizeof *tokens);
-    struct run_answer *answer = run_greedy(&run, tokens, golden.prompt_count + golden.greedy_count - 1, 1);
+    struct run_answer *answer =
+        run_greedy(&run, tokens, golden.prompt_count + golden.greedy_count - 1, 1);
     run_finish(&run);
     double differences[TOKENS_MAX];
     compare(&golden, answer, run.stack.shape.vocab, differences);
@@ -150,7 +153,8 @@ START_TEST(stays_near_with_bf16_kv)
     for (uint32_t i = 0; i < golden.position_count; i++) {
         jumps += differences[i] > 10 * bf16_median_bound;
     }
-    printf("%-22s bf16 kv: median difference %.1e of the logits' range, largest %.1e, %u of %u rows jump\n",
+    printf("%-22s bf16 kv: median difference %.1e of the logits' range, largest %.1e, %u of %u "
+           "rows jump\n",
            cases[_i], median, differences[golden.position_count - 1], jumps, golden.position_count);
     ck_assert_double_gt(median, 0.0);
     ck_assert_double_lt(median, bf16_median_bound);

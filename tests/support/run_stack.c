@@ -55,7 +55,8 @@ static void on_piece(void *context, const struct eng_piece *piece)
     answer->pieces++;
     ck_assert_msg(answer->finish == ENG_RUNNING, "a piece came after the end");
     if (piece->token >= 0) {
-        answer->tokens = realloc(answer->tokens, (answer->token_count + 1) * sizeof *answer->tokens);
+        answer->tokens =
+            realloc(answer->tokens, (answer->token_count + 1) * sizeof *answer->tokens);
         answer->tokens[answer->token_count++] = (uint32_t)piece->token;
     }
     answer->text = realloc(answer->text, answer->text_size + piece->size + 1);
@@ -64,7 +65,9 @@ static void on_piece(void *context, const struct eng_piece *piece)
     answer->text[answer->text_size] = '\0';
     answer->finish = piece->finish;
     answer->error_code = piece->error_code;
-    if (piece->finish == ENG_FAILED) snprintf(answer->error, sizeof answer->error, "%s", piece->error);
+    if (piece->finish == ENG_FAILED) {
+        snprintf(answer->error, sizeof answer->error, "%s", piece->error);
+    }
     if (answer->cancel_after == answer->pieces) eng_cancel(answer->run->stack.engine, answer->id);
 }
 

@@ -1,7 +1,7 @@
 /* Runs the whole stack for a test and remembers what it said: tokens, text, every logits row.
  *
- * Failures end the test with the sentence that the stack gave. Indexes are made in a folder of their
- * own, so that model folders stay as they are.
+ * Failures end the test with the sentence that the stack gave. Indexes are made in a folder of
+ * their own, so that model folders stay as they are.
  */
 #ifndef TESTS_SUPPORT_RUN_STACK_H
 #define TESTS_SUPPORT_RUN_STACK_H

@@ -1,4 +1,5 @@
-/* A buffer holds what was appended, keeps its first error, and escapes any bytes into valid JSON. */
+/* A buffer holds what was appended, keeps its first error, and escapes any bytes into valid
+ * JSON. */
 #include <check.h>
 #include <errno.h>
 #include <stdio.h>

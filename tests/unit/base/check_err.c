@@ -1,4 +1,5 @@
-/* Errors keep the first sentence, prefixes keep its code, and long sentences are cut, not spilled. */
+/* Errors keep the first sentence, prefixes keep its code, and long sentences are cut, not
+ * spilled. */
 #include <check.h>
 #include <errno.h>
 #include <stdlib.h>

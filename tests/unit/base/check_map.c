@@ -1,4 +1,5 @@
-/* The map agrees with a plain list over random puts, gets and removes, dense keys and full tables. */
+/* The map agrees with a plain list over random puts, gets and removes, dense keys and full
+ * tables. */
 #include <check.h>
 #include <stdlib.h>
 

@@ -1,4 +1,5 @@
-/* Option tables: defaults, limits, sentences for wrong values, and values that print and read back. */
+/* Option tables: defaults, limits, sentences for wrong values, and values that print and read
+ * back. */
 #include <check.h>
 #include <errno.h>
 #include <stdio.h>
@@ -138,7 +139,8 @@ START_TEST(giant_texts_are_refused_not_cut)
     memset(pair + 10, 'x', 256);
     pair[266] = '\0';
     ck_assert_int_eq(base_option_set_pair(groups, 2, pair, &err), -EINVAL);
-    ck_assert_str_eq(err.text, "--set: room.name: the text is 256 bytes long; at most 255 are kept");
+    ck_assert_str_eq(err.text,
+                     "--set: room.name: the text is 256 bytes long; at most 255 are kept");
     pair[265] = '\0';
     ck_assert_int_eq(base_option_set_pair(groups, 2, pair, NULL), 0);
     memset(pair, 'k', 300);

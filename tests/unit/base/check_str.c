@@ -1,4 +1,5 @@
-/* Sizes, times, shares and numbers are read exactly or refused; what is printed fits and is true. */
+/* Sizes, times, shares and numbers are read exactly or refused; what is printed fits and is
+ * true. */
 #include <check.h>
 #include <errno.h>
 #include <stdlib.h>

@@ -19,7 +19,8 @@ static struct dev *make(int kind, const struct dev_config *config)
     struct base_err err = { 0 };
     base_clock_virtual_init(&virtual_clock, 1000);
     struct base_clock *clock = kind == 2 ? &virtual_clock.clock : base_clock_real();
-    ck_assert_msg(dev_create(&dev, dev_find(names[kind]), config, clock, &err) == 0, "%s", err.text);
+    ck_assert_msg(dev_create(&dev, dev_find(names[kind]), config, clock, &err) == 0, "%s",
+                  err.text);
     return dev;
 }
 

@@ -1,5 +1,6 @@
-/* Same bits: every logit of a generation of 200 tokens is the same whatever the size of the DRAM tier,
- * the way of reading, the number of threads, the op set, the cut of the prompt and the neighbours. */
+/* Same bits: every logit of a generation of 200 tokens is the same whatever the size of the DRAM
+ * tier, the way of reading, the number of threads, the op set, the cut of the prompt and the
+ * neighbours. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,13 +20,19 @@ struct variant {
 static const char *const text = "The kernel is the part of the system that";
 
 /* A request like no other: sampled, so that one wrong bit leads to another text. */
-static struct run_answer *submit(struct run *run, const char *prompt, uint64_t seed, uint32_t tokens)
+static struct run_answer *submit(struct run *run, const char *prompt, uint64_t seed,
+                                 uint32_t tokens)
 {
     uint32_t count;
     uint32_t *ids = run_encode(run, prompt, &count);
-    struct eng_request request = { .prompt = ids, .prompt_tokens = count, .max_tokens = tokens,
-                                   .sampling = { .temperature = 0.8f, .top_p = 0.95f, .seed = seed },
-                                   .ignore_eos = true, .prompt_logits = true };
+    struct eng_request request = {
+        .prompt = ids,
+        .prompt_tokens = count,
+        .max_tokens = tokens,
+        .sampling = { .temperature = 0.8f, .top_p = 0.95f, .seed = seed },
+        .ignore_eos = true,
+        .prompt_logits = true
+    };
     struct run_answer *answer = run_submit(run, &request);
     free(ids);
     return answer;
@@ -77,8 +84,8 @@ static bool backend_works(const char *name)
     return true;
 }
 
-/* Sizes x backends, each with two of the four (threads, neighbours), so that every pair of values of any
- * two settings meets. */
+/* Sizes x backends, each with two of the four (threads, neighbours), so that every pair of values
+ * of any two settings meets. */
 START_TEST(tiers_and_backends_do_not_show)
 {
     static const char *const sizes[] = { "9.375%", "25%", "100%" };
@@ -91,10 +98,12 @@ START_TEST(tiers_and_backends_do_not_show)
     snprintf(reader, sizeof reader, "io.backend=%s", backends[backend]);
     snprintf(crew, sizeof crew, "engine.threads=%d", threads);
     snprintf(seed, sizeof seed, "io.sim_seed=%d", 100 + _i);
-    struct variant variant = { { capacity, reader, crew, seed, "io.sim_latency=2us", NULL }, neighbours };
+    struct variant variant = { { capacity, reader, crew, seed, "io.sim_latency=2us", NULL },
+                               neighbours };
     uint64_t hash = hash_of(&variant);
-    ck_assert_msg(hash == plain_hash(), "%s %s %s %s: other bits than alone with everything in memory",
-                  capacity, reader, crew, neighbours ? "beside others" : "alone");
+    ck_assert_msg(hash == plain_hash(),
+                  "%s %s %s %s: other bits than alone with everything in memory", capacity, reader,
+                  crew, neighbours ? "beside others" : "alone");
 }
 END_TEST
 
@@ -110,7 +119,8 @@ START_TEST(cuts_and_op_sets_do_not_show)
         /* Too few KV blocks for all four: some are sent back and computed again. */
         { { "kv.capacity=2MiB", "tiers.dram.capacity=25%", NULL }, true },
     };
-    ck_assert_msg(hash_of(&variants[_i]) == plain_hash(), "%s: other bits", variants[_i].settings[0]);
+    ck_assert_msg(hash_of(&variants[_i]) == plain_hash(), "%s: other bits",
+                  variants[_i].settings[0]);
 }
 END_TEST
 

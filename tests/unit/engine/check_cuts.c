@@ -31,7 +31,8 @@ static int by_id(const void *a, const void *b)
 }
 
 /* What the words of sampler.h say, done slowly. `*slack`: how near the draw came to a border. */
-static uint32_t plain_sample(const struct eng_sampling *s, double target, uint32_t vocab, double *slack)
+static uint32_t plain_sample(const struct eng_sampling *s, double target, uint32_t vocab,
+                             double *slack)
 {
     static struct plain all[VOCAB_MAX];
     double sum = 0.0, kept = 0.0, passed = 0.0;
@@ -41,7 +42,8 @@ static uint32_t plain_sample(const struct eng_sampling *s, double target, uint32
     qsort(all, vocab, sizeof *all, strongest_first);
     uint32_t most = s->top_k > 0 && s->top_k < vocab ? s->top_k : vocab, count = 0;
     for (uint32_t i = 0; i < most; i++) {
-        all[i].p = exp(((double)logits[all[i].id] - (double)logits[all[0].id]) / (double)s->temperature);
+        all[i].p =
+            exp(((double)logits[all[i].id] - (double)logits[all[0].id]) / (double)s->temperature);
         sum += all[i].p;
     }
     *slack = 1.0;
@@ -63,7 +65,8 @@ static uint32_t plain_sample(const struct eng_sampling *s, double target, uint32
     return chosen;
 }
 
-static int64_t sample(const struct eng_sampling *s, struct base_rng *rng, uint32_t vocab, float *logprob)
+static int64_t sample(const struct eng_sampling *s, struct base_rng *rng, uint32_t vocab,
+                      float *logprob)
 {
     return eng_sample(s, rng, logits, vocab, room, logprob);
 }
@@ -127,8 +130,9 @@ START_TEST(cuts_agree_with_a_plain_sort)
         /* Where rounding decides, either answer is right. */
         if (slack < 1e-9) continue;
         checked++;
-        ck_assert_msg(token == want, "seed %u: token %d, a plain sort says %u (vocab %u, t %g, p %g, k %u)",
-                      seed, (int)token, want, vocab, (double)s.temperature, (double)s.top_p, s.top_k);
+        ck_assert_msg(token == want,
+                      "seed %u: token %d, a plain sort says %u (vocab %u, t %g, p %g, k %u)", seed,
+                      (int)token, want, vocab, (double)s.temperature, (double)s.top_p, s.top_k);
     }
     ck_assert_uint_gt(checked, 3500);
 }

@@ -1,5 +1,5 @@
-/* Reads that fail for good: an expert that is given up fails the requests whose tokens need it, with its
- * name, and the others get what they would have got. */
+/* Reads that fail for good: an expert that is given up fails the requests whose tokens need it,
+ * with its name, and the others get what they would have got. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,8 +9,10 @@
 
 static struct run run;
 
-static const char *const texts[] = { "In the beginning God created", "#include <stdio.h>\n\nint main(void)\n{",
-                                     "Pour installer le paquet, il faut", "The kernel is the part" };
+static const char *const texts[] = { "In the beginning God created",
+                                     "#include <stdio.h>\n\nint main(void)\n{",
+                                     "Pour installer le paquet, il faut",
+                                     "The kernel is the part" };
 enum { TEXTS = sizeof texts / sizeof texts[0] };
 
 static struct run_answer *ask(const char *text, uint32_t max_tokens)
@@ -40,7 +42,8 @@ static void keep_routes(struct run *of, const struct eng_step_record *record)
         if (position + 1 > computed[request]) computed[request] = position + 1;
         for (uint32_t l = 0; l < LAYERS; l++) {
             memcpy(needed[request][position][l],
-                   record->expert_ids + ((size_t)l * record->token_count + i) * TOP_K, sizeof needed[0][0][0]);
+                   record->expert_ids + ((size_t)l * record->token_count + i) * TOP_K,
+                   sizeof needed[0][0][0]);
         }
     }
 }
@@ -114,7 +117,8 @@ START_TEST(a_lost_expert_fails_those_who_need_it)
             if (answer->finish == ENG_LENGTH) {
                 whole++;
                 ck_assert_uint_eq(answer->token_count, ANSWER);
-                ck_assert_msg(!needs_lost(i), "seed %d: request %u went on without an expert", seed, i);
+                ck_assert_msg(!needs_lost(i), "seed %d: request %u went on without an expert", seed,
+                              i);
                 continue;
             }
             failed++;
@@ -124,8 +128,8 @@ START_TEST(a_lost_expert_fails_those_who_need_it)
             for (uint32_t p = 0; p < computed[i]; p++) {
                 named |= needs_named(i, p, answer->error);
             }
-            ck_assert_msg(named, "seed %d: request %u needs none that its sentence names: %s", seed, i,
-                          answer->error);
+            ck_assert_msg(named, "seed %d: request %u needs none that its sentence names: %s", seed,
+                          i, answer->error);
         }
         struct eng_metrics metrics;
         eng_snapshot(run.stack.engine, &metrics);

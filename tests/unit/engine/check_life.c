@@ -1,5 +1,5 @@
-/* The life of a request on the shipped model: how it ends, what is refused, and that a cancelled one
- * leaves nothing behind. */
+/* The life of a request on the shipped model: how it ends, what is refused, and that a cancelled
+ * one leaves nothing behind. */
 #include <check.h>
 #include <errno.h>
 #include <stdio.h>
@@ -50,7 +50,9 @@ static void assert_empty(void)
 
 static struct eng_request greedy(uint32_t max_tokens)
 {
-    return (struct eng_request){ .prompt = prompt, .prompt_tokens = prompt_tokens, .max_tokens = max_tokens,
+    return (struct eng_request){ .prompt = prompt,
+                                 .prompt_tokens = prompt_tokens,
+                                 .max_tokens = max_tokens,
                                  .sampling = { .top_p = 1.0f } };
 }
 
@@ -125,7 +127,7 @@ START_TEST(a_stop_string_ends_it)
 }
 END_TEST
 
-/* ----------------------------------------------------------------------------------- refusals -- */
+/* -------------------------------------------------------------------------------- refusals -- */
 
 START_TEST(a_full_queue_is_refused)
 {
@@ -153,7 +155,7 @@ START_TEST(a_full_queue_is_refused)
 }
 END_TEST
 
-/* ------------------------------------------------------------------------------------- cancel -- */
+/* ---------------------------------------------------------------------------------- cancel -- */
 
 START_TEST(cancel_frees_everything_at_any_time)
 {

@@ -1,5 +1,5 @@
-/* Opening refuses, with a sentence, dense weights that are missing, misshapen or damaged, settings that
- * cannot take effect, and folders it cannot write an index to. */
+/* Opening refuses, with a sentence, dense weights that are missing, misshapen or damaged, settings
+ * that cannot take effect, and folders it cannot write an index to. */
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -92,8 +92,8 @@ static void refused(int code, const char *what, const char *why)
     struct base_err err = { 0 };
     int rc = load(&err);
     ck_assert_int_eq(rc, code);
-    ck_assert_msg(strstr(err.text, what) && strstr(err.text, why), "'%s' does not say '%s' and '%s'", err.text,
-                  what, why);
+    ck_assert_msg(strstr(err.text, what) && strstr(err.text, why),
+                  "'%s' does not say '%s' and '%s'", err.text, what, why);
 }
 
 START_TEST(good_weights_load)
@@ -107,9 +107,12 @@ START_TEST(a_missing_tensor_is_named)
 {
     static const char *const names[][2] = {
         { "model.norm.weight", "model.morn.weight" },
-        { "model.layers.2.self_attn.kv_b_proj.weight\"", "model.layers.2.self_attn.kv_c_proj.weight\"" },
-        { "model.layers.1.mlp.gate.e_score_correction_bias", "model.layers.1.mlp.gate.e_score_correction_bios" },
-        { "model.layers.0.mlp.up_proj.weight_scale_inv", "model.layers.0.mlp.up_proj.weight_scale_inw" },
+        { "model.layers.2.self_attn.kv_b_proj.weight\"",
+          "model.layers.2.self_attn.kv_c_proj.weight\"" },
+        { "model.layers.1.mlp.gate.e_score_correction_bias",
+          "model.layers.1.mlp.gate.e_score_correction_bios" },
+        { "model.layers.0.mlp.up_proj.weight_scale_inv",
+          "model.layers.0.mlp.up_proj.weight_scale_inw" },
     };
     char name[80];
     patch_header(names[_i][0], names[_i][1]);
@@ -159,8 +162,12 @@ START_TEST(settings_that_cannot_work_are_refused)
         const char *says;
     } rows[] = {
         { { "scheduler.max_model_len=5000" }, BASE_ECONFIG, "4096 positions" },
-        { { "scheduler.max_model_len=4096", "kv.blocks_per_sequence_max=10" }, BASE_ECONFIG, "160 tokens" },
-        { { "scheduler.max_num_seqs=64", "scheduler.max_num_batched_tokens=64" }, BASE_ECONFIG, "must be larger" },
+        { { "scheduler.max_model_len=4096", "kv.blocks_per_sequence_max=10" },
+          BASE_ECONFIG,
+          "160 tokens" },
+        { { "scheduler.max_num_seqs=64", "scheduler.max_num_batched_tokens=64" },
+          BASE_ECONFIG,
+          "must be larger" },
         { { "kv.capacity=1KiB" }, BASE_EBUDGET, "not even one block" },
         { { "kv.capacity=lots" }, BASE_ECONFIG, "neither a size" },
         { { "scheduler.max_model_len=1" }, BASE_ECONFIG, "no room for an answer" },
@@ -184,8 +191,9 @@ START_TEST(the_footprint_is_what_open_takes)
     struct base_err err = { 0 };
     struct eng_footprint footprint;
     run_open(&run, run_pebble(), NULL);
-    ck_assert_int_eq(eng_footprint(&run.stack.config.engine, &run.stack.shape, run.stack.files, &footprint,
-                                   &err), 0);
+    ck_assert_int_eq(eng_footprint(&run.stack.config.engine, &run.stack.shape, run.stack.files,
+                                   &footprint, &err),
+                     0);
     struct eng_metrics metrics;
     eng_snapshot(run.stack.engine, &metrics);
     /* 7 layers x (64 + 16) numbers x 4 bytes a token, 8 sequences of 4096 tokens. */
@@ -196,11 +204,13 @@ START_TEST(the_footprint_is_what_open_takes)
     char *text = NULL;
     size_t size = 0;
     FILE *to = open_memstream(&text, &size);
-    struct eng_stack_args args = { .model_dir = run_pebble(), .config = &run.stack.config, .quiet = true };
+    struct eng_stack_args args = { .model_dir = run_pebble(),
+                                   .config = &run.stack.config,
+                                   .quiet = true };
     ck_assert_msg(eng_stack_print_footprint(&args, to, &err) == 0, "%s", err.text);
     fclose(to);
-    static const char *const rows[] = { "dense weights", "kv cache", "activations", "dram slots", "tables",
-                                        "sum" };
+    static const char *const rows[] = { "dense weights", "kv cache", "activations",
+                                        "dram slots",    "tables",   "sum" };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         ck_assert_msg(strstr(text, rows[i]) != NULL, "no row '%s' in:\n%s", rows[i], text);
     }

@@ -15,7 +15,8 @@ enum { POSITIONS_MAX = 128, EXPERTS_ACTIVE = 6 };
 static const double bound = 2e-4;
 
 static struct port_json *reference;
-static uint32_t first_layer[POSITIONS_MAX][EXPERTS_ACTIVE], last_layer[POSITIONS_MAX][EXPERTS_ACTIVE];
+static uint32_t first_layer[POSITIONS_MAX][EXPERTS_ACTIVE],
+    last_layer[POSITIONS_MAX][EXPERTS_ACTIVE];
 
 static void load_reference(void)
 {
@@ -46,7 +47,8 @@ static void keep_experts(struct run *run, const struct eng_step_record *record)
         uint32_t position = record->positions[i];
         ck_assert_uint_lt(position, POSITIONS_MAX);
         size_t last = (size_t)(record->moe_layers - 1) * record->token_count;
-        memcpy(first_layer[position], record->expert_ids + i * EXPERTS_ACTIVE, sizeof first_layer[0]);
+        memcpy(first_layer[position], record->expert_ids + i * EXPERTS_ACTIVE,
+               sizeof first_layer[0]);
         memcpy(last_layer[position], record->expert_ids + (last + i) * EXPERTS_ACTIVE,
                sizeof last_layer[0]);
         qsort(first_layer[position], EXPERTS_ACTIVE, sizeof(uint32_t), ascending);
@@ -116,7 +118,8 @@ START_TEST(follows_the_reference)
     run.keep_rows = true;
     run.step_end = keep_experts;
 
-    uint32_t *encoded = run_encode(&run, port_json_text(port_json_get(one, "prompt"), NULL), &encoded_count);
+    uint32_t *encoded =
+        run_encode(&run, port_json_text(port_json_get(one, "prompt"), NULL), &encoded_count);
     ck_assert_uint_eq(encoded_count, prompt_count);
     ck_assert_mem_eq(encoded, prompt, prompt_count * sizeof *prompt);
     free(encoded);

@@ -1,5 +1,6 @@
-/* The life of requests: they share the batch, leave it, run out of memory or fail alone, and whatever
- * becomes of one, the others get what they would have got without it and all blocks come back. */
+/* The life of requests: they share the batch, leave it, run out of memory or fail alone, and
+ * whatever becomes of one, the others get what they would have got without it and all blocks come
+ * back. */
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -55,7 +56,8 @@ START_TEST(a_cancelled_request_frees_its_place)
     struct run_answer *alone = ask(&run, 0, TOKENS);
     run_finish(&run);
 
-    struct run_answer *stays = ask(&run, 0, TOKENS), *leaves = ask(&run, 1, 400), *inside = ask(&run, 2, 400);
+    struct run_answer *stays = ask(&run, 0, TOKENS), *leaves = ask(&run, 1, 400),
+                      *inside = ask(&run, 2, 400);
     inside->cancel_after = 5;
     for (int i = 0; i < 12; i++) {
         ck_assert_int_gt(eng_step(run.stack.engine), 0);
@@ -139,8 +141,8 @@ START_TEST(bad_requests_get_a_sentence)
     const struct eng_request ok = { .prompt = &good, .prompt_tokens = 1, .max_tokens = 4,
                                     .sampling = { .top_p = 1.0f } };
     struct eng_request requests[10];
-    const char *says[] = { "empty", "4096", "0 to 4095", "max_tokens", "temperature", "top_p", "top_p",
-                           "stop strings", "stop string 0", "KV blocks" };
+    const char *says[] = { "empty", "4096",  "0 to 4095",    "max_tokens",    "temperature",
+                           "top_p", "top_p", "stop strings", "stop string 0", "KV blocks" };
     for (int i = 0; i < 10; i++) {
         requests[i] = ok;
     }
@@ -161,8 +163,8 @@ START_TEST(bad_requests_get_a_sentence)
     for (int i = 0; i < 10; i++) {
         struct base_err err = { 0 };
         ck_assert_int_eq(eng_submit(run.stack.engine, &requests[i], &err), -EINVAL);
-        ck_assert_msg(strstr(err.text, says[i]) != NULL, "request %d: '%s' does not say '%s'", i, err.text,
-                      says[i]);
+        ck_assert_msg(strstr(err.text, says[i]) != NULL, "request %d: '%s' does not say '%s'", i,
+                      err.text, says[i]);
     }
     ck_assert_int_eq(eng_step(run.stack.engine), 0);
     all_is_free(&run);
@@ -172,7 +174,8 @@ END_TEST
 
 /* ------------------------------------------------------------------------- failing experts -- */
 
-/* Which experts which of two requests used, and when first: 0 = never, 1 = prompt, 2 = generation. */
+/* Which experts which of two requests used, and when first: 0 = never, 1 = prompt, 2 =
+ * generation. */
 struct usage {
     uint64_t ids[2];
     uint8_t first[2][MOE_LAYERS_MAX][EXPERTS_MAX];
@@ -184,7 +187,8 @@ static void note_usage(struct run *run, const struct eng_step_record *record)
     for (uint32_t l = 0; l < record->moe_layers; l++) {
         for (uint32_t i = 0; i < record->token_count; i++) {
             int who = record->seqs[i] == usage->ids[1];
-            const uint32_t *ids = record->expert_ids + ((size_t)l * record->token_count + i) * record->top_k;
+            const uint32_t *ids =
+                record->expert_ids + ((size_t)l * record->token_count + i) * record->top_k;
             for (uint32_t k = 0; k < record->top_k; k++) {
                 uint8_t *first = &usage->first[who][l][ids[k]];
                 if (*first == 0) *first = record->phases[i] == TIER_PREFILL ? 1 : 2;

@@ -1,4 +1,5 @@
-/* The sampler takes the best, draws by probability, and keeps to top-k and top-p, for random logits. */
+/* The sampler takes the best, draws by probability, and keeps to top-k and top-p, for random
+ * logits. */
 #include <check.h>
 #include <errno.h>
 #include <math.h>
@@ -96,7 +97,8 @@ START_TEST(draws_follow_the_probabilities)
     for (uint32_t i = 0; i < VOCAB; i++) {
         double tolerance = 5.0 * sqrt(p[i] * (1.0 - p[i]) / DRAWS) + 1e-9;
         ck_assert_msg(fabs((double)hits[i] / DRAWS - p[i]) <= tolerance,
-                      "kind %d token %u: drawn %u of %d, expected a share of %g", _i, i, hits[i], DRAWS, p[i]);
+                      "kind %d token %u: drawn %u of %d, expected a share of %g", _i, i, hits[i],
+                      DRAWS, p[i]);
     }
 }
 END_TEST

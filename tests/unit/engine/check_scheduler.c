@@ -104,7 +104,8 @@ static void add_request(struct game *g)
     uint32_t prompt_tokens = 1 + (uint32_t)base_rng_below(&g->rng, most - 1);
     struct eng_request request = { .prompt = prompt, .prompt_tokens = prompt_tokens,
                                    .max_tokens = 1 + (uint32_t)base_rng_below(&g->rng, 40) };
-    g->wanted[id] = request.max_tokens < most - prompt_tokens ? request.max_tokens : most - prompt_tokens;
+    g->wanted[id] =
+        request.max_tokens < most - prompt_tokens ? request.max_tokens : most - prompt_tokens;
     struct eng_seq *seq = eng_seq_create(&request, id, tokenizer, &g->limits);
     HOLDS(seq != NULL);
     eng_scheduler_add(&g->scheduler, seq);
@@ -135,7 +136,8 @@ static void check_blocks(const struct game *g)
     }
 }
 
-/* Arrival decides who is let in first; afterwards running requests are in the order of admission. */
+/* Arrival decides who is let in first; afterwards running requests are in the order of
+ * admission. */
 static void check_admission(struct game *g, uint32_t free_before, uint32_t running_before)
 {
     for (const struct eng_seq *seq = g->scheduler.running; seq; seq = seq->next) {
@@ -170,7 +172,8 @@ static void check_batch(const struct game *g, const struct eng_batch *batch)
     HOLDS(batch->count - batch->decode_count <= config->chunk_tokens_max);
     for (uint32_t m = 0; m < batch->member_count; m++) {
         const struct eng_seq *seq = batch->members[m];
-        for (uint32_t at = seq->computed; row < batch->count && batch->row_member[row] == m; row++, at++) {
+        for (uint32_t at = seq->computed; row < batch->count && batch->row_member[row] == m;
+             row++, at++) {
             HOLDS(batch->positions[row] == at);
             HOLDS(batch->tokens[row] == seq->tokens[at]);
             HOLDS(batch->seqs[row] == seq->id);
@@ -277,8 +280,11 @@ START_TEST(the_end_frees_what_is_left)
     static struct game game;
     game = (struct game){ .seed = 1 };
     base_rng_init(&game.rng, 1);
-    struct eng_scheduler_config config = { .seqs_max = 2, .chunk_tokens_max = 8, .batch_tokens_max = 20 };
-    game.limits = (struct eng_seq_limits){ .tokens_max = 40, .blocks_max = 10, .token_bytes_max = 64 };
+    struct eng_scheduler_config config = { .seqs_max = 2,
+                                           .chunk_tokens_max = 8,
+                                           .batch_tokens_max = 20 };
+    game.limits =
+        (struct eng_seq_limits){ .tokens_max = 40, .blocks_max = 10, .token_bytes_max = 64 };
     ck_assert_int_eq(eng_kv_init(&game.kv, 1, 4, BLOCK_TOKENS, true, 20, 10), 0);
     ck_assert_int_eq(eng_scheduler_init(&game.scheduler, &config, &game.kv), 0);
     for (int i = 0; i < 5; i++) {

@@ -1,5 +1,5 @@
-/* A sequence tells its text whole: no part of a stop string leaks, no character is cut, and the pieces
- * put together are the text up to the stop. */
+/* A sequence tells its text whole: no part of a stop string leaks, no character is cut, and the
+ * pieces put together are the text up to the stop. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +12,9 @@
 enum { TEXT_MAX = 4096 };
 
 static struct model_tokenizer *tokenizer;
-static const struct eng_seq_limits limits = { .tokens_max = 512, .blocks_max = 32, .token_bytes_max = 64 };
+static const struct eng_seq_limits limits = { .tokens_max = 512,
+                                              .blocks_max = 32,
+                                              .token_bytes_max = 64 };
 
 struct told {
     char text[TEXT_MAX];
@@ -86,7 +88,9 @@ START_TEST(stops_cut_the_text_exactly)
         { "x<|end|>y", { "<|end|>" }, "x" },
         { "x<|en y", { "<|end|>" }, "x<|en y" },
         { "abcabcabd tail", { "abcabd" }, "abc" },
-        { "\xe7\xb3\xbb\xe7\xbb\x9f\xe7\xae\xa1\xe7\x90\x86", { "\xe7\xae\xa1" }, "\xe7\xb3\xbb\xe7\xbb\x9f" },
+        { "\xe7\xb3\xbb\xe7\xbb\x9f\xe7\xae\xa1\xe7\x90\x86",
+          { "\xe7\xae\xa1" },
+          "\xe7\xb3\xbb\xe7\xbb\x9f" },
     };
     struct told told;
     uint32_t stop_count = 0;
@@ -128,7 +132,8 @@ START_TEST(random_stops_never_leak)
         struct told told;
         say(text, list, 3, 400, true, &told);
         /* Of two that overlap the one that is whole first ends the answer, so more may be told. */
-        ck_assert_msg(strncmp(text, told.text, told.size) == 0, "seed %d: not the text's beginning", _i);
+        ck_assert_msg(strncmp(text, told.text, told.size) == 0, "seed %d: not the text's beginning",
+                      _i);
         ck_assert_msg(told.size >= first, "seed %d: cut before the first stop", _i);
         for (int s = 0; s < 3; s++) {
             ck_assert_msg(!strstr(told.text, list[s]), "seed %d: a stop string leaked", _i);

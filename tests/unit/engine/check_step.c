@@ -65,18 +65,24 @@ static void submit(struct run *run, const char *text, uint32_t tokens, float tem
     uint32_t count;
     uint32_t *ids = run_encode(run, text, &count);
     static const char *const stops[] = { "never said \x01" };
-    struct eng_request request = { .prompt = ids, .prompt_tokens = count, .max_tokens = tokens,
-                                   .sampling = { .temperature = temperature, .top_p = 0.9f, .seed = 4 },
-                                   .stops = stops, .stop_count = 1, .ignore_eos = true,
-                                   .on_piece = say_nothing };
+    struct eng_request request = {
+        .prompt = ids,
+        .prompt_tokens = count,
+        .max_tokens = tokens,
+        .sampling = { .temperature = temperature, .top_p = 0.9f, .seed = 4 },
+        .stops = stops,
+        .stop_count = 1,
+        .ignore_eos = true,
+        .on_piece = say_nothing
+    };
     int64_t id = eng_submit(run->stack.engine, &request, &err);
     ck_assert_msg(id > 0, "%s", err.text);
     free(ids);
 }
 
 /* Opens without the logits hook: its rows are the test's own allocations. */
-static void open_plain(struct run *run, struct eng_stack_config *config, const char *const *settings,
-                       const struct eng_hooks *hooks)
+static void open_plain(struct run *run, struct eng_stack_config *config,
+                       const char *const *settings, const struct eng_hooks *hooks)
 {
     struct base_option_group groups[ENG_STACK_GROUPS];
     struct base_err err = { 0 };
@@ -170,7 +176,8 @@ START_TEST(parts_add_up_to_the_step)
     run_finish(&run);
     qsort(account.share, account.steps, sizeof *account.share, by_size);
     double off = fabs(account.whole - account.parts) / account.whole;
-    printf("%s: %u steps, %.1f%% waiting, unaccounted %.3f%% of all, %.3f%% of the 95th percentile step\n",
+    printf("%s: %u steps, %.1f%% waiting, unaccounted %.3f%% of all, %.3f%% of the 95th percentile "
+           "step\n",
            settings[_i][0], account.steps, 100.0 * account.waits / account.whole, 100.0 * off,
            100.0 * account.share[account.steps * 95 / 100]);
     if (_i < 2) ck_assert_double_gt(account.waits / account.whole, 0.05);

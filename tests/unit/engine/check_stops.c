@@ -108,8 +108,8 @@ static uint32_t random_tokens(struct base_rng *rng, const char *const *stops, ui
 START_TEST(what_was_told_begins_the_right_answer)
 {
     /* They overlap, begin alike, repeat themselves, and hold characters of several bytes. */
-    static const char *const kinds[] = { "aa", "aab", "\n\n", "the", "the end", "end", "é", "→→", " ",
-                                         "abcabcabd", "}\n", "x" };
+    static const char *const kinds[] = { "aa", "aab", "\n\n", "the",       "the end", "end",
+                                         "é",  "→→",  " ",    "abcabcabd", "}\n",     "x" };
     enum { KINDS = sizeof kinds / sizeof kinds[0] };
     static char text[TEXT_MAX], whole[TEXT_MAX];
     uint32_t stopped = 0;
@@ -129,17 +129,22 @@ START_TEST(what_was_told_begins_the_right_answer)
         size_t size = 0, end = 0;
         for (uint32_t i = 0; i < count && heard.finish == ENG_RUNNING; i++) {
             size += model_detokenizer_add(&plain, tokens[i], text + size, sizeof text - size);
-            if (i + 1 == count) size += model_detokenizer_finish(&plain, text + size, sizeof text - size);
+            if (i + 1 == count) {
+                size += model_detokenizer_finish(&plain, text + size, sizeof text - size);
+            }
             eng_seq_push(seq, tokens[i], -1.0f, false);
             ck_assert_uint_eq(heard.pieces, i + 1);
             end = plain_stop(text, size, stops, stop_count);
             if (end < size) {
-                ck_assert_msg(heard.finish == ENG_STOP, "seed %u: a stop string was passed over", seed);
+                ck_assert_msg(heard.finish == ENG_STOP, "seed %u: a stop string was passed over",
+                              seed);
                 stopped++;
             } else if (i + 1 < count) {
-                ck_assert_msg(heard.finish == ENG_RUNNING, "seed %u: stopped without a reason", seed);
+                ck_assert_msg(heard.finish == ENG_RUNNING, "seed %u: stopped without a reason",
+                              seed);
                 size_t held = size - heard.size;
-                ck_assert_msg(held == 0 || begins_a_stop(text + heard.size, held, stops, stop_count),
+                ck_assert_msg(held == 0 ||
+                                  begins_a_stop(text + heard.size, held, stops, stop_count),
                               "seed %u: text is held back for nothing", seed);
             } else {
                 ck_assert_msg(heard.finish == ENG_LENGTH, "seed %u", seed);

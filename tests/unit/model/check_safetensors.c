@@ -292,8 +292,8 @@ END_TEST
 /* A valid shard with random bytes changed opens or is refused with a sentence; it never crashes. */
 START_TEST(damaged_headers_never_crash)
 {
-    static const char header[] = "{\"a\":" T("F32", "[2,3]", 0, 24) ",\"b\":" T("BF16", "[4]", 24, 32)
-                                 ",\"c\":" T("F8_E4M3", "[8]", 32, 40) "}";
+    static const char header[] = "{\"a\":" T("F32", "[2,3]", 0, 24) ",\"b\":" T(
+        "BF16", "[4]", 24, 32) ",\"c\":" T("F8_E4M3", "[8]", 32, 40) "}";
     for (uint64_t seed = 1; seed <= 2000; seed++) {
         struct base_rng rng;
         base_rng_init(&rng, seed);

@@ -161,8 +161,8 @@ START_TEST(rope_agrees_with_transformers)
 }
 END_TEST
 
-/* Each is added to a good V3 config, where the same key is dropped first; the sentence must name the
- * value's key. */
+/* Each is added to a good V3 config, where the same key is dropped first; the sentence must name
+ * the value's key. */
 static const struct broken {
     const char *key;
     const char *member;         /* "key":value, or NULL for a whole file in `key` */
@@ -174,7 +174,8 @@ static const struct broken {
     { "{\"model_type\":", NULL, BASE_EFORMAT, "config.json:1" },
     { "{\"model_type\":\"deepseek_v3\",\"model_type\":\"deepseek_v3\"}", NULL, BASE_EFORMAT,
       "model_type" },
-    { "{\"model_type\":\"deepseek_v3\",\"rms_norm_eps\":NaN}", NULL, BASE_EFORMAT, "config.json:1" },
+    { "{\"model_type\":\"deepseek_v3\",\"rms_norm_eps\":NaN}", NULL, BASE_EFORMAT,
+      "config.json:1" },
     { "{}", NULL, BASE_EVERSION, "model_type is '(absent)'" },
     { "model_type", "\"llama\\n\"", BASE_EVERSION, "model_type is 'llama?'" },
     { "model_type", "3", BASE_EFORMAT, "model_type must be a string" },

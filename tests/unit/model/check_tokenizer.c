@@ -184,9 +184,10 @@ END_TEST
 START_TEST(added_tokens_are_cut_out_longest_first)
 {
     struct model_tokenizer *t = plain_tokenizer(
-        "\"added_tokens\":[" ADDED(21000, "<a>", ",\"special\":true") "," ADDED(21001, "<a>b", "") ","
-        ADDED(21002, "<", ",\"normalized\":true") "," ADDED(21003, "\\u00e9 x", ",\"normalized\":false")
-        "," ADDED(21004, "}", ",\"special\":true") "],");
+        "\"added_tokens\":[" ADDED(21000, "<a>", ",\"special\":true") ","
+        ADDED(21001, "<a>b", "") "," ADDED(21002, "<", ",\"normalized\":true") ","
+        ADDED(21003, "\\u00e9 x", ",\"normalized\":false") ","
+        ADDED(21004, "}", ",\"special\":true") "],");
     ck_assert_uint_eq(model_tokenizer_vocab(t), 21005);
     /* <a> is cut out in the first pass (not normalized); in what is left, <a>b and < are. */
     static const char text[] = "<a>b<a\xc3\xa9 x<";

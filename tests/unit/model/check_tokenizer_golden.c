@@ -1,4 +1,5 @@
-/* The same ids as Hugging Face `tokenizers` on 10,000 awkward strings, and back to the same bytes. */
+/* The same ids as Hugging Face `tokenizers` on 10,000 awkward strings, and back to the same
+ * bytes. */
 #include <check.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -194,7 +195,8 @@ static void golden_check(const char *tokenizer_path, const char *ids_path)
     }
     ck_assert_msg(strings_hash == base_le_load32(header + 24),
                   "the strings differ from those of make_tokenizer.py");
-    ck_assert_msg(wrong == 0, "%u of %u encodings differ (make_tokenizer.py show)", wrong, 2 * count);
+    ck_assert_msg(wrong == 0, "%u of %u encodings differ (make_tokenizer.py show)", wrong,
+                  2 * count);
     base_buf_fini(&text);
     fclose(file);
     model_tokenizer_free(t);

@@ -1,4 +1,5 @@
-/* DeepSeek-LLM's vocabulary, which DeepSeek-V2 took over, gives the ids that llama.cpp keeps for it.
+/* DeepSeek-LLM's vocabulary, which DeepSeek-V2 took over, gives the ids that llama.cpp keeps for
+ * it.
  *
  * The shared data holds the vocabulary as a GGUF file with 47 texts and their ids. Only what this
  * check needs of GGUF is read: the tokens, their types and the merges. */
@@ -137,12 +138,15 @@ static void merges_put(struct gguf *g, struct base_buf *json)
 static const char pre_tokenizer[] =
     "{\"type\":\"Sequence\",\"pretokenizers\":["
     "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[\\r\\n]\"},\"behavior\":\"Isolated\"},"
-    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-"
+    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-"
+    "ΡΣ-ϵϷ-"
     "ҁҊ-ԯԱ-Ֆ]+\"},\"behavior\":\"Isolated\"},"
-    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\s?[!-/:-~！-／：-～‘-‟　-。]+\"},\"behavior\":"
+    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\s?[!-/"
+    ":-~！-／：-～‘-‟　-。]+\"},\"behavior\":"
     "\"Isolated\"},"
     "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\s+$\"},\"behavior\":\"Isolated\"},"
-    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[一-龥ࠀ-一가-퟿]+\"},\"behavior\":\"Isolated\"},"
+    "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[一-龥ࠀ-一가-퟿]+\"},\"behavior\":\"Isolated\"}"
+    ","
     "{\"type\":\"Digits\",\"individual_digits\":true},"
     "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}]}";
 

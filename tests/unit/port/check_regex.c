@@ -1,4 +1,5 @@
-/* Patterns with Unicode properties find their ranges; bad ones say where, runaway ones are stopped. */
+/* Patterns with Unicode properties find their ranges; bad ones say where, runaway ones are
+ * stopped. */
 #include <check.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -38,7 +39,8 @@ static void expect_pieces(const char *text, size_t size, const char *const *piec
 
 START_TEST(splits_words_and_blanks)
 {
-    compile("[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+");
+    compile(
+        "[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+");
     const char *text = "Hello w\xc3\xb6rld 12345  \xe4\xb8\xad\xe6\x96\x87!\n\n";
     const char *pieces[] = { "Hello", " w\xc3\xb6rld", " ", "123", "45", " ",
                              " \xe4\xb8\xad\xe6\x96\x87", "!", "\n\n", NULL };

@@ -48,7 +48,8 @@ static int unpack(size_t packed_size, struct base_rng *rng, size_t *size)
         size_t in = packed_size - in_at, out = sizeof text - out_at;
         if (rng) in = base_rng_below(rng, in + 1);
         if (rng) out = base_rng_below(rng, out + 1);
-        struct port_xz_io io = { packed + in_at, in, in_at + in == packed_size, text + out_at, out };
+        struct port_xz_io io = { packed + in_at, in, in_at + in == packed_size, text + out_at,
+                                 out };
         rc = port_xz_unpack(xz, &io);
         in_at += in - io.in_size;
         out_at += out - io.out_size;

@@ -99,8 +99,10 @@ START_TEST(wrong_files_say_where)
         { "tiers:\n  dram:\n    capasity: 1GiB\n",
           "x.yaml:3:5: tiers.dram.capasity: unknown key; the nearest known one is "
           "tiers.dram.capacity" },
-        { "server:\n  port: 1\n", "x.yaml:1:1: server: unknown key; --options lists the known ones" },
-        { "io:\n  depth: lots\n", "x.yaml:2:10: io.depth: \"lots\" is not a whole number such as 16" },
+        { "server:\n  port: 1\n",
+          "x.yaml:1:1: server: unknown key; --options lists the known ones" },
+        { "io:\n  depth: lots\n",
+          "x.yaml:2:10: io.depth: \"lots\" is not a whole number such as 16" },
         { "io:\n  depth: 0\n", "x.yaml:2:10: io.depth: \"0\" is outside 1..4096 reads" },
         { "io:\n  depth:\n", "x.yaml:2:9: io.depth: has no value; for an empty text write \"\"" },
         { "io:\n  depth: [1]\n", "x.yaml:2:10: io.depth: takes one value, not a list" },
@@ -124,15 +126,16 @@ START_TEST(wrong_files_say_where)
         { "\"\": b\n", "x.yaml:1:1: an empty key" },
         { "\"na\\0me\": b\n", "x.yaml:1:1: a key holds a NUL byte" },
         { "name: \"a\\0b\"\n", "x.yaml:1:7: name: the value holds a NUL byte" },
-        { "name: |\n  two\n  lines\n", "x.yaml:1:7: name: byte 4 of the text is a control character" },
+        { "name: |\n  two\n  lines\n",
+          "x.yaml:1:7: name: byte 4 of the text is a control character" },
         { "tiers.nvme.paths: [[a]]\n",
           "x.yaml:1:20: tiers.nvme.paths: a list of texts holds texts only" },
         { "tiers.nvme.paths: [a, ~]\n",
           "x.yaml:1:23: tiers.nvme.paths: has no value; for an empty text write \"\"" },
         { "io:\n\tdepth: 1\n", "x.yaml:2:1: while scanning for the next token: found character "
-                              "that cannot start any token" },
+                               "that cannot start any token" },
         { "name: \"open\n", "x.yaml:2:1: while scanning a quoted scalar: found unexpected end of "
-                           "stream" },
+                            "stream" },
         { "name: [a\n", "x.yaml:1:7: name: takes one value, not a list" },
         { "tiers.nvme.paths: [a\n",
           "x.yaml:2:1: while parsing a flow sequence: did not find expected ',' or ']'" },
@@ -145,7 +148,8 @@ START_TEST(wrong_files_say_where)
     for (size_t i = 0; i < COUNT(cases); i++) {
         struct base_err err = { 0 };
         const char *text = cases[i].text;
-        ck_assert_msg(port_yaml_parse(text, strlen(text), "x.yaml", &group, 1, &err) == BASE_ECONFIG,
+        ck_assert_msg(port_yaml_parse(text, strlen(text), "x.yaml", &group, 1, &err) ==
+                          BASE_ECONFIG,
                       "accepted: %s", text);
         ck_assert_str_eq(err.text, cases[i].sentence);
     }

@@ -7,9 +7,10 @@
 
 #define HEAD "{\"format\": \"routing-jsonl\", \"version\": 1, \"model\": \"m\", \"layers\": 2, " \
              "\"first_moe_layer\": 0, \"experts\": 8, \"top_k\": 2}\n"
-#define CSV_HEAD "# route_trace v1\n# model=/a/b/tiny-Q4.gguf arch=x n_layer=2 n_expert=8 n_expert_used=2\n" \
-                 "# layer=0 expert_bytes=100 dense_bytes=1\n# layer=1 expert_bytes=300 dense_bytes=1\n" \
-                 "turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n"
+#define CSV_HEAD \
+    "# route_trace v1\n# model=/a/b/tiny-Q4.gguf arch=x n_layer=2 n_expert=8 n_expert_used=2\n" \
+    "# layer=0 expert_bytes=100 dense_bytes=1\n# layer=1 expert_bytes=300 dense_bytes=1\n" \
+    "turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n"
 
 static int import(const char *format, const char *text, struct pred_import_stats *stats,
                   struct base_err *err)
@@ -17,7 +18,8 @@ static int import(const char *format, const char *text, struct pred_import_stats
     const char *from = support_path("in.txt");
     support_write(from, (const uint8_t *)text, strlen(text));
     bool jsonl = strcmp(format, "jsonl") == 0;
-    return (jsonl ? pred_import_jsonl : pred_import_csv)(from, support_path("out.trace"), stats, NULL, err);
+    return (jsonl ? pred_import_jsonl : pred_import_csv)(from, support_path("out.trace"), stats,
+                                                         NULL, err);
 }
 
 static struct pred_trace_reader *open_out(void)
@@ -40,11 +42,12 @@ START_TEST(jsonl_lines_become_steps)
     static struct pred_trace_item item;
     struct pred_import_stats stats;
     struct base_err err = { 0 };
-    int rc = import("jsonl", HEAD
-                    "{\"seq\":7,\"phase\":\"prefill\",\"token\":55,\"experts\":[[1,2],[3,4]]}\n"
-                    "{\"seq\":9,\"phase\":\"decode\",\"token\":-1,\"experts\":[[5,6],[7,0]]}\r\n"
-                    "\n{\"seq\":7,\"phase\":\"decode\",\"token\":4294967294,\"experts\":[[0,7],[2,1]]}",
-                    &stats, &err);
+    int rc = import(
+        "jsonl",
+        HEAD "{\"seq\":7,\"phase\":\"prefill\",\"token\":55,\"experts\":[[1,2],[3,4]]}\n"
+             "{\"seq\":9,\"phase\":\"decode\",\"token\":-1,\"experts\":[[5,6],[7,0]]}\r\n"
+             "\n{\"seq\":7,\"phase\":\"decode\",\"token\":4294967294,\"experts\":[[0,7],[2,1]]}",
+        &stats, &err);
     ck_assert_msg(rc == 0, "%s", err.text);
     ck_assert_uint_eq(stats.tokens, 3);
     ck_assert_uint_eq(stats.sequences, 2);
@@ -73,10 +76,12 @@ START_TEST(jsonl_may_count_dense_layers)
     static struct pred_trace_item item;
     struct pred_import_stats stats;
     struct base_err err = { 0 };
-    int rc = import("jsonl", "{\"format\":\"routing-jsonl\",\"version\":1,\"model\":\"m\",\"layers\":3,"
+    int rc = import("jsonl",
+                    "{\"format\":\"routing-jsonl\",\"version\":1,\"model\":\"m\",\"layers\":3,"
                     "\"first_moe_layer\":1,\"experts\":8,\"top_k\":2,\"expert_bytes\":[10,20]}\n"
                     "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[],[1,2],[3,4]],"
-                    "\"weights\":[[],[0.75,0.25],[0.5,0.125]]}\n", &stats, &err);
+                    "\"weights\":[[],[0.75,0.25],[0.5,0.125]]}\n",
+                    &stats, &err);
     ck_assert_msg(rc == 0, "%s", err.text);
     struct pred_trace_reader *r = open_out();
     ck_assert_uint_eq(pred_trace_reader_header(r)->layers, 2);
@@ -130,28 +135,31 @@ START_TEST(bad_recordings)
         { "jsonl", "{\"format\":\"other\"}\n", "in.txt:1: ", "routing-jsonl" },
         { "jsonl", "{\"format\":\"routing-jsonl\",\"version\":2}\n", "in.txt:1", "version" },
         { "jsonl", HEAD, "in.txt: ", "no token lines" },
-        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2]]}\n", "in.txt:2: ",
-          "2 layers" },
+        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2]]}\n",
+          "in.txt:2: ", "2 layers" },
         { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2],[3]]}\n",
           "in.txt:2: ", "layer 1: expected a list of 2" },
         { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,8],[3,4]]}\n",
           "in.txt:2: ", "expert 8 is not one of 0 to 7" },
         { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,1],[3,4]]}\n",
           "in.txt:2: ", "twice" },
-        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2.5],[3,4]]}\n",
+        { "jsonl",
+          HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2.5],[3,4]]}\n",
           "in.txt:2: ", "not one of" },
         { "jsonl", HEAD "{\"seq\":0,\"phase\":\"chat\",\"token\":1,\"experts\":[[1,2],[3,4]]}\n",
           "in.txt:2: ", "prefill" },
         { "jsonl", HEAD "{\"seq\":-1,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2],[3,4]]}\n",
           "in.txt:2", "seq" },
-        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":4294967295,"
-          "\"experts\":[[1,2],[3,4]]}\n", "in.txt:2", "token" },
-        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2],[3,4]]", "in.txt:2",
-          "" },
+        { "jsonl",
+          HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":4294967295,"
+               "\"experts\":[[1,2],[3,4]]}\n",
+          "in.txt:2", "token" },
+        { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2],[3,4]]",
+          "in.txt:2", "" },
         { "csv", "", "in.txt: ", "no rows" },
         { "csv", "a,b\n", "in.txt:1: ", "columns" },
-        { "csv", "turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n", "in.txt:1: ",
-          "n_expert_used" },
+        { "csv", "turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n",
+          "in.txt:1: ", "n_expert_used" },
         { "csv", "# model=x n_layer=0 n_expert=8 n_expert_used=2\n", "in.txt:1: ", "n_layer" },
         { "csv", CSV_HEAD "0,0,0,0,0,1,0.5,0\n", "in.txt:6: ", "column" },
         { "csv", CSV_HEAD "0,0,0,0,0,one,0.5,0,1\n", "in.txt:6: ", "column 6" },
@@ -161,8 +169,10 @@ START_TEST(bad_recordings)
         { "csv", CSV_HEAD "0,0,0,1,0,1,0.5,0,1\n", "in.txt:6: ", "begins at layer 1" },
         { "csv", CSV_HEAD "0,0,0,0,1,1,0.5,0,1\n", "in.txt:6: ", "slot 1 where slot 0" },
         { "csv", CSV_HEAD "0,0,0,0,0,1,0.5,0,1\n0,0,0,0,1,1,0.5,0,1\n", "in.txt:7: ", "twice" },
-        { "csv", CSV_HEAD "0,0,0,0,0,1,0.5,0,1\n0,0,0,1,0,1,0.5,0,1\n", "in.txt:7: ", "1 of 2 experts" },
-        { "csv", CSV_HEAD "0,0,0,0,0,1,0.5,0,1\n0,0,0,0,1,2,0.5,0,1\n", "in.txt:7: ", "end at layer 0" },
+        { "csv", CSV_HEAD "0,0,0,0,0,1,0.5,0,1\n0,0,0,1,0,1,0.5,0,1\n",
+          "in.txt:7: ", "1 of 2 experts" },
+        { "csv", CSV_HEAD "0,0,0,0,0,1,0.5,0,1\n0,0,0,0,1,2,0.5,0,1\n",
+          "in.txt:7: ", "end at layer 0" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct pred_import_stats stats;
@@ -184,7 +194,8 @@ START_TEST(broken_xz_is_refused)
     const uint8_t bytes[] = { 0xfd, '7', 'z', 'X', 'Z', 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 };
     const char *from = support_path("in.txt");
     support_write(from, bytes, sizeof bytes);
-    ck_assert_int_eq(pred_import_jsonl(from, support_path("o.trace"), &stats, NULL, &err), BASE_EFORMAT);
+    ck_assert_int_eq(pred_import_jsonl(from, support_path("o.trace"), &stats, NULL, &err),
+                     BASE_EFORMAT);
     ck_assert_ptr_nonnull(strstr(err.text, "damaged"));
     support_write(from, bytes, 6);
     ck_assert_int_eq(pred_import_jsonl(from, support_path("o.trace"), &stats, NULL, &cut_err),

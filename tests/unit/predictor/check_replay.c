@@ -1,5 +1,6 @@
-/* Replay agrees with what others counted, with a plain simulator, and with itself: published hit rates
- * on three real traces, LRU to the last lookup, Belady never beaten, exact replay of a live core. */
+/* Replay agrees with what others counted, with a plain simulator, and with itself: published hit
+ * rates on three real traces, LRU to the last lookup, Belady never beaten, exact replay of a live
+ * core. */
 #include <errno.h>
 #include <math.h>
 
@@ -80,14 +81,14 @@ START_TEST(agrees_with_published_curves)
         const struct tier_counts *decode = &results[i].phases[TIER_DECODE];
         double rate = 100.0 * (double)decode->resident / (double)decode->lookups;
         ck_assert_msg(fabs(rate - published[i]) <= 0.2, "%s %s at %llu MiB: %.2f, published %.1f",
-                      names[_i], cases[i].policy, (unsigned long long)cases[i].budget_bytes >> 20, rate,
-                      published[i]);
+                      names[_i], cases[i].policy, (unsigned long long)cases[i].budget_bytes >> 20,
+                      rate, published[i]);
     }
     pred_replay_results_fini(results, count);
 }
 END_TEST
 
-/* -------------------------------------------------------------------------- a plain simulator -- */
+/* ----------------------------------------------------------------------- a plain simulator -- */
 
 /* LRU per layer over JSONL text, by scanning for the oldest: written without anything of ours. */
 static void plain_lru(FILE *jsonl, unsigned slots, uint64_t *lookups, uint64_t *misses)
@@ -195,7 +196,9 @@ static void write_routing(const char *path, uint64_t seed)
         for (uint32_t row = 0; row < LAYERS * n; row++) {
             uint32_t pool[EXPERTS];
             support_ids(&rng, pool, TOP_K, 5 + s / 100);
-            for (uint32_t k = 0; k < TOP_K; k++) ids[row * TOP_K + k] = (pool[k] + s / 200) % EXPERTS;
+            for (uint32_t k = 0; k < TOP_K; k++) {
+                ids[row * TOP_K + k] = (pool[k] + s / 200) % EXPERTS;
+            }
         }
         struct pred_step step = { .step = s, .token_count = n, .seqs = seqs, .positions = positions,
                                   .phases = phases, .expert_ids = ids };
@@ -307,7 +310,8 @@ static void live_counts(struct pred_trace_writer *w, const struct tier_decide *c
     pred_trace_writer_counts(w, &counts);
 }
 
-/* A small live run: a core is asked, in waves where its slots are few, and everything is recorded. */
+/* A small live run: a core is asked, in waves where its slots are few, and everything is
+ * recorded. */
 static void write_live(const char *path, const char *policy, uint64_t seed, uint64_t lie,
                        uint64_t slots_recorded)
 {
@@ -383,12 +387,12 @@ START_TEST(a_difference_is_found)
     const char *trace = support_path("t.trace");
     struct base_err err = { 0 };
     struct pred_exact exact;
-    write_live(trace, "lru", 5, 1, 8 * LAYERS);             /* one miss too many in the live counts */
+    write_live(trace, "lru", 5, 1, 8 * LAYERS); /* one miss too many in the live counts */
     struct pred_trace_reader *r = open_trace(trace);
     ck_assert_int_eq(pred_replay_exact(r, &exact, NULL, &err), 0);
     ck_assert(!exact.same);
     pred_trace_reader_close(r);
-    write_live(trace, "lru", 5, 0, 7 * LAYERS);             /* another configuration than recorded */
+    write_live(trace, "lru", 5, 0, 7 * LAYERS); /* another configuration than recorded */
     r = open_trace(trace);
     int rc = pred_replay_exact(r, &exact, NULL, &err);
     ck_assert(rc == BASE_EMISMATCH || (rc == 0 && !exact.same));
@@ -452,7 +456,8 @@ int main(void)
         tcase_add_test(real, lru_matches_a_plain_simulator);
         suite_add_tcase(suite, real);
     } else {
-        puts("skip: EXPERTIER_DATA names no folder with routing: the recorded traces are not tried");
+        puts(
+            "skip: EXPERTIER_DATA names no folder with routing: the recorded traces are not tried");
     }
     return support_run(suite);
 }

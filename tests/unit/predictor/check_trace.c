@@ -1,5 +1,5 @@
-/* What is written to a trace is read back, whatever is cut off, lost, rotated or left out is said, and
- * no broken file does worse than one clear sentence. */
+/* What is written to a trace is read back, whatever is cut off, lost, rotated or left out is said,
+ * and no broken file does worse than one clear sentence. */
 #include <errno.h>
 #include <math.h>
 #include <signal.h>
@@ -93,7 +93,8 @@ static void make_step(struct memory *m, struct base_rng *rng, uint64_t number, b
     };
     for (uint32_t i = 0; i < n; i++) {
         m->seqs[i] = base_rng_below(rng, 5) ? base_rng_below(rng, 4) : base_rng_u64(rng);
-        m->tokens[i] = base_rng_below(rng, 9) ? (uint32_t)base_rng_below(rng, 129280) : PRED_NO_TOKEN;
+        m->tokens[i] =
+            base_rng_below(rng, 9) ? (uint32_t)base_rng_below(rng, 129280) : PRED_NO_TOKEN;
         m->positions[i] = (uint32_t)base_rng_u64(rng) >> base_rng_below(rng, 32);
         m->phases[i] = base_rng_below(rng, 2) ? TIER_DECODE : TIER_PREFILL;
     }
@@ -182,7 +183,8 @@ static void same_step(const struct pred_step *a, const struct pred_step *b, floa
     ck_assert_mem_eq(a->expert_ids, b->expert_ids, LAYERS * n * TOP_K * sizeof a->expert_ids[0]);
     ck_assert((a->expert_weights != NULL) == (b->expert_weights != NULL));
     for (uint32_t i = 0; a->expert_weights && i < LAYERS * n * TOP_K; i++) {
-        ck_assert_msg(fabsf(a->expert_weights[i] - b->expert_weights[i]) <= tolerance, "weight %u", i);
+        ck_assert_msg(fabsf(a->expert_weights[i] - b->expert_weights[i]) <= tolerance, "weight %u",
+                      i);
     }
 }
 
@@ -486,8 +488,8 @@ START_TEST(broken_files)
     const uint8_t hint[] = { PRED_RECORD_HINT, 8, 0, 0, 0, 0, 0, 0x3f, 0, 0 };
     const uint8_t beyond[] = { PRED_RECORD_HINT, 80, 0, 0 };
     expect_broken((const uint8_t *)"", 0, BASE_EFORMAT, "empty");
-    expect_broken((const uint8_t *)"{\"format\": \"routing-jsonl\", \"version\": 1}", 41, BASE_EFORMAT,
-                  "another format");
+    expect_broken((const uint8_t *)"{\"format\": \"routing-jsonl\", \"version\": 1}", 41,
+                  BASE_EFORMAT, "another format");
     build_begin(&b);
     b.bytes[8] = 9;
     expect_broken(b.bytes, b.size, BASE_EVERSION, "version 9");

@@ -41,7 +41,8 @@ static inline const char *support_path(const char *name)
 static inline struct pred_trace_config support_config(const char *path)
 {
     struct pred_trace_config config;
-    struct base_option_group group = { "trace", pred_trace_options, pred_trace_option_count, &config };
+    struct base_option_group group = { "trace", pred_trace_options, pred_trace_option_count,
+                                       &config };
     base_option_defaults(&group, 1);
     snprintf(config.path, sizeof config.path, "%s", path);
     return config;

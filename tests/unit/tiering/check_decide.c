@@ -402,7 +402,8 @@ static void pair_open(struct pair *p, struct base_rng *rng)
 
 static void pair_acquire(struct pair *p, struct base_rng *rng)
 {
-    unsigned layer = (unsigned)base_rng_below(rng, LAYERS), n = 1 + (unsigned)base_rng_below(rng, 5);
+    unsigned layer = (unsigned)base_rng_below(rng, LAYERS),
+             n = 1 + (unsigned)base_rng_below(rng, 5);
     bool prefill = base_rng_below(rng, 3) == 0;
     if (prefill) n = 1 + (unsigned)base_rng_below(rng, EXPERTS);
     uint32_t ids[EXPERTS], from[EXPERTS];
@@ -675,7 +676,8 @@ START_TEST(prefill_leaves_decode_its_share)
         tier_decide_release(d, 0, chunk + done, k);
         done += k;
     }
-    /* The eight used last by decode are still here; a decode use makes one of prefill's decode's. */
+    /* The eight used last by decode are still here; a decode use makes one of prefill's
+     * decode's. */
     for (uint32_t i = 8; i < 16; i++) ck_assert(tier_decide_resident(d, 0, 0, i));
     ck_assert_uint_eq(tier_decide_acquire(d, 0, &chunk[31], 1, TIER_DECODE, found), 1);
     ck_assert_uint_eq(found[0].from, 0);

@@ -91,9 +91,12 @@ static void read_at_random(struct tier_io *io, uint64_t seed)
             offset -= offset % grain;
             bytes = (bytes + grain - 1) / grain * grain;
             if (bytes > ROOM) bytes = ROOM;
-            reqs[i] = (struct tier_io_req){ .file = (uint32_t)file, .offset = offset,
-                                            .to = room + (size_t)i * ROOM, .bytes = bytes,
-                                            .prefetch = base_rng_below(&rng, 2), .owner = &reqs[i] };
+            reqs[i] = (struct tier_io_req){ .file = (uint32_t)file,
+                                            .offset = offset,
+                                            .to = room + (size_t)i * ROOM,
+                                            .bytes = bytes,
+                                            .prefetch = base_rng_below(&rng, 2),
+                                            .owner = &reqs[i] };
             memset(reqs[i].to, 0xee, bytes);
             struct tier_io_req *one = &reqs[i];
             int taken = tier_io_submit(io, &one, 1);

@@ -186,8 +186,10 @@ END_TEST
 static bool same_files(unsigned a, unsigned b)
 {
     char command[13000];
-    snprintf(command, sizeof command, "cmp -s '%s/experts.pack' '%s/experts.pack' && "
-             "cmp -s '%s/expertier.index' '%s/expertier.index'", dirs[a], dirs[b], dirs[a], dirs[b]);
+    snprintf(command, sizeof command,
+             "cmp -s '%s/experts.pack' '%s/experts.pack' && "
+             "cmp -s '%s/expertier.index' '%s/expertier.index'",
+             dirs[a], dirs[b], dirs[a], dirs[b]);
     return system(command) == 0;
 }
 

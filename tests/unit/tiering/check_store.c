@@ -1,4 +1,5 @@
-/* The store: an index gives back every byte, and refuses whatever does not fit it, in one sentence. */
+/* The store: an index gives back every byte, and refuses whatever does not fit it, in one
+ * sentence. */
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>

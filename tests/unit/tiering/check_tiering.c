@@ -81,7 +81,8 @@ static void set(struct run *r, const char *pair)
         { "io", tier_io_options, tier_io_option_count, &r->io },
     };
     struct base_err err = { 0 };
-    ck_assert_msg(base_option_set_pair(groups, sizeof groups / sizeof groups[0], pair, &err) == 0, "%s", err.text);
+    ck_assert_msg(base_option_set_pair(groups, sizeof groups / sizeof groups[0], pair, &err) == 0,
+                  "%s", err.text);
 }
 
 static void on_event(void *context, const struct tier_event *event)
@@ -236,7 +237,8 @@ static void compare_counts(struct run *r)
         const struct tier_tier_metrics *m = &s.tiers[t];
         all = 0;
         for (int c = 0; c < TIER_CELL_COUNT; c++) {
-            NEED(memcmp(&s.cells[t][c], tier_decide_counts(r->twin, t, c), sizeof s.cells[t][c]) == 0);
+            NEED(memcmp(&s.cells[t][c], tier_decide_counts(r->twin, t, c), sizeof s.cells[t][c]) ==
+                 0);
             all += s.cells[t][c].lookups;
         }
         NEED(m->lookups == all);
@@ -293,7 +295,8 @@ START_TEST(right_bytes_and_the_cores_counts)
     bool hinted = base_rng_below(&rng, 4) || strcmp(policy, "lru_with_prediction") == 0;
     set(&r, hinted ? "prefetch.enabled=true" : "prefetch.enabled=false");
     set(&r, base_rng_below(&rng, 2) ? "prefetch.inflight=64KiB" : "prefetch.inflight=1MiB");
-    set(&r, base_rng_below(&rng, 2) ? "prefetch.bandwidth_share=100%" : "prefetch.bandwidth_share=20%");
+    set(&r,
+        base_rng_below(&rng, 2) ? "prefetch.bandwidth_share=100%" : "prefetch.bandwidth_share=20%");
     set(&r, base_rng_below(&rng, 2) ? "tiers.verify=always" : "tiers.verify=first");
     if (base_rng_below(&rng, 3)) {
         bool inclusive = base_rng_below(&rng, 2);
@@ -399,8 +402,8 @@ START_TEST(hits_wait_for_nothing)
 }
 END_TEST
 
-/* A prefetch that has not arrived when it is asked for counts as late, is waited for as such, and is
- * not read twice. */
+/* A prefetch that has not arrived when it is asked for counts as late, is waited for as such, and
+ * is not read twice. */
 START_TEST(late_prefetch_becomes_demand)
 {
     static struct run r;

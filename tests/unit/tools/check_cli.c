@@ -149,8 +149,9 @@ START_TEST(misuse_exits_2_with_advice)
         { "index m --count 99999999999999999999",
           "sample: --count N: \"99999999999999999999\" is too large\n"
           "Try 'sample index --help'.\n" },
-        { "index m --size 16G", "sample: --size SIZE: \"16G\" is not a size such as 4096, 16GiB (of "
-                                "1024) or 16GB (of 1000)\nTry 'sample index --help'.\n" },
+        { "index m --size 16G",
+          "sample: --size SIZE: \"16G\" is not a size such as 4096, 16GiB (of "
+          "1024) or 16GB (of 1000)\nTry 'sample index --help'.\n" },
         { "index m --time 5", "sample: --time TIME: \"5\" is not a time such as 250us, 10ms or "
                               "1.5s\nTry 'sample index --help'.\n" },
         { "index m --rate x", "sample: --rate X: \"x\" is not a number such as 0.5\n"
