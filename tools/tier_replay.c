@@ -121,6 +121,23 @@ static const struct cli_command commands[] = {
       "One line of JSONL is one token; a CSV holds the rows of a prompt layer by layer. Sizes of "
       "experts are kept where the file says them.",
       1, 1, import_flag_table, run_import },
+    { "predict", "TRACE", "score predictors on the misses of a cache",
+      "Learns every predictor's tables on the trace given with --train, freezes them, and scores them on "
+      "TRACE: for each token and layer the n most likely experts that are not resident would be "
+      "prefetched; covers n is the share of the misses of a per-layer decayed-frequency cache "
+      "(half-life 16) that were among them.",
+      1, 1, cli_replay_predict_flags, cli_replay_predict },
+    { "info", "TRACE", "what a trace holds", NULL, 1, 1, cli_replay_info_flags, cli_replay_info },
+    { "cut", "TRACE", "keep some sequences, steps or one phase",
+      "The result holds routing and no cache events: those of a part would not tell the truth.", 1, 1,
+      cli_replay_cut_flags, cli_replay_cut },
+    { "sample", "TRACE", "keep a share of the sequences", NULL, 1, 1, cli_replay_sample_flags,
+      cli_replay_sample },
+    { "merge", "TRACE TRACE...", "put traces of one model one after another",
+      "Sequence numbers of each are moved behind those of the one before.", 2, 64,
+      cli_replay_merge_flags, cli_replay_merge },
+    { "export", "TRACE", "write the routing as JSONL or CSV", NULL, 1, 1, cli_replay_export_flags,
+      cli_replay_export },
 };
 
 int main(int argc, char **argv)
@@ -136,6 +153,8 @@ int main(int argc, char **argv)
         .examples = "tier-replay run t.trace --policy lru,belady --capacity 12.5%,25%,50%\n"
                     "tier-replay run t.trace --as-recorded\n"
                     "tier-replay run t.trace --policy lru_global,belady --budget 750MiB --phase decode\n"
+                    "tier-replay cut routing.trace --sequences even -o even.trace\n"
+                    "tier-replay predict odd.trace --train even.trace --capacity 25%\n"
                     "tier-replay import --from jsonl routing.jsonl.xz -o routing.trace",
     };
     return cli_main(&program, argc, argv);

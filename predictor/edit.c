@@ -1,0 +1,359 @@
+#include "predictor/edit.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "port/hash.h"
+#include "predictor/import_out.h"
+
+enum { PROGRESS_EVERY = 256 };      /* steps */
+
+/* A step's kept tokens, in arrays that grow with the largest step. */
+struct kept {
+    uint32_t room, count;
+    uint64_t *seqs;
+    uint32_t *tokens, *positions, *from;
+    uint8_t *phases;
+    size_t id_room;
+    uint32_t *ids;
+    float *weights;
+};
+
+static void kept_fini(struct kept *k)
+{
+    free(k->seqs);
+    free(k->tokens);
+    free(k->positions);
+    free(k->from);
+    free(k->phases);
+    free(k->ids);
+    free(k->weights);
+}
+
+static bool grow(void *array, size_t bytes)
+{
+    void **at = array;
+    void *grown = realloc(*at, bytes);
+    if (!grown) return false;
+    *at = grown;
+    return true;
+}
+
+static bool kept_reserve(struct kept *k, uint32_t tokens, size_t ids)
+{
+    if (tokens > k->room) {
+        if (!grow(&k->seqs, tokens * sizeof k->seqs[0]) || !grow(&k->from, tokens * sizeof k->from[0]) ||
+            !grow(&k->tokens, tokens * sizeof k->tokens[0]) || !grow(&k->phases, tokens) ||
+            !grow(&k->positions, tokens * sizeof k->positions[0])) {
+            return false;
+        }
+        k->room = tokens;
+    }
+    if (ids > k->id_room) {
+        if (!grow(&k->ids, ids * sizeof k->ids[0]) || !grow(&k->weights, ids * sizeof k->weights[0])) {
+            return false;
+        }
+        k->id_room = ids;
+    }
+    return true;
+}
+
+static bool is_kept(const struct pred_selection *s, uint64_t seq, int phase)
+{
+    if (s->modulo > 0 && seq % s->modulo != s->rest) return false;
+    if (seq < s->seq_first || seq > s->seq_last) return false;
+    if (s->phase >= 0 && phase != s->phase) return false;
+    if (s->share >= 1) return true;
+    uint64_t key[2] = { seq, s->seed };
+    return (double)(port_hash64(key, sizeof key) >> 11) * 0x1p-53 < s->share;
+}
+
+/* Copies the kept tokens of a step. */
+static int kept_take(struct kept *k, const struct pred_trace_header *h, const struct pred_step *step,
+                     const struct pred_selection *s, struct pred_step *out)
+{
+    uint32_t n = step->token_count, top_k = h->top_k;
+    if (!kept_reserve(k, n, (size_t)h->layers * n * top_k)) return -ENOMEM;
+    k->count = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (!is_kept(s, step->seqs[i], step->phases[i])) continue;
+        k->seqs[k->count] = step->seqs[i];
+        k->tokens[k->count] = step->tokens[i];
+        k->positions[k->count] = step->positions[i];
+        k->phases[k->count] = step->phases[i];
+        k->from[k->count++] = i;
+    }
+    for (uint32_t l = 0; l < h->layers; l++) {
+        for (uint32_t i = 0; i < k->count; i++) {
+            size_t to = ((size_t)l * k->count + i) * top_k, from = ((size_t)l * n + k->from[i]) * top_k;
+            memcpy(k->ids + to, step->expert_ids + from, top_k * sizeof k->ids[0]);
+            if (!step->expert_weights) continue;
+            memcpy(k->weights + to, step->expert_weights + from, top_k * sizeof k->weights[0]);
+        }
+    }
+    *out = *step;
+    out->token_count = k->count;
+    out->seqs = k->seqs;
+    out->tokens = k->tokens;
+    out->positions = k->positions;
+    out->phases = k->phases;
+    out->expert_ids = k->ids;
+    out->expert_weights = step->expert_weights ? k->weights : NULL;
+    return 0;
+}
+
+static void show(struct pred_trace_reader *r, const struct pred_replay_progress *progress,
+                 const char *what, uint64_t steps)
+{
+    struct pred_trace_health health;
+    if (!progress || steps % PROGRESS_EVERY != 0) return;
+    pred_trace_reader_health(r, &health);
+    progress->report(progress->context, what, health.read_bytes, health.file_bytes);
+}
+
+/* The header of a derived trace: shape and YAML stay, the core's configuration goes with the events. */
+static int begin(struct pred_import_out *out, const char *to, const struct pred_trace_header *from,
+                 struct base_err *err)
+{
+    struct pred_trace_header header = *from;
+    header.decide = (struct tier_decide_config){ 0 };
+    return pred_import_out_begin(out, to, &header, from->weights != PRED_WEIGHTS_NONE, err);
+}
+
+int pred_edit_select(struct pred_trace_reader *from, const char *to,
+                     const struct pred_selection *s, struct pred_edit_stats *stats,
+                     const struct pred_replay_progress *progress, struct base_err *err)
+{
+    struct pred_import_out out = { 0 };
+    struct kept kept = { 0 };
+    struct pred_trace_item item;
+    const struct pred_trace_header *h = pred_trace_reader_header(from);
+    uint64_t number = 0;
+    memset(stats, 0, sizeof *stats);
+    int rc = begin(&out, to, h, err);
+    while (rc >= 0 && (rc = pred_trace_reader_next(from, PRED_WANT_STEPS, &item, err)) > 0) {
+        struct pred_step step;
+        show(from, progress, "copying", number);
+        if (number > s->step_last) {
+            rc = 0;
+            break;
+        }
+        bool inside = number++ >= s->step_first;
+        rc = kept_take(&kept, h, &item.step, s, &step);
+        if (rc < 0) break;
+        uint32_t tokens = inside ? step.token_count : 0;
+        stats->tokens_left_out += item.step.token_count - tokens;
+        if (tokens == 0) continue;
+        pred_trace_writer_step(out.writer, &step);
+        stats->steps++;
+        stats->tokens += tokens;
+    }
+    kept_fini(&kept);
+    return pred_import_out_end(&out, rc, err);
+}
+
+int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const char *to,
+                    struct pred_edit_stats *stats, const struct pred_replay_progress *progress,
+                    struct base_err *err)
+{
+    struct pred_import_out out = { 0 };
+    struct kept kept = { 0 };
+    struct pred_trace_item item;
+    const struct pred_trace_header *first = pred_trace_reader_header(from[0]);
+    static const struct pred_selection all = { .seq_last = UINT64_MAX, .share = 1, .phase = -1 };
+    uint64_t seq_base = 0, seq_end = 0;
+    memset(stats, 0, sizeof *stats);
+    for (uint32_t i = 1; i < count; i++) {
+        const struct pred_trace_header *h = pred_trace_reader_header(from[i]);
+        if (h->layers == first->layers && h->experts == first->experts && h->top_k == first->top_k &&
+            strcmp(h->model, first->model) == 0) {
+            continue;
+        }
+        return base_err_set(err, BASE_EMISMATCH, "trace %" PRIu32 " is of another model (%s) than the first "
+                            "(%s)", i + 1, h->model, first->model);
+    }
+    int rc = begin(&out, to, first, err);
+    for (uint32_t i = 0; rc >= 0 && i < count; i++) {
+        while ((rc = pred_trace_reader_next(from[i], PRED_WANT_STEPS, &item, err)) > 0) {
+            struct pred_step step;
+            show(from[i], progress, "copying", stats->steps);
+            rc = kept_take(&kept, first, &item.step, &all, &step);
+            if (rc < 0) break;
+            for (uint32_t t = 0; t < step.token_count; t++) {
+                kept.seqs[t] += seq_base;
+                if (kept.seqs[t] >= seq_end) seq_end = kept.seqs[t] + 1;
+            }
+            step.step = stats->steps++;
+            stats->tokens += step.token_count;
+            pred_trace_writer_step(out.writer, &step);
+        }
+        seq_base = seq_end;
+    }
+    kept_fini(&kept);
+    return pred_import_out_end(&out, rc, err);
+}
+
+/* ----------------------------------------------------------------------------------- export -- */
+
+static void jsonl_lists(FILE *to, const struct pred_trace_header *h, const struct pred_step *step,
+                        uint32_t token, bool weights)
+{
+    for (uint32_t l = 0; l < h->layers; l++) {
+        size_t at = ((size_t)l * step->token_count + token) * h->top_k;
+        fputs(l > 0 ? ",[" : "[", to);
+        for (uint32_t k = 0; k < h->top_k; k++) {
+            if (k > 0) fputc(',', to);
+            if (weights) {
+                fprintf(to, "%.9g", (double)step->expert_weights[at + k]);
+            } else {
+                fprintf(to, "%" PRIu32, step->expert_ids[at + k]);
+            }
+        }
+        fputc(']', to);
+    }
+}
+
+static int jsonl_step(FILE *to, const struct pred_trace_header *h, const struct pred_step *step,
+                      struct base_err *err)
+{
+    for (uint32_t i = 0; i < step->token_count; i++) {
+        for (uint32_t l = 0; l < h->layers; l++) {
+            if (step->expert_ids[((size_t)l * step->token_count + i) * h->top_k] != PRED_NO_EXPERT) continue;
+            return base_err_set(err, BASE_EMISMATCH, "step %" PRIu64 " has a token that was not routed in "
+                                "layer %" PRIu32 ": JSONL cannot say that, CSV can", step->step, l);
+        }
+        int64_t token = step->tokens[i] == PRED_NO_TOKEN ? -1 : (int64_t)step->tokens[i];
+        fprintf(to, "{\"seq\":%" PRIu64 ",\"phase\":\"%s\",\"token\":%" PRId64 ",\"experts\":[",
+                step->seqs[i], step->phases[i] == TIER_DECODE ? "decode" : "prefill", token);
+        jsonl_lists(to, h, step, i, false);
+        if (step->expert_weights) {
+            fputs("],\"weights\":[", to);
+            jsonl_lists(to, h, step, i, true);
+        }
+        fputs("]}\n", to);
+    }
+    return 0;
+}
+
+static int csv_step(FILE *to, const struct pred_trace_header *h, const struct pred_step *step,
+                    struct base_err *err)
+{
+    for (uint32_t i = 1; i < step->token_count; i++) {
+        if (step->seqs[i] == step->seqs[0] && step->phases[i] == step->phases[0] &&
+            step->phases[i] == TIER_PREFILL) {
+            continue;
+        }
+        return base_err_set(err, BASE_EMISMATCH, "step %" PRIu64 " is a batch of several sequences: the CSV "
+                            "has no place for that, JSONL has", step->step);
+    }
+    for (uint32_t l = 0; l < h->layers; l++) {
+        for (uint32_t i = 0; i < step->token_count; i++) {
+            size_t at = ((size_t)l * step->token_count + i) * h->top_k;
+            if (step->expert_ids[at] == PRED_NO_EXPERT) continue;
+            for (uint32_t k = 0; k < h->top_k; k++) {
+                fprintf(to, "%" PRIu64 ",%d,%" PRIu32 ",%" PRIu32 ",%" PRIu32 ",%" PRIu32 ",%.9g,0,0\n",
+                        step->seqs[i], step->phases[i] == TIER_DECODE, step->positions[i],
+                        l + h->first_moe_layer, k, step->expert_ids[at + k],
+                        step->expert_weights ? (double)step->expert_weights[at + k] : 0.0);
+            }
+        }
+    }
+    return 0;
+}
+
+static void jsonl_head(FILE *to, const struct pred_trace_header *h)
+{
+    /* Layers are those with experts: the lists below are theirs alone. */
+    char model[sizeof h->model];
+    snprintf(model, sizeof model, "%s", h->model);
+    for (char *c = model; *c; c++) {
+        if (*c == '"' || *c == '\\' || (unsigned char)*c < 32) *c = '_';
+    }
+    fprintf(to, "{\"format\":\"routing-jsonl\",\"version\":1,\"model\":\"%s\",\"layers\":%" PRIu32
+            ",\"first_moe_layer\":%" PRIu32 ",\"experts\":%" PRIu32 ",\"top_k\":%" PRIu32, model,
+            h->layers + h->first_moe_layer, h->first_moe_layer, h->experts, h->top_k);
+    if (h->expert_bytes) {
+        fputs(",\"expert_bytes\":[", to);
+        for (uint32_t l = 0; l < h->layers; l++) {
+            fprintf(to, "%s%" PRIu64, l > 0 ? "," : "", h->expert_bytes[l]);
+        }
+        fputs("]", to);
+    }
+    fputs("}\n", to);
+}
+
+static void csv_head(FILE *to, const struct pred_trace_header *h)
+{
+    fprintf(to, "# route_trace v1\n# model=%s n_layer=%" PRIu32 " n_expert=%" PRIu32 " n_expert_used=%"
+            PRIu32 "\n", h->model, h->layers + h->first_moe_layer, h->experts, h->top_k);
+    for (uint32_t l = 0; l < h->layers + h->first_moe_layer; l++) {
+        uint64_t bytes = h->slot_bytes > 0 ? h->slot_bytes : 1;
+        if (h->expert_bytes && l >= h->first_moe_layer) bytes = h->expert_bytes[l - h->first_moe_layer];
+        if (l < h->first_moe_layer) bytes = 0;
+        fprintf(to, "# layer=%" PRIu32 " expert_bytes=%" PRIu64 " dense_bytes=0\n", l, bytes);
+    }
+    fputs("turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n", to);
+}
+
+int pred_edit_export(struct pred_trace_reader *from, const char *to, enum pred_export_format format,
+                     struct pred_edit_stats *stats, const struct pred_replay_progress *progress,
+                     struct base_err *err)
+{
+    char temporary[4096];
+    struct pred_trace_item item;
+    const struct pred_trace_header *h = pred_trace_reader_header(from);
+    memset(stats, 0, sizeof *stats);
+    snprintf(temporary, sizeof temporary, "%.4000s.tmp", to);
+    FILE *file = fopen(temporary, "w");
+    if (!file) return base_err_set(err, -errno, "%s: cannot write: %s", to, strerror(errno));
+    bool jsonl = format == PRED_EXPORT_JSONL;
+    (jsonl ? jsonl_head : csv_head)(file, h);
+    int rc;
+    while ((rc = pred_trace_reader_next(from, PRED_WANT_STEPS, &item, err)) > 0) {
+        rc = (jsonl ? jsonl_step : csv_step)(file, h, &item.step, err);
+        if (rc < 0) break;
+        stats->tokens += item.step.token_count;
+        show(from, progress, "exporting", stats->steps++);
+    }
+    if (rc == 0 && (fflush(file) != 0 || fsync(fileno(file)) < 0)) rc = -errno;
+    if (fclose(file) != 0 && rc == 0) rc = -errno;
+    if (rc == 0 && rename(temporary, to) < 0) rc = -errno;
+    if (rc < 0) {
+        base_err_set(err, rc, "%s: cannot write: %s", to, base_err_name(rc));
+        unlink(temporary);
+    }
+    return rc;
+}
+
+/* ------------------------------------------------------------------------------------- info -- */
+
+int pred_trace_summarize(struct pred_trace_reader *from, struct pred_trace_summary *s,
+                         const struct pred_replay_progress *progress, struct base_err *err)
+{
+    struct pred_trace_item item;
+    struct pred_positions seen = { 0 };
+    int rc;
+    memset(s, 0, sizeof *s);
+    while ((rc = pred_trace_reader_next(from, PRED_WANT_ALL, &item, err)) > 0) {
+        if (item.kind == PRED_ITEM_EVENT) s->events[item.event.kind & 7]++;
+        if (item.kind == PRED_ITEM_COUNTS) s->counts++;
+        if (item.kind == PRED_ITEM_GAP) s->gaps++;
+        if (item.kind != PRED_ITEM_STEP) continue;
+        for (uint32_t i = 0; rc >= 0 && i < item.step.token_count; i++) {
+            uint32_t position;
+            rc = pred_positions_next(&seen, item.step.seqs[i], &position);
+            s->tokens[item.step.phases[i]]++;
+            s->unknown_tokens += item.step.tokens[i] == PRED_NO_TOKEN;
+        }
+        s->step_ns += item.step.step_ns;
+        show(from, progress, "reading", s->steps++);
+        if (rc < 0) break;
+    }
+    s->sequences = seen.map.count;
+    pred_positions_fini(&seen);
+    return rc < 0 ? base_err_set(err, rc, "cannot read the trace: %s", base_err_name(rc)) : 0;
+}

@@ -1,0 +1,106 @@
+/* Predictors: which experts a token will be routed to in a layer that it has not reached.
+ *
+ *      for each layer:   predict(context, layer + d) ──> scores ──> hints
+ *                        observe(context, layer, ids)  once the gate has spoken
+ *
+ * What a predictor may know of the running token stands in its context: the token and the one before
+ * it, known before the forward pass begins; the routing of the layers it has passed; the routing of
+ * the sequence's previous token. Predictors hold tables only, so one of them serves any number of
+ * sequences at once.
+ *
+ * A score is the log-odds that the expert is chosen. Tables learn online, in memory that is fixed at
+ * create, and forget: a change of domain is followed. The same observations give the same tables.
+ *
+ * One thread a predictor. Only create, save and load allocate.
+ */
+#ifndef PREDICTOR_PREDICTOR_H
+#define PREDICTOR_PREDICTOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "predictor/trace.h"
+
+struct pred_shape {
+    uint32_t layers, experts, top_k;
+    uint32_t tokens_max;        /* tokens that token tables have room for, 0 = 16384 */
+    double half_life;           /* of recency, in tokens of a sequence's layer, 0 = 16 */
+    char model[64];             /* a saved predictor is refused for another one */
+};
+
+struct pred_context {
+    uint64_t seq;
+    uint32_t token, previous_token;     /* PRED_NO_TOKEN where unknown */
+    uint32_t known;             /* layers whose routing is known: 0..known-1 */
+    const uint32_t *ids;        /* [layers x top_k] of this token, the first `known` layers valid */
+    const uint32_t *previous;   /* [layers x top_k] of the sequence's previous token, or NULL */
+    const uint32_t *future;     /* oracle (replay): this token's whole routing; else NULL */
+};
+
+struct pred_predictor;
+
+/* One piece of a predictor's state, for save and load. */
+struct pred_block {
+    void *memory;
+    size_t bytes;
+};
+enum { PRED_BLOCKS_MAX = 64 };
+
+struct pred_predictor_ops {
+    const char *name;
+    bool replay_only;
+    int (*create)(struct pred_predictor **out, const struct pred_shape *shape);
+    void (*destroy)(struct pred_predictor *p);
+    /* The routing of the layer is known now. `learn` = false: tables stay as they are; what follows
+     * the recent past (decayed frequency) goes on. */
+    void (*observe)(struct pred_predictor *p, const struct pred_context *context, uint32_t layer,
+                    const uint32_t *ids, bool learn);
+    /* Log-odds of all experts of the layer, by the layers before it that are known. */
+    void (*predict)(struct pred_predictor *p, const struct pred_context *context, uint32_t layer,
+                    float *scores);
+    /* Describes the state; returns the number of blocks. */
+    unsigned (*blocks)(struct pred_predictor *p, struct pred_block *blocks);
+};
+
+/* First member of every predictor. */
+struct pred_predictor {
+    const struct pred_predictor_ops *ops;
+    struct pred_shape shape;
+};
+
+/* Names of all predictors in registry order; NULL past the end. */
+const char *pred_predictor_name(size_t index);
+const struct pred_predictor_ops *pred_predictor_find(const char *name);
+
+/* 0, -ENOENT for an unknown name, -EINVAL for a shape out of range, -ENOMEM. */
+int pred_predictor_create(struct pred_predictor **out, const char *name,
+                          const struct pred_shape *shape);
+void pred_predictor_destroy(struct pred_predictor *p);          /* accepts NULL */
+
+static inline void pred_predictor_observe(struct pred_predictor *p,
+                                          const struct pred_context *context, uint32_t layer,
+                                          const uint32_t *ids, bool learn)
+{
+    p->ops->observe(p, context, layer, ids, learn);
+}
+static inline void pred_predictor_predict(struct pred_predictor *p,
+                                          const struct pred_context *context, uint32_t layer,
+                                          float *scores)
+{
+    p->ops->predict(p, context, layer, scores);
+}
+
+/* Writes the state: temp file, sync, rename. Load wants the same kind, shape and model: else
+ * BASE_EMISMATCH; BASE_EFORMAT, BASE_EVERSION, BASE_ECHECKSUM for what is not whole. After a failed
+ * load the predictor is as it was. */
+int pred_predictor_save(struct pred_predictor *p, const char *path, struct base_err *err);
+int pred_predictor_load(struct pred_predictor *p, const char *path, struct base_err *err);
+
+size_t pred_predictor_bytes(struct pred_predictor *p);
+
+extern const struct pred_predictor_ops pred_none_ops, pred_frequency_ops, pred_previous_token_ops,
+    pred_token_table_ops, pred_transition_ops, pred_context_ops, pred_blend_ops, pred_oracle_ops;
+
+#endif
