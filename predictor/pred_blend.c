@@ -1,12 +1,12 @@
-/* All other predictors at once: log-odds are summed with weights that are learned, layer by layer, on
- * predictions made before the tables saw the answer.
+/* All evidence at once, weighed by what it was worth so far.
  *
- *      logit P(e) = bias + w0 * popularity(e) + sum over parts w_i * (score_i(e) - popularity(e))
+ *      log-odds(e) = bias + w0 * popularity(e) + sum over parts w_i * (score_i(e) - popularity(e))
+ *                  + rows of layer l-1, of l-2, and of the sequence's previous token in this layer
  *
- * The weights descend the logistic loss over all experts of the layer (AdaGrad). Because each part
- * is judged on what it had not seen, a table that only remembers gets no more weight than it earns.
- * Weights are kept apart for no, one and more layers of lead, since transition knows less with
- * each. */
+ * Weights (per layer and lead) and rows descend one logistic loss, on predictions made before the
+ * tables of the parts saw the answer. So a table that only remembers gets no more weight than it
+ * earns, and rows learn what the tables leave unexplained instead of saying it again. Weights are
+ * kept apart for no, one and more layers of lead; with one, rows of their own stand for l-2. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -14,130 +14,174 @@
 
 #include "predictor/tables.h"
 
-enum {
-    PARTS = 6,
-    FEATURES = PARTS + 2,       /* bias and popularity */
-    LEADS = 3,
-};
-#define RATE 0.05f
+enum { PARTS = 3, FEATURES = PARTS + 2, LEADS = 3 };    /* features: bias, popularity, the parts */
+enum { NEAR, SECOND, FAR, PREVIOUS, ROWS };
+#define RATE 0.1f               /* first step of a weight (AdaGrad) */
+#define ENERGY_MAX 1e5f         /* its steps never shrink below RATE / sqrt of this */
 
 static const struct part_kind {
     const char *name;
     double half_life;           /* 0 = the shape's */
     float start;                /* weight before anything was learned */
 } part_kinds[PARTS] = {
-    { "transition", 0, 0.9f },     { "token_table", 0, 0.5f },  { "context", 0, 0.4f },
-    { "frequency", 0, 0.3f },      { "frequency", 160, 0.4f },  { "previous_token", 0, 0.1f },
+    { "context", 0, 0.8f },
+    { "frequency", 0, 0.3f },
+    { "frequency", 160, 0.4f },
 };
 
 struct blend {
     struct pred_predictor base;
     struct pred_popularity popularity;
     struct pred_predictor *parts[PARTS];
+    struct pred_rows rows[ROWS];
     float *weights;             /* [LEADS x layers x FEATURES] */
     float *energy;              /* the same: sums of squared gradients */
-    uint32_t *seen;             /* [1] observations, to take turns over the leads */
-    float *scores;              /* [PARTS x experts] scratch */
-    float *sums;                /* [experts] scratch */
+    uint32_t *turns;            /* [layers] observations: leads take turns */
+    float *lifts;               /* [PARTS x experts] scratch */
+    float *errors;              /* [experts] scratch */
 };
 
 static void blend_destroy(struct pred_predictor *p)
 {
     struct blend *b = (struct blend *)p;
     for (int i = 0; i < PARTS; i++) pred_predictor_destroy(b->parts[i]);
+    for (int i = 0; i < ROWS; i++) pred_rows_fini(&b->rows[i]);
     pred_popularity_fini(&b->popularity);
     free(b->weights);
     free(b->energy);
-    free(b->seen);
-    free(b->scores);
-    free(b->sums);
+    free(b->turns);
+    free(b->lifts);
+    free(b->errors);
     free(b);
 }
 
-static int blend_create(struct pred_predictor **out, const struct pred_shape *shape)
+static int blend_fill(struct blend *b, const struct pred_shape *shape)
 {
-    struct blend *b = calloc(1, sizeof *b);
-    if (!b) return -ENOMEM;
     size_t rows = (size_t)LEADS * shape->layers;
-    b->base = (struct pred_predictor){ .ops = &pred_blend_ops, .shape = *shape };
     b->weights = calloc(rows * FEATURES, sizeof b->weights[0]);
     b->energy = calloc(rows * FEATURES, sizeof b->energy[0]);
-    b->seen = calloc(1, sizeof b->seen[0]);
-    b->scores = calloc((size_t)PARTS * shape->experts, sizeof b->scores[0]);
-    b->sums = calloc(shape->experts, sizeof b->sums[0]);
+    b->turns = calloc(shape->layers, sizeof b->turns[0]);
+    b->lifts = calloc((size_t)PARTS * shape->experts, sizeof b->lifts[0]);
+    b->errors = calloc(shape->experts, sizeof b->errors[0]);
+    if (!b->weights || !b->energy || !b->turns || !b->lifts || !b->errors) return -ENOMEM;
     int rc = pred_popularity_init(&b->popularity, shape);
+    for (int i = 0; rc == 0 && i < ROWS; i++) rc = pred_rows_init(&b->rows[i], shape);
     for (int i = 0; rc == 0 && i < PARTS; i++) {
         struct pred_shape own = *shape;
         if (part_kinds[i].half_life > 0) own.half_life = part_kinds[i].half_life;
         rc = pred_predictor_create(&b->parts[i], part_kinds[i].name, &own);
-    }
-    if (rc < 0 || !b->weights || !b->energy || !b->seen || !b->scores || !b->sums) {
-        blend_destroy(&b->base);
-        return -ENOMEM;
     }
     for (size_t row = 0; row < rows; row++) {
         float *w = b->weights + row * FEATURES;
         w[1] = 1;
         for (int i = 0; i < PARTS; i++) w[2 + i] = part_kinds[i].start;
     }
+    return rc;
+}
+
+static int blend_create(struct pred_predictor **out, const struct pred_shape *shape)
+{
+    struct blend *b = calloc(1, sizeof *b);
+    if (!b) return -ENOMEM;
+    b->base = (struct pred_predictor){ .ops = &pred_blend_ops, .shape = *shape };
+    int rc = blend_fill(b, shape);
+    if (rc < 0) {
+        blend_destroy(&b->base);
+        return rc;
+    }
     *out = &b->base;
     return 0;
 }
 
-static size_t row_of(const struct blend *b, const struct pred_context *context, uint32_t layer)
+static uint32_t lead_of(const struct pred_context *context, uint32_t layer)
 {
     uint32_t lead = layer > context->known ? layer - context->known : 0;
-    if (lead >= LEADS) lead = LEADS - 1;
-    return (size_t)lead * b->base.shape.layers + layer;
+    return lead < LEADS ? lead : LEADS - 1;
 }
 
-/* Fills b->scores with the parts' lifts over the popularity and `sums` with the blend. */
+/* The experts that each kind of rows goes by here; NULL where it has nothing to say. */
+static void sources(const struct blend *b, const struct pred_context *context, uint32_t layer,
+                    const uint32_t *given[ROWS])
+{
+    uint32_t top_k = b->base.shape.top_k;
+    const uint32_t *back[3] = { NULL };
+    for (uint32_t i = 1; i <= 2; i++) {
+        if (layer < i || layer - i >= context->known) continue;
+        back[i] = context->ids + (size_t)(layer - i) * top_k;
+        if (back[i][0] == PRED_NO_EXPERT) back[i] = NULL;
+    }
+    given[NEAR] = back[1];
+    given[SECOND] = back[1] ? back[2] : NULL;
+    given[FAR] = back[1] ? NULL : back[2];
+    given[PREVIOUS] = context->previous ? context->previous + (size_t)layer * top_k : NULL;
+    if (given[PREVIOUS] && given[PREVIOUS][0] == PRED_NO_EXPERT) given[PREVIOUS] = NULL;
+}
+
+/* Fills b->lifts with what the parts say over the popularity, and `scores` with the blend. */
 static void blend_sum(struct blend *b, const struct pred_context *context, uint32_t layer,
-                      float *sums)
+                      const uint32_t *const given[ROWS], float *scores)
 {
     uint32_t n = b->base.shape.experts;
-    const float *w = b->weights + row_of(b, context, layer) * FEATURES;
+    size_t row = (size_t)lead_of(context, layer) * b->base.shape.layers + layer;
+    const float *w = b->weights + row * FEATURES;
     const float *odds = b->popularity.odds + (size_t)layer * n;
-    for (uint32_t e = 0; e < n; e++) sums[e] = w[0] + w[1] * odds[e];
+    for (uint32_t e = 0; e < n; e++) scores[e] = w[0] + w[1] * odds[e];
+    for (int i = 0; i < ROWS; i++) {
+        if (given[i]) pred_rows_add(&b->rows[i], layer, given[i], b->base.shape.top_k, scores);
+    }
     for (int i = 0; i < PARTS; i++) {
-        float *scores = b->scores + (size_t)i * n, weight = w[2 + i];
-        pred_predictor_predict(b->parts[i], context, layer, scores);
+        float *lifts = b->lifts + (size_t)i * n, weight = w[2 + i];
+        pred_predictor_predict(b->parts[i], context, layer, lifts);
         for (uint32_t e = 0; e < n; e++) {
-            scores[e] -= odds[e];
-            sums[e] += weight * scores[e];
+            lifts[e] -= odds[e];
+            scores[e] += weight * lifts[e];
         }
     }
 }
 
-static float logistic(float x)
+static void blend_predict(struct pred_predictor *p, const struct pred_context *context,
+                          uint32_t layer, float *scores)
 {
-    return 1.0f / (1.0f + expf(-x));
+    const uint32_t *given[ROWS];
+    sources((struct blend *)p, context, layer, given);
+    blend_sum((struct blend *)p, context, layer, given, scores);
 }
 
-static void weights_learn(struct blend *b, const struct pred_context *context, uint32_t layer,
-                          const uint32_t *ids)
+static void weight_step(float *weight, float *energy, float gradient)
 {
-    uint32_t n = b->base.shape.experts;
+    *energy += gradient * gradient;
+    if (*energy > ENERGY_MAX) *energy = ENERGY_MAX;
+    *weight -= RATE * gradient / (sqrtf(*energy) + 1e-3f);
+}
+
+static void learn_once(struct blend *b, const struct pred_context *context, uint32_t layer,
+                       const uint32_t *ids)
+{
+    uint32_t n = b->base.shape.experts, lead = lead_of(context, layer);
+    size_t row = (size_t)lead * b->base.shape.layers + layer;
     const float *odds = b->popularity.odds + (size_t)layer * n;
-    float *w = b->weights + row_of(b, context, layer) * FEATURES;
-    float *energy = b->energy + row_of(b, context, layer) * FEATURES;
-    float gradient[FEATURES] = { 0 };
-    blend_sum(b, context, layer, b->sums);
-    for (uint32_t e = 0; e < n; e++) b->sums[e] = logistic(b->sums[e]);
-    for (uint32_t k = 0; k < b->base.shape.top_k; k++) b->sums[ids[k]] -= 1;
+    float *w = b->weights + row * FEATURES, *energy = b->energy + row * FEATURES, *errors = b->errors;
+    const uint32_t *given[ROWS];
+    sources(b, context, layer, given);
+    blend_sum(b, context, layer, given, errors);
+    pred_errors(errors, n, ids, b->base.shape.top_k);
+    float bias = 0, popular = 0;
     for (uint32_t e = 0; e < n; e++) {
-        gradient[0] += b->sums[e];
-        gradient[1] += b->sums[e] * odds[e];
+        bias += errors[e];
+        popular += errors[e] * odds[e];
     }
+    weight_step(&w[0], &energy[0], bias);
+    weight_step(&w[1], &energy[1], popular);
     for (int i = 0; i < PARTS; i++) {
-        const float *scores = b->scores + (size_t)i * n;
-        float sum = 0;
-        for (uint32_t e = 0; e < n; e++) sum += b->sums[e] * scores[e];
-        gradient[2 + i] = sum;
+        const float *lifts = b->lifts + (size_t)i * n;
+        float gradient = 0;
+        for (uint32_t e = 0; e < n; e++) gradient += errors[e] * lifts[e];
+        weight_step(&w[2 + i], &energy[2 + i], gradient);
     }
-    for (int i = 0; i < FEATURES; i++) {
-        energy[i] += gradient[i] * gradient[i];
-        w[i] -= RATE * gradient[i] / (sqrtf(energy[i]) + 1e-3f);
+    /* The previous token's rows serve all leads; they learn where the most is known besides. */
+    if (lead > 0) given[PREVIOUS] = NULL;
+    for (int i = 0; i < ROWS; i++) {
+        if (given[i]) pred_rows_learn(&b->rows[i], layer, given[i], b->base.shape.top_k, errors);
     }
 }
 
@@ -147,22 +191,17 @@ static void blend_observe(struct pred_predictor *p, const struct pred_context *c
     struct blend *b = (struct blend *)p;
     if (learn) {
         struct pred_context ahead = *context;
-        weights_learn(b, context, layer, ids);
-        /* Longer leads take turns: their weights are as if these layers were not yet known. */
-        uint32_t lead = 1 + b->seen[0]++ % 8;
-        if (lead < LEADS && context->known >= lead) {
+        uint32_t turn = b->turns[layer]++;
+        learn_once(b, context, layer, ids);
+        /* Longer leads learn in turns, as if the layers between were not known yet. */
+        uint32_t lead = turn % 2 == 0 ? 1 : turn % 8 == 1 ? 2 : 0;
+        if (lead > 0 && context->known >= lead) {
             ahead.known -= lead;
-            weights_learn(b, &ahead, layer, ids);
+            learn_once(b, &ahead, layer, ids);
         }
         pred_popularity_learn(&b->popularity, layer, ids, p->shape.top_k);
     }
     for (int i = 0; i < PARTS; i++) pred_predictor_observe(b->parts[i], context, layer, ids, learn);
-}
-
-static void blend_predict(struct pred_predictor *p, const struct pred_context *context,
-                          uint32_t layer, float *scores)
-{
-    blend_sum((struct blend *)p, context, layer, scores);
 }
 
 static unsigned blend_blocks(struct pred_predictor *p, struct pred_block *blocks)
@@ -172,7 +211,8 @@ static unsigned blend_blocks(struct pred_predictor *p, struct pred_block *blocks
     unsigned n = pred_popularity_blocks(&b->popularity, blocks);
     blocks[n++] = (struct pred_block){ b->weights, weights };
     blocks[n++] = (struct pred_block){ b->energy, weights };
-    blocks[n++] = (struct pred_block){ b->seen, sizeof b->seen[0] };
+    blocks[n++] = (struct pred_block){ b->turns, p->shape.layers * sizeof b->turns[0] };
+    for (int i = 0; i < ROWS; i++) n += pred_rows_blocks(&b->rows[i], blocks + n);
     for (int i = 0; i < PARTS; i++) n += b->parts[i]->ops->blocks(b->parts[i], blocks + n);
     return n;
 }

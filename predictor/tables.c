@@ -13,11 +13,10 @@ enum {
     KEY_SEEN_MAX = 1024,        /* the same for a key's layer */
 };
 #define P_FLOOR 1e-4f
-#ifndef ROW_STEP
+/* Steps of learned rows: the first, how fast they shrink with use, the last. */
 #define ROW_STEP 0.3f
-#define ROW_SHRINK 0.05f
+#define ROW_SHRINK 0.15f
 #define ROW_STEP_MIN 0.01f
-#endif
 
 static float clamp(float p)
 {
