@@ -156,6 +156,19 @@ int pred_edit_select(struct pred_trace_reader *from, const char *to,
     return pred_import_out_end(&out, rc, err);
 }
 
+/* Sequences of all traces get numbers without holes, in the order in which they come up. */
+static int renumber(struct pred_positions *numbers, struct kept *kept, uint32_t *sequences)
+{
+    for (uint32_t t = 0; t < kept->count; t++) {
+        uint32_t number;
+        int rc = pred_positions_number(numbers, kept->seqs[t], *sequences, &number);
+        if (rc < 0) return rc;
+        if (number == *sequences) ++*sequences;
+        kept->seqs[t] = number;
+    }
+    return 0;
+}
+
 int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const char *to,
                     struct pred_edit_stats *stats, const struct pred_replay_progress *progress,
                     struct base_err *err)
@@ -165,7 +178,7 @@ int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const
     struct pred_trace_item item;
     const struct pred_trace_header *first = pred_trace_reader_header(from[0]);
     static const struct pred_selection all = { .seq_last = UINT64_MAX, .share = 1, .phase = -1 };
-    uint64_t seq_base = 0, seq_end = 0;
+    uint32_t sequences = 0;
     memset(stats, 0, sizeof *stats);
     for (uint32_t i = 1; i < count; i++) {
         const struct pred_trace_header *h = pred_trace_reader_header(from[i]);
@@ -178,20 +191,19 @@ int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const
     }
     int rc = begin(&out, to, first, err);
     for (uint32_t i = 0; rc >= 0 && i < count; i++) {
+        struct pred_positions numbers = { 0 };
         while ((rc = pred_trace_reader_next(from[i], PRED_WANT_STEPS, &item, err)) > 0) {
             struct pred_step step;
             show(from[i], progress, "copying", stats->steps);
             rc = kept_take(&kept, first, &item.step, &all, &step);
             if (rc < 0) break;
-            for (uint32_t t = 0; t < step.token_count; t++) {
-                kept.seqs[t] += seq_base;
-                if (kept.seqs[t] >= seq_end) seq_end = kept.seqs[t] + 1;
-            }
+            rc = renumber(&numbers, &kept, &sequences);
+            if (rc < 0) break;
             step.step = stats->steps++;
             stats->tokens += step.token_count;
             pred_trace_writer_step(out.writer, &step);
         }
-        seq_base = seq_end;
+        pred_positions_fini(&numbers);
     }
     kept_fini(&kept);
     return pred_import_out_end(&out, rc, err);

@@ -29,8 +29,7 @@ int pred_edit_select(struct pred_trace_reader *from, const char *to,
                      const struct pred_selection *selection, struct pred_edit_stats *stats,
                      const struct pred_replay_progress *progress, struct base_err *err);
 
-/* Appends whole traces of one model; sequence numbers of each are moved behind those of the one
- * before. BASE_EMISMATCH when the shapes differ. */
+/* Appends whole traces of one model; their sequences are numbered anew, without holes. BASE_EMISMATCH when the shapes differ. */
 int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const char *to,
                     struct pred_edit_stats *stats, const struct pred_replay_progress *progress,
                     struct base_err *err);

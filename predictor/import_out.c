@@ -73,6 +73,19 @@ int pred_positions_next(struct pred_positions *p, uint64_t seq, uint32_t *positi
     return 0;
 }
 
+int pred_positions_number(struct pred_positions *p, uint64_t seq, uint32_t fresh, uint32_t *number)
+{
+    if (!p->memory || p->map.count == p->capacity) {
+        int rc = positions_grow(p);
+        if (rc < 0) return rc;
+    }
+    *number = base_map_get(&p->map, seq);
+    if (*number != BASE_MAP_NONE) return 0;
+    *number = fresh;
+    base_map_put(&p->map, seq, fresh);
+    return 0;
+}
+
 void pred_positions_fini(struct pred_positions *p)
 {
     free(p->memory);

@@ -31,6 +31,9 @@ struct pred_positions {
     uint32_t capacity;
 };
 int pred_positions_next(struct pred_positions *positions, uint64_t seq, uint32_t *position);
+/* The number kept for a sequence; a new one is given `fresh`. Uses the map for this alone. */
+int pred_positions_number(struct pred_positions *positions, uint64_t seq, uint32_t fresh,
+                          uint32_t *number);
 void pred_positions_fini(struct pred_positions *positions);
 
 /* "path:line: sentence" as BASE_EFORMAT. */

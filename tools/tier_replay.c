@@ -134,7 +134,7 @@ static const struct cli_command commands[] = {
     { "sample", "TRACE", "keep a share of the sequences", NULL, 1, 1, cli_replay_sample_flags,
       cli_replay_sample },
     { "merge", "TRACE TRACE...", "put traces of one model one after another",
-      "Sequence numbers of each are moved behind those of the one before.", 2, 64,
+      "Their sequences are numbered anew, without holes, in the order in which they come up.", 2, 64,
       cli_replay_merge_flags, cli_replay_merge },
     { "export", "TRACE", "write the routing as JSONL or CSV", NULL, 1, 1, cli_replay_export_flags,
       cli_replay_export },
