@@ -46,7 +46,8 @@ static bool grow(void *array, size_t bytes)
 static bool kept_reserve(struct kept *k, uint32_t tokens, size_t ids)
 {
     if (tokens > k->room) {
-        if (!grow(&k->seqs, tokens * sizeof k->seqs[0]) || !grow(&k->from, tokens * sizeof k->from[0]) ||
+        if (!grow(&k->seqs, tokens * sizeof k->seqs[0]) ||
+            !grow(&k->from, tokens * sizeof k->from[0]) ||
             !grow(&k->tokens, tokens * sizeof k->tokens[0]) || !grow(&k->phases, tokens) ||
             !grow(&k->positions, tokens * sizeof k->positions[0])) {
             return false;
@@ -54,7 +55,8 @@ static bool kept_reserve(struct kept *k, uint32_t tokens, size_t ids)
         k->room = tokens;
     }
     if (ids > k->id_room) {
-        if (!grow(&k->ids, ids * sizeof k->ids[0]) || !grow(&k->weights, ids * sizeof k->weights[0])) {
+        if (!grow(&k->ids, ids * sizeof k->ids[0]) ||
+            !grow(&k->weights, ids * sizeof k->weights[0])) {
             return false;
         }
         k->id_room = ids;
@@ -73,8 +75,9 @@ static bool is_kept(const struct pred_selection *s, uint64_t seq, int phase)
 }
 
 /* Copies the kept tokens of a step. */
-static int kept_take(struct kept *k, const struct pred_trace_header *h, const struct pred_step *step,
-                     const struct pred_selection *s, struct pred_step *out)
+static int kept_take(struct kept *k, const struct pred_trace_header *h,
+                     const struct pred_step *step, const struct pred_selection *s,
+                     struct pred_step *out)
 {
     uint32_t n = step->token_count, top_k = h->top_k;
     if (!kept_reserve(k, n, (size_t)h->layers * n * top_k)) return -ENOMEM;
@@ -89,7 +92,8 @@ static int kept_take(struct kept *k, const struct pred_trace_header *h, const st
     }
     for (uint32_t l = 0; l < h->layers; l++) {
         for (uint32_t i = 0; i < k->count; i++) {
-            size_t to = ((size_t)l * k->count + i) * top_k, from = ((size_t)l * n + k->from[i]) * top_k;
+            size_t to = ((size_t)l * k->count + i) * top_k,
+                   from = ((size_t)l * n + k->from[i]) * top_k;
             memcpy(k->ids + to, step->expert_ids + from, top_k * sizeof k->ids[0]);
             if (!step->expert_weights) continue;
             memcpy(k->weights + to, step->expert_weights + from, top_k * sizeof k->weights[0]);
@@ -115,7 +119,8 @@ static void show(struct pred_trace_reader *r, const struct pred_replay_progress 
     progress->report(progress->context, what, health.read_bytes, health.file_bytes);
 }
 
-/* The header of a derived trace: shape and YAML stay, the core's configuration goes with the events. */
+/* The header of a derived trace: shape and YAML stay, the core's configuration goes with the
+ * events. */
 static int begin(struct pred_import_out *out, const char *to, const struct pred_trace_header *from,
                  struct base_err *err)
 {
@@ -182,12 +187,14 @@ int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const
     memset(stats, 0, sizeof *stats);
     for (uint32_t i = 1; i < count; i++) {
         const struct pred_trace_header *h = pred_trace_reader_header(from[i]);
-        if (h->layers == first->layers && h->experts == first->experts && h->top_k == first->top_k &&
-            strcmp(h->model, first->model) == 0) {
+        if (h->layers == first->layers && h->experts == first->experts &&
+            h->top_k == first->top_k && strcmp(h->model, first->model) == 0) {
             continue;
         }
-        return base_err_set(err, BASE_EMISMATCH, "trace %" PRIu32 " is of another model (%s) than the first "
-                            "(%s)", i + 1, h->model, first->model);
+        return base_err_set(err, BASE_EMISMATCH,
+                            "trace %" PRIu32 " is of another model (%s) than the first "
+                            "(%s)",
+                            i + 1, h->model, first->model);
     }
     int rc = begin(&out, to, first, err);
     for (uint32_t i = 0; rc >= 0 && i < count; i++) {
@@ -234,9 +241,12 @@ static int jsonl_step(FILE *to, const struct pred_trace_header *h, const struct 
 {
     for (uint32_t i = 0; i < step->token_count; i++) {
         for (uint32_t l = 0; l < h->layers; l++) {
-            if (step->expert_ids[((size_t)l * step->token_count + i) * h->top_k] != PRED_NO_EXPERT) continue;
-            return base_err_set(err, BASE_EMISMATCH, "step %" PRIu64 " has a token that was not routed in "
-                                "layer %" PRIu32 ": JSONL cannot say that, CSV can", step->step, l);
+            if (step->expert_ids[((size_t)l * step->token_count + i) * h->top_k] != PRED_NO_EXPERT)
+                continue;
+            return base_err_set(err, BASE_EMISMATCH,
+                                "step %" PRIu64 " has a token that was not routed in "
+                                "layer %" PRIu32 ": JSONL cannot say that, CSV can",
+                                step->step, l);
         }
         int64_t token = step->tokens[i] == PRED_NO_TOKEN ? -1 : (int64_t)step->tokens[i];
         fprintf(to, "{\"seq\":%" PRIu64 ",\"phase\":\"%s\",\"token\":%" PRId64 ",\"experts\":[",
@@ -259,15 +269,18 @@ static int csv_step(FILE *to, const struct pred_trace_header *h, const struct pr
             step->phases[i] == TIER_PREFILL) {
             continue;
         }
-        return base_err_set(err, BASE_EMISMATCH, "step %" PRIu64 " is a batch of several sequences: the CSV "
-                            "has no place for that, JSONL has", step->step);
+        return base_err_set(err, BASE_EMISMATCH,
+                            "step %" PRIu64 " is a batch of several sequences: the CSV "
+                            "has no place for that, JSONL has",
+                            step->step);
     }
     for (uint32_t l = 0; l < h->layers; l++) {
         for (uint32_t i = 0; i < step->token_count; i++) {
             size_t at = ((size_t)l * step->token_count + i) * h->top_k;
             if (step->expert_ids[at] == PRED_NO_EXPERT) continue;
             for (uint32_t k = 0; k < h->top_k; k++) {
-                fprintf(to, "%" PRIu64 ",%d,%" PRIu32 ",%" PRIu32 ",%" PRIu32 ",%" PRIu32 ",%.9g,0,0\n",
+                fprintf(to,
+                        "%" PRIu64 ",%d,%" PRIu32 ",%" PRIu32 ",%" PRIu32 ",%" PRIu32 ",%.9g,0,0\n",
                         step->seqs[i], step->phases[i] == TIER_DECODE, step->positions[i],
                         l + h->first_moe_layer, k, step->expert_ids[at + k],
                         step->expert_weights ? (double)step->expert_weights[at + k] : 0.0);
@@ -300,11 +313,14 @@ static void jsonl_head(FILE *to, const struct pred_trace_header *h)
 
 static void csv_head(FILE *to, const struct pred_trace_header *h)
 {
-    fprintf(to, "# route_trace v1\n# model=%s n_layer=%" PRIu32 " n_expert=%" PRIu32 " n_expert_used=%"
-            PRIu32 "\n", h->model, h->layers + h->first_moe_layer, h->experts, h->top_k);
+    fprintf(to,
+            "# route_trace v1\n# model=%s n_layer=%" PRIu32 " n_expert=%" PRIu32
+            " n_expert_used=%" PRIu32 "\n",
+            h->model, h->layers + h->first_moe_layer, h->experts, h->top_k);
     for (uint32_t l = 0; l < h->layers + h->first_moe_layer; l++) {
         uint64_t bytes = h->slot_bytes > 0 ? h->slot_bytes : 1;
-        if (h->expert_bytes && l >= h->first_moe_layer) bytes = h->expert_bytes[l - h->first_moe_layer];
+        if (h->expert_bytes && l >= h->first_moe_layer)
+            bytes = h->expert_bytes[l - h->first_moe_layer];
         if (l < h->first_moe_layer) bytes = 0;
         fprintf(to, "# layer=%" PRIu32 " expert_bytes=%" PRIu64 " dense_bytes=0\n", l, bytes);
     }

@@ -1,6 +1,6 @@
-/* Traces made from traces: parts of one, several in a row. The routing is copied; a result that is not
- * the whole holds no cache events, since they would no longer tell the truth. The result appears under
- * its name only when it is whole. */
+/* Traces made from traces: parts of one, several in a row. The routing is copied; a result that is
+ * not the whole holds no cache events, since they would no longer tell the truth. The result
+ * appears under its name only when it is whole. */
 #ifndef PREDICTOR_EDIT_H
 #define PREDICTOR_EDIT_H
 
@@ -29,7 +29,8 @@ int pred_edit_select(struct pred_trace_reader *from, const char *to,
                      const struct pred_selection *selection, struct pred_edit_stats *stats,
                      const struct pred_replay_progress *progress, struct base_err *err);
 
-/* Appends whole traces of one model; their sequences are numbered anew, without holes. BASE_EMISMATCH when the shapes differ. */
+/* Appends whole traces of one model; their sequences are numbered anew, without holes.
+ * BASE_EMISMATCH when the shapes differ. */
 int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const char *to,
                     struct pred_edit_stats *stats, const struct pred_replay_progress *progress,
                     struct base_err *err);

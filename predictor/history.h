@@ -1,6 +1,6 @@
-/* The last token of each running sequence and its routing: what a context needs to know of the past.
- * A fixed number of places, one for each hash of a sequence number; sequences that share a place
- * forget each other's past, which costs a prediction and nothing else. */
+/* The last token of each running sequence and its routing: what a context needs to know of the
+ * past. A fixed number of places, one for each hash of a sequence number; sequences that share a
+ * place forget each other's past, which costs a prediction and nothing else. */
 #ifndef PREDICTOR_HISTORY_H
 #define PREDICTOR_HISTORY_H
 

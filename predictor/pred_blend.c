@@ -160,7 +160,8 @@ static void learn_once(struct blend *b, const struct pred_context *context, uint
     uint32_t n = b->base.shape.experts, lead = lead_of(context, layer);
     size_t row = (size_t)lead * b->base.shape.layers + layer;
     const float *odds = b->popularity.odds + (size_t)layer * n;
-    float *w = b->weights + row * FEATURES, *energy = b->energy + row * FEATURES, *errors = b->errors;
+    float *w = b->weights + row * FEATURES, *energy = b->energy + row * FEATURES,
+          *errors = b->errors;
     const uint32_t *given[ROWS];
     sources(b, context, layer, given);
     blend_sum(b, context, layer, given, errors);

@@ -10,8 +10,8 @@
 #define BELIEF 4.0f             /* tokens that the popularity counts as */
 #define SCALE_MAX 1e15f
 
-/* Instead of decaying every count at every token, newer counts weigh more; when the weight grows too
- * large everything is scaled down at once. */
+/* Instead of decaying every count at every token, newer counts weigh more; when the weight grows
+ * too large everything is scaled down at once. */
 struct frequency {
     struct pred_predictor base;
     struct pred_popularity popularity;

@@ -1,7 +1,8 @@
 /* What this token was routed to before: known for all layers one whole forward pass ahead.
  *
- * token_table keys on the token alone. context keys on the token and the one before it, and believes
- * the token alone where the pair is new: the same words in the same place go the same way. */
+ * token_table keys on the token alone. context keys on the token and the one before it, and
+ * believes the token alone where the pair is new: the same words in the same place go the same way.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* Knows nothing: every expert is equally likely, so the first ids win. The baseline that anything has
- * to beat. */
+/* Knows nothing: every expert is equally likely, so the first ids win. The baseline that anything
+ * has to beat. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,6 @@
 /* The experts of the layers just passed -> the experts of this one; and, under the name
- * previous_token, the experts of the sequence's previous token in this layer -> those of this token.
+ * previous_token, the experts of the sequence's previous token in this layer -> those of this
+ * token.
  *
  * transition adds the rows of layer l-1 and of layer l-2, learned together; with two layers of lead
  * only l-2 is known, and rows of its own stand in. */

@@ -65,8 +65,8 @@ size_t pred_predictor_bytes(struct pred_predictor *p)
     return bytes;
 }
 
-/* magic 8, version u32, layers, experts, top_k, tokens_max u32, 0 u32, name 32, model 64, half_life f64,
- * state bytes u64, XXH3 of everything else u64; then the state. */
+/* magic 8, version u32, layers, experts, top_k, tokens_max u32, 0 u32, name 32, model 64, half_life
+ * f64, state bytes u64, XXH3 of everything else u64; then the state. */
 static void header_make(uint8_t *to, const struct pred_predictor *p, uint64_t state_bytes)
 {
     memset(to, 0, HEADER_BYTES);
@@ -127,14 +127,16 @@ static int load_check(const struct pred_predictor *p, const char *path, const ui
         return base_err_set(err, BASE_EFORMAT, "%s: not a saved predictor", path);
     }
     if (base_le_load32(bytes + 8) != VERSION) {
-        return base_err_set(err, BASE_EVERSION, "%s: predictor version %" PRIu32 ", this build knows %d",
-                            path, base_le_load32(bytes + 8), VERSION);
+        return base_err_set(err, BASE_EVERSION,
+                            "%s: predictor version %" PRIu32 ", this build knows %d", path,
+                            base_le_load32(bytes + 8), VERSION);
     }
     header_make(want, p, state_bytes);
     if (memcmp(bytes, want, 144) != 0 || size != HEADER_BYTES + state_bytes) {
-        return base_err_set(err, BASE_EMISMATCH, "%s: saved by predictor %.31s for model %.63s with other "
-                            "dimensions or settings than %s for %s here", path,
-                            (const char *)bytes + 32, (const char *)bytes + 64, p->ops->name,
+        return base_err_set(err, BASE_EMISMATCH,
+                            "%s: saved by predictor %.31s for model %.63s with other "
+                            "dimensions or settings than %s for %s here",
+                            path, (const char *)bytes + 32, (const char *)bytes + 64, p->ops->name,
                             p->shape.model);
     }
     struct pred_block state = { (void *)(bytes + HEADER_BYTES), state_bytes };

@@ -3,13 +3,14 @@
  *      for each layer:   predict(context, layer + d) ──> scores ──> hints
  *                        observe(context, layer, ids)  once the gate has spoken
  *
- * What a predictor may know of the running token stands in its context: the token and the one before
- * it, known before the forward pass begins; the routing of the layers it has passed; the routing of
- * the sequence's previous token. Predictors hold tables only, so one of them serves any number of
- * sequences at once.
+ * What a predictor may know of the running token stands in its context: the token and the one
+ * before it, known before the forward pass begins; the routing of the layers it has passed; the
+ * routing of the sequence's previous token. Predictors hold tables only, so one of them serves any
+ * number of sequences at once.
  *
- * A score is the log-odds that the expert is chosen. Tables learn online, in memory that is fixed at
- * create, and forget: a change of domain is followed. The same observations give the same tables.
+ * A score is the log-odds that the expert is chosen. Tables learn online, in memory that is fixed
+ * at create, and forget: a change of domain is followed. The same observations give the same
+ * tables.
  *
  * One thread a predictor. Only create, save and load allocate.
  */

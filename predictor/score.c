@@ -121,7 +121,8 @@ static void lookup_layer(struct run *run, const struct pred_step *step, uint32_t
     uint32_t n = pred_union_of(&run->joined, step, layer, phase), done = 0;
     const uint32_t *ids = run->joined.ids;
     while (done < n) {
-        uint32_t k = tier_decide_acquire(run->cache, layer, ids + done, n - done, phase, run->found);
+        uint32_t k =
+            tier_decide_acquire(run->cache, layer, ids + done, n - done, phase, run->found);
         MUST(k > 0);
         for (uint32_t i = 0; i < k; i++) {
             bool miss = run->found[i].from != 0;
@@ -207,13 +208,19 @@ static int prepare(struct run *run, struct base_err *err)
     const struct pred_trace_header *h = pred_trace_reader_header(run->args->test);
     int rc = check_same(pred_trace_reader_header(run->args->train), h, err);
     if (rc < 0) return rc;
-    run->shape = (struct pred_shape){ .layers = h->layers, .experts = h->experts, .top_k = h->top_k };
+    run->shape =
+        (struct pred_shape){ .layers = h->layers, .experts = h->experts, .top_k = h->top_k };
     memcpy(run->shape.model, h->model, sizeof run->shape.model);
     struct tier_decide_config config = {
-        .layers = h->layers, .experts = h->experts, .top_k = h->top_k, .tier_count = 1,
-        .tiers = { { .slots = (uint64_t)pred_slots_of_share(run->args->capacity, h->experts) * h->layers,
+        .layers = h->layers,
+        .experts = h->experts,
+        .top_k = h->top_k,
+        .tier_count = 1,
+        .tiers = { { .slots =
+                         (uint64_t)pred_slots_of_share(run->args->capacity, h->experts) * h->layers,
                      .policy = "lfu" } },
-        .half_life_tokens = 16, .prefill_share = 1,
+        .half_life_tokens = 16,
+        .prefill_share = 1,
     };
     rc = tier_decide_create(&run->cache, &config, err);
     if (rc < 0) return rc;

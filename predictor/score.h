@@ -1,12 +1,11 @@
 /* How good predictors are where it counts: on the misses of a cache.
  *
  * Tables are learned on one trace and frozen, then scored on another. The cache is the per-layer
- * decayed frequency one (lfu, half-life 16): for each token and layer the n most likely experts that
- * are NOT resident are prefetched (on paper; the cache does not see it).
- *   covered[n]    share of the misses that were among them
- *   precision[n]  share of them that were misses
- *   recall_k      of top_k chosen experts, how many were among the top_k (2 top_k) most likely of all
- * A step of several tokens is one event: an expert's score is its highest over the tokens. */
+ * decayed frequency one (lfu, half-life 16): for each token and layer the n most likely experts
+ * that are NOT resident are prefetched (on paper; the cache does not see it). covered[n]    share
+ * of the misses that were among them precision[n]  share of them that were misses recall_k      of
+ * top_k chosen experts, how many were among the top_k (2 top_k) most likely of all A step of
+ * several tokens is one event: an expert's score is its highest over the tokens. */
 #ifndef PREDICTOR_SCORE_H
 #define PREDICTOR_SCORE_H
 
@@ -31,11 +30,11 @@ struct pred_score_total {
 };
 
 struct pred_score_args {
-    struct pred_trace_reader *train, *test;     /* the same shape and model; may not be one reader */
+    struct pred_trace_reader *train, *test; /* the same shape and model; may not be one reader */
     const char *const *names;
     uint32_t count;
     double capacity;            /* share of a layer's experts */
-    uint32_t lead;              /* layers ahead: 0 = all layers before are known, 1 = but the last */
+    uint32_t lead; /* layers ahead: 0 = all layers before are known, 1 = but the last */
     const struct pred_replay_progress *progress;
 };
 

@@ -92,7 +92,8 @@ void pred_rows_add(const struct pred_rows *rows, uint32_t layer, const uint32_t 
                    uint32_t top_k, float *scores)
 {
     for (uint32_t j = 0; j < top_k; j++) {
-        const float *row = rows->weights + ((size_t)layer * rows->experts + given[j]) * rows->experts;
+        const float *row =
+            rows->weights + ((size_t)layer * rows->experts + given[j]) * rows->experts;
         for (uint32_t e = 0; e < rows->experts; e++) scores[e] += row[e];
     }
 }
@@ -183,7 +184,8 @@ static size_t place_take(struct pred_keyed *keyed, uint64_t key)
     size_t rows = keyed->layers;
     keyed->keys[least] = key;
     memset(seen, 0, rows * sizeof seen[0]);
-    memset(keyed->counts + least * rows * keyed->kept, 0, rows * keyed->kept * sizeof keyed->counts[0]);
+    memset(keyed->counts + least * rows * keyed->kept, 0,
+           rows * keyed->kept * sizeof keyed->counts[0]);
     return least;
 }
 
@@ -213,7 +215,8 @@ void pred_keyed_learn(struct pred_keyed *keyed, uint64_t key, uint32_t layer, co
     if (place == SIZE_MAX && layer == 0) place = place_take(keyed, key);
     if (place == SIZE_MAX) return;
     size_t row = place * keyed->layers + layer;
-    uint16_t *experts = keyed->experts + row * keyed->kept, *counts = keyed->counts + row * keyed->kept;
+    uint16_t *experts = keyed->experts + row * keyed->kept,
+             *counts = keyed->counts + row * keyed->kept;
     for (uint32_t k = 0; k < top_k; k++) count_expert(experts, counts, keyed->kept, ids[k]);
     if (++keyed->seen[row] < KEY_SEEN_MAX) return;
     keyed->seen[row] /= 2;
@@ -228,7 +231,8 @@ uint32_t pred_keyed_sharpen(const struct pred_keyed *keyed, uint64_t key, uint32
     size_t row = place * keyed->layers + layer;
     uint32_t seen = keyed->seen[row];
     if (seen == 0) return 0;
-    const uint16_t *ids = keyed->experts + row * keyed->kept, *counts = keyed->counts + row * keyed->kept;
+    const uint16_t *ids = keyed->experts + row * keyed->kept,
+                   *counts = keyed->counts + row * keyed->kept;
     float scale = 1.0f / ((float)seen + weight);
     for (uint32_t e = 0; e < experts; e++) p[e] *= weight * scale;
     for (uint32_t i = 0; i < keyed->kept; i++) {
@@ -243,7 +247,8 @@ unsigned pred_keyed_blocks(const struct pred_keyed *keyed, struct pred_block *bl
     size_t places = (size_t)keyed->sets * PRED_KEYED_WAYS, rows = places * keyed->layers;
     blocks[0] = (struct pred_block){ keyed->keys, places * sizeof keyed->keys[0] };
     blocks[1] = (struct pred_block){ keyed->seen, rows * sizeof keyed->seen[0] };
-    blocks[2] = (struct pred_block){ keyed->experts, rows * keyed->kept * sizeof keyed->experts[0] };
+    blocks[2] =
+        (struct pred_block){ keyed->experts, rows * keyed->kept * sizeof keyed->experts[0] };
     blocks[3] = (struct pred_block){ keyed->counts, rows * keyed->kept * sizeof keyed->counts[0] };
     return 4;
 }

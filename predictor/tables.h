@@ -1,7 +1,7 @@
 /* The tables that predictors are made of: popularity, counts given an expert, counts given a key.
  *
- * All estimate P(expert is chosen), with the popularity as what is believed before anything was seen.
- * Counts are halved when a row has seen enough, so that the recent past weighs more. */
+ * All estimate P(expert is chosen), with the popularity as what is believed before anything was
+ * seen. Counts are halved when a row has seen enough, so that the recent past weighs more. */
 #ifndef PREDICTOR_TABLES_H
 #define PREDICTOR_TABLES_H
 
@@ -46,9 +46,10 @@ void pred_popularity_learn(struct pred_popularity *pop, uint32_t layer, const ui
 unsigned pred_popularity_blocks(const struct pred_popularity *pop, struct pred_block *blocks);
 
 /* One weight for each pair of an expert that is given (of another layer, of another token) and an
- * expert that is asked for: the log-odds of the latter are a sum of rows. Learned online by descending
- * the logistic loss, so that evidence shared by several given experts counts once, which sums of
- * counted lifts get wrong. A row's steps shrink with its use down to a floor, so it keeps following. */
+ * expert that is asked for: the log-odds of the latter are a sum of rows. Learned online by
+ * descending the logistic loss, so that evidence shared by several given experts counts once, which
+ * sums of counted lifts get wrong. A row's steps shrink with its use down to a floor, so it keeps
+ * following. */
 struct pred_rows {
     uint32_t layers, experts;
     float *weights;             /* [layers x experts given x experts] */
@@ -82,8 +83,8 @@ int pred_keyed_init(struct pred_keyed *keyed, const struct pred_shape *shape, ui
 void pred_keyed_fini(struct pred_keyed *keyed);
 void pred_keyed_learn(struct pred_keyed *keyed, uint64_t key, uint32_t layer, const uint32_t *ids,
                       uint32_t top_k);
-/* How often the key was seen in this layer, 0 = not known. p[experts] comes in as the belief without
- * the key and is sharpened: p = (count + weight * p) / (seen + weight). */
+/* How often the key was seen in this layer, 0 = not known. p[experts] comes in as the belief
+ * without the key and is sharpened: p = (count + weight * p) / (seen + weight). */
 uint32_t pred_keyed_sharpen(const struct pred_keyed *keyed, uint64_t key, uint32_t layer,
                             float weight, float *p, uint32_t experts);
 unsigned pred_keyed_blocks(const struct pred_keyed *keyed, struct pred_block *blocks);

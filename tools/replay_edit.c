@@ -50,8 +50,10 @@ static void show_progress(void *context, const char *what, uint64_t done, uint64
 static void tell(const struct pred_edit_stats *stats)
 {
     if (flags.quiet) return;
-    fprintf(stderr, "%s: %" PRIu64 " tokens in %" PRIu64 " steps", flags.to, stats->tokens, stats->steps);
-    if (stats->tokens_left_out > 0) fprintf(stderr, ", %" PRIu64 " left out", stats->tokens_left_out);
+    fprintf(stderr, "%s: %" PRIu64 " tokens in %" PRIu64 " steps", flags.to, stats->tokens,
+            stats->steps);
+    if (stats->tokens_left_out > 0)
+        fprintf(stderr, ", %" PRIu64 " left out", stats->tokens_left_out);
     fputc('\n', stderr);
 }
 
@@ -87,10 +89,13 @@ static int select_to(const char *path, const struct pred_selection *selection)
 
 int cli_replay_cut(int count, char **arguments)
 {
-    struct pred_selection s = { .seq_last = UINT64_MAX, .step_last = UINT64_MAX, .share = 1, .phase = -1 };
+    struct pred_selection s = {
+        .seq_last = UINT64_MAX, .step_last = UINT64_MAX, .share = 1, .phase = -1
+    };
     (void)count;
     if (!flags.to) return cli_misuse("-o FILE is needed: where the cut goes");
-    if (flags.sequences && (strcmp(flags.sequences, "even") == 0 || strcmp(flags.sequences, "odd") == 0)) {
+    if (flags.sequences &&
+        (strcmp(flags.sequences, "even") == 0 || strcmp(flags.sequences, "odd") == 0)) {
         s.modulo = 2;
         s.rest = flags.sequences[0] == 'o';
     } else if (flags.sequences && parse_range(flags.sequences, &s.seq_first, &s.seq_last) < 0) {
@@ -129,7 +134,8 @@ int cli_replay_merge(int count, char **arguments)
     struct pred_replay_progress progress = { show_progress, &bar };
     int rc = 0;
     if (!flags.to) return cli_misuse("-o FILE is needed: where the merged trace goes");
-    for (int i = 0; rc == 0 && i < count; i++) rc = pred_trace_reader_open(&readers[i], arguments[i], &err);
+    for (int i = 0; rc == 0 && i < count; i++)
+        rc = pred_trace_reader_open(&readers[i], arguments[i], &err);
     if (rc == 0) {
         cli_progress_begin(&bar, "merging", flags.quiet);
         rc = pred_edit_merge(readers, (uint32_t)count, flags.to, &stats, &progress, &err);
@@ -157,8 +163,8 @@ int cli_replay_export(int count, char **arguments)
     int rc = pred_trace_reader_open(&reader, arguments[0], &err);
     if (rc < 0) return cli_fail(1, &err);
     cli_progress_begin(&bar, "exporting", flags.quiet);
-    rc = pred_edit_export(reader, flags.to, csv ? PRED_EXPORT_CSV : PRED_EXPORT_JSONL, &stats, &progress,
-                          &err);
+    rc = pred_edit_export(reader, flags.to, csv ? PRED_EXPORT_CSV : PRED_EXPORT_JSONL, &stats,
+                          &progress, &err);
     cli_progress_end(&bar);
     pred_trace_reader_close(reader);
     if (rc < 0) return cli_fail(1, &err);
@@ -186,15 +192,19 @@ static int info_json(const struct pred_trace_header *h, const struct pred_trace_
                     ",\"tokens\":\"%s\",\"weights\":\"%s\",\"sample\":%.6g", h->source, h->layers,
                     h->first_moe_layer, h->experts, h->top_k, h->slot_bytes, token_kinds[h->tokens],
                     weight_kinds[h->weights], h->sample);
-    base_buf_printf(&buf, ",\"steps\":%" PRIu64 ",\"sequences\":%" PRIu64 ",\"prefill_tokens\":%" PRIu64
-                    ",\"decode_tokens\":%" PRIu64 ",\"unknown_tokens\":%" PRIu64 ",\"events\":{", s->steps,
-                    s->sequences, s->tokens[TIER_PREFILL], s->tokens[TIER_DECODE], s->unknown_tokens);
+    base_buf_printf(&buf,
+                    ",\"steps\":%" PRIu64 ",\"sequences\":%" PRIu64 ",\"prefill_tokens\":%" PRIu64
+                    ",\"decode_tokens\":%" PRIu64 ",\"unknown_tokens\":%" PRIu64 ",\"events\":{",
+                    s->steps, s->sequences, s->tokens[TIER_PREFILL], s->tokens[TIER_DECODE],
+                    s->unknown_tokens);
     for (int i = 1; i < EVENT_KINDS; i++) {
         base_buf_printf(&buf, "%s\"%s\":%" PRIu64, i > 1 ? "," : "", event_names[i], s->events[i]);
     }
-    base_buf_printf(&buf, "},\"counts\":%" PRIu64 ",\"gaps\":%" PRIu64 ",\"lost_records\":%" PRIu64
-                    ",\"torn_bytes\":%" PRIu64 ",\"ended\":%s,\"parts\":%" PRIu32 ",\"file_bytes\":%"
-                    PRIu64 "}", s->counts, s->gaps, health->lost_records, health->torn_bytes,
+    base_buf_printf(&buf,
+                    "},\"counts\":%" PRIu64 ",\"gaps\":%" PRIu64 ",\"lost_records\":%" PRIu64
+                    ",\"torn_bytes\":%" PRIu64 ",\"ended\":%s,\"parts\":%" PRIu32
+                    ",\"file_bytes\":%" PRIu64 "}",
+                    s->counts, s->gaps, health->lost_records, health->torn_bytes,
                     health->ended ? "true" : "false", health->parts, health->file_bytes);
     return cli_replay_print(&buf);
 }
@@ -205,15 +215,17 @@ static void info_text(const struct pred_trace_header *h, const struct pred_trace
     char bytes[16];
     uint64_t tokens = s->tokens[TIER_PREFILL] + s->tokens[TIER_DECODE];
     printf("model      %s (from %s)\n", h->model[0] ? h->model : "unnamed", h->source);
-    printf("shape      %" PRIu32 " layers of %" PRIu32 " experts, top-%" PRIu32 ", first layer with experts %"
-           PRIu32 "\n", h->layers, h->experts, h->top_k, h->first_moe_layer);
-    printf("tokens     %" PRIu64 " prompt, %" PRIu64 " generated, of %" PRIu64 " sequences, in %" PRIu64
-           " steps\n", s->tokens[TIER_PREFILL], s->tokens[TIER_DECODE], s->sequences, s->steps);
-    printf("kept       token ids: %s, gate weights: %s, sequences: %.4g%%\n", token_kinds[h->tokens],
-           weight_kinds[h->weights], 100 * h->sample);
+    printf("shape      %" PRIu32 " layers of %" PRIu32 " experts, top-%" PRIu32
+           ", first layer with experts %" PRIu32 "\n",
+           h->layers, h->experts, h->top_k, h->first_moe_layer);
+    printf("tokens     %" PRIu64 " prompt, %" PRIu64 " generated, of %" PRIu64
+           " sequences, in %" PRIu64 " steps\n",
+           s->tokens[TIER_PREFILL], s->tokens[TIER_DECODE], s->sequences, s->steps);
+    printf("kept       token ids: %s, gate weights: %s, sequences: %.4g%%\n",
+           token_kinds[h->tokens], weight_kinds[h->weights], 100 * h->sample);
     for (uint32_t t = 0; t < h->decide.tier_count; t++) {
-        printf("cache      %s, %" PRIu64 " slots (%.4g%% of the experts)\n", h->decide.tiers[t].policy,
-               h->decide.tiers[t].slots,
+        printf("cache      %s, %" PRIu64 " slots (%.4g%% of the experts)\n",
+               h->decide.tiers[t].policy, h->decide.tiers[t].slots,
                100.0 * (double)h->decide.tiers[t].slots / h->layers / h->experts);
     }
     printf("events    ");
@@ -223,7 +235,8 @@ static void info_text(const struct pred_trace_header *h, const struct pred_trace
     printf("; live counts at %" PRIu64 " places\n", s->counts);
     printf("file       %s in %" PRIu32 " part%s, %.4g bytes a token\n",
            base_str_bytes(bytes, sizeof bytes, health->file_bytes), health->parts,
-           health->parts == 1 ? "" : "s", tokens > 0 ? (double)health->file_bytes / (double)tokens : 0);
+           health->parts == 1 ? "" : "s",
+           tokens > 0 ? (double)health->file_bytes / (double)tokens : 0);
 }
 
 int cli_replay_info(int count, char **arguments)

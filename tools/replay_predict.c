@@ -16,8 +16,10 @@ static struct {
 } flags = { .capacity = "25%" };
 
 const struct cli_flag cli_replay_predict_flags[] = {
-    { "train", CLI_TEXT, &flags.train, "TRACE2", "learn the tables on this trace, then freeze them" },
-    { "capacity", CLI_TEXT, &flags.capacity, "P", "share of a layer's experts that the cache holds" },
+    { "train", CLI_TEXT, &flags.train, "TRACE2",
+      "learn the tables on this trace, then freeze them" },
+    { "capacity", CLI_TEXT, &flags.capacity, "P",
+      "share of a layer's experts that the cache holds" },
     { "predictor", CLI_TEXT, &flags.predictors, "A,B", "only these predictors; default all" },
     { "lead", CLI_UINT, &flags.lead, "N",
       "layers whose routing is not yet known when predicting; 0 = all before are known" },
@@ -64,11 +66,13 @@ static int print_json(const struct pred_score *scores, uint32_t count,
             covered[d] = share(s->useful[d], total->misses);
             precision[d] = share(s->useful[d], s->prefetched[d]);
         }
-        base_buf_printf(&buf, "%s{\"name\":\"%s\",\"recall_k\":%.6f,\"recall_2k\":%.6f", p > 0 ? "," : "",
-                        s->name, share(s->in_k, s->chosen), share(s->in_2k, s->chosen));
+        base_buf_printf(&buf, "%s{\"name\":\"%s\",\"recall_k\":%.6f,\"recall_2k\":%.6f",
+                        p > 0 ? "," : "", s->name, share(s->in_k, s->chosen),
+                        share(s->in_2k, s->chosen));
         json_depths(&buf, "covered", covered);
         json_depths(&buf, "precision", precision);
-        base_buf_printf(&buf, ",\"wasted_per_useful\":%.6f,\"table_bytes\":%zu,\"predict_ns\":%.1f}",
+        base_buf_printf(&buf,
+                        ",\"wasted_per_useful\":%.6f,\"table_bytes\":%zu,\"predict_ns\":%.1f}",
                         wasted(s), s->table_bytes, s->predict_ns);
     }
     base_buf_puts(&buf, "]}");
@@ -78,9 +82,9 @@ static int print_json(const struct pred_score *scores, uint32_t count,
 static int print_table(const struct pred_score *scores, uint32_t count,
                        const struct pred_score_total *total)
 {
-    static const char *const headings[] = { "predictor", "recall k", "recall 2k", "covers 1", "covers 2",
-                                            "covers 4", "precision 4", "wasted/useful", "tables",
-                                            "ns/layer" };
+    static const char *const headings[] = { "predictor", "recall k", "recall 2k",   "covers 1",
+                                            "covers 2",  "covers 4", "precision 4", "wasted/useful",
+                                            "tables",    "ns/layer" };
     enum { COLUMNS = sizeof headings / sizeof headings[0] };
     struct cli_table *table;
     if (cli_table_create(&table, COLUMNS, headings) < 0) return 1;
@@ -92,7 +96,8 @@ static int print_table(const struct pred_score *scores, uint32_t count,
         snprintf(text[1], sizeof text[1], "%.1f%%", 100 * share(s->in_k, s->chosen));
         snprintf(text[2], sizeof text[2], "%.1f%%", 100 * share(s->in_2k, s->chosen));
         for (int d = 0; d < PRED_SCORE_DEPTHS; d++) {
-            snprintf(text[3 + d], sizeof text[0], "%.1f%%", 100 * share(s->useful[d], total->misses));
+            snprintf(text[3 + d], sizeof text[0], "%.1f%%",
+                     100 * share(s->useful[d], total->misses));
         }
         snprintf(text[6], sizeof text[6], "%.1f%%", 100 * share(s->useful[2], s->prefetched[2]));
         snprintf(text[7], sizeof text[7], "%.2f", wasted(s));
@@ -122,7 +127,8 @@ static uint32_t choose(char *list, const char **names)
     uint32_t count = 0;
     const char *item;
     if (!flags.predictors) {
-        while (count < NAMES_MAX && (item = pred_predictor_name(count)) != NULL) names[count++] = item;
+        while (count < NAMES_MAX && (item = pred_predictor_name(count)) != NULL)
+            names[count++] = item;
         return count;
     }
     while (count < NAMES_MAX && (item = strsep(&list, ",")) != NULL) names[count++] = item;

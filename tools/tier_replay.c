@@ -49,7 +49,8 @@ void cli_replay_health(const char *path, const struct pred_trace_reader *reader)
     struct pred_trace_health health;
     pred_trace_reader_health(reader, &health);
     if (health.torn_bytes > 0) {
-        fprintf(stderr, "warning: %s: the last %" PRIu64 " bytes are no whole chunk and were left out\n",
+        fprintf(stderr,
+                "warning: %s: the last %" PRIu64 " bytes are no whole chunk and were left out\n",
                 path, health.torn_bytes);
     }
     if (health.lost_records > 0) {
@@ -57,7 +58,8 @@ void cli_replay_health(const char *path, const struct pred_trace_reader *reader)
                 health.lost_records);
     }
     if (!health.ended) {
-        fprintf(stderr, "note: %s was not closed in order: the server was killed, or still writes it\n",
+        fprintf(stderr,
+                "note: %s was not closed in order: the server was killed, or still writes it\n",
                 path);
     }
 }
@@ -99,9 +101,11 @@ static int run_import(int count, char **arguments)
     cli_progress_end(&bar);
     if (rc < 0) return cli_fail(1, &err);
     if (!import_flags.quiet) {
-        fprintf(stderr, "%s: %" PRIu64 " tokens in %" PRIu64 " steps of %" PRIu64 " sequences, %" PRIu32
-                " layers of %" PRIu32 " experts, top-%" PRIu32 "\n", import_flags.to, stats.tokens,
-                stats.steps, stats.sequences, stats.layers, stats.experts, stats.top_k);
+        fprintf(stderr,
+                "%s: %" PRIu64 " tokens in %" PRIu64 " steps of %" PRIu64 " sequences, %" PRIu32
+                " layers of %" PRIu32 " experts, top-%" PRIu32 "\n",
+                import_flags.to, stats.tokens, stats.steps, stats.sequences, stats.layers,
+                stats.experts, stats.top_k);
     }
     return 0;
 }
@@ -110,11 +114,14 @@ static int run_import(int count, char **arguments)
 
 static const struct cli_command commands[] = {
     { "run", "TRACE", "replay a trace through other caches, or exactly as recorded",
-      "Tries every policy at every capacity in one reading of the trace. Caches start empty and stay "
-      "warm across sequences; the experts of one layer and token are looked up together. The totals "
+      "Tries every policy at every capacity in one reading of the trace. Caches start empty and "
+      "stay "
+      "warm across sequences; the experts of one layer and token are looked up together. The "
+      "totals "
       "count every lookup of the chosen phase; cold start, prefill and decode stand beside them, "
       "never averaged. Without --config the configuration recorded in the trace is the base.\n\n"
-      "With --as-recorded the server's own events run through its own configuration: the counts must "
+      "With --as-recorded the server's own events run through its own configuration: the counts "
+      "must "
       "be the live ones, to the last, or the exit code is 1.",
       1, 1, cli_replay_run_flags, cli_replay_run },
     { "import", "FILE", "make a trace from a JSONL or CSV recording (also .xz)",
@@ -122,20 +129,21 @@ static const struct cli_command commands[] = {
       "experts are kept where the file says them.",
       1, 1, import_flag_table, run_import },
     { "predict", "TRACE", "score predictors on the misses of a cache",
-      "Learns every predictor's tables on the trace given with --train, freezes them, and scores them on "
+      "Learns every predictor's tables on the trace given with --train, freezes them, and scores "
+      "them on "
       "TRACE: for each token and layer the n most likely experts that are not resident would be "
       "prefetched; covers n is the share of the misses of a per-layer decayed-frequency cache "
       "(half-life 16) that were among them.",
       1, 1, cli_replay_predict_flags, cli_replay_predict },
     { "info", "TRACE", "what a trace holds", NULL, 1, 1, cli_replay_info_flags, cli_replay_info },
     { "cut", "TRACE", "keep some sequences, steps or one phase",
-      "The result holds routing and no cache events: those of a part would not tell the truth.", 1, 1,
-      cli_replay_cut_flags, cli_replay_cut },
+      "The result holds routing and no cache events: those of a part would not tell the truth.", 1,
+      1, cli_replay_cut_flags, cli_replay_cut },
     { "sample", "TRACE", "keep a share of the sequences", NULL, 1, 1, cli_replay_sample_flags,
       cli_replay_sample },
     { "merge", "TRACE TRACE...", "put traces of one model one after another",
-      "Their sequences are numbered anew, without holes, in the order in which they come up.", 2, 64,
-      cli_replay_merge_flags, cli_replay_merge },
+      "Their sequences are numbered anew, without holes, in the order in which they come up.", 2,
+      64, cli_replay_merge_flags, cli_replay_merge },
     { "export", "TRACE", "write the routing as JSONL or CSV", NULL, 1, 1, cli_replay_export_flags,
       cli_replay_export },
 };
@@ -145,17 +153,19 @@ int main(int argc, char **argv)
     static const struct cli_program program = {
         .name = "tier-replay",
         .text = "replay recorded expert routing through other caches",
-        .details = "Reads traces that tier-server --trace wrote, or that were imported, and runs the same "
-                   "decision core on them that the server runs. Replay of the recorded events with the "
-                   "recorded configuration is exact; everything else is a what-if and says so.",
+        .details =
+            "Reads traces that tier-server --trace wrote, or that were imported, and runs the same "
+            "decision core on them that the server runs. Replay of the recorded events with the "
+            "recorded configuration is exact; everything else is a what-if and says so.",
         .commands = commands,
         .command_count = sizeof commands / sizeof commands[0],
-        .examples = "tier-replay run t.trace --policy lru,belady --capacity 12.5%,25%,50%\n"
-                    "tier-replay run t.trace --as-recorded\n"
-                    "tier-replay run t.trace --policy lru_global,belady --budget 750MiB --phase decode\n"
-                    "tier-replay cut routing.trace --sequences even -o even.trace\n"
-                    "tier-replay predict odd.trace --train even.trace --capacity 25%\n"
-                    "tier-replay import --from jsonl routing.jsonl.xz -o routing.trace",
+        .examples =
+            "tier-replay run t.trace --policy lru,belady --capacity 12.5%,25%,50%\n"
+            "tier-replay run t.trace --as-recorded\n"
+            "tier-replay run t.trace --policy lru_global,belady --budget 750MiB --phase decode\n"
+            "tier-replay cut routing.trace --sequences even -o even.trace\n"
+            "tier-replay predict odd.trace --train even.trace --capacity 25%\n"
+            "tier-replay import --from jsonl routing.jsonl.xz -o routing.trace",
     };
     return cli_main(&program, argc, argv);
 }

@@ -1,5 +1,5 @@
-/* Predictors learn what can be learned, follow a change, stay in their memory, survive a restart, and
- * cover on real routing what they are said to cover. */
+/* Predictors learn what can be learned, follow a change, stay in their memory, survive a restart,
+ * and cover on real routing what they are said to cover. */
 #include <errno.h>
 #include <math.h>
 
@@ -16,9 +16,10 @@ static struct pred_shape plain_shape(void)
                                 .tokens_max = 256, .model = "made-up" };
 }
 
-/* Routing by rule: layer 0 by the token, each further layer by the strongest expert of the one before;
- * `noise` of the choices are random. `domain` changes the rule. */
-static void route(struct base_rng *rng, uint32_t token, uint32_t domain, double noise, uint32_t *ids)
+/* Routing by rule: layer 0 by the token, each further layer by the strongest expert of the one
+ * before; `noise` of the choices are random. `domain` changes the rule. */
+static void route(struct base_rng *rng, uint32_t token, uint32_t domain, double noise,
+                  uint32_t *ids)
 {
     for (uint32_t l = 0; l < LAYERS; l++) {
         uint32_t cause = l == 0 ? token : ids[(l - 1) * TOP_K];
@@ -69,8 +70,8 @@ static unsigned one_token(struct pred_predictor *p, struct world *w, uint32_t do
     return right;
 }
 
-static double run_tokens(struct pred_predictor *p, struct world *w, unsigned tokens, uint32_t domain,
-                         double noise, bool learn)
+static double run_tokens(struct pred_predictor *p, struct world *w, unsigned tokens,
+                         uint32_t domain, double noise, bool learn)
 {
     unsigned right = 0;
     for (unsigned i = 0; i < tokens; i++) right += one_token(p, w, domain, noise, learn);
@@ -155,8 +156,8 @@ START_TEST(a_change_of_domain_is_followed)
         double lost = run_tokens(p, &w, 100, 5, 0, false);
         run_tokens(p, &w, 6000, 5, 0.02, true);
         double found = run_tokens(p, &w, 500, 5, 0, false);
-        ck_assert_msg(lost < 0.6 && found >= least[i], "%s: %.3f at the change, %.3f later", names[i],
-                      lost, found);
+        ck_assert_msg(lost < 0.6 && found >= least[i], "%s: %.3f at the change, %.3f later",
+                      names[i], lost, found);
         pred_predictor_destroy(p);
     }
 }
@@ -174,7 +175,9 @@ START_TEST(memory_is_bounded)
         uint32_t token = base_rng_below(&rng, 2) ? (uint32_t)base_rng_below(&rng, 40)
                                                  : 1000 + (uint32_t)base_rng_below(&rng, 2560);
         route(&rng, token, 0, 0, ids);
-        struct pred_context context = { .token = token, .previous_token = PRED_NO_TOKEN, .ids = ids };
+        struct pred_context context = { .token = token,
+                                        .previous_token = PRED_NO_TOKEN,
+                                        .ids = ids };
         for (uint32_t l = 0; l < LAYERS; l++) {
             context.known = l;
             pred_predictor_observe(p, &context, l, ids + l * TOP_K, true);
@@ -184,7 +187,9 @@ START_TEST(memory_is_bounded)
     for (uint32_t token = 0; token < 40; token++) {
         float scores[EXPERTS];
         route(&rng, token, 0, 0, ids);
-        struct pred_context context = { .token = token, .previous_token = PRED_NO_TOKEN, .ids = ids };
+        struct pred_context context = { .token = token,
+                                        .previous_token = PRED_NO_TOKEN,
+                                        .ids = ids };
         pred_predictor_predict(p, &context, 0, scores);
         known += scores[ids[0]] > 1;
     }
@@ -205,7 +210,8 @@ START_TEST(saved_and_loaded)
         ck_assert_msg(pred_predictor_save(p, path, &err) == 0, "%s", err.text);
         ck_assert_msg(pred_predictor_load(q, path, &err) == 0, "%s: %s", name, err.text);
         v = w;
-        double one = run_tokens(p, &w, 200, 0, 0.2, true), two = run_tokens(q, &v, 200, 0, 0.2, true);
+        double one = run_tokens(p, &w, 200, 0, 0.2, true),
+               two = run_tokens(q, &v, 200, 0, 0.2, true);
         ck_assert_msg(one == two, "%s: %.6f, after loading %.6f", name, one, two);
         /* Not for another model. */
         struct pred_shape shape = plain_shape();
@@ -270,7 +276,8 @@ START_TEST(unknown_names_and_shapes_are_refused)
 }
 END_TEST
 
-/* ------------------------------------------------------------------- traces cut and put together -- */
+/* ------------------------------------------------------------------- traces cut and put together
+ * -- */
 
 static void write_world(const char *path, uint64_t seed, unsigned steps)
 {
@@ -282,10 +289,12 @@ static void write_world(const char *path, uint64_t seed, unsigned steps)
     struct base_rng rng;
     base_rng_init(&rng, seed);
     config.weights = PRED_WEIGHTS_F32;
-    ck_assert_msg(pred_trace_writer_open(&writer, &config, &header, true, &err) == 0, "%s", err.text);
+    ck_assert_msg(pred_trace_writer_open(&writer, &config, &header, true, &err) == 0, "%s",
+                  err.text);
     pred_trace_writer_patient(writer);
     for (unsigned s = 0; s < steps; s++) {
-        uint32_t ids[LAYERS * TOP_K], token = (uint32_t)base_rng_below(&rng, TOKENS), position = s / 4;
+        uint32_t ids[LAYERS * TOP_K], token = (uint32_t)base_rng_below(&rng, TOKENS),
+                                      position = s / 4;
         float weights[LAYERS * TOP_K];
         uint64_t seq = s % 4;
         uint8_t phase = s < 20 ? TIER_PREFILL : TIER_DECODE;
@@ -332,13 +341,15 @@ static void expect_same_steps(const char *a_path, const char *b_path)
 
 START_TEST(exported_and_imported_again)
 {
-    const char *trace = support_path("a.trace"), *text = support_path("a.txt"), *back = support_path("b.trace");
+    const char *trace = support_path("a.trace"), *text = support_path("a.txt"),
+               *back = support_path("b.trace");
     struct pred_edit_stats stats;
     struct pred_import_stats imported;
     struct base_err err = { 0 };
     write_world(trace, 1, 200);
     struct pred_trace_reader *r = open_trace(trace);
-    ck_assert_msg(pred_edit_export(r, text, PRED_EXPORT_JSONL, &stats, NULL, &err) == 0, "%s", err.text);
+    ck_assert_msg(pred_edit_export(r, text, PRED_EXPORT_JSONL, &stats, NULL, &err) == 0, "%s",
+                  err.text);
     pred_trace_reader_close(r);
     ck_assert_uint_eq(stats.tokens, 200);
     ck_assert_msg(pred_import_jsonl(text, back, &imported, NULL, &err) == 0, "%s", err.text);
@@ -349,10 +360,12 @@ END_TEST
 
 START_TEST(cut_and_merged)
 {
-    const char *trace = support_path("a.trace"), *even = support_path("even"), *odd = support_path("odd");
+    const char *trace = support_path("a.trace"), *even = support_path("even"),
+               *odd = support_path("odd");
     const char *both = support_path("both");
-    struct pred_selection s = { .modulo = 2, .seq_last = UINT64_MAX, .step_last = UINT64_MAX, .share = 1,
-                                .phase = -1 };
+    struct pred_selection s = {
+        .modulo = 2, .seq_last = UINT64_MAX, .step_last = UINT64_MAX, .share = 1, .phase = -1
+    };
     struct pred_edit_stats stats;
     struct pred_trace_summary summary;
     struct base_err err = { 0 };
@@ -390,7 +403,8 @@ START_TEST(oracle_covers_all_and_none_nothing_special)
     struct base_err err = { 0 };
     write_world(support_path("train"), 3, 2000);
     write_world(support_path("test"), 4, 2000);
-    struct pred_trace_reader *train = open_trace(support_path("train")), *test = open_trace(support_path("test"));
+    struct pred_trace_reader *train = open_trace(support_path("train")),
+                             *test = open_trace(support_path("test"));
     struct pred_score_args args = { .train = train, .test = test, .names = names, .count = 3,
                                     .capacity = 0.25 };
     ck_assert_msg(pred_score_run(&args, scores, &total, &err) == 0, "%s", err.text);
@@ -418,15 +432,17 @@ START_TEST(covers_what_is_claimed)
     snprintf(from, sizeof from, "%s/routing/gptoss20b_dev.jsonl.xz", getenv("EXPERTIER_DATA"));
     int rc = pred_import_jsonl(from, support_path("all"), &imported, NULL, &err);
     ck_assert_msg(rc == 0, "%s", err.text);
-    struct pred_selection s = { .modulo = 2, .seq_last = UINT64_MAX, .step_last = UINT64_MAX, .share = 1,
-                                .phase = -1 };
+    struct pred_selection s = {
+        .modulo = 2, .seq_last = UINT64_MAX, .step_last = UINT64_MAX, .share = 1, .phase = -1
+    };
     struct pred_trace_reader *all = open_trace(support_path("all"));
     ck_assert_int_eq(pred_edit_select(all, support_path("even"), &s, &stats, NULL, &err), 0);
     s.rest = 1;
     ck_assert_int_eq(pred_trace_reader_rewind(all, &err), 0);
     ck_assert_int_eq(pred_edit_select(all, support_path("odd"), &s, &stats, NULL, &err), 0);
     pred_trace_reader_close(all);
-    struct pred_trace_reader *train = open_trace(support_path("even")), *test = open_trace(support_path("odd"));
+    struct pred_trace_reader *train = open_trace(support_path("even")),
+                             *test = open_trace(support_path("odd"));
     struct pred_score_args args = { .train = train, .test = test, .names = names, .count = 3,
                                     .capacity = 0.25 };
     ck_assert_msg(pred_score_run(&args, scores, &total, &err) == 0, "%s", err.text);
