@@ -113,7 +113,9 @@ START_TEST(a_lost_expert_fails_those_who_need_it)
         ask_all(faulty);
         for (uint32_t i = 0; i < ASKED; i++) {
             const struct run_answer *answer = &run.answers[i];
-            ck_assert_mem_eq(answer->tokens, right[i], answer->token_count * sizeof *right[i]);
+            for (uint32_t k = 0; k < answer->token_count; k++) {
+                ck_assert_uint_eq(answer->tokens[k], right[i][k]);
+            }
             if (answer->finish == ENG_LENGTH) {
                 whole++;
                 ck_assert_uint_eq(answer->token_count, ANSWER);
