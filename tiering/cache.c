@@ -16,7 +16,8 @@ struct tier_load {
     uint32_t slot, key;
     uint32_t next_free;
     uint32_t left;              /* requests not back yet */
-    uint32_t tries;
+    uint32_t tries;             /* of this copy */
+    uint32_t copy;              /* of the record: which mirror is read */
     int error;
     uint32_t error_extent;
     uint64_t begin_ns, end_ns;
@@ -264,6 +265,7 @@ static void load_begin(struct tier_cache *c, uint32_t slot)
     load->slot = slot;
     load->key = key;
     load->tries = 1;
+    load->copy = 0;
     load->begin_ns = base_clock_now_ns(c->clock);
     load->end_ns = load->named_ns = load->begin_ns;
     tier_store_record(c->store, key / c->experts, key % c->experts, &load->record);
@@ -380,6 +382,30 @@ void tier_cache_give_up(struct tier_cache *c, uint32_t key, int code, uint32_t f
     if (c->dram.slot_of[key] != TIER_NO_SLOT) tier_cache_dram_give(c, c->dram.slot_of[key]);
 }
 
+/* A mirror keeps every record at the same offsets of several files: the slot stays as it is, only
+ * the files change. False when no copy is left. */
+static bool load_other_copy(struct tier_cache *c, struct tier_load *load, int why)
+{
+    const struct tier_extent *bad = &load->record.extents[load->error_extent];
+    if (load->copy + 1 >= tier_store_copies(c->store)) return false;
+    /* The first ones, then ever fewer: a folder that is gone fails at every read. */
+    uint64_t count = ++c->stats.mirror_reads;
+    if ((count & (count - 1)) == 0) {
+        base_log(BASE_LOG_WARN, "tiers", "bad copy of an expert, another one is read: %s "
+                 "layer=%" PRIu32 " expert=%" PRIu32 " file=%s offset=%" PRIu64 " count=%" PRIu64,
+                 base_err_name(why), load->record.layer, load->record.index,
+                 tier_store_file_path(c->store, bad->file), bad->offset, count);
+    }
+    load->copy++;
+    load->tries = 1;
+    tier_store_record_copy(c->store, load->key / c->experts, load->key % c->experts, load->copy,
+                           &load->record);
+    for (uint32_t i = 0; i < load->record.extent_count; i++) {
+        load->reqs[i].file = c->file_first + load->record.extents[i].file;
+    }
+    return true;
+}
+
 /* All requests of a load are back. */
 static void load_end(struct tier_cache *c, struct tier_load *load)
 {
@@ -399,7 +425,7 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
         if (rc < 0) c->stats.checksum_failures++;
     }
     if (rc < 0) {
-        if (load->tries++ < TIER_READ_TRIES) {
+        if (load->tries++ < TIER_READ_TRIES || load_other_copy(c, load, rc)) {
             outbox_push(c, load);
             return;
         }

@@ -12,8 +12,8 @@
  *
  * Reads go nvme -> dram. An expert's extents are read at page granularity, all at once. Demand goes
  * out before prefetch, prefetch only into idle queue depth. A finished read is checked against its
- * hash before anybody sees it; a bad one is read again, TRIES times in all, then the expert is
- * quarantined.
+ * hash before anybody sees it; a bad one is read again, TRIES times in all, then as often from each
+ * other copy that a mirror has, then the expert is quarantined.
  *
  * With an hbm tier (mover.h) every expert passes through a dram slot on its way up, also one that
  * the core puts into hbm alone; that slot is given back when the copy is there. Nothing in hbm ever
@@ -52,7 +52,7 @@ struct tier_failure {
 struct tier_cache_stats {
     uint64_t demand_reads, demand_bytes;
     uint64_t prefetch_reads, prefetch_bytes, prefetch_wasted_bytes, prefetch_cancelled;
-    uint64_t checksum_failures, read_errors, quarantined, stuck_reads;
+    uint64_t checksum_failures, read_errors, mirror_reads, quarantined, stuck_reads;
     uint64_t copies_up, copies_down, copy_up_bytes, copy_down_bytes, copy_errors;
     uint64_t demotions_dropped;
     uint64_t copy_ns;           /* sum over copies, waiting in the queue included */

@@ -99,6 +99,7 @@ struct tier_io {
     bool backend_refused;       /* auto had to take threads: reported as degraded */
     bool direct_refused;        /* auto fell back to buffered reads: reported as degraded */
     bool buffers_refused;       /* the kernel would not register the slots: reads cost more CPU */
+    uint64_t injected;          /* faults that io.faults brought on so far */
     char note[200];             /* what was chosen and why, for the start report */
 };
 

@@ -77,6 +77,7 @@ static void spoil(struct faulty_io *f, struct tier_io_req *req)
     uint64_t random = req->backend[4] >> 8;
     enum fault fault = (enum fault)(req->backend[4] & 0xff);
     uint64_t delay = 0;
+    f->base.injected += fault != FAULT_NONE;
     if (req->result > 0 && fault == FAULT_SHORT) {
         uint64_t kept = random % (uint64_t)req->result;
         memset((char *)req->to + kept, 0x5a, (size_t)((uint64_t)req->result - kept));
@@ -135,6 +136,7 @@ static int faulty_submit(struct tier_io *io, struct tier_io_req *const *reqs, un
             reqs[end]->done_ns = reqs[end]->submit_ns;
             tier_io_list_push(&f->failed, reqs[end]);
             f->number++;
+            f->base.injected++;
             at++;
         }
     }

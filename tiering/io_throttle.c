@@ -67,6 +67,7 @@ static void take_in(struct throttle_io *t, unsigned min, uint64_t deadline_ns)
 {
     struct tier_io_req *done[BATCH];
     int count = tier_io_reap(t->inner, done, BATCH, min, deadline_ns);
+    t->base.injected = t->inner->injected;
     for (int i = 0; i < count; i++) {
         hold(t, done[i]);
     }

@@ -669,6 +669,8 @@ static void fill_io(struct tier *t, struct tier_io_metrics *m)
     m->prefetch_refused = t->prefetch_refused;
     m->checksum_failures = s->checksum_failures;
     m->read_errors = s->read_errors;
+    m->mirror_reads = s->mirror_reads;
+    m->faults_injected = t->io->injected;
     m->quarantined = s->quarantined;
     m->stuck_reads = s->stuck_reads;
     m->copies_up = s->copies_up;
@@ -778,8 +780,9 @@ int tier_failure_text(const struct tier *t, uint32_t layer, uint32_t expert, cha
         return f->code;
     }
     snprintf(to, size, "expert %" PRIu32 " of layer %" PRIu32 " could not be read: %s in %s at "
-             "byte %" PRIu64 ", %d times", expert, model_layer, base_err_name(f->code),
-             tier_store_file_path(t->store, f->file), f->offset, TIER_READ_TRIES);
+             "byte %" PRIu64 ", %d times%s", expert, model_layer, base_err_name(f->code),
+             tier_store_file_path(t->store, f->file), f->offset, TIER_READ_TRIES,
+             tier_store_copies(t->store) > 1 ? ", nor from its other copies" : "");
     return f->code;
 }
 

@@ -174,6 +174,8 @@ struct tier_tier_metrics {
     M(prefetch_wasted_bytes, COUNTER, "bytes", "bytes read ahead and evicted unused")             \
     M(checksum_failures, COUNTER, "", "experts whose bytes did not match and were read again")    \
     M(read_errors, COUNTER, "", "reads that failed and were tried again")                         \
+    M(mirror_reads, COUNTER, "", "experts read from another copy after one stayed bad")           \
+    M(faults_injected, COUNTER, "", "faults that io.faults brought on (tests)")                   \
     M(quarantined, GAUGE, "experts", "experts given up")                                          \
     M(stuck_reads, COUNTER, "", "times that a read took longer than tiers.nvme.stuck_after")      \
     M(prefetch_refused, COUNTER, "", "hints that a bound on prefetch turned away")                \
