@@ -1,4 +1,5 @@
-/* Log lines have their form, drop what is below the level, count repeats, and stay JSON when asked. */
+/* Log lines have their form, drop what is below the level, count repeats, and stay JSON when asked.
+ */
 #include <check.h>
 #include <errno.h>
 #include <stdio.h>

@@ -1,4 +1,5 @@
-/* The generator gives the published sequence, evenly within any bound, and nothing outside of it. */
+/* The generator gives the published sequence, evenly within any bound, and nothing outside of it.
+ */
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
