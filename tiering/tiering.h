@@ -38,6 +38,8 @@
       "sim device: bytes per second of copies each way; 0 = as fast as memory") \
     O(hbm_faults, SHARE, "tiers.hbm.sim_faults", "0%", "", "", \
       "sim device: share of copies that fail (tests)") \
+    O(hbm_headroom, SHARE, "tiers.hbm.headroom", "0%", "", "",                                    \
+      "share of the device's memory kept free; for real devices, which are not built yet")        \
     O(inclusion, ENUM, "tiers.inclusion", "exclusive", "exclusive|inclusive", "", \
       "exclusive: an expert is in hbm or in dram; inclusive: dram keeps what moved up") \
     O(dram_capacity, TEXTLINE, "tiers.dram.capacity", "25%", "", "", \

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "engine/engine.h"
+#include "engine/unbuilt.h"
 #include "port/yaml.h"
 #include "server/server.h"
 
@@ -25,7 +26,11 @@ static const struct base_option trace_table[] = { PRED_TRACE_OPTIONS(BASE_OPTION
 static const struct base_option server_table[] = { SRV_OPTIONS(BASE_OPTION_ROW) };
 #undef BASE_OPTION_OWNER
 
-enum { GROUPS = 5 };
+#define BASE_OPTION_OWNER struct eng_unbuilt_config
+static const struct base_option unbuilt_table[] = { ENG_UNBUILT_OPTIONS(BASE_OPTION_ROW) };
+#undef BASE_OPTION_OWNER
+
+enum { GROUPS = 6 };
 
 struct cli_replay_config {
     struct tier_config tier;
@@ -33,6 +38,7 @@ struct cli_replay_config {
     struct eng_config engine;
     struct pred_trace_config trace;
     struct srv_config server;
+    struct eng_unbuilt_config unbuilt;
     struct base_option_group groups[GROUPS];
     char text[BASE_OPTION_TEXT];
 };
@@ -53,6 +59,8 @@ int cli_replay_config_load(struct cli_replay_config **out, const char *path,
         (struct base_option_group){ "trace", trace_table, COUNT(trace_table), &c->trace };
     c->groups[4] =
         (struct base_option_group){ "server", server_table, COUNT(server_table), &c->server };
+    c->groups[5] = (struct base_option_group){ "unbuilt", unbuilt_table, COUNT(unbuilt_table),
+                                               &c->unbuilt };
     base_option_defaults(c->groups, GROUPS);
     int rc = path ? port_yaml_load(path, c->groups, GROUPS, err) : 0;
     for (unsigned i = 0; rc >= 0 && i < set->count; i++) {

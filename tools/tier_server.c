@@ -76,6 +76,7 @@ static int read_config(struct base_err *err)
         base_str_format(port, sizeof port, "%llu", (unsigned long long)flags.port);
         rc = base_option_set(groups, count, "server.port", port, &source, false, err);
     }
+    if (rc >= 0) rc = eng_stack_check(&config.stack, err);
     return rc < 0 ? rc : 0;
 }
 

@@ -42,6 +42,12 @@
       "tokens in one step") \
     O(max_chunked_prefill_tokens, UINT, "scheduler.max_chunked_prefill_tokens", "256", "1..", \
       "tokens", "prompt tokens of one chunk") \
+    O(scheduling, ENUM, "scheduler.policy", "fcfs", "fcfs", "",                                   \
+      "order in which requests are let in: first come, first served")                             \
+    O(prefix_caching, BOOL, "scheduler.enable_prefix_caching", "false", "", "",                   \
+      "share KV blocks of equal beginnings; not built yet, only the default is accepted")         \
+    O(batch_wait, TIME, "scheduler.batch_wait_timeout", "0", "", "",                              \
+      "wait this long for company; not built yet: a request joins at the next step")              \
     O(max_model_len, UINT, "scheduler.max_model_len", "0", "", "tokens", \
       "longest sequence; 0 = what the model allows, at most 4096")
 

@@ -22,11 +22,19 @@ size_t eng_stack_groups(struct eng_stack_config *config, struct base_option_grou
         { "io", tier_io_options, tier_io_option_count, &config->io },
         { "engine", eng_options, eng_option_count, &config->engine },
         { "trace", pred_trace_options, pred_trace_option_count, &config->trace },
+        { "unbuilt", eng_unbuilt_options, eng_unbuilt_option_count, &config->unbuilt },
     };
     size_t count = sizeof all / sizeof all[0];
     _Static_assert(sizeof all / sizeof all[0] <= ENG_STACK_GROUPS, "room for the programs' arrays");
     memcpy(groups, all, sizeof all);
     return count;
+}
+
+int eng_stack_check(const struct eng_stack_config *config, struct base_err *err)
+{
+    struct eng_stack_config copy = *config;
+    struct base_option_group groups[ENG_STACK_GROUPS];
+    return eng_unbuilt_check(groups, eng_stack_groups(&copy, groups), err);
 }
 
 /* ------------------------------------------------------------------------------------ index -- */
@@ -239,13 +247,15 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
 int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, struct base_err *err)
 {
     *stack = (struct eng_stack){ .config = *args->config, .hooks = args->hooks };
+    int rc = eng_stack_check(&stack->config, err);
+    if (rc < 0) return rc;
     struct pred_trace_config *trace = &stack->config.trace;
     if (args->trace_path &&
         base_str_format(trace->path, sizeof trace->path, "%s", args->trace_path) < 0) {
         return base_err_set(err, -ENAMETOOLONG, "trace: the path has more than %zu bytes",
                             sizeof trace->path - 1);
     }
-    int rc = open_model(stack, args->model_dir, err);
+    rc = open_model(stack, args->model_dir, err);
     if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);
     if (rc == 0) rc = open_tier(stack, err);
     if (rc == 0) rc = open_trace(stack, err);

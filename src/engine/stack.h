@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "engine/engine.h"
+#include "engine/unbuilt.h"
 #include "model/chat.h"
 #include "predictor/trace.h"
 
@@ -16,12 +17,17 @@ struct eng_stack_config {
     struct tier_io_config io;
     struct eng_config engine;
     struct pred_trace_config trace;
+    struct eng_unbuilt_config unbuilt;
 };
 
 /* Groups for option readers over a stack_config: fills `groups` (at least ENG_STACK_GROUPS) and
  * returns their number. Programs append their own. */
 enum { ENG_STACK_GROUPS = 8 };
 size_t eng_stack_groups(struct eng_stack_config *config, struct base_option_group *groups);
+
+/* Refuses what no build of these parts can do (engine/unbuilt.h): BASE_ECONFIG with the key and the
+ * reason. eng_stack_open asks too. */
+int eng_stack_check(const struct eng_stack_config *config, struct base_err *err);
 
 struct eng_stack {
     struct eng_stack_config config;

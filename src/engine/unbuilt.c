@@ -1,0 +1,40 @@
+#include "engine/unbuilt.h"
+
+#include <string.h>
+
+#include "base/must.h"
+
+#define BASE_OPTION_OWNER struct eng_unbuilt_config
+const struct base_option eng_unbuilt_options[] = { ENG_UNBUILT_OPTIONS(BASE_OPTION_ROW) };
+#undef BASE_OPTION_OWNER
+const size_t eng_unbuilt_option_count = sizeof eng_unbuilt_options / sizeof eng_unbuilt_options[0];
+
+static const char no_predictor[] = "no predictor is attached to the engine yet";
+
+/* Also keys that stand in other tables because their YAML section does. */
+static const struct {
+    const char *key, *initial, *why;
+} unbuilt[] = {
+    { "prefetch.enabled", "false", no_predictor },
+    { "prefetch.bandwidth_share", "30%", no_predictor },
+    { "prefetch.experts_per_layer_max", "8", no_predictor },
+    { "parallel.tensor", "1", "one process serves the whole model: there are no ranks yet" },
+    { "tiers.hbm.headroom", "0%", "the hbm devices of this build lie in host memory, which the "
+                                  "memory table covers" },
+    { "scheduler.enable_prefix_caching", "false", "KV blocks are not shared between requests yet" },
+    { "scheduler.batch_wait_timeout", "0", "requests join the batch at the next step: none waits "
+                                           "for company" },
+};
+
+int eng_unbuilt_check(const struct base_option_group *groups, size_t count, struct base_err *err)
+{
+    char value[BASE_OPTION_TEXT];
+    for (size_t i = 0; i < sizeof unbuilt / sizeof unbuilt[0]; i++) {
+        int rc = base_option_get(groups, count, unbuilt[i].key, value, sizeof value);
+        MUST(rc >= 0);
+        if (strcmp(value, unbuilt[i].initial) == 0) continue;
+        return base_err_set(err, BASE_ECONFIG, "%s: %s cannot take effect: %s; leave it at %s",
+                            unbuilt[i].key, value, unbuilt[i].why, unbuilt[i].initial);
+    }
+    return 0;
+}

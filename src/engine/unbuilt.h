@@ -1,0 +1,37 @@
+/* Settings that the user's deployment names and whose part is not built yet.
+ *
+ * They are known keys, so that a configuration written for the whole can be read and checked, and
+ * each accepts its default only: anything else is refused at start with the reason, never ignored.
+ * A key leaves this table when its part is built. Cold; any thread.
+ */
+#ifndef ENGINE_UNBUILT_H
+#define ENGINE_UNBUILT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/option.h"
+
+#define ENG_UNBUILT_OPTIONS(O)                                                                    \
+    O(prefetch, BOOL, "prefetch.enabled", "false", "", "",                                        \
+      "read predicted experts ahead of need; not built yet, only the default is accepted")        \
+    O(prefetch_share, SHARE, "prefetch.bandwidth_share", "30%", "", "",                           \
+      "share of the read bandwidth that prefetch may use; not built yet")                         \
+    O(prefetch_per_layer, UINT, "prefetch.experts_per_layer_max", "8", "1..", "experts",          \
+      "most experts read ahead for one layer; not built yet")                                     \
+    O(tensor, UINT, "parallel.tensor", "1", "1..8", "ranks",                                      \
+      "ranks that share each layer; not built yet")
+
+struct eng_unbuilt_config {
+    BASE_OPTION_STRUCT(ENG_UNBUILT_OPTIONS)
+};
+extern const struct base_option eng_unbuilt_options[];
+extern const size_t eng_unbuilt_option_count;
+
+/* BASE_ECONFIG naming the first key of an unbuilt part that does not have its default; 0 if all
+ * do. `groups` are all groups of the stack. */
+int eng_unbuilt_check(const struct base_option_group *groups, size_t count, struct base_err *err);
+
+#endif
