@@ -97,6 +97,9 @@ static inline struct tier_io_req *tier_io_list_pop(struct tier_io_list *list)
 /* True if it was there. */
 bool tier_io_list_remove(struct tier_io_list *list, struct tier_io_req *req);
 
+/* Adds a request to a chain that ascends by backend[word], behind its equals. */
+void tier_io_held_add(struct tier_io_req **held, struct tier_io_req *req, unsigned word);
+
 /* Requests that wait to start, cut into pieces of at most `piece_bytes`: demand before prefetch. */
 struct tier_io_queue {
     struct tier_io_list demand, prefetch;

@@ -55,22 +55,6 @@ static uint64_t judge(const struct faulty_io *f, uint64_t number)
     return (base_rng_u64(&rng) & ~(uint64_t)0xff) | verdict;
 }
 
-static void hold(struct faulty_io *f, struct tier_io_req *req, uint64_t until)
-{
-    struct tier_io_req *before = NULL, *after = f->held;
-    req->backend[4] = until;
-    while (after && after->backend[4] <= until) {
-        before = after;
-        after = tier_io_list_next(after);
-    }
-    req->backend[0] = (uint64_t)(uintptr_t)after;
-    if (before) {
-        before->backend[0] = (uint64_t)(uintptr_t)req;
-    } else {
-        f->held = req;
-    }
-}
-
 /* Does to a finished read what was decided at its submission. */
 static void spoil(struct faulty_io *f, struct tier_io_req *req)
 {
@@ -90,7 +74,8 @@ static void spoil(struct faulty_io *f, struct tier_io_req *req)
     } else if (fault == FAULT_SLOW) {
         delay = f->slow_ns;
     }
-    hold(f, req, delay ? req->submit_ns + delay : 0);
+    req->backend[4] = delay ? req->submit_ns + delay : 0;
+    tier_io_held_add(&f->held, req, 4);
 }
 
 static void faulty_destroy(struct tier_io *io)

@@ -110,6 +110,21 @@ int64_t tier_io_pread_whole(const struct tier_io_file *file, void *to, uint64_t 
     return done >= bytes ? (int64_t)bytes : -EIO;
 }
 
+void tier_io_held_add(struct tier_io_req **held, struct tier_io_req *req, unsigned word)
+{
+    struct tier_io_req *before = NULL, *after = *held;
+    while (after && after->backend[word] <= req->backend[word]) {
+        before = after;
+        after = tier_io_list_next(after);
+    }
+    req->backend[0] = (uint64_t)(uintptr_t)after;
+    if (before) {
+        before->backend[0] = (uint64_t)(uintptr_t)req;
+    } else {
+        *held = req;
+    }
+}
+
 bool tier_io_list_remove(struct tier_io_list *list, struct tier_io_req *req)
 {
     struct tier_io_req *before = NULL;

@@ -47,21 +47,6 @@ static void pass(struct throttle_io *t, uint64_t now)
     }
 }
 
-static void hold(struct throttle_io *t, struct tier_io_req *req)
-{
-    struct tier_io_req *before = NULL, *after = t->held;
-    while (after && after->backend[5] <= req->backend[5]) {
-        before = after;
-        after = tier_io_list_next(after);
-    }
-    req->backend[0] = (uint64_t)(uintptr_t)after;
-    if (before) {
-        before->backend[0] = (uint64_t)(uintptr_t)req;
-    } else {
-        t->held = req;
-    }
-}
-
 /* Takes in what the disk has finished; waits for at most one read. */
 static void take_in(struct throttle_io *t, unsigned min, uint64_t deadline_ns)
 {
@@ -69,7 +54,7 @@ static void take_in(struct throttle_io *t, unsigned min, uint64_t deadline_ns)
     int count = tier_io_reap(t->inner, done, BATCH, min, deadline_ns);
     t->base.injected = t->inner->injected;
     for (int i = 0; i < count; i++) {
-        hold(t, done[i]);
+        tier_io_held_add(&t->held, done[i], 5);
     }
 }
 
