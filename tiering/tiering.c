@@ -8,44 +8,10 @@
 
 #include "base/must.h"
 #include "base/str.h"
-#include "tiering/cache.h"
 #include "tiering/policy.h"
-#include "tiering/publish.h"
+#include "tiering/tiering_priv.h"
 
-enum { TIER_MAGIC = 0x71e2c0de, PUBLISH_EVERY_NS = 20000000 };
-
-struct tier {
-    uint32_t magic;
-    struct tier_config config;
-    struct tier_store *store;
-    struct base_clock *clock;
-    struct tier_io *io;
-    struct tier_decide *decide;
-    struct tier_cache cache;
-    struct dev *device, *own_device;    /* own: made here, ended here */
-    uint32_t tiers;             /* resident ones: 2 = hbm over dram */
-    struct tier_observer observer;
-    uint32_t layers, experts;
-    uint64_t expert_bytes;
-    struct tier_found *found;   /* [experts] scratch of acquire */
-    uint32_t *ids;              /* [experts] scratch of release */
-    uint32_t *layer_hinted;     /* [layers] prefetches admitted since the layer's last acquire */
-    double prefetch_credit;     /* bytes that bandwidth_share allows now */
-    uint64_t credit_ns;
-    uint64_t prefetch_refused;
-    uint64_t hits[TIER_RESIDENT_TIERS_MAX], late[TIER_RESIDENT_TIERS_MAX];
-    uint64_t resident_below;    /* lookups of tier 1 that it had: hits[1] + late[1] */
-    uint64_t waits_ns[TIER_WAIT_CAUSE_COUNT];       /* since open */
-    uint64_t step_waits_ns[TIER_WAIT_CAUSE_COUNT];
-    uint64_t steps;
-    struct base_hist submit_latency;
-    /* For other threads. */
-    struct tier_publish publish;        /* tier_snapshot, then tier_layer_stats[layers] */
-    uint64_t published_ns;
-    struct tier_snapshot scratch;
-    uint64_t *expert_lookups;   /* [keys] relaxed atomics: one writer, any reader */
-    uint8_t *expert_resident;
-};
+enum { PUBLISH_EVERY_NS = 20000000 };
 
 _Static_assert(sizeof(struct tier_snapshot) % 8 == 0, "published word by word");
 _Static_assert(sizeof(struct tier_layer_stats) % 8 == 0, "published word by word");
@@ -68,111 +34,6 @@ const struct base_metric tier_io_metrics[] = { TIER_IO_METRICS(BASE_METRIC_ROW) 
 #undef BASE_METRIC_OWNER
 const size_t tier_io_metric_count = sizeof tier_io_metrics / sizeof tier_io_metrics[0];
 
-/* -- capacity --------------------------------------------------------------------------------- */
-
-/* Slots of a capacity as the user wrote it: a size holds as many as fit into it, spare ones
- * included; a share is that share of each layer's experts, to the nearest slot. */
-static int capacity_slots(const char *key, const char *text, const struct tier_store *store,
-                          uint64_t slot_bytes, uint64_t spare, uint64_t *slots,
-                          struct base_err *err)
-{
-    uint64_t layers = tier_store_layers(store), experts = tier_store_experts(store), bytes;
-    double share;
-    if (strchr(text, '%')) {
-        if (base_str_share_parse(text, &share) < 0) {
-            return base_err_set(err, BASE_ECONFIG,
-                                "%s: \"%s\" is no share: write 25%% for a quarter "
-                                "of the experts",
-                                key, text);
-        }
-        *slots = layers * (uint64_t)(share * (double)experts + 0.5);
-        return 0;
-    }
-    if (base_str_bytes_parse(text, &bytes) < 0) {
-        return base_err_set(err, BASE_ECONFIG,
-                            "%s: \"%s\" is neither a size like 16GiB nor a share "
-                            "like 25%%",
-                            key, text);
-    }
-    uint64_t all = bytes / slot_bytes;
-    *slots = all > spare ? all - spare : 0;
-    if (*slots > layers * experts) *slots = layers * experts;
-    return 0;
-}
-
-/* Enough for one token's experts where they run; a tier below needs a slot a layer. */
-static int capacity_check(const char *key, const char *text, const struct tier_store *store,
-                          uint32_t each, const struct tier_footprint *f, unsigned tier,
-                          struct base_err *err)
-{
-    char slot[16], have[16], need[16];
-    uint64_t layers = tier_store_layers(store), least = layers * each;
-    if (f->slots[tier] + f->spare_slots[tier] >= UINT32_MAX) {
-        return base_err_set(err, BASE_EBUDGET, "%s: more slots than can be counted", key);
-    }
-    if (f->slots[tier] >= least) return 0;
-    return base_err_set(err, BASE_EBUDGET, "%s: %s holds %" PRIu64 " experts (slots of %s%s, %s in "
-                        "all), but %" PRIu64 " layers x %s %" PRIu32 " = %" PRIu64 " are needed: "
-                        "give it %s or more", key, text, f->slots[tier],
-                        base_str_bytes(slot, sizeof slot, f->slot_bytes[tier]),
-                        f->spare_slots[tier] ? " and some to spare" : "",
-                        base_str_bytes(have, sizeof have, f->slots_bytes[tier]), layers,
-                        tier == 0 ? "top_k" : "a slot:", each, least,
-                        base_str_bytes(need, sizeof need,
-                                       (least + f->spare_slots[tier]) * f->slot_bytes[tier]));
-}
-
-static bool has_hbm(const struct tier_config *config)
-{
-    uint64_t bytes;
-    return base_str_bytes_parse(config->hbm_capacity, &bytes) < 0 || bytes > 0;
-}
-
-/* Slots beside those that policies work with. In dram: prefetched experts that are evicted before
- * they arrive keep their slots until then, and experts pass through on their way to hbm. In hbm:
- * demoted experts keep theirs until the copy down is done. */
-static uint64_t spare_of(const struct tier_config *config, const struct tier_store *store,
-                         bool hbm, uint32_t top_k)
-{
-    uint64_t spare = 0;
-    if (hbm) return config->inclusion == 0 ? top_k : 0;
-    if (has_hbm(config)) spare += 2 * (uint64_t)top_k;
-    if (!config->prefetch) return spare;
-    uint64_t open = config->prefetch_inflight / tier_store_slot_bytes(store);
-    return spare + (open < 1 ? 1 : open < 4 ? open : 4);
-}
-
-int tier_footprint(const struct tier_config *config, const struct tier_store *store, uint32_t top_k,
-                   struct tier_footprint *out, struct base_err *err)
-{
-    static const char *const keys[] = { "tiers.hbm.capacity", "tiers.dram.capacity" };
-    const char *const texts[] = { config->hbm_capacity, config->dram_capacity };
-    uint32_t layers = tier_store_layers(store), experts = tier_store_experts(store);
-    unsigned first = has_hbm(config) ? 0 : 1;
-    *out = (struct tier_footprint){ 0 };
-    if (layers == 0) return base_err_set(err, BASE_ECONFIG, "the model has no routed experts");
-    for (unsigned i = first; i < 2; i++) {
-        unsigned t = i - first;
-        uint64_t spare = spare_of(config, store, i == 0, top_k);
-        out->slot_bytes[t] = i == 0 ? tier_cache_hbm_slot_bytes(store)
-                                    : tier_store_slot_bytes(store);
-        int rc = capacity_slots(keys[i], texts[i], store, out->slot_bytes[t], spare, &out->slots[t],
-                                err);
-        if (rc < 0) return rc;
-        /* With room for every expert nothing is ever evicted. */
-        bool all = out->slots[t] == (uint64_t)layers * experts;
-        out->spare_slots[t] = all && first == 1 ? 0 : spare;
-        out->slots_bytes[t] = (out->slots[t] + out->spare_slots[t]) * out->slot_bytes[t];
-        rc = capacity_check(keys[i], texts[i], store, t == 0 ? top_k : 1, out, t, err);
-        if (rc < 0) return rc;
-    }
-    uint64_t dram = out->slots[1 - first] + out->spare_slots[1 - first];
-    uint64_t hbm = first == 0 ? out->slots[0] + out->spare_slots[0] : 0;
-    out->tables_bytes = tier_cache_tables_bytes(layers * experts, dram, hbm, 64) +
-                        (uint64_t)layers * experts * TIER_DECIDE_BYTES_PER_EXPERT;
-    return 0;
-}
-
 /* -- open and close --------------------------------------------------------------------------- */
 
 static void on_failed(void *context, uint32_t key);
@@ -190,7 +51,7 @@ static const struct base_option *option_of(const char *key)
 static int config_check(const struct tier_config *config, const char *eviction,
                         struct base_err *err)
 {
-    if (config->inclusion == 1 && !has_hbm(config)) {
+    if (config->inclusion == 1 && !tier_budget_has_hbm(config)) {
         return base_err_set(err, BASE_ECONFIG,
                             "tiers.inclusion: inclusive has no effect without an "
                             "hbm tier: set tiers.hbm.capacity, or leave it out");
@@ -248,8 +109,6 @@ static int tables_create(struct tier *t)
                                                 t->layers * sizeof(struct tier_layer_stats));
 }
 
-static void publish(struct tier *t, uint64_t now);
-
 static int device_create(struct tier *t, const struct tier_footprint *footprint,
                          struct base_err *err)
 {
@@ -304,7 +163,7 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
     t->store = args->store;
     t->clock = args->clock ? args->clock : base_clock_real();
     t->observer = args->observer;
-    t->tiers = has_hbm(&t->config) ? 2 : 1;
+    t->tiers = tier_budget_has_hbm(&t->config) ? 2 : 1;
     t->layers = tier_store_layers(args->store);
     t->experts = tier_store_experts(args->store);
     t->expert_bytes = tier_store_expert_bytes(args->store);
@@ -320,7 +179,7 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
     if (rc < 0) goto fail;
     rc = cache_create(t, args, &footprint, err);
     if (rc < 0) goto fail;
-    publish(t, base_clock_now_ns(t->clock));
+    tier_stats_publish(t, base_clock_now_ns(t->clock));
     *out = t;
     return 0;
 fail:
@@ -479,7 +338,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     if (cache->prefetch.head != TIER_NO_SLOT) tier_cache_layer_passed(cache, layer);
     observe(t, &(struct tier_event){ .kind = TIER_EVENT_ACQUIRE, .phase = phase, .layer = layer,
                                      .count = n, .granted = k, .ids = ids });
-    if (begin_ns - t->published_ns > PUBLISH_EVERY_NS) publish(t, begin_ns);
+    if (begin_ns - t->published_ns > PUBLISH_EVERY_NS) tier_stats_publish(t, begin_ns);
     return k;
 }
 
@@ -631,135 +490,7 @@ uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
     return admitted;
 }
 
-/* -- seeing it -------------------------------------------------------------------------------- */
-
-static double seconds(uint64_t ns)
-{
-    return (double)ns / 1e9;
-}
-
-static void fill_tier(struct tier *t, uint32_t tier, struct tier_tier_metrics *m,
-                      struct tier_counts *cells)
-{
-    const struct tier_seats *seats = tier == t->tiers - 1 ? &t->cache.dram : &t->cache.hbm;
-    for (int c = 0; c < TIER_CELL_COUNT; c++) {
-        cells[c] = *tier_decide_counts(t->decide, tier, c);
-        m->lookups += cells[c].lookups;
-        m->misses += cells[c].misses;
-        m->evictions += cells[c].evictions;
-    }
-    m->hits = t->hits[tier];
-    m->late = tier == 0 ? t->late[0] : t->resident_below - t->hits[1];
-    m->evicted_bytes = m->evictions * t->expert_bytes;
-    m->slots = seats->slots.count;
-    m->resident_slots = tier_decide_resident_count(t->decide, tier);
-    m->leased_slots = tier == 0 ? t->cache.leased : 0;
-    m->capacity_bytes = seats->slots.bytes;
-}
-
-static void fill_io(struct tier *t, struct tier_io_metrics *m)
-{
-    const struct tier_cache_stats *s = &t->cache.stats;
-    m->demand_reads = s->demand_reads;
-    m->demand_bytes = s->demand_bytes;
-    m->prefetch_reads = s->prefetch_reads;
-    m->prefetch_bytes = s->prefetch_bytes;
-    m->prefetch_wasted_bytes = s->prefetch_wasted_bytes;
-    m->prefetch_cancelled = s->prefetch_cancelled;
-    m->prefetch_refused = t->prefetch_refused;
-    m->checksum_failures = s->checksum_failures;
-    m->read_errors = s->read_errors;
-    m->mirror_reads = s->mirror_reads;
-    m->faults_injected = t->io->injected;
-    m->quarantined = s->quarantined;
-    m->stuck_reads = s->stuck_reads;
-    m->copies_up = s->copies_up;
-    m->copies_up_bytes = s->copy_up_bytes;
-    m->copies_down = s->copies_down;
-    m->copies_down_bytes = s->copy_down_bytes;
-    m->demotions_dropped = s->demotions_dropped;
-    m->copy_errors = s->copy_errors;
-    m->copy_latency = s->copy_latency;
-    uint64_t transfer = t->cache.busy_ns + s->copy_ns, waited = 0;
-    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) waited += t->waits_ns[w];
-    m->overlap_ratio = transfer > waited ? 1 - (double)waited / (double)transfer : 0;
-    m->wait_demand_seconds = seconds(t->waits_ns[TIER_WAIT_DEMAND]);
-    m->wait_late_seconds = seconds(t->waits_ns[TIER_WAIT_LATE]);
-    m->wait_copy_seconds = seconds(t->waits_ns[TIER_WAIT_COPY]);
-    m->wait_slot_seconds = seconds(t->waits_ns[TIER_WAIT_SLOT]);
-    m->read_latency = s->read_latency;
-    m->submit_latency = t->submit_latency;
-}
-
-static void publish(struct tier *t, uint64_t now)
-{
-    static const char *const names[] = { "hbm", "dram", "nvme" };
-    struct tier_snapshot *s = &t->scratch;
-    memset(s, 0, sizeof *s);
-    s->tier_count = t->tiers;
-    for (uint32_t i = 0; i <= t->tiers; i++) s->tier_names[i] = names[i + 2 - t->tiers];
-    for (uint32_t i = 0; i < t->tiers; i++) fill_tier(t, i, &s->tiers[i], s->cells[i]);
-    fill_io(t, &s->io);
-    s->steps = t->steps;
-    snprintf(s->io_note, sizeof s->io_note, "%s", t->io->note);
-    snprintf(s->pin_note, sizeof s->pin_note, "%s", t->cache.dram.slots.note);
-    if (t->device) snprintf(s->device_note, sizeof s->device_note, "%s", t->device->note);
-    s->backend_degraded = t->io->backend_refused;
-    s->direct_degraded = t->io->direct_refused;
-    s->buffers_degraded = t->io->buffers_refused;
-    s->pin_degraded = !t->cache.dram.slots.locked && t->config.dram_pin != TIER_PIN_OFF;
-    tier_publish_begin(&t->publish);
-    tier_publish_put(&t->publish, 0, s, sizeof *s);
-    for (uint32_t l = 0; l < t->layers; l++) {
-        const struct tier_counts *c = tier_decide_layer_counts(t->decide, 0, l);
-        const struct tier_load_stats *load = &t->cache.layer_loads[l];
-        struct tier_layer_stats layer = {
-            .lookups = c->lookups, .resident = c->resident, .misses = c->misses,
-            .evictions = c->evictions, .load_count = load->count, .load_ns_sum = load->ns_sum,
-            .load_ns_min = load->ns_min, .load_ns_max = load->ns_max,
-        };
-        tier_publish_put(&t->publish, sizeof *s + l * sizeof layer, &layer, sizeof layer);
-    }
-    tier_publish_end(&t->publish);
-    t->published_ns = now;
-}
-
-void tier_step_end(struct tier *t)
-{
-    MUST(t->magic == TIER_MAGIC);
-    t->steps++;
-    memset(t->step_waits_ns, 0, sizeof t->step_waits_ns);
-    publish(t, base_clock_now_ns(t->clock));
-}
-
-void tier_step_waits(const struct tier *t, uint64_t wait_ns[TIER_WAIT_CAUSE_COUNT])
-{
-    memcpy(wait_ns, t->step_waits_ns, sizeof t->step_waits_ns);
-}
-
-void tier_snapshot(struct tier *t, struct tier_snapshot *out)
-{
-    MUST(t->magic == TIER_MAGIC);
-    tier_publish_get(&t->publish, 0, out, sizeof *out);
-}
-
-int tier_snapshot_layers(struct tier *t, struct tier_layer_stats *out, uint32_t layers)
-{
-    if (layers < t->layers) return -ERANGE;
-    tier_publish_get(&t->publish, sizeof(struct tier_snapshot), out, t->layers * sizeof *out);
-    return 0;
-}
-
-int tier_snapshot_experts(struct tier *t, uint64_t *lookups, uint8_t *resident, size_t count)
-{
-    size_t keys = (size_t)t->layers * t->experts;
-    if (count < keys) return -ERANGE;
-    for (size_t k = 0; k < keys; k++) {
-        lookups[k] = __atomic_load_n(&t->expert_lookups[k], __ATOMIC_RELAXED);
-        resident[k] = __atomic_load_n(&t->expert_resident[k], __ATOMIC_RELAXED);
-    }
-    return 0;
-}
+/* -- views ------------------------------------------------------------------------------------ */
 
 int tier_failure_text(const struct tier *t, uint32_t layer, uint32_t expert, char *to, size_t size)
 {
