@@ -31,12 +31,21 @@ size_t kern_dtype_bytes(enum kern_dtype dtype)
     case KERN_BF16:
         return 2;
     case KERN_FP8_E4M3:
+    case KERN_INT8:
         return 1;
+    case KERN_INT4:
     case KERN_DTYPE_COUNT:
         break;
     }
-    MUST(!"a dtype of enum kern_dtype");
+    MUST(!"a dtype with whole bytes for each weight");
     return 0;
+}
+
+size_t kern_row_bytes(enum kern_dtype dtype, uint32_t cols)
+{
+    if (dtype == KERN_INT4)
+        return ((size_t)cols + KERN_INT4_BLOCK - 1) / KERN_INT4_BLOCK * (KERN_INT4_BLOCK / 2);
+    return cols * kern_dtype_bytes(dtype);
 }
 
 #if defined(__x86_64__)

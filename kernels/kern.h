@@ -13,7 +13,8 @@
  *                       the end, over the totals.
  *   matmul              y = dot over [0, K), or, with k_blocks = 8 (row-parallel products), the sum
  *                       in ascending order of dots over [K*i/8, K*(i+1)/8), i = 0..7, starting
- *                       from the first: any of 1, 2, 4, 8 ranks can hold whole blocks.
+ *                       from the first: any of 1, 2, 4, 8 ranks can hold whole blocks. INT8 and
+ *                       INT4: bounds rounded down to multiples of 128, so that groups stay whole.
  *   matmul_t            y[c] = sum over rows d ascending of fma(w[d][c], x[d] * scale(d, c), y[c]).
  *   exp, silu           kern_exp: one polynomial in fused multiply-adds, the same in every op set.
  *
@@ -22,7 +23,8 @@
  * compiled with -ffp-contract=off; fused operations are written out.
  *
  * Weights stay in their stored type and are decoded in registers. Pointers to weights need 1-byte
- * alignment for FP8 and INT8 and 2-byte for BF16/F16; scales may lie anywhere (loaded bytewise).
+ * alignment for FP8, INT8 and INT4 and 2-byte for BF16/F16; scales may lie anywhere (loaded
+ * bytewise).
  * Nothing here allocates, locks or starts threads; any thread, disjoint outputs.
  */
 #ifndef KERNELS_KERN_H
@@ -34,20 +36,44 @@
 
 enum { KERN_LANES = 16, KERN_RANK_BLOCKS = 8, KERN_MLA_BLOCK_MAX = 256 };
 
-enum kern_dtype { KERN_F32, KERN_F16, KERN_BF16, KERN_FP8_E4M3, KERN_DTYPE_COUNT };
+enum kern_dtype {
+    KERN_F32,
+    KERN_F16,
+    KERN_BF16,
+    KERN_FP8_E4M3,
+    KERN_INT8,
+    KERN_INT4,
+    KERN_DTYPE_COUNT
+};
 
-/* A weight matrix [rows][cols], row-major and dense, with optional block scales: element (n, k) is
+/* A weight matrix [rows][cols], row-major and dense, with block scales: element (n, k) is
  * decode(data[n][k]) * scales[n / scale_rows][k / scale_cols]. FP8 codes 0x7f and 0xff (NaN) decode
- * as NaN. */
+ * as NaN.
+ *
+ * F32, F16, BF16, FP8: scales are f32, or NULL. INT8, INT4: scales are bf16, there is one for each
+ * group of 32 or 128 columns of a row (scale_rows 1, scale_cols 32 or 128), and they must be there.
+ * INT8 is two's complement. INT4 is two's complement nibbles, -8..7; a row is padded to whole
+ * blocks of 64 columns in 32 bytes: byte b of a block holds column b in its low nibble and column
+ * 32 + b in its high one. The pad's codes do not matter. */
 struct kern_matrix {
     enum kern_dtype dtype;
     uint32_t rows, cols;
     const void *data;
-    const void *scales;         /* f32, ceil(rows/scale_rows) x ceil(cols/scale_cols), or NULL */
+    const void *scales; /* ceil(rows/scale_rows) x ceil(cols/scale_cols), or NULL */
     uint32_t scale_rows, scale_cols;
 };
 
+enum { KERN_GROUP_SMALL = 32, KERN_GROUP_LARGE = 128, KERN_INT4_BLOCK = 64 };
+
+/* Bytes of one weight; not of INT4, which has whole bytes only in rows. */
 size_t kern_dtype_bytes(enum kern_dtype dtype);
+/* Bytes of a row of `cols` weights. */
+size_t kern_row_bytes(enum kern_dtype dtype, uint32_t cols);
+/* INT8 and INT4: scales per group of columns of one row. */
+static inline bool kern_dtype_grouped(enum kern_dtype dtype)
+{
+    return dtype == KERN_INT8 || dtype == KERN_INT4;
+}
 
 /* y[m][n] for n in [row_begin, row_end), all m. Strides in elements. Ranges of a multiple of 12
  * rows (at m <= 2, of 4) are the fastest; the bits do not depend on them. */
@@ -112,7 +138,7 @@ struct kern_ops {
      * ties), weights in the same order, unbiased. `scratch` holds 2 x experts floats. */
     void (*gate)(const struct kern_gate *gate, const float *logits, uint32_t *ids, float *weights,
                  float *scratch);
-    /* Element-wise conversions. */
+    /* Element-wise conversions; n weights of one row, unscaled. */
     void (*to_f32)(float *y, const void *x, enum kern_dtype dtype, size_t n);
     void (*to_bf16)(uint16_t *y, const float *x, size_t n);     /* round to nearest even */
 };

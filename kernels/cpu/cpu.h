@@ -6,6 +6,7 @@
 #ifndef KERNELS_CPU_CPU_H
 #define KERNELS_CPU_CPU_H
 
+#include "base/must.h"
 #include "kernels/kern.h"
 
 extern const struct kern_ops kern_ops_reference;
@@ -26,10 +27,21 @@ void kern_ref_gate(const struct kern_gate *gate, const float *logits, uint32_t *
 void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n);
 void kern_ref_to_bf16(uint16_t *y, const float *x, size_t n);
 
-/* Start of range `block` of `blocks` over [0, k): the cut of row-parallel products. */
-static inline uint32_t cpu_range_begin(uint32_t k, uint32_t block, uint32_t blocks)
+/* Start of range `block` of `blocks` over the columns: the cut of row-parallel products. */
+static inline uint32_t cpu_range_begin(const struct kern_matrix *w, uint32_t block, uint32_t blocks)
 {
-    return (uint32_t)((uint64_t)k * block / blocks);
+    const uint32_t begin = (uint32_t)((uint64_t)w->cols * block / blocks);
+    return kern_dtype_grouped(w->dtype) && block < blocks
+               ? begin / KERN_GROUP_LARGE * KERN_GROUP_LARGE
+               : begin;
+}
+
+/* Groups are what the kernels are unrolled for. */
+static inline void cpu_matrix_check(const struct kern_matrix *w)
+{
+    MUST(!kern_dtype_grouped(w->dtype) ||
+         (w->scales && w->scale_rows == 1 &&
+          (w->scale_cols == KERN_GROUP_SMALL || w->scale_cols == KERN_GROUP_LARGE)));
 }
 
 /* End of the cut that begins at k0: where the scale changes next, at most k1. */

@@ -17,11 +17,11 @@ static float tree(float lanes[KERN_LANES])
 static void dot_lanes(float lanes[KERN_LANES], const struct kern_matrix *w, uint32_t n,
                       const float *x, uint32_t k0, uint32_t k1)
 {
-    const size_t row = (size_t)n * w->cols;
+    const uint8_t *row = (const uint8_t *)w->data + n * kern_row_bytes(w->dtype, w->cols);
     for (uint64_t k = k0; k < k1; k += KERN_LANES) {
         for (uint32_t j = 0; j < KERN_LANES; j++) {
             if (k + j < k1) {
-                lanes[j] = fmaf(scalar_weight(w->dtype, w->data, row + k + j), x[k + j], lanes[j]);
+                lanes[j] = fmaf(scalar_weight(w->dtype, row, k + j), x[k + j], lanes[j]);
             } else {
                 lanes[j] = fmaf(0.0f, 0.0f, lanes[j]);
             }
@@ -37,15 +37,12 @@ static float dot_range(const struct kern_matrix *w, uint32_t n, const float *x, 
         dot_lanes(total, w, n, x, k0, k1);
         return tree(total);
     }
-    const uint32_t scale_stride = (w->cols + w->scale_cols - 1) / w->scale_cols;
-    const uint8_t *scales =
-        (const uint8_t *)w->scales + 4 * (size_t)(n / w->scale_rows) * scale_stride;
+    const uint8_t *scales = scalar_scales(w, n);
     for (uint32_t cut = k0; cut < k1;) {
         const uint32_t end = cpu_cut_end(cut, k1, w->scale_cols);
         float block[KERN_LANES] = { 0 };
         dot_lanes(block, w, n, x, cut, end);
-        const float scale =
-            scalar_from_bits(base_le_load32(scales + 4 * (size_t)(cut / w->scale_cols)));
+        const float scale = scalar_scale(w->dtype, scales, cut / w->scale_cols);
         for (uint32_t j = 0; j < KERN_LANES; j++)
             total[j] = fmaf(block[j], scale, total[j]);
         cut = end;
@@ -58,14 +55,14 @@ void kern_ref_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_
     const struct kern_matrix *w = args->w;
     MUST(args->k_blocks == 1 || args->k_blocks == KERN_RANK_BLOCKS);
     MUST(row_begin <= row_end && row_end <= w->rows);
+    cpu_matrix_check(w);
     for (uint32_t n = row_begin; n < row_end; n++) {
         for (uint32_t m = 0; m < args->m; m++) {
             const float *x = args->x + m * args->x_stride;
             float sum = 0;
             for (uint32_t i = 0; i < args->k_blocks; i++) {
-                const float part =
-                    dot_range(w, n, x, cpu_range_begin(w->cols, i, args->k_blocks),
-                              cpu_range_begin(w->cols, i + 1, args->k_blocks));
+                const float part = dot_range(w, n, x, cpu_range_begin(w, i, args->k_blocks),
+                                             cpu_range_begin(w, i + 1, args->k_blocks));
                 sum = i ? sum + part : part;
             }
             args->y[m * args->y_stride + n] = sum;
@@ -77,21 +74,16 @@ void kern_ref_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t
                        const float *x, float *y)
 {
     MUST(row_begin <= row_end && row_end <= w->rows);
+    cpu_matrix_check(w);
     for (uint32_t c = 0; c < w->cols; c++)
         y[c] = 0;
-    const uint32_t scale_stride =
-        w->scales ? (w->cols + w->scale_cols - 1) / w->scale_cols : 0;
     for (uint32_t d = row_begin; d < row_end; d++) {
-        const uint8_t *scales = w->scales;
-        if (scales)
-            scales += 4 * (size_t)(d / w->scale_rows) * scale_stride;
+        const uint8_t *row = (const uint8_t *)w->data + d * kern_row_bytes(w->dtype, w->cols);
+        const uint8_t *scales = scalar_scales(w, d);
         for (uint32_t c = 0; c < w->cols; c++) {
             float factor = x[d - row_begin];
-            if (scales) {
-                factor *=
-                    scalar_from_bits(base_le_load32(scales + 4 * (size_t)(c / w->scale_cols)));
-            }
-            y[c] = fmaf(scalar_weight(w->dtype, w->data, (size_t)d * w->cols + c), factor, y[c]);
+            if (scales) factor *= scalar_scale(w->dtype, scales, c / w->scale_cols);
+            y[c] = fmaf(scalar_weight(w->dtype, row, c), factor, y[c]);
         }
     }
 }

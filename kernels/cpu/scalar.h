@@ -64,10 +64,21 @@ static inline float scalar_from_fp8(uint8_t code)
     return scalar_from_f16((uint16_t)((code & 0x80u) << 8 | magnitude << 7)) * 256.0f;
 }
 
-/* Weight `index`, unscaled. */
-static inline float scalar_weight(enum kern_dtype dtype, const void *data, size_t index)
+/* The two nibbles of a byte, sign-extended. */
+static inline int scalar_int4_low(uint8_t byte)
 {
-    const uint8_t *bytes = data;
+    return (int)((byte & 15u) ^ 8u) - 8;
+}
+
+static inline int scalar_int4_high(uint8_t byte)
+{
+    return scalar_int4_low(byte >> 4);
+}
+
+/* Weight `index` of a row, unscaled. */
+static inline float scalar_weight(enum kern_dtype dtype, const void *row, size_t index)
+{
+    const uint8_t *bytes = row;
     switch (dtype) {
     case KERN_F32:
         return scalar_from_bits(base_le_load32(bytes + 4 * index));
@@ -77,10 +88,31 @@ static inline float scalar_weight(enum kern_dtype dtype, const void *data, size_
         return scalar_from_bf16(base_le_load16(bytes + 2 * index));
     case KERN_FP8_E4M3:
         return scalar_from_fp8(bytes[index]);
+    case KERN_INT8:
+        return (float)(int8_t)bytes[index];
+    case KERN_INT4:
+        bytes += index / KERN_INT4_BLOCK * (KERN_INT4_BLOCK / 2) + index % (KERN_INT4_BLOCK / 2);
+        return (float)(index % KERN_INT4_BLOCK < KERN_INT4_BLOCK / 2 ? scalar_int4_low(*bytes)
+                                                                     : scalar_int4_high(*bytes));
     case KERN_DTYPE_COUNT:
         break;
     }
     return 0;
+}
+
+/* Scales of row n; NULL without scales. */
+static inline const uint8_t *scalar_scales(const struct kern_matrix *w, uint32_t n)
+{
+    const size_t size = kern_dtype_grouped(w->dtype) ? 2 : 4;
+    if (!w->scales) return NULL;
+    const size_t stride = (w->cols + w->scale_cols - 1) / w->scale_cols;
+    return (const uint8_t *)w->scales + size * (size_t)(n / w->scale_rows) * stride;
+}
+
+static inline float scalar_scale(enum kern_dtype dtype, const uint8_t *scales, size_t index)
+{
+    if (kern_dtype_grouped(dtype)) return scalar_from_bf16(base_le_load16(scales + 2 * index));
+    return scalar_from_bits(base_le_load32(scales + 4 * index));
 }
 
 /* exp: x = n ln2 + r with |r| <= ln2 / 2, then a polynomial of degree 6 (fitted for least relative

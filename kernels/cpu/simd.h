@@ -12,32 +12,54 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/scalar.h"
 
+/* Of all types but INT4. */
 VEC_INLINE size_t dtype_bytes(enum kern_dtype dtype)
 {
-    return dtype == KERN_F32 ? 4 : dtype == KERN_FP8_E4M3 ? 1 : 2;
+    return dtype == KERN_F32 ? 4 : dtype == KERN_FP8_E4M3 || dtype == KERN_INT8 ? 1 : 2;
 }
 
-/* Sixteen weights, unscaled. */
-VEC_INLINE struct vec weight_load(enum kern_dtype dtype, const uint8_t *from)
+VEC_INLINE size_t row_bytes(enum kern_dtype dtype, uint32_t cols)
 {
+    if (dtype == KERN_INT4)
+        return ((size_t)cols + KERN_INT4_BLOCK - 1) / KERN_INT4_BLOCK * (KERN_INT4_BLOCK / 2);
+    return cols * dtype_bytes(dtype);
+}
+
+/* Sixteen weights of a row from column k on, unscaled; INT4: k is a multiple of 16. */
+VEC_INLINE struct vec weight_load(enum kern_dtype dtype, const uint8_t *row, size_t k)
+{
+    enum { HALF = KERN_INT4_BLOCK / 2 };
     switch (dtype) {
     case KERN_F16:
-        return vec_from_f16(from);
+        return vec_from_f16(row + 2 * k);
     case KERN_BF16:
-        return vec_from_bf16(from);
+        return vec_from_bf16(row + 2 * k);
     case KERN_FP8_E4M3:
-        return vec_from_fp8(from);
+        return vec_from_fp8(row + k);
+    case KERN_INT8:
+        return vec_from_int8(row + k);
+    case KERN_INT4: {
+        const struct vec_pairs pairs = vec_int4_pairs(row + k / KERN_INT4_BLOCK * HALF + k % HALF);
+        return k % KERN_INT4_BLOCK < HALF ? vec_int4_low(pairs) : vec_int4_high(pairs);
+    }
     default:
-        return vec_load((const void *)from);
+        return vec_load((const void *)(row + 4 * k));
     }
 }
 
-/* The first n < 16 weights, the other lanes zero; nothing beyond them is touched. */
-VEC_INLINE struct vec weight_load_part(enum kern_dtype dtype, const uint8_t *from, uint32_t n)
+/* The first n < 16 weights, the other lanes zero; nothing beyond them is touched, but a row of INT4
+ * has room for whole vectors. */
+VEC_INLINE struct vec weight_load_part(enum kern_dtype dtype, const uint8_t *row, size_t k,
+                                       uint32_t n)
 {
     uint8_t codes[KERN_LANES * 4] = { 0 };
-    memcpy(codes, from, n * dtype_bytes(dtype));
-    return weight_load(dtype, codes);
+    if (dtype == KERN_INT4) {
+        float values[KERN_LANES];
+        vec_store(values, weight_load(dtype, row, k));
+        return vec_load_part(values, n);
+    }
+    memcpy(codes, row + k * dtype_bytes(dtype), n * dtype_bytes(dtype));
+    return weight_load(dtype, codes, 0);
 }
 
 /* scalar_exp, lane by lane. */

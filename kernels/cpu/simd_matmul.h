@@ -24,31 +24,15 @@ struct panels {
     struct chunk chunk;
 };
 
-VEC_INLINE float scale_at(const struct kern_matrix *w, uint32_t n, uint32_t k)
+VEC_INLINE float scale_at(const struct kern_matrix *w, enum kern_dtype dtype, uint32_t n,
+                          uint32_t k)
 {
-    const size_t stride = (w->cols + w->scale_cols - 1) / w->scale_cols;
-    const size_t index = (size_t)(n / w->scale_rows) * stride + k / w->scale_cols;
-    return scalar_from_bits(base_le_load32((const uint8_t *)w->scales + 4 * index));
+    return scalar_scale(dtype, scalar_scales(w, n), k / w->scale_cols);
 }
 
-/* Where the scales of row n begin; NULL without scales. */
-VEC_INLINE const uint8_t *scales_of_row(const struct kern_matrix *w, uint32_t n)
+VEC_INLINE const uint8_t *row_at(const struct kern_matrix *w, enum kern_dtype dtype, uint32_t n)
 {
-    if (!w->scales)
-        return NULL;
-    const size_t stride = (w->cols + w->scale_cols - 1) / w->scale_cols;
-    return (const uint8_t *)w->scales + 4 * (size_t)(n / w->scale_rows) * stride;
-}
-
-VEC_INLINE struct vec scale_load(const uint8_t *scales, size_t index)
-{
-    return vec_set1(scalar_from_bits(base_le_load32(scales + 4 * index)));
-}
-
-VEC_INLINE const uint8_t *weight_at(const struct kern_matrix *w, enum kern_dtype dtype, uint32_t n,
-                                    uint32_t k)
-{
-    return (const uint8_t *)w->data + ((size_t)n * w->cols + k) * dtype_bytes(dtype);
+    return (const uint8_t *)w->data + n * row_bytes(dtype, w->cols);
 }
 
 /* Sixteen columns from k on, added to the lanes of each row. */
@@ -56,22 +40,21 @@ VEC_INLINE void dot_step(enum kern_dtype dtype, uint32_t count, const uint8_t *c
                          const float *x, struct vec *lanes)
 {
     const struct vec value = vec_load(x + k);
-    UNROLL for (uint32_t r = 0; r < count; r++)
-        lanes[r] = vec_fma(weight_load(dtype, row[r] + k * dtype_bytes(dtype)), value, lanes[r]);
+    UNROLL for (uint32_t r = 0; r < count; r++) lanes[r] =
+        vec_fma(weight_load(dtype, row[r], k), value, lanes[r]);
 }
 
-/* out[r] = dot of row n + r with x over [k0, k1), for `count` rows. */
-VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, bool scaled,
+/* Adds row n + r times x over [k0, k1) to total[r], for `count` rows; without scales total must be
+ * zero. */
+VEC_INLINE void dot_cuts(const struct kern_matrix *w, enum kern_dtype dtype, bool scaled,
                          uint32_t count, uint32_t n, const float *x, uint32_t k0, uint32_t k1,
-                         float *out)
+                         struct vec *total)
 {
-    struct vec total[VEC_GEMV_ROWS];
     const uint8_t *row[VEC_GEMV_ROWS], *scales[VEC_GEMV_ROWS];
     size_t scale_index = scaled ? k0 / w->scale_cols : 0;
     UNROLL for (uint32_t r = 0; r < count; r++) {
-        total[r] = vec_zero();
-        row[r] = weight_at(w, dtype, n + r, 0);
-        scales[r] = scales_of_row(w, n + r);
+        row[r] = row_at(w, dtype, n + r);
+        scales[r] = scalar_scales(w, n + r);
     }
     for (size_t cut = k0; cut < k1; scale_index++) {
         const size_t next = scaled ? (scale_index + 1) * w->scale_cols : k1;
@@ -104,16 +87,37 @@ VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, boo
             const uint32_t rest = (uint32_t)(end - whole);
             const struct vec value = vec_load_part(x + whole, rest);
             UNROLL for (uint32_t r = 0; r < count; r++) {
-                const uint8_t *from = row[r] + whole * dtype_bytes(dtype);
-                lanes[r] = vec_fma(weight_load_part(dtype, from, rest), value, lanes[r]);
+                const struct vec weight = weight_load_part(dtype, row[r], whole, rest);
+                lanes[r] = vec_fma(weight, value, lanes[r]);
             }
         }
         UNROLL for (uint32_t r = 0; r < count; r++) {
-            total[r] = scaled ? vec_fma(lanes[r], scale_load(scales[r], scale_index), total[r])
-                              : lanes[r];
+            const struct vec scale =
+                vec_set1(scaled ? scalar_scale(dtype, scales[r], scale_index) : 1.0f);
+            total[r] = scaled ? vec_fma(lanes[r], scale, total[r]) : lanes[r];
         }
         cut = end;
     }
+}
+
+#include "kernels/cpu/simd_group.h"
+
+/* out[r] = dot of row n + r with x over [k0, k1), for `count` rows. */
+VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, bool scaled,
+                         uint32_t count, uint32_t n, const float *x, uint32_t k0, uint32_t k1,
+                         float *out)
+{
+    if (kern_dtype_grouped(dtype)) {
+        if (w->scale_cols == KERN_GROUP_SMALL) {
+            dot_groups(w, dtype, KERN_GROUP_SMALL, count, n, x, k0, k1, out);
+        } else {
+            dot_groups(w, dtype, KERN_GROUP_LARGE, count, n, x, k0, k1, out);
+        }
+        return;
+    }
+    struct vec total[VEC_GEMV_ROWS];
+    UNROLL for (uint32_t r = 0; r < count; r++) total[r] = vec_zero();
+    dot_cuts(w, dtype, scaled, count, n, x, k0, k1, total);
     UNROLL for (uint32_t r = 0; r < count; r++)
         out[r] = vec_tree(total[r]);
 }
@@ -122,14 +126,14 @@ VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, boo
 VEC_INLINE void product_rows(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
                              uint32_t count, uint32_t n)
 {
-    const uint32_t cols = args->w->cols;
     for (uint32_t m = 0; m < args->m; m++) {
         const float *x = args->x + m * args->x_stride;
         float *y = args->y + m * args->y_stride + n;
         for (uint32_t i = 0; i < args->k_blocks; i++) {
             float part[VEC_GEMV_ROWS];
-            dot_rows(args->w, dtype, scaled, count, n, x, cpu_range_begin(cols, i, args->k_blocks),
-                     cpu_range_begin(cols, i + 1, args->k_blocks), part);
+            dot_rows(args->w, dtype, scaled, count, n, x,
+                     cpu_range_begin(args->w, i, args->k_blocks),
+                     cpu_range_begin(args->w, i + 1, args->k_blocks), part);
             for (uint32_t r = 0; r < count; r++)
                 y[r] = i ? y[r] + part[r] : part[r];
         }
@@ -151,8 +155,8 @@ VEC_INLINE void product_few(const struct kern_matmul *args, enum kern_dtype dtyp
 }
 
 /* The next chunk from k0 on: as many cuts as fit. */
-VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, bool scaled,
-                            uint32_t n, uint32_t n_count, uint32_t k0, uint32_t k1)
+VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, enum kern_dtype dtype,
+                            bool scaled, uint32_t n, uint32_t n_count, uint32_t k0, uint32_t k1)
 {
     chunk->k0 = k0;
     chunk->steps = chunk->cuts = 0;
@@ -164,7 +168,7 @@ VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, bo
         if (chunk->steps + steps > PANEL_STEPS)
             break;
         for (uint32_t r = 0; scaled && r < PANEL_N; r++)
-            chunk->scale[chunk->cuts][r] = r < n_count ? scale_at(w, n + r, k0) : 0.0f;
+            chunk->scale[chunk->cuts][r] = r < n_count ? scale_at(w, dtype, n + r, k0) : 0.0f;
         chunk->cut_end[chunk->cuts++] = end;
         chunk->steps += steps;
         k0 = end;
@@ -172,20 +176,20 @@ VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, bo
     chunk->k1 = k0;
 }
 
-/* `count` columns of one row, decoded; sixteen floats every `stride`. Returns where the next go. */
-VEC_INLINE float *cut_decode(float *to, size_t stride, enum kern_dtype dtype, const uint8_t *from,
-                             uint32_t count)
+/* Columns [k, end) of one row, decoded; sixteen floats every `stride`. Returns where the next
+ * go. */
+VEC_INLINE float *cut_decode(float *to, size_t stride, enum kern_dtype dtype, const uint8_t *row,
+                             uint32_t k, uint32_t end)
 {
-    uint32_t k = 0;
-    for (; dtype == KERN_FP8_E4M3 && k + 2 * KERN_LANES <= count; k += 2 * KERN_LANES) {
-        const bool usual = vec_fp8_usual(&from, 1, k);
+    for (; dtype == KERN_FP8_E4M3 && k + 2 * KERN_LANES <= end; k += 2 * KERN_LANES) {
+        const bool usual = vec_fp8_usual(&row, 1, k);
         for (uint32_t i = k; i < k + 2 * KERN_LANES; i += KERN_LANES, to += stride)
-            vec_store(to, usual ? vec_from_fp8_usual(from + i) : vec_from_fp8(from + i));
+            vec_store(to, usual ? vec_from_fp8_usual(row + i) : vec_from_fp8(row + i));
     }
-    for (; k + KERN_LANES <= count; k += KERN_LANES, to += stride)
-        vec_store(to, weight_load(dtype, from + k * dtype_bytes(dtype)));
-    if (k < count) {
-        vec_store(to, weight_load_part(dtype, from + k * dtype_bytes(dtype), count - k));
+    for (; k + KERN_LANES <= end; k += KERN_LANES, to += stride)
+        vec_store(to, weight_load(dtype, row, k));
+    if (k < end) {
+        vec_store(to, weight_load_part(dtype, row, k, end - k));
         to += stride;
     }
     return to;
@@ -202,8 +206,7 @@ VEC_INLINE void panel_fill(float *panel, const struct chunk *chunk, const struct
                     r % VEC_TILE_N * KERN_LANES;
         uint32_t k = chunk->k0;
         for (uint32_t cut = 0; r < count && cut < chunk->cuts; cut++) {
-            to = cut_decode(to, stride, dtype, weight_at(w, dtype, n + r, k),
-                            chunk->cut_end[cut] - k);
+            to = cut_decode(to, stride, dtype, row_at(w, dtype, n + r), k, chunk->cut_end[cut]);
             k = chunk->cut_end[cut];
         }
         for (uint32_t step = 0; r >= count && step < chunk->steps; step++)
@@ -289,7 +292,7 @@ VEC_INLINE void block_dots(struct panels *p, const struct kern_matrix *w, enum k
 {
     memset(p->total, 0, (size_t)m_count * PANEL_N * KERN_LANES * sizeof *p->total);
     while (k0 < k1) {
-        chunk_begin(&p->chunk, w, scaled, n, n_count, k0, k1);
+        chunk_begin(&p->chunk, w, dtype, scaled, n, n_count, k0, k1);
         chunk_multiply(p, w, dtype, scaled, x + k0, x_stride, m_count, n, n_count);
         k0 = p->chunk.k1;
     }
@@ -299,15 +302,14 @@ VEC_INLINE void product_block(const struct kern_matmul *args, enum kern_dtype dt
                               uint32_t row_begin, uint32_t row_end)
 {
     _Alignas(64) struct panels p;
-    const uint32_t cols = args->w->cols;
     for (uint32_t m = 0; m < args->m; m += PANEL_M) {
         const uint32_t m_count = args->m - m < PANEL_M ? args->m - m : PANEL_M;
         for (uint32_t n = row_begin; n < row_end; n += PANEL_N) {
             const uint32_t n_count = row_end - n < PANEL_N ? row_end - n : PANEL_N;
             for (uint32_t i = 0; i < args->k_blocks; i++) {
                 block_dots(&p, args->w, dtype, scaled, args->x + m * args->x_stride, args->x_stride,
-                           m_count, n, n_count, cpu_range_begin(cols, i, args->k_blocks),
-                           cpu_range_begin(cols, i + 1, args->k_blocks));
+                           m_count, n, n_count, cpu_range_begin(args->w, i, args->k_blocks),
+                           cpu_range_begin(args->w, i + 1, args->k_blocks));
                 for (uint32_t r = 0; r < m_count; r++) {
                     float *y = args->y + (m + r) * args->y_stride + n;
                     const float *total = p.total + (size_t)r * PANEL_N * KERN_LANES;
@@ -346,11 +348,14 @@ PRODUCT_OF(KERN_F32, product_f32)
 PRODUCT_OF(KERN_F16, product_f16)
 PRODUCT_OF(KERN_BF16, product_bf16)
 PRODUCT_OF(KERN_FP8_E4M3, product_fp8)
+PRODUCT_OF(KERN_INT8, product_int8)
+PRODUCT_OF(KERN_INT4, product_int4)
 
 static void simd_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
 {
     MUST(args->k_blocks == 1 || args->k_blocks == KERN_RANK_BLOCKS);
     MUST(row_begin <= row_end && row_end <= args->w->rows);
+    cpu_matrix_check(args->w);
     switch (args->w->dtype) {
     case KERN_F32:
         product_f32(args, row_begin, row_end);
@@ -363,6 +368,12 @@ static void simd_matmul(const struct kern_matmul *args, uint32_t row_begin, uint
         break;
     case KERN_FP8_E4M3:
         product_fp8(args, row_begin, row_end);
+        break;
+    case KERN_INT8:
+        product_int8(args, row_begin, row_end);
+        break;
+    case KERN_INT4:
+        product_int4(args, row_begin, row_end);
         break;
     case KERN_DTYPE_COUNT:
         MUST(!"a dtype of enum kern_dtype");
@@ -379,23 +390,22 @@ VEC_INLINE void transpose_rows(const struct kern_matrix *w, enum kern_dtype dtyp
         struct vec factor[VEC_GEMV_ROWS];
         const uint8_t *row[VEC_GEMV_ROWS];
         UNROLL for (uint32_t r = 0; r < count; r++) {
-            const float scaled = w->scales ? x[r] * scale_at(w, d + r, cut) : x[r];
+            const float scaled = w->scales ? x[r] * scale_at(w, dtype, d + r, cut) : x[r];
             factor[r] = vec_set1(scaled);
-            row[r] = weight_at(w, dtype, d + r, 0);
+            row[r] = row_at(w, dtype, d + r);
         }
         for (uint32_t c = cut; c < whole; c += KERN_LANES) {
             struct vec sum = vec_load(y + c);
             UNROLL for (uint32_t r = 0; r < count; r++) {
-                const uint8_t *from = row[r] + (size_t)c * dtype_bytes(dtype);
-                sum = vec_fma(weight_load(dtype, from), factor[r], sum);
+                sum = vec_fma(weight_load(dtype, row[r], c), factor[r], sum);
             }
             vec_store(y + c, sum);
         }
         if (whole < end) {
             struct vec sum = vec_load_part(y + whole, end - whole);
             UNROLL for (uint32_t r = 0; r < count; r++) {
-                const uint8_t *from = row[r] + (size_t)whole * dtype_bytes(dtype);
-                sum = vec_fma(weight_load_part(dtype, from, end - whole), factor[r], sum);
+                const struct vec weight = weight_load_part(dtype, row[r], whole, end - whole);
+                sum = vec_fma(weight, factor[r], sum);
             }
             vec_store_part(y + whole, sum, end - whole);
         }
@@ -419,6 +429,7 @@ static void simd_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint3
                           const float *x, float *y)
 {
     MUST(row_begin <= row_end && row_end <= w->rows);
+    cpu_matrix_check(w);
     switch (w->dtype) {
     case KERN_F32:
         transpose(w, KERN_F32, row_begin, row_end, x, y);
@@ -431,6 +442,12 @@ static void simd_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint3
         break;
     case KERN_FP8_E4M3:
         transpose(w, KERN_FP8_E4M3, row_begin, row_end, x, y);
+        break;
+    case KERN_INT8:
+        transpose(w, KERN_INT8, row_begin, row_end, x, y);
+        break;
+    case KERN_INT4:
+        transpose(w, KERN_INT4, row_begin, row_end, x, y);
         break;
     case KERN_DTYPE_COUNT:
         MUST(!"a dtype of enum kern_dtype");

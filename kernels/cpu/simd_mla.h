@@ -73,7 +73,7 @@ VEC_INLINE void mla_values_tile(const struct mla_block *b, const struct kern_mla
     const uint8_t *row = block + (size_t)i * dtype_bytes(dtype);
     for (uint32_t t = 0; t < count; t++, row += stride) {
         const struct vec value =
-            n < KERN_LANES ? weight_load_part(dtype, row, n) : weight_load(dtype, row);
+            n < KERN_LANES ? weight_load_part(dtype, row, 0, n) : weight_load(dtype, row, 0);
         UNROLL for (uint32_t h = 0; h < heads; h++)
             acc[h] = vec_fma(vec_set1(b->s[at + h][t]), value, acc[h]);
     }

@@ -63,12 +63,12 @@ static void simd_add(float *y, const float *x, uint32_t n)
 
 VEC_INLINE void convert(enum kern_dtype dtype, float *y, const uint8_t *x, size_t n)
 {
-    const size_t whole = n / KERN_LANES * KERN_LANES, size = dtype_bytes(dtype);
+    const size_t whole = n / KERN_LANES * KERN_LANES;
     const uint32_t rest = (uint32_t)(n - whole);
     for (size_t i = 0; i < whole; i += KERN_LANES)
-        vec_store(y + i, weight_load(dtype, x + i * size));
+        vec_store(y + i, weight_load(dtype, x, i));
     if (rest) {
-        vec_store_part(y + whole, weight_load_part(dtype, x + whole * size, rest), rest);
+        vec_store_part(y + whole, weight_load_part(dtype, x, whole, rest), rest);
     }
 }
 
@@ -83,6 +83,12 @@ static void simd_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n
         break;
     case KERN_FP8_E4M3:
         convert(KERN_FP8_E4M3, y, x, n);
+        break;
+    case KERN_INT8:
+        convert(KERN_INT8, y, x, n);
+        break;
+    case KERN_INT4:
+        convert(KERN_INT4, y, x, n);
         break;
     default:
         kern_ref_to_f32(y, x, dtype, n);

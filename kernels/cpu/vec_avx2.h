@@ -174,6 +174,37 @@ VEC_INLINE struct vec vec_from_fp8(const void *from)
     return vec_mul(units, vec_set1(256.0f));
 }
 
+VEC_INLINE struct vec vec_from_int8(const uint8_t *from)
+{
+    const __m256i low = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)from));
+    const __m256i high = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(from + 8)));
+    return (struct vec){ _mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high) };
+}
+
+/* Sixteen bytes, one a lane, whose two nibbles the next two functions give. */
+struct vec_pairs {
+    __m256i low, high;
+};
+
+VEC_INLINE struct vec_pairs vec_int4_pairs(const uint8_t *from)
+{
+    return (struct vec_pairs){ _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)from)),
+                               _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)(from + 8))) };
+}
+
+VEC_INLINE struct vec vec_int4_low(struct vec_pairs a)
+{
+    const __m256i low = _mm256_srai_epi32(_mm256_slli_epi32(a.low, 28), 28);
+    const __m256i high = _mm256_srai_epi32(_mm256_slli_epi32(a.high, 28), 28);
+    return (struct vec){ _mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high) };
+}
+
+VEC_INLINE struct vec vec_int4_high(struct vec_pairs a)
+{
+    return (struct vec){ _mm256_cvtepi32_ps(_mm256_srai_epi32(a.low, 4)),
+                         _mm256_cvtepi32_ps(_mm256_srai_epi32(a.high, 4)) };
+}
+
 /* True when each of 32 codes at row[r] + k is a normal number: neither zero, subnormal nor NaN. */
 VEC_INLINE bool vec_fp8_usual(const uint8_t *const *row, uint32_t rows, size_t k)
 {

@@ -152,6 +152,34 @@ VEC_INLINE struct vec vec_from_fp8(const void *from)
     return (struct vec){ _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f)) };
 }
 
+VEC_INLINE struct vec vec_from_int8(const uint8_t *from)
+{
+    const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)from));
+    return (struct vec){ _mm512_cvtepi32_ps(wide) };
+}
+
+/* Sixteen bytes, one a lane, whose two nibbles the next two functions give. */
+struct vec_pairs {
+    __m512i all;
+};
+
+VEC_INLINE struct vec_pairs vec_int4_pairs(const uint8_t *from)
+{
+    return (struct vec_pairs){ _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)from)) };
+}
+
+/* The value by the lowest four bits of each lane: the lookup sees no others. */
+VEC_INLINE struct vec vec_int4_low(struct vec_pairs a)
+{
+    const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+    return (struct vec){ _mm512_permutexvar_ps(a.all, values) };
+}
+
+VEC_INLINE struct vec vec_int4_high(struct vec_pairs a)
+{
+    return vec_int4_low((struct vec_pairs){ _mm512_srli_epi32(a.all, 4) });
+}
+
 /* True when each of 32 codes at row[r] + k is a normal number: neither zero, subnormal nor NaN. */
 VEC_INLINE bool vec_fp8_usual(const uint8_t *const *row, uint32_t rows, size_t k)
 {

@@ -158,7 +158,7 @@ static void product_chunk(void *context, uint32_t chunk, unsigned thread)
 {
     const struct product_job *job = context;
     struct kern_matrix w = job->w;
-    const size_t bytes = (size_t)w.rows * w.cols * kern_dtype_bytes(w.dtype);
+    const size_t bytes = w.rows * kern_row_bytes(w.dtype, w.cols);
     w.data = job->bench->pool + job->sample % job->matrices * bytes;
     const struct kern_matmul args = { .w = &w, .x = job->bench->x, .y = job->bench->y, .m = job->m,
                                       .x_stride = w.cols, .y_stride = w.rows, .k_blocks = 1 };
@@ -179,16 +179,28 @@ static const struct {
     uint32_t scale;
 } weight_types[] = {
     { "fp8 128x128", KERN_FP8_E4M3, 128 },
+    { "int8 32", KERN_INT8, KERN_GROUP_SMALL },
+    { "int8 128", KERN_INT8, KERN_GROUP_LARGE },
+    { "int4 32", KERN_INT4, KERN_GROUP_SMALL },
+    { "int4 128", KERN_INT4, KERN_GROUP_LARGE },
     { "bf16", KERN_BF16, 0 },
     { "f16", KERN_F16, 0 },
     { "f32", KERN_F32, 0 },
 };
 
+/* What a product reads: weights and, where they count, scales. */
+static size_t matrix_bytes(const struct kern_matrix *w)
+{
+    const size_t codes = w->rows * kern_row_bytes(w->dtype, w->cols);
+    return kern_dtype_grouped(w->dtype) ? codes + (size_t)w->rows * w->cols / w->scale_cols * 2
+                                        : codes;
+}
+
 /* One line: products of `rows` rows, from DRAM or from the cache. */
 static void product_line(struct product_job *job, const char *type, unsigned threads, bool cached)
 {
     const struct bench *b = job->bench;
-    const size_t bytes = (size_t)job->w.rows * job->w.cols * kern_dtype_bytes(job->w.dtype);
+    const size_t bytes = matrix_bytes(&job->w);
     job->matrices = cached ? 1 : (uint32_t)(POOL_BYTES / bytes);
     MUST(kern_par_create(&job->par, threads, NULL, NULL) == 0);
     const struct timing time = timed(product_run, job);
@@ -204,10 +216,10 @@ static void product_line(struct product_job *job, const char *type, unsigned thr
 static void product_bench(const struct bench *b, const struct kern_ops *ops)
 {
     static const uint32_t ms[] = { 1, 2, 4, 8, 32, 128 };
-    enum { ROWS = 1536, COLS = 2048, ROWS_CACHED = 128, SCALES = ROWS / 128 * COLS / 128 };
-    static float scales[SCALES];
+    enum { ROWS = 1536, COLS = 2048, ROWS_CACHED = 128 };
+    static float scales[ROWS * COLS / KERN_GROUP_SMALL]; /* bf16 pairs, for groups */
     const bool reference = ops == kern_ops_variant(KERN_CPU_REFERENCE);
-    for (uint32_t i = 0; i < SCALES; i++)
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
         scales[i] = 0.01f;
     for (size_t t = 0; t < sizeof weight_types / sizeof *weight_types; t++) {
         for (size_t i = 0; i < sizeof ms / sizeof *ms; i++) {
@@ -216,7 +228,8 @@ static void product_bench(const struct bench *b, const struct kern_ops *ops)
                                           .cols = COLS };
             if (weight_types[t].scale) {
                 job.w.scales = scales;
-                job.w.scale_rows = job.w.scale_cols = weight_types[t].scale;
+                job.w.scale_cols = weight_types[t].scale;
+                job.w.scale_rows = kern_dtype_grouped(job.w.dtype) ? 1 : job.w.scale_cols;
             }
             if (reference && ms[i] > 1)
                 continue;

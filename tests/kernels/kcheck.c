@@ -131,21 +131,27 @@ static uint32_t temper_of(struct kcase *c)
     return draw < 4 ? 0 : draw < 7 ? 1 : 2;
 }
 
-/* Codes of `dtype`. FP8 NaN codes come only in some cases, or every sum would be one. */
+/* `n` codes of `dtype`, of INT4 so many bytes. FP8 NaN codes come only in some cases, or every sum
+ * would be one. */
 static void *codes(struct kcase *c, enum kern_dtype dtype, size_t n, uint32_t temper)
 {
-    const size_t size = kern_dtype_bytes(dtype);
+    const size_t size = dtype == KERN_INT4 ? 1 : kern_dtype_bytes(dtype);
     const bool nan_codes = below(c, 4) == 0;
     uint8_t *data = buffer_get(n * size, size == 1 ? below(c, 64) : 2 * below(c, 32));
     for (size_t i = 0; i < n; i++) {
         const float value = any_float(c, temper);
         uint16_t half = (uint16_t)base_rng_u64(&c->rng);
-        uint8_t byte = (uint8_t)base_rng_u64(&c->rng);
+        const uint8_t random_byte = (uint8_t)base_rng_u64(&c->rng);
+        uint8_t byte = random_byte;
         if ((byte & 0x7f) == 0x7f && !(nan_codes && below(c, 64) == 0))
             byte ^= 0x40;
         if ((half & 0x7c00) == 0x7c00 && temper < 2)
             half ^= 0x4000;
         switch (dtype) {
+        case KERN_INT8:
+        case KERN_INT4:
+            data[i] = random_byte;
+            break;
         case KERN_F32:
             memcpy(data + i * size, &value, size);
             break;
@@ -162,7 +168,24 @@ static void *codes(struct kcase *c, enum kern_dtype dtype, size_t n, uint32_t te
     return data;
 }
 
-static const char *const dtype_names[KERN_DTYPE_COUNT] = { "f32", "f16", "bf16", "fp8" };
+static const char *const dtype_names[KERN_DTYPE_COUNT] = { "f32", "f16",  "bf16",
+                                                           "fp8", "int8", "int4" };
+
+/* Scales of groups, bf16, at any byte. */
+static void group_scales(struct kcase *c, struct kern_matrix *w, uint32_t temper)
+{
+    w->scale_rows = 1;
+    w->scale_cols = below(c, 2) ? KERN_GROUP_SMALL : KERN_GROUP_LARGE;
+    const size_t count = (size_t)w->rows * ((w->cols + w->scale_cols - 1) / w->scale_cols);
+    uint8_t *scales = buffer_get(count * 2, below(c, 16));
+    for (size_t i = 0; i < count; i++) {
+        const float scale = any_float(c, temper == 2 ? 1 : temper) * 0.01f;
+        uint16_t code;
+        c->reference->to_bf16(&code, &scale, 1);
+        memcpy(scales + 2 * i, &code, 2);
+    }
+    w->scales = scales;
+}
 
 /* A random matrix; scales start at any byte. */
 static struct kern_matrix any_matrix(struct kcase *c, uint32_t rows, uint32_t cols)
@@ -171,8 +194,12 @@ static struct kern_matrix any_matrix(struct kcase *c, uint32_t rows, uint32_t co
     struct kern_matrix w = { .dtype = (enum kern_dtype)below(c, KERN_DTYPE_COUNT), .rows = rows,
                              .cols = cols };
     const uint32_t temper = temper_of(c);
-    w.data = codes(c, w.dtype, (size_t)rows * cols, temper);
-    if (below(c, 3) > 0) {
+    w.data = codes(
+        c, w.dtype,
+        w.dtype == KERN_INT4 ? rows * kern_row_bytes(w.dtype, cols) : (size_t)rows * cols, temper);
+    if (kern_dtype_grouped(w.dtype)) {
+        group_scales(c, &w, temper);
+    } else if (below(c, 3) > 0) {
         w.scale_rows = below(c, 2) ? 128 : 1 + below(c, 5);
         w.scale_cols = below(c, 2) ? usual[below(c, 5)] : 1 + below(c, 300);
         const size_t count = (size_t)((rows + w.scale_rows - 1) / w.scale_rows) *
@@ -383,7 +410,7 @@ static bool check_to_f32(struct kcase *c)
 {
     const enum kern_dtype dtype = (enum kern_dtype)below(c, KERN_DTYPE_COUNT);
     const uint32_t n = 1 + below(c, 300);
-    const void *x = codes(c, dtype, n, 2);
+    const void *x = codes(c, dtype, dtype == KERN_INT4 ? (uint32_t)kern_row_bytes(dtype, n) : n, 2);
     float *wanted = floats(c, n, 0), *got = floats(c, n, 0);
     c->reference->to_f32(wanted, x, dtype, n);
     c->set->to_f32(got, x, dtype, n);

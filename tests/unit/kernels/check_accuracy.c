@@ -79,6 +79,29 @@ START_TEST(fp8_decodes_by_its_definition)
 }
 END_TEST
 
+/* kern.h's layout, written out: two's complement, and of a nibble block the columns that each byte
+ * holds. */
+START_TEST(int8_and_int4_decode_by_their_layout)
+{
+    enum { COLS = 150, BYTES = 96 };
+    uint8_t bytes[BYTES + COLS];
+    float values[COLS];
+    ck_assert_uint_eq(kern_row_bytes(KERN_INT4, COLS), BYTES);
+    ck_assert_uint_eq(kern_row_bytes(KERN_INT8, COLS), COLS);
+    for (uint32_t i = 0; i < sizeof bytes; i++)
+        bytes[i] = (uint8_t)(i * 151 + 77);
+    ops->to_f32(values, bytes, KERN_INT8, COLS);
+    for (int i = 0; i < COLS; i++)
+        ck_assert(values[i] == (float)(bytes[i] > 127 ? bytes[i] - 256 : bytes[i]));
+    ops->to_f32(values, bytes, KERN_INT4, COLS);
+    for (int i = 0; i < COLS; i++) {
+        const uint8_t byte = bytes[i / 64 * 32 + i % 32];
+        const int nibble = i % 64 < 32 ? byte & 15 : byte >> 4;
+        ck_assert(values[i] == (float)(nibble > 7 ? nibble - 16 : nibble));
+    }
+}
+END_TEST
+
 START_TEST(f16_decodes_as_the_compiler_does)
 {
     for (uint32_t code = 0; code < 0x10000; code++) {
@@ -357,6 +380,7 @@ int main(void)
     tcase_set_timeout(tests, 60);
     tcase_add_test(tests, exp_is_within_two_ulp);
     tcase_add_test(tests, fp8_decodes_by_its_definition);
+    tcase_add_test(tests, int8_and_int4_decode_by_their_layout);
     tcase_add_test(tests, f16_decodes_as_the_compiler_does);
     tcase_add_test(tests, bf16_rounds_to_nearest_even);
     tcase_add_test(tests, matmul_is_within_its_bound);
