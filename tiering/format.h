@@ -33,7 +33,8 @@ enum { TIER_INDEX_CHECKPOINT = 1, TIER_INDEX_PACK = 2 };
  * was made from: they must still be the ones that the other weights are read from. */
 enum { TIER_FILE_DATA = 1, TIER_FILE_SOURCE = 2 };
 
-/* Element types on disk; never renumbered. */
+/* Element types on disk; never renumbered. A matrix of I8 holds INT8 weights, one of U8 INT4
+ * weights, two a byte (docs/formats.md, "INT8 and INT4 weights"). */
 enum {
     TIER_TYPE_NONE,
     TIER_TYPE_F32,
@@ -65,7 +66,7 @@ struct tier_format_header {
     uint32_t experts;           /* per layer */
     uint32_t top_k;
     uint32_t hidden, expert_width;
-    uint32_t block_rows, block_cols;    /* of FP8 scales, 0 = none */
+    uint32_t block_rows, block_cols; /* weights that share a scale, 0 = none */
     uint32_t file_count;
     uint32_t copies;            /* of every record, 1 = no mirror */
     uint32_t data_files;        /* over all copies; a multiple of `copies` */

@@ -98,6 +98,10 @@ static void derive(struct tier_store *store)
         store->parts[p].dtype = dtype < 0 ? MODEL_DTYPE_COUNT : (enum model_dtype)dtype;
         store->parts[p].rows = h->parts[p].rows;
         store->parts[p].cols = h->parts[p].cols;
+        if (p % 2 == 1 && h->parts[p].rows > 0) {
+            store->parts[p].block_rows = h->block_rows;
+            store->parts[p].block_cols = h->block_cols;
+        }
     }
     for (uint32_t layer = 0; layer < h->layers; layer++) {
         for (uint32_t expert = 0; expert < h->experts; expert++) {

@@ -64,10 +64,12 @@ struct tier_record {
     uint64_t hash;                          /* XXH3-64 over the parts in order */
 };
 
-/* Shape and type of one part, the same for every expert of the store. */
+/* Shape and type of one part, the same for every expert of the store; `cols` counts elements: a
+ * matrix of MODEL_U8 (INT4 weights) has fewer than it has weights in a row. */
 struct tier_part {
     enum model_dtype dtype;
     uint32_t rows, cols;
+    uint32_t block_rows, block_cols; /* of scales: weights that share one; else 0 */
 };
 
 struct tier_store;

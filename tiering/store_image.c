@@ -48,6 +48,31 @@ uint32_t tier_image_type_bytes(uint32_t type)
     return type < TIER_TYPE_COUNT ? types[type].bytes : 0;
 }
 
+uint32_t tier_image_row_elements(uint32_t type, uint32_t cols)
+{
+    return type == TIER_TYPE_U8 ? (cols + 63) / 64 * 32 : cols;
+}
+
+uint32_t tier_image_scale_type(uint32_t type)
+{
+    switch (type) {
+    case TIER_TYPE_F8_E4M3:
+        return TIER_TYPE_F32;
+    case TIER_TYPE_I8:
+    case TIER_TYPE_U8:
+        return TIER_TYPE_BF16;
+    default:
+        return TIER_TYPE_NONE;
+    }
+}
+
+bool tier_image_block_fits(uint32_t type, uint32_t block_rows, uint32_t block_cols)
+{
+    if (type == TIER_TYPE_I8 || type == TIER_TYPE_U8)
+        return block_rows == 1 && (block_cols == 32 || block_cols == 128);
+    return block_rows > 0 && block_cols > 0;
+}
+
 const char *tier_store_part_name(unsigned part)
 {
     static const char *const names[] = { "gate", "gate scales", "up",
@@ -176,11 +201,13 @@ static int check_parts(struct tier_image *image, const char *name, struct base_e
         bool good;
         if (p % 2 == 0) {
             good = tier_image_type_bytes(part->type) > 0;
+            cols = tier_image_row_elements(part->type, cols);
         } else if (part->type == TIER_TYPE_NONE) {
-            good = matrix->type != TIER_TYPE_F8_E4M3;
+            good = tier_image_scale_type(matrix->type) == TIER_TYPE_NONE;
             rows = cols = 0;
         } else {
-            good = part->type == TIER_TYPE_F32 && matrix->type == TIER_TYPE_F8_E4M3;
+            good = part->type == tier_image_scale_type(matrix->type) &&
+                   tier_image_block_fits(matrix->type, h->block_rows, h->block_cols);
             rows = blocks(rows, h->block_rows);
             cols = blocks(cols, h->block_cols);
         }

@@ -39,5 +39,11 @@ int tier_image_dtype(uint32_t type);
 uint32_t tier_image_type(enum model_dtype dtype);
 /* Element size of a type on disk; 0 for none. */
 uint32_t tier_image_type_bytes(uint32_t type);
+/* Elements of a matrix row of `cols` weights: U8 holds blocks of 64 in 32 bytes. */
+uint32_t tier_image_row_elements(uint32_t type, uint32_t cols);
+/* Type of the scales that a matrix of this type must have; TIER_TYPE_NONE for none. */
+uint32_t tier_image_scale_type(uint32_t type);
+/* Whether scales of a matrix of this type may stand for blocks of so many rows and columns. */
+bool tier_image_block_fits(uint32_t type, uint32_t block_rows, uint32_t block_cols);
 
 #endif

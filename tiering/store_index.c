@@ -111,6 +111,38 @@ static void fill_files(struct builder *b)
     }
 }
 
+/* The block that the scales of this matrix stand for, found by their shape and checked against what
+ * the matrices before it have. */
+static int learn_block(struct builder *b, uint32_t type, const struct model_tensor *tensor,
+                       uint32_t cols, const char *name, struct base_err *err)
+{
+    struct tier_format_header *h = b->header;
+    uint32_t rows = b->shape->fp8_block_rows, group = b->shape->fp8_block_cols;
+    if (type != TIER_TYPE_F8_E4M3) {
+        rows = 1;
+        group = tensor->dims == 2 && tensor->shape[1] == (cols + 31) / 32 ? 32 : 128;
+        /* A short row has one scale whatever the group. */
+        if (h->block_rows == 1 && cols <= 32) group = h->block_cols;
+    }
+    if (tier_image_type(tensor->dtype) != tier_image_scale_type(type) ||
+        !tier_image_block_fits(type, rows, group)) {
+        return base_err_set(err, BASE_EMISMATCH,
+                            "%s: scales %s of type %s: only F8_E4M3 matrices "
+                            "have scales, in F32, with weight_block_size in config.json, and I8 "
+                            "and U8 ones, in BF16",
+                            b->dir, name, model_dtype_name(tensor->dtype));
+    }
+    if (h->block_rows && (h->block_rows != rows || h->block_cols != group)) {
+        return base_err_set(err, BASE_EMISMATCH,
+                            "%s: scales %s stand for %u x %u weights, those "
+                            "of the matrix before for %u x %u",
+                            b->dir, name, rows, group, h->block_rows, h->block_cols);
+    }
+    h->block_rows = rows;
+    h->block_cols = group;
+    return 0;
+}
+
 /* What the first expert's tensor says about this part, checked against the model. */
 static int learn_part(struct builder *b, unsigned part, struct base_err *err)
 {
@@ -118,29 +150,25 @@ static int learn_part(struct builder *b, unsigned part, struct base_err *err)
     const struct model_shape *shape = b->shape;
     const struct tier_format_part *matrix = &b->header->parts[part & ~1u];
     const struct model_tensor *tensor = find(b, 0, part, name, sizeof name);
-    bool fp8 = matrix->type == TIER_TYPE_F8_E4M3;
-    if (part % 2 == 1 && !tensor && !fp8) return 0;
+    bool scaled = tier_image_scale_type(matrix->type) != TIER_TYPE_NONE;
+    if (part % 2 == 1 && !tensor && !scaled) return 0;
     if (!tensor) {
         return base_err_set(err, BASE_EFORMAT, "%s: tensor %s is missing", b->dir, name);
     }
     uint32_t rows = part >= 4 ? shape->hidden : shape->expert_width;
     uint32_t cols = part >= 4 ? shape->expert_width : shape->hidden;
     if (part % 2 == 1) {
-        uint32_t block_rows = shape->fp8_block_rows, block_cols = shape->fp8_block_cols;
-        if (!fp8 || tensor->dtype != MODEL_F32 || !block_rows || !block_cols) {
-            return base_err_set(err, BASE_EMISMATCH, "%s: scales %s of type %s: only F8_E4M3 "
-                                "matrices have scales, in F32, with weight_block_size in "
-                                "config.json", b->dir, name, model_dtype_name(tensor->dtype));
-        }
-        b->header->block_rows = block_rows;
-        b->header->block_cols = block_cols;
-        rows = (rows + block_rows - 1) / block_rows;
-        cols = (cols + block_cols - 1) / block_cols;
-    } else if (tensor->dtype != MODEL_F8_E4M3 && tensor->dtype != MODEL_BF16 &&
-               tensor->dtype != MODEL_F16 && tensor->dtype != MODEL_F32) {
-        return base_err_set(err, BASE_EMISMATCH, "%s: tensor %s has type %s; experts can be "
-                            "F8_E4M3, BF16, F16 or F32", b->dir, name,
-                            model_dtype_name(tensor->dtype));
+        int rc = learn_block(b, matrix->type, tensor, cols, name, err);
+        if (rc < 0) return rc;
+        rows = (rows + b->header->block_rows - 1) / b->header->block_rows;
+        cols = (cols + b->header->block_cols - 1) / b->header->block_cols;
+    } else if (tensor->dtype == MODEL_I32) {
+        return base_err_set(err, BASE_EMISMATCH,
+                            "%s: tensor %s has type %s; experts can be "
+                            "F8_E4M3, BF16, F16, F32, I8 or U8 (INT4)",
+                            b->dir, name, model_dtype_name(tensor->dtype));
+    } else {
+        cols = tier_image_row_elements(tier_image_type(tensor->dtype), cols);
     }
     b->header->parts[part] = (struct tier_format_part){ .type = tier_image_type(tensor->dtype),
                                                         .rows = rows, .cols = cols };
@@ -210,9 +238,12 @@ static int place_all(struct builder *b, struct base_err *err)
 }
 
 /* A scale that is no number makes every product one. `buffer` still holds a part of this size. */
-static uint64_t find_bad_scale(const unsigned char *buffer, uint64_t bytes)
+static uint64_t find_bad_scale(const unsigned char *buffer, uint64_t bytes, uint32_t type)
 {
-    for (uint64_t at = 0; at + 4 <= bytes; at += 4) {
+    for (uint64_t at = 0; type == TIER_TYPE_BF16 && at + 2 <= bytes; at += 2) {
+        if ((buffer[at + 1] & 0x7f) == 0x7f && buffer[at] & 0x80) return at / 2;
+    }
+    for (uint64_t at = 0; type == TIER_TYPE_F32 && at + 4 <= bytes; at += 4) {
         float scale;
         memcpy(&scale, buffer + at, sizeof scale);
         if (!isfinite(scale)) return at / 4;
@@ -254,7 +285,7 @@ static int64_t hash_expert(void *context, uint64_t item, unsigned char *buffer,
             return refuse_value(b, at, part, "an FP8 NaN code", nan_at, err);
         }
         if (part % 2 == 1 && size <= TIER_SCAN_BUFFER) {
-            uint64_t bad = find_bad_scale(buffer, size);
+            uint64_t bad = find_bad_scale(buffer, size, b->header->parts[part].type);
             if (bad != UINT64_MAX) return refuse_value(b, at, part, "no finite number", bad, err);
         }
         bytes += (int64_t)size;

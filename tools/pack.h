@@ -12,6 +12,9 @@ struct pack_flags {
     const char *mode;
     struct cli_list to;
     bool quiet, json, restart;
+    const char *rung, *text; /* quantize */
+    uint64_t group;
+    bool allow_larger;
 };
 extern struct pack_flags pack_flags;
 
@@ -22,5 +25,8 @@ int pack_open(struct tier_store **store, const char *dir, struct base_err *err);
 struct tier_store_progress pack_progress(struct cli_progress *progress, const char *what);
 
 unsigned pack_threads(void);
+
+/* The sub-command quantize (pack_quantize.c). */
+int pack_quantize(int count, char **arguments);
 
 #endif

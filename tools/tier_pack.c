@@ -14,7 +14,7 @@
 #include "tools/cli.h"
 #include "tools/pack.h"
 
-struct pack_flags pack_flags = { .mode = "stripe" };
+struct pack_flags pack_flags = { .mode = "stripe", .group = 32 };
 
 static volatile sig_atomic_t interrupted;
 
@@ -293,6 +293,19 @@ static const struct cli_flag repack_flags[] = {
     FLAG_QUIET,
     { 0 },
 };
+static const struct cli_flag quantize_flags[] = {
+    { "to", CLI_TEXT, &pack_flags.rung, "RUNG", "int8 or int4" },
+    { "group", CLI_UINT, &pack_flags.group, "N",
+      "weights of a row that share a scale: 32 (default) or 128" },
+    { "text", CLI_TEXT, &pack_flags.text, "FILE",
+      "also measure the perplexity of both models on this text" },
+    { "allow-larger", CLI_SWITCH, &pack_flags.allow_larger, NULL,
+      "write the model even where the new experts are not smaller" },
+    { "threads", CLI_UINT, &pack_flags.threads, "N", "threads; 0 = one per core, at most 16" },
+    FLAG_JSON,
+    FLAG_QUIET,
+    { 0 },
+};
 static const struct cli_flag verify_flags[] = { FLAG_INDEX, FLAG_JSON, FLAG_QUIET, { 0 } };
 static const struct cli_flag info_flags[] = { FLAG_INDEX, FLAG_JSON, { 0 } };
 
@@ -319,6 +332,19 @@ static const struct cli_command commands[] = {
       .arguments_max = 1,
       .flags = repack_flags,
       .run = run_repack },
+    { .name = "quantize",
+      .arguments = "MODEL OUT",
+      .text = "write a copy of a model with its routed experts in int8 or int4",
+      .details =
+          "OUT becomes a model folder of its own, with its index: every program takes it like any\n"
+          "other. Only routed experts are quantised; attention, gates, shared experts, embeddings\n"
+          "and head stay as they are. Prints the relative RMS error of each layer's matrices. OUT\n"
+          "is written whole or not at all. A rung that is not smaller than what it replaces is\n"
+          "refused.",
+      .arguments_min = 2,
+      .arguments_max = 2,
+      .flags = quantize_flags,
+      .run = pack_quantize },
     { .name = "verify",
       .arguments = "MODEL",
       .text = "read every expert back and compare checksums",
@@ -346,6 +372,7 @@ int main(int argc, char **argv)
         .examples = "tier-pack index models/pebble\n"
                     "tier-pack verify models/pebble --json\n"
                     "tier-pack index /read-only/model --index ~/model.index\n"
+                    "tier-pack quantize --to int4 --text sample.txt MODEL MODEL-int4\n"
                     "tier-pack repack MODEL --to /mnt/nvme0/pack --to /mnt/nvme1/pack",
         .files = "MODEL/expertier.index    the index, unless --index names another place\n"
                  "DIR/experts.pack         a pack file; DIR/expertier.index its index",

@@ -8,9 +8,10 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "base/str.h"
-#include "engine/stack.h"
+#include "engine/perplexity.h"
 #include "port/yaml.h"
 #include "tools/cli.h"
 
@@ -20,6 +21,7 @@ static struct {
     const char *config;
     struct cli_list set;
     const char *trace;
+    const char *perplexity;
     uint64_t max_tokens;
     double temperature;
     double top_p;
@@ -178,6 +180,34 @@ static int answer_prompt(struct eng_stack *stack, const char *prompt, struct bas
     return rc;
 }
 
+static int reading_shows(void *context, uint64_t done, uint64_t total)
+{
+    (void)context;
+    if (!flags.quiet && isatty(STDERR_FILENO)) {
+        fprintf(stderr, "\r%" PRIu64 " of %" PRIu64 " tokens%s", done, total,
+                done == total ? "\n" : "");
+    }
+    return interrupted;
+}
+
+/* All digits of the sum: runs that print the same saw the same logits. */
+static int read_text(const struct eng_stack_config *config, struct base_err *err)
+{
+    enum { TEXT_MAX = 64 << 20 };
+    struct eng_perplexity result;
+    char *text = NULL;
+    size_t size;
+    struct eng_stack_args args = { .model_dir = flags.model, .config = config, .quiet = true };
+    int rc = base_file_read(&text, &size, flags.perplexity, TEXT_MAX, err);
+    signal(SIGINT, on_interrupt);
+    if (rc == 0) rc = eng_perplexity(&result, &args, text, size, 0, reading_shows, NULL, err);
+    free(text);
+    if (rc < 0) return cli_fail(1, err);
+    printf("perplexity %.6f  nats %.17g  tokens %" PRIu64 "\n", result.perplexity, result.nats,
+           result.tokens);
+    return 0;
+}
+
 static int run(int count, char **arguments)
 {
     (void)count;
@@ -192,10 +222,17 @@ static int run(int count, char **arguments)
         return cli_misuse("--top-p must be above 0 and at most 1");
     }
     if (flags.temperature < 0.0) return cli_misuse("--temperature must not be negative");
-    if (!flags.prompt && isatty(STDIN_FILENO)) {
+    if (flags.perplexity && (flags.prompt || flags.chat || flags.trace)) {
+        return cli_misuse("--perplexity reads its file: it takes no --prompt, --chat or --trace");
+    }
+    if (!flags.perplexity && !flags.prompt && isatty(STDIN_FILENO)) {
         return cli_misuse("--prompt TEXT is needed ('-' reads standard input)");
     }
     if (read_config(&config, &err) < 0) return cli_fail(2, &err);
+    if (flags.perplexity) {
+        base_log_level_set(BASE_LOG_WARN);
+        return read_text(&config, &err);
+    }
     char *prompt = read_prompt(&err);
     if (!prompt) return cli_fail(1, &err);
 
@@ -230,6 +267,8 @@ static const struct cli_flag run_flags[] = {
     { "set", CLI_REPEATED, &flags.set, "KEY=VALUE",
       "one setting, over the file's; may be repeated" },
     { "trace", CLI_TEXT, &flags.trace, "FILE", "record routing and cache events for tier-replay" },
+    { "perplexity", CLI_TEXT, &flags.perplexity, "FILE",
+      "no answer: how well the model predicts this text, in windows of 512 tokens" },
     { "quiet", CLI_SWITCH, &flags.quiet, NULL, "print the answer only" },
     { NULL, CLI_SWITCH, NULL, NULL, NULL },
 };

@@ -17,7 +17,8 @@ struct eng_core {
     struct eng_kv kv;
     struct eng_plan plan;
     struct tier *tier;
-    struct tier_part parts[TIER_PARTS];     /* of a routed expert */
+    struct kern_matrix expert[MODEL_MATRIX_COUNT]; /* of a routed expert, without addresses */
+    bool expert_scaled[MODEL_MATRIX_COUNT];
     float softmax_scale;
     float rope_magnitude;
     float *rope_frequency;      /* [rope / 2] */

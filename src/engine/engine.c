@@ -88,24 +88,30 @@ static int start_threads(struct eng *eng, const struct eng_config *config, struc
     return 0;
 }
 
-static int check_parts(struct eng *eng, const struct tier_store *store, struct base_err *err)
+/* What an expert's matrices are, from the store's parts. */
+static int learn_experts(struct eng *eng, const struct tier_store *store, struct base_err *err)
 {
     const struct model_shape *s = eng->core.shape;
     const struct tier_part *parts = tier_store_parts(store);
-    memcpy(eng->core.parts, parts, sizeof eng->core.parts);
     for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
-        uint32_t rows = m == MODEL_DOWN ? s->hidden : s->expert_width;
-        uint32_t cols = m == MODEL_DOWN ? s->expert_width : s->hidden;
-        const struct tier_part *part = &parts[2 * m];
-        bool fp8 = part->dtype == MODEL_F8_E4M3;
-        if (part->rows != rows || part->cols != cols || (fp8 && parts[2 * m + 1].rows == 0) ||
-            eng_weights_dtype(part->dtype) == KERN_DTYPE_COUNT) {
+        const struct tier_part *part = &parts[2 * m], *scales = &parts[2 * m + 1];
+        struct kern_matrix *w = &eng->core.expert[m];
+        *w = (struct kern_matrix){ .dtype = eng_weights_dtype(part->dtype),
+                                   .rows = m == MODEL_DOWN ? s->hidden : s->expert_width,
+                                   .cols = m == MODEL_DOWN ? s->expert_width : s->hidden,
+                                   .scale_rows = scales->block_rows,
+                                   .scale_cols = scales->block_cols };
+        eng->core.expert_scaled[m] = scales->rows > 0;
+        bool needs_scales = w->dtype == KERN_FP8_E4M3 || kern_dtype_grouped(w->dtype);
+        bool bare = needs_scales && scales->rows == 0;
+        if (w->dtype == KERN_DTYPE_COUNT || bare || part->rows != w->rows ||
+            (size_t)part->cols * model_dtype_bytes(part->dtype) !=
+                kern_row_bytes(w->dtype, w->cols)) {
             return base_err_set(
                 err, BASE_EMISMATCH,
                 "%s: part %d of its experts is %u x %u %s%s, the model needs %u x %u",
                 tier_store_index_path(store), 2 * m, part->rows, part->cols,
-                model_dtype_name(part->dtype),
-                fp8 && parts[2 * m + 1].rows == 0 ? " without scales" : "", rows, cols);
+                model_dtype_name(part->dtype), bare ? " without scales" : "", w->rows, w->cols);
         }
     }
     return 0;
@@ -186,7 +192,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     pthread_mutex_init(&eng->published_lock, NULL);
     eng->lock_made = true;
     int rc = eng_limits_of(&eng->limits, args->config, args->shape, err);
-    if (rc == 0 && args->shape->experts > 0) rc = check_parts(eng, args->store, err);
+    if (rc == 0 && args->shape->experts > 0) rc = learn_experts(eng, args->store, err);
     if (rc == 0) rc = start_threads(eng, args->config, err);
     if (rc == 0) rc = make_room(eng, err);
     if (rc == 0) rc = eng_weights_load(&eng->core.weights, args->shape, args->files, err);
@@ -482,6 +488,12 @@ int eng_step(struct eng *eng)
     }
     publish(eng);
     return (int)(eng->scheduler.running_count + eng->scheduler.waiting_count);
+}
+
+uint32_t eng_tokens_max(const struct eng *eng)
+{
+    MUST_MAGIC(eng, ENG_MAGIC);
+    return eng->limits.tokens_max;
 }
 
 /* --------------------------------------------------------------------------------- counters -- */

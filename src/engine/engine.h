@@ -143,6 +143,9 @@ void eng_cancel(struct eng *eng, uint64_t request);
  * requests still alive (0 = idle), or a negative code that no request can survive. */
 int eng_step(struct eng *eng);
 
+/* Tokens of the longest sequence, prompt and answer together. */
+uint32_t eng_tokens_max(const struct eng *eng);
+
 #define ENG_METRICS(M)                                                                            \
     M(steps, COUNTER, "", "forward passes")                                                       \
     M(prompt_tokens, COUNTER, "tokens", "prompt tokens computed")                                 \

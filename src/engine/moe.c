@@ -22,16 +22,10 @@ struct pass {
 static struct kern_matrix part_matrix(const struct eng_core *core, const struct tier_lease *lease,
                                       enum model_matrix matrix)
 {
-    const struct tier_part *part = &core->parts[2 * matrix];
-    return (struct kern_matrix){
-        .dtype = eng_weights_dtype(part->dtype),
-        .rows = part->rows,
-        .cols = part->cols,
-        .data = lease->parts[2 * matrix],
-        .scales = core->parts[2 * matrix + 1].rows > 0 ? lease->parts[2 * matrix + 1] : NULL,
-        .scale_rows = core->shape->fp8_block_rows,
-        .scale_cols = core->shape->fp8_block_cols,
-    };
+    struct kern_matrix w = core->expert[matrix];
+    w.data = lease->parts[2 * matrix];
+    w.scales = core->expert_scaled[matrix] ? lease->parts[2 * matrix + 1] : NULL;
+    return w;
 }
 
 /* The inputs of `count` pairs from `first` on, one after the other. A single one is used in

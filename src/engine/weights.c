@@ -34,6 +34,10 @@ enum kern_dtype eng_weights_dtype(enum model_dtype dtype)
     case MODEL_F16: return KERN_F16;
     case MODEL_BF16: return KERN_BF16;
     case MODEL_F8_E4M3: return KERN_FP8_E4M3;
+    case MODEL_I8:
+        return KERN_INT8;
+    case MODEL_U8:
+        return KERN_INT4;
     default: return KERN_DTYPE_COUNT;
     }
 }
@@ -150,10 +154,11 @@ static void matrix(struct loader *loader, struct kern_matrix *out, const char *n
     const struct model_tensor *tensor = find(loader, name);
     if (!tensor || !check_shape(loader, tensor, 2, rows, cols)) return;
     enum kern_dtype dtype = eng_weights_dtype(tensor->dtype);
-    if (dtype == KERN_DTYPE_COUNT) {
+    if (dtype == KERN_DTYPE_COUNT || kern_dtype_grouped(dtype)) {
         loader->rc =
             base_err_set(loader->err, BASE_EMISMATCH,
-                         "%s: tensor '%s' is %s; weights must be F32, F16, BF16 or F8_E4M3",
+                         "%s: tensor '%s' is %s; weights must be F32, F16, BF16 or F8_E4M3 (only "
+                         "routed experts can be I8 or U8)",
                          loader->shape->name, tensor->name, model_dtype_name(tensor->dtype));
         return;
     }
@@ -174,7 +179,7 @@ static const float *vector(struct loader *loader, const char *name, uint32_t cou
     const struct model_tensor *tensor = find(loader, name);
     if (!tensor || !check_shape(loader, tensor, 1, count, 0)) return NULL;
     enum kern_dtype dtype = eng_weights_dtype(tensor->dtype);
-    if (dtype == KERN_DTYPE_COUNT || dtype == KERN_FP8_E4M3) {
+    if (dtype == KERN_DTYPE_COUNT || dtype == KERN_FP8_E4M3 || kern_dtype_grouped(dtype)) {
         loader->rc =
             base_err_set(loader->err, BASE_EMISMATCH,
                          "%s: tensor '%s' is %s; norms and biases must be F32, F16 or BF16",

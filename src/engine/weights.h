@@ -48,7 +48,8 @@ int eng_weights_load(struct eng_weights *weights, const struct model_shape *shap
                      const struct model_files *files, struct base_err *err);
 void eng_weights_free(struct eng_weights *weights);
 
-/* The arithmetic's name of a stored type; KERN_DTYPE_COUNT for types that are no weights. */
+/* The arithmetic's name of a stored type; KERN_DTYPE_COUNT for types that are no weights. I8 and U8
+ * are INT8 and INT4, which routed experts may have. */
 enum kern_dtype eng_weights_dtype(enum model_dtype dtype);
 
 #endif

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# tier-pack quantize: what it writes runs like any model, with the same bits at any thread count, op
+# set, cache size and cut, also from a pack; it refuses what is no gain and leaves nothing half done.
+set -euo pipefail
+bin=${EXPERTIER_BUILD:?}/bin
+model=${EXPERTIER_SOURCE:?}/models/pebble
+work=$(mktemp -d "$EXPERTIER_BUILD/quantize_XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+fail() { echo "FAILED: $*"; exit 1; }
+refuse() { # CODE SAYS COMMAND...
+    local wanted=$1 says=$2 code=0; shift 2
+    "$@" >"$work/out" 2>&1 || code=$?
+    [ "$code" = "$wanted" ] || fail "exit code $code, not $wanted, of $*: $(cat "$work/out")"
+    grep -qF -- "$says" "$work/out" || fail "no '$says' in: $(cat "$work/out")"
+}
+quantize() { "$bin/tier-pack" quantize --quiet "$@"; }
+nats() { # MODEL SETTING...
+    local from=$1; shift
+    "$bin/tier-run" --model "$from" --perplexity "$work/text" --quiet "${@/#/--set=}"
+}
+
+head -c 2500 "$EXPERTIER_SOURCE/README.md" >"$work/text"
+for group in 32 128; do
+    quantize --to int4 --group $group --json --text "$work/text" "$model" "$work/int4-$group" >"$work/report"
+    grep -q '"group":'$group',"expert_bytes_before":49176,' "$work/report" || fail "$(cat "$work/report")"
+    grep -q '"perplexity":{"tokens":[1-9]' "$work/report" || fail "$(cat "$work/report")"
+    # The error of 15 or 16 levels over a normal distribution's range is 6 to 12 percent.
+    grep -Eq '"rms":0\.(0[6-9]|1[01])' "$work/report" || fail "$(cat "$work/report")"
+    quantize --to int8 --group $group --allow-larger "$model" "$work/int8-$group" >"$work/report"
+    grep -Eq 'RMS error 0\.[5-9]' "$work/report" || fail "$(cat "$work/report")"
+done
+
+for kind in int4-32 int8-128; do
+    "$bin/tier-pack" verify "$work/$kind" --json | grep -q '"bad":0' || fail "$kind: verify"
+    first=$(nats "$work/$kind" engine.threads=1)
+    for setting in engine.threads=2 engine.cpu_mask=avx2 tiers.dram.capacity=10% \
+        scheduler.max_chunked_prefill_tokens=7; do
+        [ "$first" = "$(nats "$work/$kind" $setting)" ] || fail "$kind: other bits with $setting"
+    done
+done
+# The reference is slow: a piece of the text.
+head -c 500 "$EXPERTIER_SOURCE/README.md" >"$work/text"
+[ "$(nats "$work/int4-32")" = "$(nats "$work/int4-32" engine.cpu_mask=reference)" ] || fail 'reference'
+"$bin/tier-pack" repack "$work/int4-32" --to "$work/pack" --quiet
+[ "$(nats "$work/int4-32")" = "$(nats "$work/int4-32" "tiers.nvme.index=$work/pack/expertier.index")" ] ||
+    fail 'other bits from the pack'
+
+# The same command writes the same bytes, whatever the threads.
+quantize --to int4 --threads 1 "$model" "$work/again" >/dev/null
+for file in "$work"/again/*.safetensors; do
+    cmp "$file" "$work/int4-32/${file##*/}" || fail 'other bytes with one thread'
+done
+
+refuse 1 'that is no smaller rung' quantize --to int8 "$model" "$work/no"
+refuse 1 'is there already' quantize --to int4 "$model" "$work/again"
+refuse 1 'quantize reads F32' quantize --to int4 "$work/int8-32" "$work/no"
+refuse 1 'no-such-text' quantize --to int4 --text "$work/no-such-text" "$model" "$work/no"
+refuse 2 '--to int8 or --to int4' quantize "$model" "$work/no"
+refuse 2 'groups have 32 or 128' quantize --to int4 --group 64 "$model" "$work/no"
+refuse 2 '--perplexity reads its file' "$bin/tier-run" --model "$model" --perplexity a --prompt b
+
+# A damaged source: refused by name, nothing left.
+mkdir "$work/bad"
+cp "$model"/*.json "$work/bad"
+for file in "$model"/*.safetensors; do cp "$file" "$work/bad"; done
+chmod u+w "$work/bad"/*
+truncate -s -100 "$work/bad/model-00002-of-00003.safetensors"
+refuse 1 'model-00002' quantize --to int4 "$work/bad" "$work/no"
+
+# Killed or stopped: no folder of that name; a stop leaves nothing at all.
+"$bin/tier-pack" quantize --to int4 --quiet "$model" "$work/killed" >/dev/null 2>&1 &
+sleep 0.1
+kill -KILL $! 2>/dev/null || true
+wait $! 2>/dev/null || true
+if [ -e "$work/killed" ]; then "$bin/tier-pack" verify "$work/killed" --quiet >/dev/null || fail 'half a model'; fi
+rm -rf "$work"/killed*
+"$bin/tier-pack" quantize --to int4 --quiet "$model" "$work/stopped" >/dev/null 2>&1 &
+sleep 0.1
+kill -INT $! 2>/dev/null || true
+wait $! 2>/dev/null || true
+[ -z "$(find "$work" -name 'stopped.part*' -o -name 'no*' -type d)" ] || fail 'a folder was left behind'
+echo ok
