@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -36,7 +37,7 @@ int pred_future_create(struct pred_future **out, uint32_t layers, uint32_t exper
     f->layers = layers;
     f->experts = experts;
     f->last = calloc((size_t)layers * experts, sizeof f->last[0]);
-    f->next = calloc((size_t)layers * experts, sizeof f->next[0]);
+    f->next = malloc((size_t)layers * experts * sizeof f->next[0]);
     const char *dir = getenv("TMPDIR");
     char path[4096];
     snprintf(path, sizeof path, "%s/expertier-future-XXXXXX", dir && *dir ? dir : "/tmp");
@@ -47,6 +48,7 @@ int pred_future_create(struct pred_future **out, uint32_t layers, uint32_t exper
     }
     unlink(path);
     if (!f->last || !f->next) goto fail;
+    memset(f->next, 0xff, (size_t)layers * experts * sizeof f->next[0]);   /* never used */
     *out = f;
     return 0;
 fail:
@@ -104,6 +106,9 @@ int pred_future_add(struct pred_future *f, uint32_t layer, const uint32_t *ids, 
             f->distances[last->lookup - 1] =
                 distance < UINT32_MAX ? (uint32_t)distance : UINT32_MAX;
         }
+        /* As of the begin of the second pass: for what is resident before its first lookup. One
+         * later than it is, so that it lies ahead of an empty core. */
+        if (last->lookup == 0) f->next[(size_t)layer * f->experts + ids[i]] = f->position + 1;
         f->distances[f->count] = 0;
         *last = (struct last){ .lookup = ++f->count, .position = f->position };
     }

@@ -7,14 +7,15 @@
 
 #include "base/str.h"
 #include "predictor/replay.h"
+#include "tools/replay_timed.h"
 
 enum { CASES_MAX = 256, TEXT_MAX = 1024 };
 
 static struct {
-    const char *config, *policy, *capacity, *budget, *phase;
-    struct cli_list set;
+    const char *config, *policy, *capacity, *budget, *phase, *machine, *top, *dram;
+    struct cli_list set, machine_set;
     uint64_t slots;
-    bool as_recorded, json, quiet;
+    bool as_recorded, layers, json, quiet;
 } flags;
 
 const struct cli_flag cli_replay_run_flags[] = {
@@ -30,6 +31,15 @@ const struct cli_flag cli_replay_run_flags[] = {
       "bytes over all layers, such as 750MiB, with each layer's own expert size" },
     { "phase", CLI_TEXT, &flags.phase, "PHASE",
       "totals of decode or prefill alone; the other phase still warms the cache" },
+    { "machine", CLI_TEXT, &flags.machine, "FILE",
+      "replay on the virtual clock of this machine (YAML, see configs/machines)" },
+    { "machine-set", CLI_REPEATED, &flags.machine_set, "KEY=VALUE",
+      "override one line of the machine's description" },
+    { "top", CLI_TEXT, &flags.top, "TIER",
+      "with --machine: the tier that --capacity is of; hbm where there is a device, else dram" },
+    { "dram", CLI_TEXT, &flags.dram, "P",
+      "with --machine and hbm on top: share of the experts in dram; default all the others" },
+    { "layers", CLI_SWITCH, &flags.layers, NULL, "with --machine: a table by layer too" },
     { "as-recorded", CLI_SWITCH, &flags.as_recorded, NULL,
       "replay the server's own events and compare with its own counts" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print JSON" },
@@ -354,6 +364,16 @@ static int what_if(const char *path, struct pred_trace_reader *reader, const str
     struct cli_progress bar;
     struct pred_replay_progress progress = { show_progress, &bar };
     cli_progress_begin(&bar, "replaying", flags.quiet);
+    if (flags.machine) {
+        struct cli_timed_args args = {
+            .path = path, .reader = reader, .machine = flags.machine,
+            .machine_set = &flags.machine_set, .top = flags.top, .dram = flags.dram,
+            .cases = plan->cases, .capacities = plan->capacities, .count = plan->count,
+            .layers = flags.layers, .json = flags.json, .quiet = flags.quiet,
+            .progress = &progress,
+        };
+        return cli_replay_timed(&args, err);
+    }
     int rc = pred_replay_run(reader, plan->cases, results, plan->count, &summary, &progress, err);
     cli_progress_end(&bar);
     if (rc >= 0) {
@@ -369,11 +389,18 @@ static int what_if(const char *path, struct pred_trace_reader *reader, const str
 static int check_flags(void)
 {
     bool choosing = flags.policy || flags.capacity || flags.slots > 0 || flags.budget ||
-                    flags.config || flags.set.count > 0 || flags.phase;
+                    flags.config || flags.set.count > 0 || flags.phase || flags.machine;
+    bool timing = flags.machine_set.count > 0 || flags.top || flags.dram || flags.layers;
+    if (timing && !flags.machine) {
+        return cli_misuse("--machine-set, --top, --dram and --layers need --machine FILE");
+    }
+    if (flags.machine && flags.phase) {
+        return cli_misuse("--phase has no effect with --machine: its report has all phases apart");
+    }
     if (flags.as_recorded && choosing) {
         return cli_misuse(
             "--as-recorded takes everything from the trace: give no policy, capacity, "
-            "configuration or phase with it");
+            "configuration, phase or machine with it");
     }
     if (flags.phase && strcmp(flags.phase, "decode") != 0 && strcmp(flags.phase, "prefill") != 0) {
         return cli_misuse("--phase %s: expected decode or prefill", flags.phase);

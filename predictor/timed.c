@@ -1,0 +1,784 @@
+#include "predictor/timed.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/must.h"
+
+enum { NO_KEY = UINT32_MAX };
+
+/* Bits of an expert's flags; the first two are the core's view. */
+enum {
+    WANT_HBM = 1,
+    WANT_DRAM = 2,
+    DEMAND = 4, /* somebody waits for it */
+    LATE = 8,   /* that began after its prefetch had */
+    LINE_DRAM = 16,
+    LINE_HBM = 32, /* waits for a slot */
+    HINTED = 64,   /* a hint brought it, nobody looked it up since */
+};
+
+enum seat_state { SEAT_NONE, SEAT_QUEUED, SEAT_READING, SEAT_READY };
+enum moving { STILL, MOVING_UP, MOVING_DOWN, HELD_UP }; /* held: a prefetch copy not begun */
+
+struct seat {
+    uint8_t state, moving;
+    bool prefetch; /* fetched for nobody, and nobody has asked since */
+};
+
+struct node {
+    uint32_t prev, next;
+};
+
+struct list {
+    uint32_t head, tail;
+    struct node *nodes; /* [keys] */
+};
+
+struct flight {
+    uint64_t arrival_ns;
+    uint32_t key;
+};
+
+/* What is under way on a link, in the order of arrival. */
+struct link {
+    struct flight *ring;
+    uint32_t size, first, count;
+    uint64_t free_ns;
+};
+
+struct pred_timed {
+    struct pred_timed_config config;
+    const struct pred_machine *machine;
+    struct tier_decide *decide;
+    uint32_t tiers, layers, experts, keys;
+    uint64_t now;
+    uint8_t *flags;          /* [keys] */
+    struct seat *dram, *hbm; /* [keys] */
+    struct seat *top;
+    uint32_t dram_free, hbm_free;
+    struct list demand, prefetch; /* QUEUED, sharing nodes */
+    struct list dram_line, hbm_line, held;
+    struct link reads, up, down;
+    uint32_t reads_in_flight;
+    uint64_t up_bytes; /* on their way up */
+    uint32_t prefetch_open, prefetch_open_max;
+    uint32_t *hinted; /* [layers] admitted since the layer's last acquire */
+    struct tier_found *found;
+    struct pred_timed_stats stats;
+    struct pred_timed_layer *layer_stats;
+};
+
+static void settle(struct pred_timed *t, uint32_t key);
+static void seat_waiting(struct pred_timed *t);
+
+/* -- lists and links -------------------------------------------------------------------------- */
+
+static void list_push(struct list *list, uint32_t key)
+{
+    list->nodes[key] = (struct node){ .prev = list->tail, .next = NO_KEY };
+    if (list->tail == NO_KEY) {
+        list->head = key;
+    } else {
+        list->nodes[list->tail].next = key;
+    }
+    list->tail = key;
+}
+
+static void list_remove(struct list *list, uint32_t key)
+{
+    struct node node = list->nodes[key];
+    if (node.prev == NO_KEY) {
+        list->head = node.next;
+    } else {
+        list->nodes[node.prev].next = node.next;
+    }
+    if (node.next == NO_KEY) {
+        list->tail = node.prev;
+    } else {
+        list->nodes[node.next].prev = node.prev;
+    }
+}
+
+static uint32_t list_pop(struct list *list)
+{
+    uint32_t key = list->head;
+    if (key != NO_KEY) list_remove(list, key);
+    return key;
+}
+
+static uint64_t transfer_ns(uint64_t bytes, uint64_t bandwidth)
+{
+    return bandwidth ? (uint64_t)((double)bytes * 1e9 / (double)bandwidth) : 0;
+}
+
+/* Puts a transfer on a link; returns how long it takes. */
+static uint64_t link_send(struct link *link, uint32_t key, uint64_t earliest, uint64_t bytes,
+                          uint64_t bandwidth)
+{
+    MUST(link->count < link->size);
+    uint64_t start = earliest > link->free_ns ? earliest : link->free_ns;
+    uint64_t ns = transfer_ns(bytes, bandwidth);
+    link->free_ns = start + ns;
+    link->ring[(link->first + link->count++) % link->size] =
+        (struct flight){ .arrival_ns = link->free_ns, .key = key };
+    return ns;
+}
+
+static uint64_t link_next(const struct link *link)
+{
+    return link->count > 0 ? link->ring[link->first].arrival_ns : UINT64_MAX;
+}
+
+static uint32_t link_take(struct link *link)
+{
+    uint32_t key = link->ring[link->first].key;
+    link->first = (link->first + 1) % link->size;
+    link->count--;
+    return key;
+}
+
+/* -- slots ------------------------------------------------------------------------------------ */
+
+static bool is_ready(const struct seat *seats, uint32_t key)
+{
+    return seats[key].state == SEAT_READY;
+}
+
+/* It shall be in dram, or must pass through it. */
+static bool needs_dram(const struct pred_timed *t, uint32_t key)
+{
+    if (t->flags[key] & WANT_DRAM) return true;
+    return t->flags[key] & WANT_HBM && !is_ready(t->hbm, key);
+}
+
+static void line_push(struct pred_timed *t, struct list *line, uint32_t key, uint8_t flag)
+{
+    if (t->flags[key] & flag) return;
+    t->flags[key] |= flag;
+    list_push(line, key);
+}
+
+static uint32_t line_pop(struct pred_timed *t, struct list *line, uint8_t flag)
+{
+    uint32_t key = list_pop(line);
+    if (key != NO_KEY) t->flags[key] &= (uint8_t)~flag;
+    return key;
+}
+
+static void queue(struct pred_timed *t, uint32_t key)
+{
+    if (t->dram_free == 0) {
+        line_push(t, &t->dram_line, key, LINE_DRAM);
+        return;
+    }
+    t->dram_free--;
+    struct seat *at = &t->dram[key];
+    *at = (struct seat){ .state = SEAT_QUEUED, .prefetch = !(t->flags[key] & DEMAND) };
+    if (at->prefetch) t->prefetch_open++;
+    list_push(at->prefetch ? &t->prefetch : &t->demand, key);
+}
+
+static void seat_waiting(struct pred_timed *t)
+{
+    while (t->dram_free > 0) {
+        uint32_t key = line_pop(t, &t->dram_line, LINE_DRAM);
+        if (key == NO_KEY) return;
+        if (needs_dram(t, key) && t->dram[key].state == SEAT_NONE) queue(t, key);
+    }
+}
+
+/* A prefetch that is under way ends being one: asked for, arrived or given up. */
+static void prefetch_close(struct pred_timed *t, const struct seat *at)
+{
+    if (at->prefetch && at->state != SEAT_READY) t->prefetch_open--;
+}
+
+static void dram_give(struct pred_timed *t, uint32_t key)
+{
+    prefetch_close(t, &t->dram[key]);
+    t->dram[key] = (struct seat){ 0 };
+    t->dram_free++;
+    seat_waiting(t);
+}
+
+static void leave_dram(struct pred_timed *t, uint32_t key)
+{
+    struct seat *at = &t->dram[key];
+    if (at->state == SEAT_NONE) return;
+    if (at->prefetch && at->state != SEAT_QUEUED) {
+        t->stats.prefetch_wasted_bytes += t->config.read_bytes[key / t->experts];
+    }
+    if (at->state == SEAT_READING) {
+        prefetch_close(t, at);
+        at->prefetch = false;
+        return;
+    }
+    if (at->state == SEAT_QUEUED) list_remove(at->prefetch ? &t->prefetch : &t->demand, key);
+    dram_give(t, key);
+}
+
+/* -- copies ----------------------------------------------------------------------------------- */
+
+static void copy_begin_up(struct pred_timed *t, uint32_t key)
+{
+    uint64_t bytes = t->config.expert_bytes[key / t->experts];
+    t->hbm[key].moving = MOVING_UP;
+    t->up_bytes += bytes;
+    t->stats.copy_up_bytes += bytes;
+    t->stats.copy_busy_ns += link_send(&t->up, key, t->now + t->machine->copy_latency, bytes,
+                                       t->machine->copy_bandwidth);
+}
+
+/* Prefetch copies go while few bytes are on their way. */
+static void copy_held(struct pred_timed *t)
+{
+    while (t->held.head != NO_KEY) {
+        uint64_t bytes = t->config.expert_bytes[t->held.head / t->experts];
+        if (t->up_bytes > 0 && t->up_bytes + bytes > t->config.prefetch_inflight) return;
+        copy_begin_up(t, list_pop(&t->held));
+    }
+}
+
+static void copy_up(struct pred_timed *t, uint32_t key)
+{
+    struct seat *at = &t->hbm[key];
+    if (t->hbm_free == 0) {
+        line_push(t, &t->hbm_line, key, LINE_HBM);
+        return;
+    }
+    t->hbm_free--;
+    *at = (struct seat){ .state = SEAT_READING, .prefetch = !(t->flags[key] & DEMAND) };
+    t->dram[key].prefetch = false;
+    if (!at->prefetch) {
+        copy_begin_up(t, key);
+        return;
+    }
+    at->moving = HELD_UP;
+    list_push(&t->held, key);
+    copy_held(t);
+}
+
+static bool copy_down(struct pred_timed *t, uint32_t key)
+{
+    struct seat *at = &t->hbm[key];
+    if (t->dram_free == 0) {
+        t->stats.demotions_dropped++;
+        return false;
+    }
+    uint64_t bytes = t->config.expert_bytes[key / t->experts];
+    t->dram_free--;
+    t->dram[key] = (struct seat){ .state = SEAT_READING, .moving = MOVING_DOWN };
+    at->prefetch = false;
+    at->moving = MOVING_DOWN;
+    t->stats.copy_down_bytes += bytes;
+    t->stats.copy_busy_ns += link_send(&t->down, key, t->now + t->machine->copy_latency, bytes,
+                                       t->machine->copy_bandwidth);
+    return true;
+}
+
+static void hbm_give(struct pred_timed *t, uint32_t key)
+{
+    if (t->hbm[key].moving == HELD_UP) list_remove(&t->held, key);
+    t->hbm[key] = (struct seat){ 0 };
+    t->hbm_free++;
+    while (t->hbm_free > 0) {
+        uint32_t next = line_pop(t, &t->hbm_line, LINE_HBM);
+        if (next == NO_KEY) return;
+        settle(t, next);
+    }
+}
+
+/* Brings the bytes one step nearer to what the core wants of an expert: cache.c's settle. */
+static void settle(struct pred_timed *t, uint32_t key)
+{
+    if (t->tiers == 2) {
+        struct seat *at = &t->hbm[key];
+        bool wanted = t->flags[key] & WANT_HBM;
+        if (at->moving == MOVING_UP || at->moving == MOVING_DOWN) return;
+        if (at->state == SEAT_NONE && wanted) {
+            if (is_ready(t->dram, key)) copy_up(t, key);
+            return;
+        }
+        if (at->state != SEAT_NONE && !wanted) {
+            bool down = t->flags[key] & WANT_DRAM && t->dram[key].state == SEAT_NONE;
+            if (down && at->state == SEAT_READY && copy_down(t, key)) return;
+            hbm_give(t, key);
+        }
+    }
+    if (!needs_dram(t, key)) leave_dram(t, key);
+}
+
+/* -- what the core wants ---------------------------------------------------------------------- */
+
+static void demand(struct pred_timed *t, uint32_t key)
+{
+    t->flags[key] |= DEMAND;
+    if (t->tiers == 2 && t->hbm[key].state != SEAT_NONE && t->hbm[key].prefetch) {
+        t->flags[key] |= LATE;
+        t->hbm[key].prefetch = false;
+        if (t->hbm[key].moving == HELD_UP) {
+            list_remove(&t->held, key);
+            copy_begin_up(t, key);
+        }
+    }
+    struct seat *at = &t->dram[key];
+    if (at->state == SEAT_NONE) {
+        if (needs_dram(t, key)) queue(t, key);
+        return;
+    }
+    /* Its prefetch copy was cancelled before it began. */
+    if (t->tiers == 2 && at->state == SEAT_READY && t->hbm[key].state == SEAT_NONE) {
+        settle(t, key);
+        return;
+    }
+    if (!at->prefetch) return;
+    if (at->state == SEAT_QUEUED) {
+        list_remove(&t->prefetch, key);
+        list_push(&t->demand, key);
+    } else if (at->state == SEAT_READING) {
+        t->flags[key] |= LATE;
+    }
+    prefetch_close(t, at);
+    at->prefetch = false;
+}
+
+static void move(struct pred_timed *t, uint32_t key, uint8_t in, uint8_t out, bool fetch,
+                 bool is_demand)
+{
+    t->flags[key] = (uint8_t)((t->flags[key] | in) & ~out);
+    if (out & (t->tiers == 2 ? WANT_HBM : WANT_DRAM)) {
+        t->flags[key] &= (uint8_t) ~(DEMAND | LATE | HINTED);
+    }
+    if (is_demand && in & (t->tiers == 2 ? WANT_HBM : WANT_DRAM)) t->flags[key] |= DEMAND;
+    settle(t, key);
+    if (!fetch || !needs_dram(t, key)) return;
+    if (is_demand) {
+        demand(t, key);
+    } else if (t->dram[key].state == SEAT_NONE) {
+        queue(t, key);
+    }
+}
+
+static void carry_out(struct pred_timed *t, bool is_demand)
+{
+    const struct tier_action *actions;
+    uint32_t n = tier_decide_actions(t->decide, &actions);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t key = actions[i].layer * t->experts + actions[i].expert;
+        uint8_t in = 0, out = 0;
+        switch (actions[i].kind) {
+        case TIER_LOAD:
+            in = (uint8_t)(1 << actions[i].tier);
+            break;
+        case TIER_COPY_UP:
+            in = 1;
+            if (!t->config.decide.inclusive) out = 2;
+            break;
+        case TIER_COPY_DOWN:
+            in = 2;
+            out = 1;
+            break;
+        case TIER_DROP:
+            out = (uint8_t)(1 << actions[i].tier);
+            break;
+        }
+        bool fetch = actions[i].kind == TIER_LOAD || actions[i].kind == TIER_COPY_UP;
+        uint8_t to = t->tiers == 2 ? 1 : WANT_DRAM;
+        move(t, key, (uint8_t)(in * to), (uint8_t)(out * to), fetch, is_demand);
+    }
+}
+
+/* -- reads ------------------------------------------------------------------------------------ */
+
+static void read_begin(struct pred_timed *t, uint32_t key)
+{
+    struct seat *at = &t->dram[key];
+    uint64_t bytes = t->config.read_bytes[key / t->experts];
+    at->state = SEAT_READING;
+    t->reads_in_flight += (uint32_t)t->machine->expert_reads;
+    if (at->prefetch) {
+        t->stats.prefetch_reads++;
+        t->stats.prefetch_bytes += bytes;
+    } else {
+        t->stats.demand_reads++;
+        t->stats.demand_bytes += bytes;
+    }
+    t->stats.read_busy_ns += link_send(&t->reads, key, t->now + t->machine->nvme_latency, bytes,
+                                       t->machine->nvme_bandwidth);
+}
+
+static void pump(struct pred_timed *t)
+{
+    uint32_t depth = (uint32_t)t->machine->nvme_depth;
+    while (t->reads_in_flight < depth) {
+        uint32_t key = list_pop(&t->demand);
+        if (key == NO_KEY) {
+            if (t->reads_in_flight >= (depth + 1) / 2) return;
+            key = list_pop(&t->prefetch);
+            if (key == NO_KEY) return;
+        }
+        read_begin(t, key);
+    }
+}
+
+static void read_end(struct pred_timed *t, uint32_t key)
+{
+    struct seat *at = &t->dram[key];
+    t->reads_in_flight -= (uint32_t)t->machine->expert_reads;
+    if (!needs_dram(t, key)) {
+        dram_give(t, key);
+        return;
+    }
+    prefetch_close(t, at);
+    at->state = SEAT_READY;
+    settle(t, key);
+}
+
+static void up_end(struct pred_timed *t, uint32_t key)
+{
+    t->up_bytes -= t->config.expert_bytes[key / t->experts];
+    t->hbm[key].moving = STILL;
+    t->hbm[key].state = SEAT_READY;
+    settle(t, key);
+    copy_held(t);
+}
+
+static void down_end(struct pred_timed *t, uint32_t key)
+{
+    t->hbm[key].moving = STILL;
+    t->dram[key].state = SEAT_READY;
+    t->dram[key].moving = STILL;
+    settle(t, key);
+}
+
+/* The earliest arrival on any link. */
+static uint64_t next_ns(const struct pred_timed *t)
+{
+    uint64_t next = link_next(&t->reads), up = link_next(&t->up), down = link_next(&t->down);
+    if (up < next) next = up;
+    return down < next ? down : next;
+}
+
+/* Takes in what has arrived by now; returns what that took of the computing thread's time. */
+static uint64_t reap(struct pred_timed *t)
+{
+    uint64_t began = t->now, next;
+    while ((next = next_ns(t)) <= t->now) {
+        if (link_next(&t->reads) == next) {
+            t->now += t->machine->nvme_take_in;
+            read_end(t, link_take(&t->reads));
+        } else if (link_next(&t->up) == next) {
+            up_end(t, link_take(&t->up));
+        } else {
+            down_end(t, link_take(&t->down));
+        }
+    }
+    pump(t);
+    return t->now - began;
+}
+
+/* -- the face --------------------------------------------------------------------------------- */
+
+uint64_t pred_timed_now(const struct pred_timed *t)
+{
+    return t->now;
+}
+
+void pred_timed_compute(struct pred_timed *t, uint32_t layer, uint64_t ns)
+{
+    t->now += ns;
+    ns += reap(t);
+    t->stats.compute_ns += ns;
+    if (layer < t->layers) t->layer_stats[layer].compute_ns += ns;
+}
+
+static enum tier_cell cell_counted(const struct pred_timed *t, const uint64_t *before)
+{
+    for (int c = 0; c < TIER_CELL_COUNT; c++) {
+        if (tier_decide_counts(t->decide, 0, (enum tier_cell)c)->lookups > before[c]) {
+            return (enum tier_cell)c;
+        }
+    }
+    return TIER_CELL_DECODE;
+}
+
+static void count(struct pred_timed_counts *to, uint32_t lookups, uint32_t hits, uint32_t late)
+{
+    to->lookups += lookups;
+    to->hits += hits;
+    to->late += late;
+    to->misses += lookups - hits - late;
+}
+
+/* Prefetches for a layer that was acquired and that have not begun come too late to help. */
+static void layer_passed(struct pred_timed *t, uint32_t layer)
+{
+    uint32_t key = t->prefetch.head;
+    while (key != NO_KEY) {
+        uint32_t next = t->prefetch.nodes[key].next;
+        if (key / t->experts == layer) {
+            list_remove(&t->prefetch, key);
+            dram_give(t, key);
+            t->stats.prefetch_cancelled++;
+        }
+        key = next;
+    }
+    for (key = t->held.head; key != NO_KEY;) {
+        uint32_t next = t->held.nodes[key].next;
+        if (key / t->experts == layer) {
+            hbm_give(t, key);
+            t->stats.prefetch_cancelled++;
+        }
+        key = next;
+    }
+}
+
+/* A hint's expert is looked up for the first time. */
+static void hint_used(struct pred_timed *t, uint32_t key, bool ready)
+{
+    if (!(t->flags[key] & HINTED)) return;
+    uint64_t bytes = t->config.expert_bytes[key / t->experts];
+    t->flags[key] &= (uint8_t)~HINTED;
+    *(ready ? &t->stats.useful_bytes : &t->stats.late_bytes) += bytes;
+}
+
+uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t *ids, uint32_t n,
+                            enum tier_phase phase)
+{
+    uint64_t before[TIER_CELL_COUNT];
+    uint32_t base = layer * t->experts, resident = 0, hits = 0;
+    for (int c = 0; c < TIER_CELL_COUNT; c++) {
+        before[c] = tier_decide_counts(t->decide, 0, (enum tier_cell)c)->lookups;
+    }
+    uint32_t k = tier_decide_acquire(t->decide, layer, ids, n, phase, t->found);
+    carry_out(t, true);
+    for (uint32_t i = 0; i < k; i++) {
+        uint32_t key = base + ids[i];
+        bool ready = is_ready(t->top, key);
+        if (t->found[i].from == 0) {
+            resident++;
+            hits += ready;
+            hint_used(t, key, ready);
+            if (ready) {
+                t->top[key].prefetch = false;
+            } else {
+                demand(t, key);
+            }
+        } else if (t->tiers == 2) {
+            t->stats.below_lookups++;
+            t->stats.below_hits += t->found[i].from == 1 && (is_ready(t->dram, key) || ready ||
+                                                             t->hbm[key].moving == MOVING_UP);
+        }
+    }
+    pump(t);
+    count(&t->stats.cells[cell_counted(t, before)], k, hits, resident - hits);
+    count(&t->layer_stats[layer].counts, k, hits, resident - hits);
+    t->hinted[layer] = 0;
+    layer_passed(t, layer);
+    return k;
+}
+
+bool pred_timed_ready(const struct pred_timed *t, uint32_t layer, uint32_t expert)
+{
+    return is_ready(t->top, layer * t->experts + expert);
+}
+
+/* What the first of them waits for. */
+static enum tier_wait_cause cause_of(const struct pred_timed *t, uint32_t key)
+{
+    if (t->flags[key] & LATE) return TIER_WAIT_LATE;
+    if (t->tiers == 2 && t->hbm[key].state != SEAT_NONE) return TIER_WAIT_COPY;
+    if (t->dram[key].state == SEAT_NONE || is_ready(t->dram, key)) return TIER_WAIT_SLOT;
+    return TIER_WAIT_DEMAND;
+}
+
+void pred_timed_wait(struct pred_timed *t, uint32_t layer, const uint32_t *ids, uint32_t n)
+{
+    bool any = false;
+    MUST(n > 0);
+    while (!any) {
+        uint64_t from = t->now, next = next_ns(t);
+        enum tier_wait_cause cause = cause_of(t, layer * t->experts + ids[0]);
+        MUST(next != UINT64_MAX); /* else nothing could ever end this wait */
+        if (next > t->now) t->now = next;
+        reap(t);
+        t->stats.wait_ns[cause] += t->now - from;
+        t->layer_stats[layer].wait_ns += t->now - from;
+        for (uint32_t i = 0; i < n; i++)
+            any |= pred_timed_ready(t, layer, ids[i]);
+    }
+}
+
+void pred_timed_release(struct pred_timed *t, uint32_t layer, const uint32_t *ids, uint32_t n)
+{
+    tier_decide_release(t->decide, layer, ids, n);
+}
+
+bool pred_timed_hint(struct pred_timed *t, const struct tier_hint *hint)
+{
+    uint32_t key = hint->layer * t->experts + hint->expert;
+    bool top = tier_decide_resident(t->decide, 0, hint->layer, hint->expert);
+    bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, hint->layer, hint->expert);
+    t->stats.hints++;
+    if (!top && (t->hinted[hint->layer] >= t->config.prefetch_per_layer ||
+                 (!below && t->prefetch_open >= t->prefetch_open_max))) {
+        t->stats.hints_refused++;
+        return false;
+    }
+    bool taken =
+        tier_decide_hint(t->decide, hint->layer, hint->expert, hint->probability, hint->distance);
+    carry_out(t, false);
+    if (!taken) return false;
+    t->flags[key] |= HINTED;
+    t->hinted[hint->layer]++;
+    t->stats.hints_admitted++;
+    t->stats.hinted_bytes += t->config.expert_bytes[hint->layer];
+    pump(t);
+    return true;
+}
+
+const struct tier_decide *pred_timed_decide(const struct pred_timed *t)
+{
+    return t->decide;
+}
+
+const struct pred_timed_stats *pred_timed_stats_get(const struct pred_timed *t)
+{
+    return &t->stats;
+}
+
+const struct pred_timed_layer *pred_timed_layers(const struct pred_timed *t)
+{
+    return t->layer_stats;
+}
+
+/* -- create ----------------------------------------------------------------------------------- */
+
+/* Slots beside those that policies work with, as tiering.c has them. */
+static void slots_count(struct pred_timed *t)
+{
+    const struct tier_decide_config *d = &t->config.decide;
+    uint64_t spare = t->tiers == 2 ? 2 * (uint64_t)d->top_k : 0;
+    if (d->prefetch) {
+        spare += t->prefetch_open_max < 4 ? t->prefetch_open_max : 4;
+    }
+    uint64_t dram = d->tiers[t->tiers - 1].slots;
+    bool all = dram == t->keys && t->tiers == 1;
+    t->dram_free = (uint32_t)(dram + (all ? 0 : spare));
+    if (t->tiers == 2) {
+        t->hbm_free = (uint32_t)(d->tiers[0].slots + (d->inclusive ? 0 : d->top_k));
+    }
+}
+
+static int list_create(struct list *list, uint32_t keys)
+{
+    list->head = list->tail = NO_KEY;
+    list->nodes = calloc(keys, sizeof *list->nodes);
+    return list->nodes ? 0 : -ENOMEM;
+}
+
+static int link_create(struct link *link, uint32_t size)
+{
+    link->size = size;
+    link->ring = calloc(size, sizeof *link->ring);
+    return link->ring ? 0 : -ENOMEM;
+}
+
+static int tables_create(struct pred_timed *t)
+{
+    uint32_t depth = (uint32_t)t->machine->nvme_depth;
+    t->flags = calloc(t->keys, sizeof *t->flags);
+    t->dram = calloc(t->keys, sizeof *t->dram);
+    t->hbm = calloc(t->keys, sizeof *t->hbm);
+    t->hinted = calloc(t->layers, sizeof *t->hinted);
+    t->found = calloc(t->experts, sizeof *t->found);
+    t->layer_stats = calloc(t->layers, sizeof *t->layer_stats);
+    t->top = t->tiers == 2 ? t->hbm : t->dram;
+    int rc = list_create(&t->demand, t->keys);
+    t->prefetch = t->demand;
+    if (rc == 0) rc = list_create(&t->dram_line, t->keys);
+    if (rc == 0) rc = list_create(&t->hbm_line, t->keys);
+    if (rc == 0) rc = list_create(&t->held, t->keys);
+    if (rc == 0) rc = link_create(&t->reads, depth);
+    if (rc == 0) rc = link_create(&t->up, t->keys);
+    if (rc == 0) rc = link_create(&t->down, t->keys);
+    if (!t->flags || !t->dram || !t->hbm || !t->hinted || !t->found || !t->layer_stats)
+        rc = -ENOMEM;
+    return rc;
+}
+
+/* Both tiers hold what fits: the first experts of each layer above, the others below. */
+static void fill(struct pred_timed *t)
+{
+    for (uint32_t tier = 0; tier < t->tiers; tier++) {
+        for (uint32_t l = 0; l < t->layers; l++) {
+            for (uint32_t e = 0; e < t->experts; e++) {
+                const struct tier_action *actions;
+                tier_decide_restore(t->decide, tier, l, &e, 1);
+                uint32_t n = tier_decide_actions(t->decide, &actions);
+                for (uint32_t i = 0; i < n; i++) {
+                    uint32_t key = l * t->experts + actions[i].expert;
+                    bool hbm = t->tiers == 2 && actions[i].tier == 0;
+                    t->flags[key] |= hbm ? WANT_HBM : WANT_DRAM;
+                    (hbm ? t->hbm : t->dram)[key].state = SEAT_READY;
+                    (*(hbm ? &t->hbm_free : &t->dram_free))--;
+                }
+            }
+        }
+    }
+}
+
+int pred_timed_create(struct pred_timed **out, const struct pred_timed_config *config,
+                      struct base_err *err)
+{
+    *out = NULL;
+    struct pred_timed *t = calloc(1, sizeof *t);
+    if (!t) return base_err_set(err, -ENOMEM, "no memory for a cache in time");
+    t->config = *config;
+    t->machine = config->machine;
+    t->tiers = config->decide.tier_count;
+    t->layers = config->decide.layers;
+    t->experts = config->decide.experts;
+    t->keys = t->layers * t->experts;
+    uint64_t most = 1;
+    for (uint32_t l = 0; l < t->layers; l++) {
+        if (config->read_bytes[l] > most) most = config->read_bytes[l];
+    }
+    t->prefetch_open_max = (uint32_t)(config->prefetch_inflight / most);
+    if (t->prefetch_open_max < 1) t->prefetch_open_max = 1;
+    int rc = tier_decide_create(&t->decide, &config->decide, err);
+    if (rc < 0) goto fail;
+    rc = tables_create(t);
+    if (rc < 0) {
+        base_err_set(err, rc, "no memory for a cache in time of %u experts", t->keys);
+        goto fail;
+    }
+    slots_count(t);
+    if (config->start_full) fill(t);
+    *out = t;
+    return 0;
+fail:
+    pred_timed_destroy(t);
+    return rc;
+}
+
+void pred_timed_destroy(struct pred_timed *t)
+{
+    if (!t) return;
+    tier_decide_destroy(t->decide);
+    free(t->flags);
+    free(t->dram);
+    free(t->hbm);
+    free(t->hinted);
+    free(t->found);
+    free(t->layer_stats);
+    free(t->demand.nodes);
+    free(t->dram_line.nodes);
+    free(t->hbm_line.nodes);
+    free(t->held.nodes);
+    free(t->reads.ring);
+    free(t->up.ring);
+    free(t->down.ring);
+    free(t);
+}

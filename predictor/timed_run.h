@@ -1,0 +1,56 @@
+/* Replay on a virtual clock: what a machine would make of a trace's steps.
+ *
+ * The engine's way of a step (src/engine/moe.c) on the tiers in time (timed.h): a layer before its
+ * experts, acquire, shared expert, then each expert as it arrives. Any number of cases are driven
+ * by one reading of the trace, each with a clock of its own. The steps are taken as they are, so a
+ * trace of one sequence gives a batch of one; batches are composed beforehand (compose.h).
+ *
+ * Two bounds stand beside the cases: Belady's residency without prefetch, on the clock; and the
+ * bandwidth bound, the longest of computing, reading and copying with nothing waited for and no
+ * more moved than Belady moves. No prefetcher with these slots is faster than that.
+ *
+ * One thread. Memory does not grow with the trace (Belady's next uses lie in a temporary file).
+ */
+#ifndef PREDICTOR_TIMED_RUN_H
+#define PREDICTOR_TIMED_RUN_H
+
+#include "predictor/machine.h"
+#include "predictor/replay.h"
+#include "predictor/timed.h"
+
+struct pred_timed_case {
+    char policy[32];
+    uint32_t tier_count; /* 1: dram over nvme; 2: hbm over dram over nvme */
+    uint64_t slots[TIER_RESIDENT_TIERS_MAX];
+    bool inclusive;
+    bool start_full;
+    double prefill_share, half_life_tokens;
+};
+
+struct pred_timed_result {
+    struct pred_timed_stats stats;
+    struct pred_timed_layer *layers; /* [layers] */
+    uint64_t steps, decode_tokens, prefill_tokens;
+    uint64_t time_ns;
+    uint64_t decode_steps_ns, decode_steps_tokens; /* of steps without prefill */
+};
+
+struct pred_timed_summary {
+    uint64_t gaps;
+    bool composed; /* the trace says so of itself */
+    bool sampled;  /* it holds a part of the sequences only */
+};
+
+/* results[count] is filled; end it with pred_timed_results_fini. BASE_ECONFIG names what the
+ * machine's description lacks or what cannot be tried. `progress` may be NULL. */
+int pred_timed_run(struct pred_trace_reader *reader, const struct pred_machine *machine,
+                   const struct pred_timed_case *cases, struct pred_timed_result *results,
+                   uint32_t count, struct pred_timed_summary *summary,
+                   const struct pred_replay_progress *progress, struct base_err *err);
+void pred_timed_results_fini(struct pred_timed_result *results, uint32_t count);
+
+/* The least time in which a run that moves these bytes can be done. */
+uint64_t pred_timed_bound_ns(const struct pred_machine *machine,
+                             const struct pred_timed_result *belady);
+
+#endif

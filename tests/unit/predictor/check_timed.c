@@ -1,0 +1,502 @@
+/* The virtual clock agrees with the real tiers on a simulated disk and device: hits, late ones,
+ * bytes to the last, time closely; by hand on cases small enough; machine descriptions are read. */
+#include "support.h"
+
+#include "predictor/machine.h"
+#include "predictor/timed.h"
+#include "predictor/timed_run.h"
+#include "tests/support/make_tiny.h"
+
+enum { EXPERTS = 16, TOP_K = 4, LAYERS = 3, SEEDS = 24, TOKENS = 120 };
+
+static char dir[3000];
+static struct tier_store *store;
+
+static void setup(void)
+{
+    struct tiny_options options = tiny_defaults();
+    struct model_shape shape;
+    struct base_err err = { 0 };
+    options.layers = LAYERS + 1;
+    options.dense_layers = 1;
+    options.experts = EXPERTS;
+    options.top_k = TOP_K;
+    options.groups = options.top_groups = 1;
+    tiny_folder(dir, sizeof dir, "check_timed");
+    tiny_write(dir, &options);
+    int rc = model_shape_load(&shape, dir, &err);
+    if (rc == 0) rc = tier_store_index(dir, NULL, &shape, 1, NULL, &err);
+    if (rc == 0) rc = tier_store_open(&store, dir, NULL, &shape, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    support_begin();
+}
+
+static void teardown(void)
+{
+    support_end();
+    tier_store_close(store);
+    tiny_remove(dir);
+}
+
+/* -- both beside each other ------------------------------------------------------------------- */
+
+struct pair {
+    int seed;
+    struct base_rng rng;
+    bool hbm, hints, in_order;
+    struct tier_config config;
+    struct tier_io_config io;
+    struct base_clock_virtual clock;
+    struct tier *tier;
+    struct pred_machine machine;
+    struct pred_timed *timed;
+    uint64_t expert_bytes[LAYERS], read_bytes[LAYERS];
+    uint64_t before_ns, shared_ns, expert_ns, waits_ns[TIER_WAIT_CAUSE_COUNT];
+};
+
+static void set(struct pair *p, const char *format, ...)
+{
+    struct base_option_group groups[] = {
+        { "tiers", tier_options, tier_option_count, &p->config },
+        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &p->config },
+        { "io", tier_io_options, tier_io_option_count, &p->io },
+    };
+    struct base_err err = { 0 };
+    char text[128];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    ck_assert_msg(base_option_set_pair(groups, 3, text, &err) == 0, "%s", err.text);
+}
+
+/* What one expert takes from disk on average: whole pages of each extent. */
+static uint64_t read_bytes_of(uint32_t layer, uint32_t *reads)
+{
+    struct tier_record record;
+    uint64_t bytes = 0;
+    for (uint32_t e = 0; e < EXPERTS; e++) {
+        tier_store_record(store, layer, e, &record);
+        for (uint32_t i = 0; i < record.extent_count; i++) {
+            bytes += tier_extent_read(&record.extents[i]).bytes;
+        }
+        *reads = record.extent_count;
+    }
+    return bytes / EXPERTS;
+}
+
+static void pair_options(struct pair *p)
+{
+    static const char *const policies[] = { "lru", "lfu", "slru", "lru_with_frequency" };
+    struct base_option_group groups[] = {
+        { "tiers", tier_options, tier_option_count, &p->config },
+        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &p->config },
+        { "io", tier_io_options, tier_io_option_count, &p->io },
+    };
+    base_option_defaults(groups, 3);
+    p->before_ns = 20000 + base_rng_below(&p->rng, 400000);
+    p->shared_ns = base_rng_below(&p->rng, 100000);
+    p->expert_ns = base_rng_below(&p->rng, 60000);
+    p->machine.nvme_latency = 10000 + base_rng_below(&p->rng, 150000);
+    p->machine.nvme_bandwidth = (50 + base_rng_below(&p->rng, 2000)) << 20;
+    p->machine.nvme_depth = 32;
+    set(p, "io.backend=sim");
+    set(p, "io.sim_seed=%d", p->seed);
+    if (p->in_order) {
+        set(p, "io.sim_latency=0");
+        set(p, "io.sim_bandwidth=100TB");
+        set(p, "io.throttle_latency=%dns", (int)p->machine.nvme_latency);
+        set(p, "io.throttle_bandwidth=%llu", (unsigned long long)p->machine.nvme_bandwidth);
+    } else {
+        set(p, "io.sim_latency=%dns", (int)p->machine.nvme_latency);
+        set(p, "io.sim_bandwidth=%llu", (unsigned long long)p->machine.nvme_bandwidth);
+    }
+    set(p, "policy.eviction=%s", policies[base_rng_below(&p->rng, 4)]);
+    set(p, "prefetch.enabled=%s", p->hints ? "true" : "false");
+    set(p, "prefetch.bandwidth_share=100%%");
+    set(p, "tiers.dram.capacity=%d%%", 30 + (int)base_rng_below(&p->rng, 40));
+    if (!p->hbm) return;
+    p->machine.copy_bandwidth = (200 + base_rng_below(&p->rng, 4000)) << 20;
+    p->machine.copy_latency = 0;
+    set(p, "tiers.hbm.capacity=%d%%", 25 + (int)base_rng_below(&p->rng, 20));
+    set(p, "tiers.hbm.sim_bandwidth=%llu", (unsigned long long)p->machine.copy_bandwidth);
+    set(p, "tiers.inclusion=%s", base_rng_below(&p->rng, 2) ? "exclusive" : "inclusive");
+    if (p->config.inclusion == 1) set(p, "tiers.dram.capacity=%d%%", 50 + p->seed % 40);
+}
+
+static void pair_open(struct pair *p, int seed)
+{
+    struct base_err err = { 0 };
+    uint32_t reads = 0;
+    p->seed = seed;
+    base_rng_init(&p->rng, (uint64_t)seed);
+    pred_machine_load(&p->machine, NULL, &err);
+    pair_options(p);
+    base_clock_virtual_init(&p->clock, 1000);
+    struct tier_open_args args = {
+        .config = &p->config, .io = &p->io, .store = store, .top_k = TOP_K, .clock = &p->clock.clock
+    };
+    int rc = tier_open(&p->tier, &args, &err);
+    ck_assert_msg(rc == 0, "seed %d: %s", seed, err.text);
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        p->expert_bytes[l] = tier_store_expert_bytes(store);
+        p->read_bytes[l] = read_bytes_of(l, &reads);
+    }
+    p->machine.expert_reads = reads;
+    struct pred_timed_config config = {
+        .machine = &p->machine,
+        .decide = *tier_decide_config_of(p->tier),
+        .expert_bytes = p->expert_bytes,
+        .read_bytes = p->read_bytes,
+        .prefetch_inflight = p->config.prefetch_inflight,
+        .prefetch_per_layer = (uint32_t)p->config.prefetch_per_layer,
+    };
+    rc = pred_timed_create(&p->timed, &config, &err);
+    ck_assert_msg(rc == 0, "seed %d: %s", seed, err.text);
+}
+
+static void pair_close(struct pair *p)
+{
+    tier_close(p->tier);
+    pred_timed_destroy(p->timed);
+}
+
+static void tier_compute(struct pair *p, uint64_t ns)
+{
+    p->clock.time_ns += ns;
+    tier_poll(p->tier);
+}
+
+static void layer_live(struct pair *p, uint32_t layer, const uint32_t *ids, uint32_t n,
+                       const struct tier_hint *hints, uint32_t hint_count)
+{
+    struct tier_lease leases[EXPERTS];
+    tier_compute(p, p->before_ns);
+    uint32_t k = tier_acquire(p->tier, layer, ids, n, TIER_DECODE, leases), left = k;
+    ck_assert_uint_eq(k, n);
+    tier_hint(p->tier, hints, hint_count);
+    tier_compute(p, p->shared_ns);
+    struct tier_lease pending[EXPERTS];
+    memcpy(pending, leases, sizeof leases);
+    while (left > 0) {
+        tier_wait(p->tier, pending, left, TIER_WAIT_ANY, UINT64_MAX);
+        uint32_t kept = 0, ready = 0;
+        for (uint32_t i = 0; i < left; i++) {
+            if (pending[i].status != 0)
+                pending[kept++] = pending[i];
+            else
+                ready++;
+        }
+        left = kept;
+        tier_compute(p, ready * p->expert_ns);
+    }
+    tier_wait(p->tier, leases, k, TIER_WAIT_ALL, UINT64_MAX);
+    tier_release(p->tier, leases, k);
+}
+
+static void layer_timed(struct pair *p, uint32_t layer, const uint32_t *ids, uint32_t n,
+                        const struct tier_hint *hints, uint32_t hint_count)
+{
+    uint32_t pending[EXPERTS], left = n;
+    pred_timed_compute(p->timed, layer, p->before_ns);
+    ck_assert_uint_eq(pred_timed_acquire(p->timed, layer, ids, n, TIER_DECODE), n);
+    for (uint32_t i = 0; i < hint_count; i++)
+        pred_timed_hint(p->timed, &hints[i]);
+    pred_timed_compute(p->timed, layer, p->shared_ns);
+    memcpy(pending, ids, n * sizeof ids[0]);
+    while (left > 0) {
+        uint32_t kept = 0, ready = 0;
+        for (uint32_t i = 0; i < left; i++) {
+            if (pred_timed_ready(p->timed, layer, pending[i]))
+                ready++;
+            else
+                pending[kept++] = pending[i];
+        }
+        if (ready == 0) {
+            pred_timed_wait(p->timed, layer, pending, left);
+            continue;
+        }
+        left = kept;
+        pred_timed_compute(p->timed, layer, ready * p->expert_ns);
+    }
+    pred_timed_release(p->timed, layer, ids, n);
+}
+
+static void pair_run(struct pair *p)
+{
+    uint64_t wait_ns[TIER_WAIT_CAUSE_COUNT];
+    for (int token = 0; token < TOKENS; token++) {
+        for (uint32_t l = 0; l < LAYERS; l++) {
+            uint32_t ids[EXPERTS], n = 1 + (uint32_t)base_rng_below(&p->rng, TOP_K);
+            struct tier_hint hints[2];
+            uint32_t hint_count = p->hints ? (uint32_t)base_rng_below(&p->rng, 3) : 0;
+            support_ids(&p->rng, ids, n, EXPERTS);
+            for (uint32_t i = 0; i < hint_count; i++) {
+                hints[i] = (struct tier_hint){ .layer = (l + 1) % LAYERS,
+                                               .distance = 1,
+                                               .expert = (uint32_t)base_rng_below(&p->rng, EXPERTS),
+                                               .probability = (float)base_rng_unit(&p->rng) };
+            }
+            layer_live(p, l, ids, n, hints, hint_count);
+            layer_timed(p, l, ids, n, hints, hint_count);
+        }
+        tier_step_waits(p->tier, wait_ns);
+        for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++)
+            p->waits_ns[w] += wait_ns[w];
+        tier_step_end(p->tier);
+    }
+}
+
+static double difference(double a, double b)
+{
+    return b > 0 ? (a > b ? a - b : b - a) / b : 0;
+}
+
+/* Demand only: the same residency, and nearly the same hits and time. Not exactly: experts lie at
+ * odd places of their files, so that one takes a page more than the other; the simulated disk
+ * serves extents in random order; the real tiers look at disk and device by turns, 50 us each. */
+START_TEST(demand_agrees)
+{
+    struct tier_snapshot live;
+    double worst_time = 0, worst_hits = 0;
+    for (int seed = 1; seed <= SEEDS; seed++) {
+        struct pair p = { .hbm = _i & 1, .in_order = _i >= 2 };
+        pair_open(&p, seed);
+        pair_run(&p);
+        tier_snapshot(p.tier, &live);
+        const struct pred_timed_stats *s = pred_timed_stats_get(p.timed);
+        uint64_t lookups = 0, hits = 0, waited = 0, live_waited = 0;
+        for (int c = 0; c < TIER_CELL_COUNT; c++) {
+            lookups += s->cells[c].lookups;
+            hits += s->cells[c].hits;
+        }
+        for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) {
+            waited += s->wait_ns[w];
+            live_waited += p.waits_ns[w];
+        }
+        ck_assert_uint_eq(lookups, live.tiers[0].lookups);
+        double time = (double)pred_timed_now(p.timed);
+        ck_assert_msg(pred_timed_now(p.timed) == s->compute_ns + waited,
+                      "seed %d: compute and waits are not the time", seed);
+        double off = difference(time, (double)(p.clock.time_ns - 1000));
+        double hits_off = difference((double)hits, (double)live.tiers[0].hits);
+        if (off > worst_time) worst_time = off;
+        if (hits_off > worst_hits) worst_hits = hits_off;
+        ck_assert_msg(off < (p.hbm ? 0.03 : 0.01),
+                      "seed %d: %.0f us here, %.0f us live (waits %.0f, %.0f)", seed, time / 1e3,
+                      (double)p.clock.time_ns / 1e3, (double)waited / 1e3,
+                      (double)live_waited / 1e3);
+        /* Both read an expert as often; pads are counted here and not there. */
+        ck_assert_uint_eq(s->demand_reads, live.io.demand_reads);
+        pair_close(&p);
+    }
+    printf("%s, %s, demand only, %d seeds: time off by %.2f%% at most, hits by %.2f%%\n",
+           _i & 1 ? "hbm over dram" : "dram", _i >= 2 ? "reads in order" : "in random order", SEEDS,
+           100 * worst_time, 100 * worst_hits);
+}
+END_TEST
+
+/* -- by hand ---------------------------------------------------------------------------------- */
+
+/* One layer of 4 experts in 2 slots: a read takes 10 us to start and 100 us to come. */
+START_TEST(by_hand)
+{
+    static const uint64_t bytes[1] = { 100000 };
+    struct base_err err = { 0 };
+    struct pred_machine m;
+    struct pred_timed *t;
+    ck_assert_int_eq(pred_machine_load(&m, NULL, &err), 0);
+    m.nvme_bandwidth = 1000000000;
+    m.nvme_latency = 10000;
+    m.nvme_take_in = 500;
+    struct pred_timed_config config = {
+        .machine = &m,
+        .expert_bytes = bytes,
+        .read_bytes = bytes,
+        .prefetch_inflight = 100000,
+        .prefetch_per_layer = 1,
+        .decide = { .layers = 1,
+                    .experts = 4,
+                    .top_k = 1,
+                    .tier_count = 1,
+                    .prefill_share = 1,
+                    .prefetch = true,
+                    .tiers = { { .slots = 2, .policy = "lru" } } },
+    };
+    ck_assert_int_eq(pred_timed_create(&t, &config, &err), 0);
+    uint32_t id = 0;
+    pred_timed_acquire(t, 0, &id, 1, TIER_DECODE);
+    pred_timed_wait(t, 0, &id, 1);
+    ck_assert_uint_eq(pred_timed_now(t), 110500);
+    pred_timed_release(t, 0, &id, 1);
+    /* Prefetched for 50 us: what is left is a late wait. */
+    ck_assert(pred_timed_hint(t, &(struct tier_hint){ 0, 1, 0.9f, 1 }));
+    ck_assert(!pred_timed_hint(t, &(struct tier_hint){ 0, 2, 0.9f, 1 })); /* one a layer */
+    pred_timed_compute(t, 0, 50000);
+    id = 1;
+    pred_timed_acquire(t, 0, &id, 1, TIER_DECODE);
+    pred_timed_wait(t, 0, &id, 1);
+    ck_assert_uint_eq(pred_timed_now(t), 221000);
+    pred_timed_release(t, 0, &id, 1);
+    /* Prefetched for 200 us: a hit. */
+    ck_assert(pred_timed_hint(t, &(struct tier_hint){ 0, 2, 0.9f, 1 }));
+    pred_timed_compute(t, 0, 200000);
+    id = 2;
+    pred_timed_acquire(t, 0, &id, 1, TIER_DECODE);
+    ck_assert(pred_timed_ready(t, 0, 2));
+    const struct pred_timed_stats *s = pred_timed_stats_get(t);
+    ck_assert_uint_eq(s->wait_ns[TIER_WAIT_DEMAND], 110500);
+    ck_assert_uint_eq(s->wait_ns[TIER_WAIT_LATE], 60500);
+    ck_assert_uint_eq(s->compute_ns, 250500);
+    ck_assert_uint_eq(s->demand_bytes, 100000);
+    ck_assert_uint_eq(s->prefetch_bytes, 200000);
+    ck_assert_uint_eq(s->useful_bytes, 100000);
+    ck_assert_uint_eq(s->late_bytes, 100000);
+    ck_assert_uint_eq(s->hints_refused, 1);
+    pred_timed_destroy(t);
+}
+END_TEST
+
+/* -- whole traces ----------------------------------------------------------------------------- */
+
+/* A trace of two sequences with skewed random routing, batches of one to three tokens. */
+static void write_trace(const char *path, int seed)
+{
+    struct pred_trace_config config = support_config(path);
+    struct pred_trace_header header = {
+        .model = "m", .source = "test", .layers = 4, .experts = 16, .top_k = 2, .sample = 1
+    };
+    struct pred_trace_writer *writer;
+    struct base_err err = { 0 };
+    struct base_rng rng;
+    base_rng_init(&rng, (uint64_t)seed);
+    ck_assert_int_eq(pred_trace_writer_open(&writer, &config, &header, true, &err), 0);
+    pred_trace_writer_patient(writer);
+    for (uint32_t step = 0; step < 200; step++) {
+        uint32_t ids[4 * 3 * 2], tokens[3], positions[3], n = 1 + (uint32_t)base_rng_below(&rng, 3);
+        uint64_t seqs[3];
+        uint8_t phases[3];
+        for (uint32_t i = 0; i < n; i++) {
+            seqs[i] = i;
+            tokens[i] = (uint32_t)base_rng_below(&rng, 50);
+            positions[i] = step;
+            phases[i] = i == 2 ? TIER_PREFILL : TIER_DECODE;
+        }
+        for (uint32_t i = 0; i < 4 * n; i++) {
+            support_ids(&rng, ids + 2 * i, 2, base_rng_below(&rng, 3) ? 8 : 16);
+        }
+        struct pred_step record = { .step = step,
+                                    .token_count = n,
+                                    .seqs = seqs,
+                                    .tokens = tokens,
+                                    .positions = positions,
+                                    .phases = phases,
+                                    .expert_ids = ids };
+        pred_trace_writer_step(writer, &record);
+    }
+    ck_assert_int_eq(pred_trace_writer_close(writer, &err), 0);
+}
+
+static void reckoned(struct pred_machine *m)
+{
+    struct base_err err = { 0 };
+    ck_assert_int_eq(pred_machine_load(m, NULL, &err), 0);
+    ck_assert_int_eq(pred_machine_set(m, "nvme.bandwidth=1GB", &err), 0);
+    ck_assert_int_eq(pred_machine_set(m, "copy.bandwidth=4GB", &err), 0);
+    ck_assert_int_eq(pred_machine_set(m, "compute.bandwidth=10GB", &err), 0);
+    ck_assert_int_eq(pred_machine_set(m, "compute.layer_time=20us", &err), 0);
+    ck_assert_int_eq(pred_machine_set(m, "model.expert_bytes=100KiB", &err), 0);
+}
+
+/* Every case: the parts of its time add up to it, it is as slow as its bounds or slower, and it
+ * does not hang on which cases run beside it. */
+START_TEST(runs_add_up)
+{
+    static const char *const policies[] = { "belady", "lru", "lfu", "s3fifo" };
+    struct pred_timed_case cases[8];
+    struct pred_timed_result results[8], alone;
+    struct pred_timed_summary summary;
+    struct pred_trace_reader *reader;
+    struct pred_machine machine;
+    struct base_err err = { 0 };
+    const char *path = support_path("timed.trace");
+    write_trace(path, 7 + _i);
+    reckoned(&machine);
+    for (uint32_t i = 0; i < 8; i++) {
+        cases[i] = (struct pred_timed_case){
+            .tier_count = 1 + i / 4, .slots = { 24, 24 }, .prefill_share = 1, .half_life_tokens = 16
+        };
+        snprintf(cases[i].policy, sizeof cases[i].policy, "%s", policies[i % 4]);
+    }
+    cases[5].start_full = true;
+    cases[5].slots[1] = 40;
+    ck_assert_int_eq(pred_trace_reader_open(&reader, path, &err), 0);
+    int rc = pred_timed_run(reader, &machine, cases, results, 8, &summary, NULL, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    for (uint32_t i = 0; i < 8; i++) {
+        const struct pred_timed_result *r = &results[i];
+        uint64_t sum = r->stats.compute_ns;
+        for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++)
+            sum += r->stats.wait_ns[w];
+        ck_assert_uint_eq(sum, r->time_ns);
+        ck_assert_uint_ge(r->time_ns, pred_timed_bound_ns(&machine, &results[i / 4 * 4]));
+        ck_assert_uint_eq(r->steps, 200);
+        ck_assert_uint_eq(r->layers[0].counts.lookups, results[0].layers[0].counts.lookups);
+        if (i < 4) ck_assert_uint_ge(r->stats.demand_bytes, results[0].stats.demand_bytes);
+        ck_assert_int_eq(pred_trace_reader_rewind(reader, &err), 0);
+        rc = pred_timed_run(reader, &machine, &cases[i], &alone, 1, &summary, NULL, &err);
+        ck_assert_int_eq(rc, 0);
+        ck_assert_uint_eq(alone.time_ns, r->time_ns);
+        ck_assert_mem_eq(&alone.stats, &r->stats, sizeof alone.stats);
+        pred_timed_results_fini(&alone, 1);
+    }
+    ck_assert_uint_eq(results[5].stats.demand_bytes, 0); /* both tiers hold everything */
+    pred_timed_results_fini(results, 8);
+    machine.expert_bytes = 0;
+    rc = pred_timed_run(reader, &machine, cases, results, 1, &summary, NULL, &err);
+    ck_assert_int_eq(rc, BASE_ECONFIG);
+    ck_assert_ptr_nonnull(strstr(err.text, "model.expert_bytes"));
+    pred_trace_reader_close(reader);
+}
+END_TEST
+
+/* The descriptions that ship are read, and say something of every part. */
+START_TEST(machines_load)
+{
+    static const char *const names[] = { "8xh20", "desktop-pcie5", "cpu-only" };
+    const char *source = getenv("EXPERTIER_SOURCE");
+    struct base_err err = { 0 };
+    struct pred_machine m;
+    char path[4096];
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/configs/machines/%s.yaml", source ? source : ".", names[i]);
+        ck_assert_msg(pred_machine_load(&m, path, &err) == 0, "%s", err.text);
+        ck_assert(m.name[0] != '\0');
+        ck_assert((m.copy_bandwidth == 0) == (i == 2));
+        for (int part = PRED_PART_LAYER; part <= PRED_PART_STEP; part++) {
+            uint64_t one = pred_machine_compute_ns(&m, (enum pred_machine_part)part, 44 << 20, 1);
+            uint64_t many =
+                pred_machine_compute_ns(&m, (enum pred_machine_part)part, 44 << 20, 4096);
+            ck_assert_uint_gt(one, 1000);
+            ck_assert_uint_gt(many, one);
+        }
+    }
+    support_write(support_path("bad.yaml"), (const uint8_t *)"nvme:\n  bandwith: 7GB\n", 22);
+    ck_assert_int_eq(pred_machine_load(&m, support_path("bad.yaml"), &err), BASE_ECONFIG);
+    ck_assert_ptr_nonnull(strstr(err.text, "nvme.bandwidth"));
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("timed");
+    TCase *tcase = tcase_create("pair");
+    tcase_add_unchecked_fixture(tcase, setup, teardown);
+    tcase_set_timeout(tcase, 120);
+    tcase_add_loop_test(tcase, demand_agrees, 0, 4);
+    tcase_add_test(tcase, by_hand);
+    tcase_add_loop_test(tcase, runs_add_up, 0, 3);
+    tcase_add_test(tcase, machines_load);
+    suite_add_tcase(suite, tcase);
+    return support_run(suite);
+}

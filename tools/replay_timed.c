@@ -1,0 +1,339 @@
+#include "tools/replay_timed.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/str.h"
+#include "predictor/timed_run.h"
+#include "tools/replay.h"
+
+enum { CASES_MAX = 512 };
+
+static const char *const cause_names[TIER_WAIT_CAUSE_COUNT] = { "demand", "late", "copy", "slot" };
+
+struct plan {
+    const struct cli_timed_args *args;
+    const struct pred_trace_header *header;
+    struct pred_machine machine;
+    struct pred_timed_case cases[CASES_MAX];
+    struct pred_timed_result results[CASES_MAX];
+    uint32_t count;             /* the asked ones first, then Belady's where nobody asked */
+    uint32_t belady[CASES_MAX]; /* of each asked case: which one is Belady at its capacity */
+};
+
+/* -- what to run ------------------------------------------------------------------------------ */
+
+static int tiers_of(struct plan *plan, struct pred_timed_case *to, const struct pred_case *from,
+                    struct base_err *err)
+{
+    const struct cli_timed_args *a = plan->args;
+    uint64_t keys = (uint64_t)plan->header->layers * plan->header->experts;
+    bool hbm = a->top ? strcmp(a->top, "hbm") == 0 : plan->machine.copy_bandwidth > 0;
+    double share;
+    to->tier_count = hbm ? 2 : 1;
+    to->slots[0] = from->slots;
+    if (!hbm) {
+        if (!a->dram) return 0;
+        return base_err_set(err, -EINVAL,
+                            "--dram says what lies below hbm, and dram is the top "
+                            "tier here: give its size with --capacity");
+    }
+    to->slots[1] = keys - from->slots;
+    if (a->dram) {
+        if (base_str_share_parse(a->dram, &share) < 0 || share <= 0) {
+            return base_err_set(err, -EINVAL, "--dram %s: expected a share such as 50%%", a->dram);
+        }
+        to->slots[1] =
+            (uint64_t)pred_slots_of_share(share, plan->header->experts) * plan->header->layers;
+    }
+    /* Of two tiers that hold everything nothing is ever read from disk, once they are full. */
+    to->start_full = to->slots[0] + to->slots[1] >= keys;
+    if (to->slots[1] == 0) to->slots[1] = plan->header->layers;
+    return 0;
+}
+
+static int case_add(struct plan *plan, const struct pred_case *from, const char *policy,
+                    struct base_err *err)
+{
+    if (plan->count == CASES_MAX) return base_err_set(err, -E2BIG, "more than %d cases", CASES_MAX);
+    if (from->budget_bytes > 0) {
+        return base_err_set(err, -EINVAL,
+                            "--budget knows no slots, and the clock needs them: give "
+                            "--capacity or --slots with --machine");
+    }
+    struct pred_timed_case *to = &plan->cases[plan->count];
+    *to = (struct pred_timed_case){ .prefill_share = from->prefill_share,
+                                    .half_life_tokens = from->half_life_tokens };
+    snprintf(to->policy, sizeof to->policy, "%s", policy);
+    int rc = tiers_of(plan, to, from, err);
+    if (rc < 0) return rc;
+    plan->count++;
+    return 0;
+}
+
+static int plan_make(struct plan *plan, struct base_err *err)
+{
+    const struct cli_timed_args *a = plan->args;
+    if (a->top && strcmp(a->top, "hbm") != 0 && strcmp(a->top, "dram") != 0) {
+        return base_err_set(err, -EINVAL, "--top %s: expected hbm or dram", a->top);
+    }
+    int rc = pred_machine_load(&plan->machine, a->machine, err);
+    for (unsigned i = 0; i < a->machine_set->count && rc >= 0; i++) {
+        rc = pred_machine_set(&plan->machine, a->machine_set->text[i], err);
+    }
+    for (uint32_t i = 0; i < a->count && rc >= 0; i++) {
+        rc = case_add(plan, &a->cases[i], a->cases[i].policy, err);
+    }
+    for (uint32_t i = 0; i < a->count && rc >= 0; i++) {
+        uint32_t b = 0;
+        while (b < plan->count && (strcmp(plan->cases[b].policy, "belady") != 0 ||
+                                   plan->cases[b].slots[0] != plan->cases[i].slots[0])) {
+            b++;
+        }
+        plan->belady[i] = b;
+        if (b == plan->count) rc = case_add(plan, &a->cases[i], "belady", err);
+    }
+    return rc;
+}
+
+/* -- numbers ---------------------------------------------------------------------------------- */
+
+static double ratio(double part, double whole)
+{
+    return whole > 0 ? part / whole : 0;
+}
+
+static uint64_t tokens_of(const struct pred_timed_result *r)
+{
+    return r->decode_tokens + r->prefill_tokens;
+}
+
+/* Tokens generated a second in steps that do nothing else; of a trace of prompts, all tokens. */
+static double tokens_per_second(const struct pred_timed_result *r)
+{
+    if (r->decode_steps_ns > 0)
+        return (double)r->decode_steps_tokens * 1e9 / (double)r->decode_steps_ns;
+    return ratio((double)tokens_of(r) * 1e9, (double)r->time_ns);
+}
+
+static uint64_t waited_ns(const struct pred_timed_result *r)
+{
+    uint64_t sum = 0;
+    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++)
+        sum += r->stats.wait_ns[w];
+    return sum;
+}
+
+/* Share of the links' time that no step waited for. */
+static double overlap(const struct pred_timed_result *r)
+{
+    double moving = (double)(r->stats.read_busy_ns + r->stats.copy_busy_ns);
+    double left = moving - (double)waited_ns(r);
+    return left > 0 ? left / moving : 0;
+}
+
+static struct pred_timed_counts all_cells(const struct pred_timed_result *r)
+{
+    struct pred_timed_counts sum = { 0 };
+    for (int c = 0; c < TIER_CELL_COUNT; c++) {
+        sum.lookups += r->stats.cells[c].lookups;
+        sum.hits += r->stats.cells[c].hits;
+        sum.late += r->stats.cells[c].late;
+        sum.misses += r->stats.cells[c].misses;
+    }
+    return sum;
+}
+
+/* -- printing --------------------------------------------------------------------------------- */
+
+static void json_counts(struct base_buf *to, const struct pred_timed_counts *c)
+{
+    base_buf_printf(to,
+                    "\"lookups\":%" PRIu64 ",\"hits\":%" PRIu64 ",\"late\":%" PRIu64
+                    ",\"misses\":%" PRIu64 ",\"hit_rate\":%.6f,\"resident_rate\":%.6f",
+                    c->lookups, c->hits, c->late, c->misses,
+                    ratio((double)c->hits, (double)c->lookups),
+                    ratio((double)(c->hits + c->late), (double)c->lookups));
+}
+
+static void json_layers(struct base_buf *to, const struct plan *plan,
+                        const struct pred_timed_result *r)
+{
+    base_buf_puts(to, ",\"by_layer\":[");
+    for (uint32_t l = 0; l < plan->header->layers; l++) {
+        base_buf_printf(to, "%s{", l > 0 ? "," : "");
+        json_counts(to, &r->layers[l].counts);
+        base_buf_printf(to, ",\"compute_seconds\":%.9f,\"wait_seconds\":%.9f}",
+                        (double)r->layers[l].compute_ns / 1e9, (double)r->layers[l].wait_ns / 1e9);
+    }
+    base_buf_puts(to, "]");
+}
+
+static void json_run(struct base_buf *to, const struct plan *plan, uint32_t i)
+{
+    const struct pred_timed_result *r = &plan->results[i], *b = &plan->results[plan->belady[i]];
+    const struct pred_timed_stats *s = &r->stats;
+    struct pred_timed_counts all = all_cells(r);
+    double bound = (double)pred_timed_bound_ns(&plan->machine, b);
+    base_buf_printf(to,
+                    "{\"policy\":\"%s\",\"top\":\"%s\",\"capacity\":%.6g,\"slots\":%" PRIu64 ",",
+                    plan->cases[i].policy, plan->cases[i].tier_count == 2 ? "hbm" : "dram",
+                    plan->args->capacities[i], plan->cases[i].slots[0]);
+    base_buf_printf(to,
+                    "\"tokens_per_second\":%.4f,\"steps\":%" PRIu64 ",\"decode_tokens\":%" PRIu64
+                    ",\"prefill_tokens\":%" PRIu64 ",\"seconds\":%.6f,\"compute_seconds\":%.6f,"
+                    "\"wait_seconds\":{",
+                    tokens_per_second(r), r->steps, r->decode_tokens, r->prefill_tokens,
+                    (double)r->time_ns / 1e9, (double)s->compute_ns / 1e9);
+    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) {
+        base_buf_printf(to, "%s\"%s\":%.6f", w > 0 ? "," : "", cause_names[w],
+                        (double)s->wait_ns[w] / 1e9);
+    }
+    base_buf_printf(to,
+                    "},\"bytes\":{\"demand\":%" PRIu64 ",\"prefetch\":%" PRIu64
+                    ",\"prefetch_wasted\":%" PRIu64 ",\"copy_up\":%" PRIu64
+                    ",\"copy_down\":%" PRIu64 "},\"overlap\":%.4f,",
+                    s->demand_bytes, s->prefetch_bytes, s->prefetch_wasted_bytes, s->copy_up_bytes,
+                    s->copy_down_bytes, overlap(r));
+    json_counts(to, &all);
+    base_buf_puts(to, ",\"by_phase\":{");
+    for (int c = 0; c < TIER_CELL_COUNT; c++) {
+        base_buf_printf(to, "%s\"%s\":{", c > 0 ? "," : "", cli_replay_cells[c]);
+        json_counts(to, &s->cells[c]);
+        base_buf_puts(to, "}");
+    }
+    base_buf_printf(to, "},\"of_belady\":%.4f,\"of_bandwidth_bound\":%.4f",
+                    ratio((double)b->time_ns, (double)r->time_ns),
+                    ratio(bound, (double)r->time_ns));
+    if (plan->args->layers) json_layers(to, plan, r);
+    base_buf_puts(to, "}");
+}
+
+static int print_json(const struct plan *plan, const struct pred_timed_summary *summary)
+{
+    struct base_buf buf;
+    base_buf_init(&buf);
+    base_buf_puts(&buf, "{\"what_if\":true,\"machine\":\"");
+    base_buf_json_escape(&buf, plan->machine.name, strlen(plan->machine.name));
+    base_buf_puts(&buf, "\",\"model\":\"");
+    base_buf_json_escape(&buf, plan->header->model, strlen(plan->header->model));
+    base_buf_printf(&buf, "\",\"composed\":%s,\"gaps\":%" PRIu64 ",\"runs\":[",
+                    summary->composed ? "true" : "false", summary->gaps);
+    for (uint32_t i = 0; i < plan->args->count; i++) {
+        if (i > 0) base_buf_puts(&buf, ",");
+        json_run(&buf, plan, i);
+    }
+    base_buf_puts(&buf, "]}");
+    return cli_replay_print(&buf);
+}
+
+static void table_row(struct cli_table *table, const struct plan *plan, uint32_t i)
+{
+    enum { COLUMNS = 14 };
+    const struct pred_timed_result *r = &plan->results[i], *b = &plan->results[plan->belady[i]];
+    const struct pred_timed_stats *s = &r->stats;
+    struct pred_timed_counts all = all_cells(r);
+    double time = (double)r->time_ns, lookups = (double)all.lookups;
+    double per_token = ratio(1, (double)tokens_of(r));
+    char text[COLUMNS][32];
+    const char *cells[COLUMNS];
+    snprintf(text[0], sizeof text[0], "%.31s", plan->cases[i].policy);
+    snprintf(text[1], sizeof text[1], "%s %.4g%%", plan->cases[i].tier_count == 2 ? "hbm" : "dram",
+             100 * plan->args->capacities[i]);
+    snprintf(text[2], sizeof text[2], "%.2f", tokens_per_second(r));
+    snprintf(text[3], sizeof text[3], "%.2f", 100 * ratio((double)all.hits, lookups));
+    snprintf(text[4], sizeof text[4], "%.2f", 100 * ratio((double)all.late, lookups));
+    snprintf(text[5], sizeof text[5], "%.1f", 100 * ratio((double)s->compute_ns, time));
+    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) {
+        snprintf(text[6 + w], sizeof text[0], "%.1f", 100 * ratio((double)s->wait_ns[w], time));
+    }
+    snprintf(text[10], sizeof text[0], "%.2f",
+             (double)(s->demand_bytes + s->prefetch_bytes) / 1e6 * per_token);
+    snprintf(text[11], sizeof text[0], "%.2f", (double)s->copy_up_bytes / 1e6 * per_token);
+    snprintf(text[12], sizeof text[0], "%.3f", ratio((double)b->time_ns, time));
+    snprintf(text[13], sizeof text[0], "%.3f",
+             ratio((double)pred_timed_bound_ns(&plan->machine, b), time));
+    for (int k = 0; k < COLUMNS; k++)
+        cells[k] = text[k];
+    cli_table_row(table, cells);
+}
+
+static void print_layers(const struct plan *plan, uint32_t i)
+{
+    static const char *const headings[] = { "layer",  "lookups",    "hit %",
+                                            "late %", "compute ms", "wait ms" };
+    enum { COLUMNS = sizeof headings / sizeof headings[0] };
+    struct cli_table *table;
+    printf("\n%s at %.4g%%:\n", plan->cases[i].policy, 100 * plan->args->capacities[i]);
+    if (cli_table_create(&table, COLUMNS, headings) < 0) return;
+    for (uint32_t l = 0; l < plan->header->layers; l++) {
+        const struct pred_timed_layer *layer = &plan->results[i].layers[l];
+        double lookups = (double)layer->counts.lookups;
+        char text[COLUMNS][32];
+        const char *cells[COLUMNS];
+        snprintf(text[0], sizeof text[0], "%" PRIu32, l);
+        snprintf(text[1], sizeof text[0], "%" PRIu64, layer->counts.lookups);
+        snprintf(text[2], sizeof text[0], "%.2f", 100 * ratio((double)layer->counts.hits, lookups));
+        snprintf(text[3], sizeof text[0], "%.2f", 100 * ratio((double)layer->counts.late, lookups));
+        snprintf(text[4], sizeof text[0], "%.3f", (double)layer->compute_ns / 1e6);
+        snprintf(text[5], sizeof text[0], "%.3f", (double)layer->wait_ns / 1e6);
+        for (int k = 0; k < COLUMNS; k++)
+            cells[k] = text[k];
+        cli_table_row(table, cells);
+    }
+    cli_table_print(table, stdout);
+    cli_table_destroy(table);
+}
+
+static int print_table(const struct plan *plan)
+{
+    static const char *const headings[] = { "policy",    "capacity",  "tokens/s",  "hit %",
+                                            "late %",    "compute %", "demand %",  "late wait %",
+                                            "copy %",    "slot %",    "read MB/t", "copied MB/t",
+                                            "of Belady", "of bound" };
+    struct cli_table *table;
+    if (cli_table_create(&table, sizeof headings / sizeof headings[0], headings) < 0) return 1;
+    for (uint32_t i = 0; i < plan->args->count; i++)
+        table_row(table, plan, i);
+    cli_table_print(table, stdout);
+    cli_table_destroy(table);
+    for (uint32_t i = 0; i < plan->args->count && plan->args->layers; i++)
+        print_layers(plan, i);
+    return 0;
+}
+
+static void remarks(const struct plan *plan, const struct pred_timed_summary *summary)
+{
+    cli_replay_health(plan->args->path, plan->args->reader);
+    fprintf(stderr, "what-if: the routing of %s on the virtual clock of %s\n",
+            plan->header->model[0] ? plan->header->model : "an unnamed model",
+            plan->machine.name[0] ? plan->machine.name : plan->args->machine);
+    if (summary->composed) {
+        fprintf(stderr, "composed: the batches were put together from single sequences, no server "
+                        "ran them so\n");
+    }
+    if (summary->sampled) {
+        fprintf(stderr, "warning: only a part of the sequences was recorded: batches and times are "
+                        "smaller than they were\n");
+    }
+}
+
+int cli_replay_timed(const struct cli_timed_args *args, struct base_err *err)
+{
+    static struct plan plan;
+    struct pred_timed_summary summary;
+    plan.args = args;
+    plan.header = pred_trace_reader_header(args->reader);
+    int rc = plan_make(&plan, err);
+    if (rc < 0) return rc;
+    rc = pred_timed_run(args->reader, &plan.machine, plan.cases, plan.results, plan.count, &summary,
+                        args->progress, err);
+    if (rc >= 0) {
+        if (!args->quiet) remarks(&plan, &summary);
+        rc = args->json ? print_json(&plan, &summary) : print_table(&plan);
+    }
+    pred_timed_results_fini(plan.results, plan.count);
+    return rc;
+}

@@ -1,0 +1,25 @@
+/* tier-replay run --machine: the virtual clock's report. */
+#ifndef TOOLS_REPLAY_TIMED_H
+#define TOOLS_REPLAY_TIMED_H
+
+#include "predictor/replay.h"
+#include "tools/cli.h"
+
+struct cli_timed_args {
+    const char *path; /* of the trace */
+    struct pred_trace_reader *reader;
+    const char *machine; /* YAML */
+    const struct cli_list *machine_set;
+    const char *top;               /* "hbm", "dram"; NULL = hbm where there is a device */
+    const char *dram;              /* share of the experts below hbm; NULL = all the others */
+    const struct pred_case *cases; /* policy and slots of the top tier */
+    const double *capacities;
+    uint32_t count;
+    bool layers, json, quiet;
+    const struct pred_replay_progress *progress;
+};
+
+/* Runs and prints; 0, or a negative code with its sentence (-EINVAL: misuse). */
+int cli_replay_timed(const struct cli_timed_args *args, struct base_err *err);
+
+#endif
