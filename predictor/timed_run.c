@@ -185,6 +185,16 @@ static void report(const struct run *run, const char *what)
     run->progress->report(run->progress->context, what, health.read_bytes, health.file_bytes);
 }
 
+static void step_recorded(struct pred_timed_summary *summary, const struct pred_step *step)
+{
+    for (uint32_t i = 0; i < step->token_count; i++) {
+        if (step->phases[i] != TIER_DECODE) return;
+    }
+    if (step->step_ns == 0) return;
+    summary->live_steps_ns += step->step_ns;
+    summary->live_steps_tokens += step->token_count;
+}
+
 /* Reads all steps; with `learn` into the future, else through the cases. */
 static int pass(struct run *run, bool future, struct pred_timed_summary *summary,
                 struct base_err *err)
@@ -200,6 +210,7 @@ static int pass(struct run *run, bool future, struct pred_timed_summary *summary
         }
         if (!future) {
             step_run(run, &item.step);
+            step_recorded(summary, &item.step);
         } else {
             static const enum tier_phase order[] = { TIER_DECODE, TIER_PREFILL };
             for (uint32_t i = 0; i < 2 * run->header->layers && rc >= 0; i++) {

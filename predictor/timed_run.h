@@ -39,6 +39,8 @@ struct pred_timed_summary {
     uint64_t gaps;
     bool composed; /* the trace says so of itself */
     bool sampled;  /* it holds a part of the sequences only */
+    /* Steps without prefill as they were recorded live; 0 where nothing was. */
+    uint64_t live_steps_ns, live_steps_tokens;
 };
 
 /* results[count] is filled; end it with pred_timed_results_fini. BASE_ECONFIG names what the

@@ -78,6 +78,7 @@ int bench_open(struct bench_stack *b, const struct bench_flags *flags, struct ba
     struct eng_stack_args args = { .model_dir = flags->model,
                                    .config = &config,
                                    .quiet = flags->quiet,
+                                   .observer = flags->observer,
                                    .hooks = { .step_end = on_step_end, .context = b } };
     rc = eng_stack_open(&b->stack, &args, err);
     if (rc == 0) {

@@ -18,6 +18,7 @@ struct bench_flags {
     struct cli_list set;
     uint64_t rounds, seed;
     bool json, quiet;
+    struct tier_observer observer;      /* of cache events, or nothing */
 };
 
 struct bench_stack {

@@ -118,6 +118,12 @@ static double tokens_per_second(const struct pred_timed_result *r)
     return ratio((double)tokens_of(r) * 1e9, (double)r->time_ns);
 }
 
+/* The same of the steps as they were recorded; 0 where no server ran them. */
+static double live_rate(const struct pred_timed_summary *summary)
+{
+    return ratio((double)summary->live_steps_tokens * 1e9, (double)summary->live_steps_ns);
+}
+
 static uint64_t waited_ns(const struct pred_timed_result *r)
 {
     uint64_t sum = 0;
@@ -219,8 +225,9 @@ static int print_json(const struct plan *plan, const struct pred_timed_summary *
     base_buf_json_escape(&buf, plan->machine.name, strlen(plan->machine.name));
     base_buf_puts(&buf, "\",\"model\":\"");
     base_buf_json_escape(&buf, plan->header->model, strlen(plan->header->model));
-    base_buf_printf(&buf, "\",\"composed\":%s,\"gaps\":%" PRIu64 ",\"runs\":[",
-                    summary->composed ? "true" : "false", summary->gaps);
+    base_buf_printf(
+        &buf, "\",\"composed\":%s,\"gaps\":%" PRIu64 ",\"live_tokens_per_second\":%.4f,\"runs\":[",
+        summary->composed ? "true" : "false", summary->gaps, live_rate(summary));
     for (uint32_t i = 0; i < plan->args->count; i++) {
         if (i > 0) base_buf_puts(&buf, ",");
         json_run(&buf, plan, i);
@@ -313,6 +320,9 @@ static void remarks(const struct plan *plan, const struct pred_timed_summary *su
     if (summary->composed) {
         fprintf(stderr, "composed: the batches were put together from single sequences, no server "
                         "ran them so\n");
+    }
+    if (summary->live_steps_ns > 0) {
+        fprintf(stderr, "live, when it was recorded: %.2f tokens/s\n", live_rate(summary));
     }
     if (summary->sampled) {
         fprintf(stderr, "warning: only a part of the sequences was recorded: batches and times are "

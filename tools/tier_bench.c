@@ -7,6 +7,7 @@ int main(int argc, char **argv)
         bench_cache_command,
         bench_decode_command,
         bench_io_command,
+        bench_machine_command,
         bench_prefill_command,
     };
     const struct cli_program program = {
@@ -16,6 +17,7 @@ int main(int argc, char **argv)
         .command_count = sizeof commands / sizeof commands[0],
         .examples = "tier-bench cache --policy lfu\n"
                     "tier-bench io\n"
+                    "tier-bench machine --set io.throttle_bandwidth=200MB -o machine.yaml\n"
                     "tier-bench io --json --dir /mnt/nvme --size 2MiB,44MiB --depth 8,32",
     };
     return cli_main(&program, argc, argv);

@@ -112,6 +112,7 @@ static void on_event(void *context, const struct tier_event *event)
 {
     struct eng_stack *stack = context;
     if (stack->trace) pred_trace_writer_event(stack->trace, event);
+    if (stack->observer.event) stack->observer.event(stack->observer.context, event);
 }
 
 static void trace_counts(struct eng_stack *stack)
@@ -246,7 +247,8 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
 
 int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, struct base_err *err)
 {
-    *stack = (struct eng_stack){ .config = *args->config, .hooks = args->hooks };
+    *stack = (struct eng_stack){ .config = *args->config, .hooks = args->hooks,
+                                  .observer = args->observer };
     int rc = eng_stack_check(&stack->config, err);
     if (rc < 0) return rc;
     struct pred_trace_config *trace = &stack->config.trace;

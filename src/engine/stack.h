@@ -40,6 +40,7 @@ struct eng_stack {
     struct pred_trace_writer *trace;    /* NULL = not recording */
     struct eng *engine;
     struct eng_hooks hooks;             /* the caller's */
+    struct tier_observer observer;      /* the caller's */
 };
 
 struct eng_stack_args {
@@ -47,6 +48,7 @@ struct eng_stack_args {
     const struct eng_stack_config *config;
     const char *trace_path;         /* over trace.path; NULL = what the configuration says */
     struct eng_hooks hooks;         /* called beside the trace's own */
+    struct tier_observer observer;  /* the same for cache events; .event may be NULL */
     bool quiet;                     /* no progress on stderr */
 };
 

@@ -1,0 +1,476 @@
+/* tier-bench machine: what this machine and this model are on the virtual clock of tier-replay.
+ *
+ * Compute is measured on the engine itself, with every expert in memory, at several batch sizes: a
+ * layer is the time from the release of one layer's experts to the acquire of the next, its experts
+ * the time from acquire to release, the rest what a step takes beside them. Straight lines are laid
+ * through the medians. The disk is read as the tiers read it, whole experts at random places: one
+ * at a time, and as many as io.depth allows.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/must.h"
+#include "base/rng.h"
+#include "device/device.h"
+#include "port/hash.h"
+#include "predictor/machine.h"
+#include "tiering/cache.h"
+#include "tools/bench.h"
+#include "tools/bench_stack.h"
+
+enum { BATCHES = 4, STEPS_MAX = 4096, LONE_READS = 24, COPIES = 32 };
+
+static struct bench_flags flags = { .model = "models/pebble", .rounds = 3, .seed = 1 };
+static const char *output;
+static uint64_t tokens = 48;
+
+/* -- compute ---------------------------------------------------------------------------------- */
+
+/* Medians of one batch size, in ns. */
+struct point {
+    uint32_t batch;
+    double layer, experts, distinct, step;
+};
+
+struct probe {
+    struct bench_stack *bench;
+    uint64_t acquired_ns, released_ns, counted; /* counted: full steps seen so far */
+    double layer_ns, experts_ns, distinct;      /* of the running step */
+    uint32_t layers, groups;
+    double layer[STEPS_MAX], experts[STEPS_MAX], distinct_mean[STEPS_MAX];
+    uint32_t steps;
+};
+
+/* A step that generated for the whole batch and did nothing else is kept. */
+static void step_keep(struct probe *p)
+{
+    if (p->bench->steps > p->counted && p->layers > 0 && p->steps < STEPS_MAX) {
+        p->layer[p->steps] = p->layer_ns / p->layers;
+        p->experts[p->steps] = p->experts_ns / p->groups;
+        p->distinct_mean[p->steps++] = p->distinct / p->groups;
+    }
+    p->counted = p->bench->steps;
+    p->layer_ns = p->experts_ns = p->distinct = 0;
+    p->layers = p->groups = 0;
+}
+
+static void on_event(void *context, const struct tier_event *event)
+{
+    struct probe *p = context;
+    uint64_t now = base_now_ns();
+    if (event->kind == TIER_EVENT_RELEASE) {
+        p->experts_ns += (double)(now - p->acquired_ns);
+        p->groups++;
+        p->released_ns = now;
+    } else if (event->kind == TIER_EVENT_ACQUIRE) {
+        if (event->layer == 0) {
+            step_keep(p);
+        } else {
+            p->layer_ns += (double)(now - p->released_ns);
+            p->layers++;
+        }
+        p->distinct += event->granted;
+        p->acquired_ns = now;
+    }
+}
+
+static int measure_batch(struct bench_stack *b, struct probe *p, struct point *point,
+                         struct base_err *err)
+{
+    double spread, step_ns = 0, steps = 0;
+    uint32_t layers = tier_store_layers(b->stack.store);
+    b->batch = point->batch;
+    p->steps = 0;
+    for (uint64_t round = 0; round < flags.rounds; round++) {
+        bench_reset(b);
+        p->counted = 0;
+        int rc = bench_generate(b, point->batch, 16, (uint32_t)tokens + 1,
+                                flags.seed + round * 100 + point->batch, err);
+        if (rc < 0) return rc;
+        step_ns += (double)b->step_ns;
+        steps += (double)b->steps;
+    }
+    if (p->steps == 0) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "no step generated for %u sequences at once: is "
+                            "scheduler.max_num_seqs that small?",
+                            point->batch);
+    }
+    double layer_mean = 0, experts_mean = 0;
+    for (uint32_t i = 0; i < p->steps; i++) {
+        layer_mean += p->layer[i] / p->steps;
+        experts_mean += p->experts[i] / p->steps;
+        point->distinct += p->distinct_mean[i] / p->steps;
+    }
+    point->layer = bench_median(p->layer, p->steps, &spread);
+    point->experts = bench_median(p->experts, p->steps, &spread);
+    point->step = step_ns / steps - layers * (layer_mean + experts_mean);
+    if (point->step < 0) point->step = 0;
+    return 0;
+}
+
+/* Least squares of y over up to three columns; columns whose weight would be negative are left out,
+ * the last one first. */
+static void fit(const double (*x)[3], const double *y, int n, int columns, double *weights)
+{
+    bool used[3] = { columns > 0, columns > 1, columns > 2 };
+    for (;;) {
+        double a[3][4] = { { 0 } };
+        int at[3], m = 0;
+        for (int c = 0; c < 3; c++) {
+            weights[c] = 0;
+            if (used[c]) at[m++] = c;
+        }
+        for (int i = 0; i < n; i++) {
+            for (int r = 0; r < m; r++) {
+                for (int c = 0; c < m; c++)
+                    a[r][c] += x[i][at[r]] * x[i][at[c]];
+                a[r][m] += x[i][at[r]] * y[i];
+            }
+        }
+        for (int r = 0; r < m; r++) {
+            if (a[r][r] == 0) continue;
+            for (int o = 0; o < m; o++) {
+                if (o == r) continue;
+                double f = a[o][r] / a[r][r];
+                for (int c = r; c <= m; c++)
+                    a[o][c] -= f * a[r][c];
+            }
+        }
+        int worst = -1;
+        for (int r = 0; r < m; r++) {
+            weights[at[r]] = a[r][r] != 0 ? a[r][m] / a[r][r] : 0;
+            if (weights[at[r]] < 0) worst = at[r];
+        }
+        if (worst < 0) return;
+        used[worst] = false;
+    }
+}
+
+static uint64_t whole(double ns)
+{
+    return ns > 0 ? (uint64_t)(ns + 0.5) : 0;
+}
+
+static void lines_lay(struct pred_machine *m, const struct point *points, int n, uint32_t top_k)
+{
+    double x[BATCHES][3], y[BATCHES], w[3];
+    for (int i = 0; i < n; i++) {
+        x[i][0] = 1;
+        x[i][1] = points[i].batch;
+        y[i] = points[i].layer;
+    }
+    fit((const double(*)[3])x, y, n, 2, w);
+    m->layer_time = whole(w[0]);
+    m->layer_token_time = whole(w[1]);
+    for (int i = 0; i < n; i++)
+        y[i] = points[i].step;
+    fit((const double(*)[3])x, y, n, 2, w);
+    m->step_time = whole(w[0]);
+    m->step_token_time = whole(w[1]);
+    for (int i = 0; i < n; i++) {
+        x[i][0] = points[i].distinct;
+        x[i][1] = 1;
+        x[i][2] = points[i].batch * top_k;
+        y[i] = points[i].experts;
+    }
+    fit((const double(*)[3])x, y, n, n > 2 ? 3 : n, w);
+    m->expert_time = whole(w[0]);
+    m->shared_time = whole(w[1]);
+    m->expert_token_time = whole(w[2]);
+}
+
+static int measure_compute(struct bench_stack *b, struct probe *p, struct pred_machine *m,
+                           struct base_err *err)
+{
+    struct point points[BATCHES];
+    int n = 0, rc = bench_warm(b, err);
+    uint64_t most = b->stack.config.engine.max_num_seqs;
+    for (uint32_t batch = 1; rc == 0 && n < BATCHES && batch <= most; batch *= 2) {
+        points[n] = (struct point){ .batch = batch };
+        rc = measure_batch(b, p, &points[n++], err);
+    }
+    if (rc == 0) lines_lay(m, points, n, b->stack.shape.top_k);
+    return rc;
+}
+
+/* -- disk ------------------------------------------------------------------------------------- */
+
+struct disk {
+    struct bench_stack *bench;
+    struct tier_io *io;
+    struct base_rng rng;
+    char *memory; /* a slot for each of `parallel` experts */
+    struct tier_io_req (*reqs)[TIER_PARTS];
+    uint32_t *left; /* requests of each that are not back */
+    uint32_t parallel, first;
+    uint64_t bytes, experts, reads;
+    int error;
+};
+
+static void disk_send(struct disk *d, uint32_t place)
+{
+    const struct tier_store *store = d->bench->stack.store;
+    struct tier_record record;
+    struct tier_io_req *list[TIER_PARTS];
+    tier_store_record(store, (uint32_t)base_rng_below(&d->rng, tier_store_layers(store)),
+                      (uint32_t)base_rng_below(&d->rng, tier_store_experts(store)), &record);
+    for (uint32_t i = 0; i < record.extent_count; i++) {
+        struct tier_extent_read read = tier_extent_read(&record.extents[i]);
+        d->reqs[place][i] = (struct tier_io_req){
+            .file = d->first + record.extents[i].file,
+            .offset = read.offset,
+            .to = d->memory + place * tier_store_slot_bytes(store) + record.extents[i].slot_offset,
+            .bytes = read.bytes,
+            .owner = &d->left[place],
+        };
+        list[i] = &d->reqs[place][i];
+        d->bytes += read.bytes;
+    }
+    d->reads += record.extent_count;
+    d->experts++;
+    d->left[place] = record.extent_count;
+    MUST(tier_io_submit(d->io, list, record.extent_count) == (int)record.extent_count);
+}
+
+/* Waits for requests; returns a place whose expert is whole, or UINT32_MAX. */
+static uint32_t disk_take(struct disk *d)
+{
+    struct tier_io_req *done[1];
+    if (tier_io_reap(d->io, done, 1, 1, UINT64_MAX) < 1) return UINT32_MAX;
+    if (done[0]->result < 0) d->error = (int)done[0]->result;
+    uint32_t *left = done[0]->owner;
+    return --*left == 0 ? (uint32_t)(left - d->left) : UINT32_MAX;
+}
+
+static double disk_lone(struct disk *d)
+{
+    double ns[LONE_READS], spread;
+    for (int i = 0; i < LONE_READS; i++) {
+        uint64_t begin = base_now_ns();
+        disk_send(d, 0);
+        while (disk_take(d) != 0) {
+        }
+        ns[i] = (double)(base_now_ns() - begin);
+    }
+    return bench_median(ns, LONE_READS, &spread);
+}
+
+/* All places busy for a second; bytes a second. */
+static double disk_full(struct disk *d)
+{
+    uint64_t begin = base_now_ns(), now = begin;
+    d->bytes = d->experts = d->reads = 0;
+    for (uint32_t i = 0; i < d->parallel; i++)
+        disk_send(d, i);
+    uint32_t open = d->parallel;
+    while (open > 0) {
+        uint32_t place = disk_take(d);
+        if (place == UINT32_MAX) continue;
+        now = base_now_ns();
+        if (now - begin < 1000000000 && d->error == 0)
+            disk_send(d, place);
+        else
+            open--;
+    }
+    return (double)d->bytes * 1e9 / (double)(now - begin);
+}
+
+/* XXH3 over an expert that is not in the processor's cache. */
+static double hash_ns(const struct disk *d)
+{
+    uint64_t bytes = tier_store_expert_bytes(d->bench->stack.store);
+    uint64_t room = (uint64_t)d->parallel * tier_store_slot_bytes(d->bench->stack.store);
+    double ns[LONE_READS], spread;
+    for (int i = 0; i < LONE_READS; i++) {
+        struct port_hash hash;
+        uint64_t at = room > bytes ? (uint64_t)i * bytes % (room - bytes) : 0,
+                 begin = base_now_ns();
+        port_hash_begin(&hash);
+        port_hash_add(&hash, d->memory + at, bytes < room ? bytes : room);
+        (void)port_hash_end(&hash);
+        ns[i] = (double)(base_now_ns() - begin);
+    }
+    return bench_median(ns, LONE_READS, &spread);
+}
+
+static int disk_open(struct disk *d, struct base_err *err)
+{
+    const struct tier_store *store = d->bench->stack.store;
+    int rc = tier_io_create(&d->io, &d->bench->stack.config.io, base_clock_real(), err);
+    if (rc < 0) return rc;
+    for (uint32_t f = 0; f < tier_store_files(store); f++) {
+        int handle = tier_io_file_add(d->io, tier_store_file_path(store, f), err);
+        if (handle < 0) return handle;
+        if (f == 0) d->first = (uint32_t)handle;
+    }
+    struct tier_record record;
+    uint32_t experts = tier_store_experts(store), most = 1;
+    for (uint32_t e = 0; e < tier_store_layers(store) * experts; e++) {
+        tier_store_record(store, e / experts, e % experts, &record);
+        if (record.extent_count > most) most = record.extent_count;
+    }
+    if (d->io->depth < most) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "io.depth: %u is less than the %u reads of one "
+                            "expert",
+                            d->io->depth, most);
+    }
+    d->parallel = d->io->depth / most;
+    size_t bytes = d->parallel * tier_store_slot_bytes(store);
+    d->memory = aligned_alloc(4096, bytes);
+    d->reqs = calloc(d->parallel, sizeof *d->reqs);
+    d->left = calloc(d->parallel, sizeof *d->left);
+    if (!d->memory || !d->reqs || !d->left) {
+        return base_err_set(err, -ENOMEM, "no memory to read %u experts at once", d->parallel);
+    }
+    memset(d->memory, 0, bytes);
+    base_rng_init(&d->rng, flags.seed);
+    return 0;
+}
+
+static int measure_disk(struct bench_stack *b, struct pred_machine *m, struct base_err *err)
+{
+    struct disk d = { .bench = b };
+    int rc = disk_open(&d, err);
+    if (rc >= 0) {
+        double lone = disk_lone(&d), rate = disk_full(&d);
+        m->read_bytes = d.bytes / d.experts;
+        m->expert_reads = (d.reads + d.experts / 2) / d.experts;
+        m->nvme_bandwidth = (uint64_t)rate;
+        m->nvme_latency = whole(lone - (double)m->read_bytes * 1e9 / rate);
+        m->nvme_depth = d.io->depth;
+        m->nvme_take_in = whole(hash_ns(&d));
+        if (d.error < 0) rc = base_err_set(err, d.error, "the model's files could not be read");
+    }
+    tier_io_destroy(d.io);
+    free(d.memory);
+    free(d.reqs);
+    free(d.left);
+    return rc;
+}
+
+/* -- copies ----------------------------------------------------------------------------------- */
+
+/* An expert at a time, up, on the device that the configuration names. */
+static int measure_copies(struct bench_stack *b, struct pred_machine *m, struct base_err *err)
+{
+    const struct tier_config *config = &b->stack.config.tier;
+    uint64_t bytes = tier_store_expert_bytes(b->stack.store), size = (bytes + 4095) / 4096 * 4096;
+    struct dev_config device = { .memory_bytes = size, .bandwidth = config->hbm_bandwidth };
+    struct dev *dev;
+    double ns[COPIES], spread;
+    void *to, *from = aligned_alloc(4096, size);
+    if (!from) return base_err_set(err, -ENOMEM, "no memory to copy an expert from");
+    memset(from, 1, size);
+    int rc = dev_create(&dev, dev_find(config->hbm_device == 0 ? "sim" : "host"), &device,
+                        base_clock_real(), err);
+    if (rc == 0) rc = dev_memory_alloc(dev, size, &to, err);
+    for (int i = 0; rc == 0 && i < COPIES; i++) {
+        struct dev_copy copy = { .queue = DEV_UP,
+                                 .piece_count = 1,
+                                 .pieces = { { .to = to, .from = from, .bytes = bytes } } };
+        struct dev_copy *done[1];
+        uint64_t begin = base_now_ns();
+        dev_submit(dev, &copy);
+        if (dev_reap(dev, done, 1, 1, UINT64_MAX) != 1) rc = BASE_EDEVICE;
+        ns[i] = (double)(base_now_ns() - begin);
+    }
+    if (rc == 0) {
+        m->copy_bandwidth = (uint64_t)((double)bytes * 1e9 / bench_median(ns, COPIES, &spread));
+        m->copy_latency = 0; /* it is in the rate */
+    }
+    dev_destroy(dev);
+    free(from);
+    return rc;
+}
+
+/* -- the file --------------------------------------------------------------------------------- */
+
+static int machine_write(const struct bench_stack *b, struct pred_machine *m, struct base_err *err)
+{
+    struct base_option_group group = { "machine", pred_machine_options, pred_machine_option_count,
+                                       m };
+    char path[4096];
+    FILE *to = stdout;
+    if (output) {
+        if (snprintf(path, sizeof path, "%s.part", output) >= (int)sizeof path) {
+            return base_err_set(err, -ENAMETOOLONG, "%s: the path is too long", output);
+        }
+        to = fopen(path, "we");
+        if (!to) return base_err_set(err, -errno, "%s: %s", path, strerror(errno));
+    }
+    fprintf(to, "# Measured by tier-bench machine; memory reads %.1f GB/s on %u threads.\n",
+            bench_memory_rate(b->threads) / 1e9, b->threads);
+    base_option_print_yaml(to, &group, 1, true);
+    if (!output) return 0;
+    bool bad = fflush(to) != 0 || fsync(fileno(to)) != 0;
+    bad |= fclose(to) != 0;
+    if (bad || rename(path, output) != 0) {
+        int rc = -errno;
+        unlink(path);
+        return base_err_set(err, rc, "%s: %s", output, strerror(-rc));
+    }
+    return 0;
+}
+
+static int run(int count, char **arguments)
+{
+    static struct bench_stack bench;
+    static struct probe probe;
+    struct pred_machine machine;
+    struct base_err err = { 0 };
+    (void)count;
+    (void)arguments;
+    if (flags.rounds < 1 || flags.rounds > BENCH_ROUNDS_MAX) {
+        return cli_misuse("--rounds: 1 to %d", BENCH_ROUNDS_MAX);
+    }
+    if (tokens < 2 || tokens > 100000) return cli_misuse("--tokens: 2 to 100000");
+    probe.bench = &bench;
+    flags.observer = (struct tier_observer){ on_event, &probe };
+    int rc = pred_machine_load(&machine, NULL, &err);
+    if (rc == 0) rc = bench_open(&bench, &flags, &err);
+    if (rc == 0) {
+        snprintf(machine.name, sizeof machine.name, "this machine with %s, %u threads",
+                 bench.stack.shape.name, bench.threads);
+        machine.expert_bytes = tier_store_expert_bytes(bench.stack.store);
+        rc = measure_compute(&bench, &probe, &machine, &err);
+    }
+    if (rc == 0) rc = measure_disk(&bench, &machine, &err);
+    if (rc == 0 && strcmp(bench.stack.config.tier.hbm_capacity, "0") != 0) {
+        rc = measure_copies(&bench, &machine, &err);
+    }
+    if (rc == 0) rc = machine_write(&bench, &machine, &err);
+    bench_close(&bench);
+    return rc < 0 ? cli_fail(1, &err) : 0;
+}
+
+static const struct cli_flag machine_flags[] = {
+    { "output|o", CLI_TEXT, &output, "FILE", "the description to write (standard output)" },
+    { "model", CLI_TEXT, &flags.model, "DIR", "the model (models/pebble)" },
+    { "tokens", CLI_UINT, &tokens, "N", "tokens generated in a round (48)" },
+    { "rounds", CLI_UINT, &flags.rounds, "N", "rounds of each batch size (3)" },
+    { "seed", CLI_UINT, &flags.seed, "N", "seed of prompts, sampling and reads (1)" },
+    { "config", CLI_TEXT, &flags.config, "FILE", "YAML settings; see tier-server --options" },
+    { "set", CLI_REPEATED, &flags.set, "KEY=VALUE",
+      "one setting, over the file's; may be repeated" },
+    { "quiet", CLI_SWITCH, &flags.quiet, NULL, "show no progress" },
+    { 0 },
+};
+
+const struct cli_command bench_machine_command = {
+    .name = "machine",
+    .arguments = "",
+    .text = "describe this machine for tier-replay run --machine",
+    .details = "Measures compute by layer and batch with every expert in memory, reads of whole "
+               "experts from the\n"
+               "model's files through the configured IO (io.throttle_* included), and copies where "
+               "tiers.hbm.capacity\n"
+               "is set. The YAML it writes is what tier-replay's virtual clock reads.",
+    .flags = machine_flags,
+    .run = run,
+};
