@@ -114,7 +114,7 @@ static void seat(struct tier_cache *c, uint32_t key)
     queue_push(c, queue_of(c, at), slot);
 }
 
-static void seat_waiting(struct tier_cache *c)
+void tier_cache_seat_waiting(struct tier_cache *c)
 {
     while (c->dram.slots.free_count > 0) {
         uint32_t key = tier_line_pop(c, &c->dram.line, TIER_KEY_IN_LINE);
@@ -136,7 +136,7 @@ static void give_slot(struct tier_cache *c, uint32_t slot)
 void tier_cache_dram_give(struct tier_cache *c, uint32_t slot)
 {
     give_slot(c, slot);
-    seat_waiting(c);
+    tier_cache_seat_waiting(c);
 }
 
 /* Nobody needs the expert's dram slot any more. One that is being read comes back with the read. */
@@ -236,7 +236,7 @@ void tier_cache_layer_passed(struct tier_cache *c, uint32_t layer)
         }
         slot = next;
     }
-    seat_waiting(c);
+    tier_cache_seat_waiting(c);
 }
 
 bool tier_cache_prefetch_room(const struct tier_cache *c)
@@ -611,6 +611,16 @@ static int tables_create(struct tier_cache *c, uint32_t hbm_slots)
     return rc == 0 && hbm_slots ? seats_create(&c->hbm, c->keys) : rc;
 }
 
+static void dram_moved(void *context, void *memory, size_t bytes, bool in_service)
+{
+    tier_io_memory_change(context, memory, bytes, in_service);
+}
+
+static void hbm_moved(void *context, void *memory, size_t bytes, bool in_service)
+{
+    if (!in_service) dev_memory_give(context, memory, bytes);
+}
+
 static int hbm_create(struct tier_cache *c, const struct tier_cache_args *args,
                       struct base_err *err)
 {
@@ -623,12 +633,22 @@ static int hbm_create(struct tier_cache *c, const struct tier_cache_args *args,
         c->hbm_part_offset[p] = (uint32_t)at;
         at += aligned(record.part_bytes[p], DEV_ALIGN);
     }
-    int rc = dev_memory_alloc(args->device, args->hbm_slots * args->hbm_slot_bytes, &memory, err);
+    /* Addresses for all it may grow to where the device has them. */
+    uint32_t most = args->hbm_slots_most;
+    int rc = dev_memory_alloc(args->device, most * args->hbm_slot_bytes, &memory, NULL);
+    if (rc < 0) {
+        most = args->hbm_slots;
+        rc = dev_memory_alloc(args->device, most * args->hbm_slot_bytes, &memory, err);
+    }
     if (rc < 0) return rc;
-    rc = tier_slots_create_at(&c->hbm.slots, args->hbm_slots, args->hbm_slot_bytes, memory, err);
+    rc = tier_slots_create_at(&c->hbm.slots, args->hbm_slots, most, args->hbm_slot_bytes, memory,
+                              err);
     if (rc < 0) return rc;
+    c->hbm.slots.moved = hbm_moved;
+    c->hbm.slots.context = args->device;
     /* One pool for both: the disk writes into it, the device copies out of it. */
-    dev_host_register(args->device, c->dram.slots.memory, c->dram.slots.bytes);
+    dev_host_register(args->device, c->dram.slots.memory,
+                      c->dram.slots.most * c->dram.slots.slot_bytes);
     c->device = args->device;
     c->top = &c->hbm;
     return 0;
@@ -647,21 +667,24 @@ int tier_cache_create(struct tier_cache *c, const struct tier_cache_args *args,
     uint64_t slot_bytes = tier_store_slot_bytes(args->store);
     c->experts = tier_store_experts(args->store);
     c->keys = tier_store_layers(args->store) * c->experts;
-    uint64_t open_max = args->prefetch_inflight / slot_bytes;
-    c->prefetch_open_max = open_max < args->slots ? (uint32_t)open_max : args->slots;
     base_hist_init(&c->stats.read_latency);
     base_hist_init(&c->stats.copy_latency);
-    int rc = tables_create(c, args->hbm_slots);
+    int rc = tables_create(c, args->hbm_slots ? args->hbm_slots_most : 0);
     if (rc < 0) {
         base_err_set(err, rc, "no memory for the tables of %" PRIu32 " experts", c->keys);
         goto fail;
     }
     rc = files_add(c, err);
     if (rc < 0) goto fail;
-    rc = tier_slots_create(&c->dram.slots, args->slots, slot_bytes, args->pin, err);
+    rc = tier_slots_create(&c->dram.slots, args->slots, args->slots_most, slot_bytes, args->pin,
+                           err);
     if (rc < 0) goto fail;
+    c->dram.slots.moved = dram_moved;
+    c->dram.slots.context = c->io;
+    tier_cache_prefetch_limit(c, args->prefetch_inflight);
     /* A refusal stands in the backend's note: reads work without, at a price. */
-    tier_io_memory_add(c->io, c->dram.slots.memory, c->dram.slots.bytes);
+    tier_io_memory_add(c->io, c->dram.slots.memory, c->dram.slots.bytes,
+                       c->dram.slots.most * slot_bytes);
     if (args->hbm_slots > 0) rc = hbm_create(c, args, err);
     if (rc < 0) goto fail;
     return 0;

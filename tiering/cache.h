@@ -94,6 +94,7 @@ struct tier_cache_args {
     struct tier_io *io;         /* borrowed; the store's files are added in order */
     struct base_clock *clock;
     uint32_t slots, hbm_slots;  /* hbm_slots 0: no hbm tier */
+    uint32_t slots_most, hbm_slots_most;    /* that there may ever be */
     uint64_t hbm_slot_bytes;
     struct dev *device;         /* borrowed, with hbm_slots */
     enum tier_pin pin;
@@ -120,7 +121,7 @@ struct tier_cache {
     uint16_t *leases;           /* [keys] */
     uint8_t *flags;             /* [keys] */
     uint32_t leased;
-    struct dev_copy *copies;    /* [hbm slots]: at most one copy a slot */
+    struct dev_copy *copies;    /* [hbm slots, at most]: one copy a slot */
     uint64_t part_bytes[TIER_PARTS];
     uint32_t hbm_part_offset[TIER_PARTS];
     struct tier_queue demand, prefetch;
@@ -151,6 +152,17 @@ void tier_cache_demand(struct tier_cache *cache, uint32_t key);
 void tier_cache_layer_passed(struct tier_cache *cache, uint32_t layer);
 /* Room for another prefetch within prefetch_inflight. */
 bool tier_cache_prefetch_room(const struct tier_cache *cache);
+
+/* Another number of slots in a tier that can take it. More: all at once or an error, and who waits
+ * for a slot gets one. Fewer: as many as are free now and at most `bytes` of memory, at least one
+ * slot; returns whether there are more to go. */
+int tier_cache_grow(struct tier_cache *cache, struct tier_seats *seats, uint32_t slots,
+                    struct base_err *err);
+bool tier_cache_shrink(struct tier_seats *seats, uint64_t slots, uint64_t bytes);
+/* For the mover and these: who waits for a slot gets the free ones. */
+void tier_cache_seat_waiting(struct tier_cache *cache);
+/* How much prefetch may be on its way from now on. */
+void tier_cache_prefetch_limit(struct tier_cache *cache, uint64_t inflight_bytes);
 
 /* Hands the backend what it can take. */
 void tier_cache_pump(struct tier_cache *cache);

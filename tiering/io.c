@@ -123,11 +123,16 @@ int tier_io_reap(struct tier_io *io, struct tier_io_req **done, unsigned max, un
     return count;
 }
 
-int tier_io_memory_add(struct tier_io *io, void *memory, size_t bytes)
+int tier_io_memory_add(struct tier_io *io, void *memory, size_t bytes, size_t reserve)
 {
     if (!io->ops->memory_add) return -ENOTSUP;
     if (io->in_flight > 0) return -EBUSY;
-    return io->ops->memory_add(io, memory, bytes);
+    return io->ops->memory_add(io, memory, bytes, reserve);
+}
+
+void tier_io_memory_change(struct tier_io *io, void *memory, size_t bytes, bool in_service)
+{
+    if (io->ops->memory_change) io->ops->memory_change(io, memory, bytes, in_service);
 }
 
 void tier_io_promote(struct tier_io *io, struct tier_io_req *req)

@@ -80,8 +80,12 @@ struct tier_io_ops {
      * (absolute, UINT64_MAX = never) passed; min = 0 polls. Returns their number. */
     int (*reap)(struct tier_io *io, struct tier_io_req **done, unsigned max, unsigned min,
                 uint64_t deadline_ns);
-    /* Optional: memory that reads will land in, registered once (fixed buffers). */
-    int (*memory_add)(struct tier_io *io, void *memory, size_t bytes);
+    /* Optional: memory that reads will land in, registered once (fixed buffers); `reserve` bytes of
+     * addresses from `memory` on may come into service later. */
+    int (*memory_add)(struct tier_io *io, void *memory, size_t bytes, size_t reserve);
+    /* Optional: a range of that went out of service, and no read lands there any more, or came
+     * (back) into service. */
+    void (*memory_change)(struct tier_io *io, void *memory, size_t bytes, bool in_service);
     /* Optional: somebody waits for this prefetch request now. */
     void (*promote)(struct tier_io *io, struct tier_io_req *req);
 };
@@ -116,10 +120,13 @@ int tier_io_submit(struct tier_io *io, struct tier_io_req *const *reqs, unsigned
 /* `min` above what is in flight means all of it. */
 int tier_io_reap(struct tier_io *io, struct tier_io_req **done, unsigned max, unsigned min,
                  uint64_t deadline_ns);
-/* Registers memory that reads land in; only while nothing is in flight. 0; -ENOTSUP where there is
- * no need; another -errno when the kernel refused: reads still work, `buffers_refused` is set and
- * `note` says what to set. */
-int tier_io_memory_add(struct tier_io *io, void *memory, size_t bytes);
+/* Registers memory that reads land in, of a range of `reserve` >= bytes of addresses; only while
+ * nothing is in flight. 0; -ENOTSUP where there is no need; another -errno when the kernel refused:
+ * reads still work, `buffers_refused` is set and `note` says what to set. */
+int tier_io_memory_add(struct tier_io *io, void *memory, size_t bytes, size_t reserve);
+/* Part of that range goes out of service, so that its pages can go back to the system, or comes
+ * into service. At any time; reads in flight to other parts go on. */
+void tier_io_memory_change(struct tier_io *io, void *memory, size_t bytes, bool in_service);
 /* Moves a prefetch request that has not started in front of the other prefetches: it is a demand
  * read from here on. */
 void tier_io_promote(struct tier_io *io, struct tier_io_req *req);

@@ -92,12 +92,17 @@ static int faulty_file_add(struct tier_io *io, const char *path, struct base_err
     return handle;
 }
 
-static int faulty_memory_add(struct tier_io *io, void *memory, size_t bytes)
+static int faulty_memory_add(struct tier_io *io, void *memory, size_t bytes, size_t reserve)
 {
     struct faulty_io *f = (struct faulty_io *)io;
-    int rc = tier_io_memory_add(f->inner, memory, bytes);
+    int rc = tier_io_memory_add(f->inner, memory, bytes, reserve);
     tier_io_mirror(io, f->inner);
     return rc;
+}
+
+static void faulty_memory_change(struct tier_io *io, void *memory, size_t bytes, bool in_service)
+{
+    tier_io_memory_change(((struct faulty_io *)io)->inner, memory, bytes, in_service);
 }
 
 static int faulty_submit(struct tier_io *io, struct tier_io_req *const *reqs, unsigned n)
@@ -197,6 +202,7 @@ static const struct tier_io_ops faulty_ops = {
     .submit = faulty_submit,
     .reap = faulty_reap,
     .memory_add = faulty_memory_add,
+    .memory_change = faulty_memory_change,
     .promote = faulty_promote,
 };
 

@@ -72,12 +72,17 @@ static int throttle_file_add(struct tier_io *io, const char *path, struct base_e
     return handle;
 }
 
-static int throttle_memory_add(struct tier_io *io, void *memory, size_t bytes)
+static int throttle_memory_add(struct tier_io *io, void *memory, size_t bytes, size_t reserve)
 {
     struct throttle_io *t = (struct throttle_io *)io;
-    int rc = tier_io_memory_add(t->inner, memory, bytes);
+    int rc = tier_io_memory_add(t->inner, memory, bytes, reserve);
     tier_io_mirror(io, t->inner);
     return rc;
+}
+
+static void throttle_memory_change(struct tier_io *io, void *memory, size_t bytes, bool in_service)
+{
+    tier_io_memory_change(((struct throttle_io *)io)->inner, memory, bytes, in_service);
 }
 
 static int throttle_submit(struct tier_io *io, struct tier_io_req *const *reqs, unsigned n)
@@ -159,6 +164,7 @@ static const struct tier_io_ops throttle_ops = {
     .submit = throttle_submit,
     .reap = throttle_reap,
     .memory_add = throttle_memory_add,
+    .memory_change = throttle_memory_change,
     .promote = throttle_promote,
 };
 

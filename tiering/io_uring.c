@@ -5,7 +5,8 @@
  * tables are made at creation: submit and reap neither allocate nor lock.
  *
  * Registering memory makes the kernel fill in all its pages: minutes for a large tier. So a region
- * is registered in parts, each when the first read lands in it.
+ * is registered in parts, each when the first read lands in it. A part of which some is out of
+ * service is not registered: that would bring its pages back.
  */
 #include "tiering/io_backend.h"
 
@@ -26,7 +27,7 @@ enum {
     REGIONS_MAX = 64,
     TRIES_MAX = 1000,           /* of one piece without progress, then EIO */
     UNSENT_WAIT_NS = 1000000,
-    BUFFERS_MAX = 8192,         /* the kernel takes 16384 */
+    BUFFERS_MAX = 16384,        /* the kernel takes no more */
 };
 
 /* Parts of a region: small enough that filling one in is no pause that anybody sees, and the kernel
@@ -42,7 +43,8 @@ struct piece_state {
 /* Memory of one memory_add: buffers first_buffer.. of part_bytes each, the last one shorter. */
 struct region {
     char *start;
-    size_t bytes;
+    size_t bytes, reserve;
+    size_t cut;                 /* bytes that are cut into parts: the reserve, or `bytes` */
     unsigned first_buffer;
 };
 
@@ -62,6 +64,7 @@ struct uring_io {
     struct region regions[REGIONS_MAX];
     uint64_t part_bytes;
     uint8_t parts[BUFFERS_MAX]; /* enum part_state of each registered buffer */
+    uint64_t away[BUFFERS_MAX]; /* bytes of it that are out of service */
 };
 
 static long read_sysctl_disabled(void)
@@ -187,7 +190,7 @@ static void note_refusal(struct uring_io *u, int rc);
 /* Registers one part of a region. What the kernel refuses is read into without. */
 static void register_part(struct uring_io *u, const struct region *region, unsigned part)
 {
-    uint64_t from = part * u->part_bytes, left = region->bytes - from;
+    uint64_t from = part * u->part_bytes, left = region->cut - from;
     struct iovec buffer = { .iov_base = region->start + from,
                             .iov_len = left < u->part_bytes ? left : u->part_bytes };
     unsigned index = region->first_buffer + part;
@@ -201,11 +204,12 @@ static int find_buffer(struct uring_io *u, const char *start, uint64_t bytes)
 {
     for (unsigned i = 0; i < u->region_count; i++) {
         const struct region *region = &u->regions[i];
-        if (start < region->start || start >= region->start + region->bytes) continue;
+        if (start < region->start || start >= region->start + region->cut) continue;
         uint64_t first = (uint64_t)(start - region->start);
         unsigned part = (unsigned)(first / u->part_bytes);
-        if (first + bytes > region->bytes) return -1;
+        if (first + bytes > region->cut) return -1;
         if (part != (first + bytes - 1) / u->part_bytes) return -1;
+        if (u->away[region->first_buffer + part] > 0) return -1;
         if (u->parts[region->first_buffer + part] == PART_NEW) register_part(u, region, part);
         if (u->parts[region->first_buffer + part] != PART_REGISTERED) return -1;
         return (int)(region->first_buffer + part);
@@ -389,15 +393,39 @@ static uint64_t regions_bytes(const struct uring_io *u)
 }
 
 /* Cuts all regions into parts anew; returns how many. */
-static unsigned cut_regions(struct uring_io *u, uint64_t part_bytes)
+static unsigned cut_regions(struct uring_io *u, uint64_t part_bytes, bool reserve)
 {
     unsigned count = 0;
     u->part_bytes = part_bytes;
     for (unsigned i = 0; i < u->region_count; i++) {
-        u->regions[i].first_buffer = count;
-        count += (unsigned)((u->regions[i].bytes + part_bytes - 1) / part_bytes);
+        struct region *region = &u->regions[i];
+        region->first_buffer = count;
+        region->cut = reserve ? region->reserve : region->bytes;
+        count += (unsigned)((region->cut + part_bytes - 1) / part_bytes);
     }
     return count;
+}
+
+/* Bytes of a part that lie in a range of the region. */
+static uint64_t overlap(const struct uring_io *u, const struct region *region, unsigned part,
+                        uint64_t from, uint64_t to)
+{
+    uint64_t first = part * u->part_bytes, end = first + u->part_bytes;
+    if (end > region->cut) end = region->cut;
+    if (first < from) first = from;
+    if (end > to) end = to;
+    return end > first ? end - first : 0;
+}
+
+/* What lies behind the memory of each region is out of service yet. */
+static void count_away(struct uring_io *u)
+{
+    for (unsigned i = 0; i < u->region_count; i++) {
+        const struct region *region = &u->regions[i];
+        for (unsigned p = 0; p * u->part_bytes < region->cut; p++) {
+            u->away[region->first_buffer + p] = overlap(u, region, p, region->bytes, region->cut);
+        }
+    }
 }
 
 /* Registers all regions anew: the kernel knows only one table. With `empty` it gets a table of
@@ -405,12 +433,13 @@ static unsigned cut_regions(struct uring_io *u, uint64_t part_bytes)
 static int register_regions(struct uring_io *u, bool empty)
 {
     uint64_t part_bytes = empty ? part_bytes_min : part_bytes_max;
-    while (part_bytes < part_bytes_max &&
-           regions_bytes(u) / part_bytes + u->region_count > BUFFERS_MAX) {
+    unsigned count = cut_regions(u, part_bytes, empty);
+    while (part_bytes < part_bytes_max && count > BUFFERS_MAX) {
         part_bytes *= 2;
+        count = cut_regions(u, part_bytes, empty);
     }
-    unsigned count = cut_regions(u, part_bytes);
     if (count > BUFFERS_MAX) return -ENOSPC;
+    count_away(u);
     struct iovec *buffers = calloc(count, sizeof *buffers);
     if (!buffers) return -ENOMEM;
     for (unsigned i = 0; i < u->region_count && !empty; i++) {
@@ -472,13 +501,15 @@ static void note_refusal(struct uring_io *u, int rc)
     }
 }
 
-static int uring_memory_add(struct tier_io *io, void *memory, size_t bytes)
+static int uring_memory_add(struct tier_io *io, void *memory, size_t bytes, size_t reserve)
 {
     struct uring_io *u = (struct uring_io *)io;
     if (bytes == 0) return -EINVAL;
     if (u->region_count == REGIONS_MAX) return -ENOSPC;
     if (u->region_count > 0) io_uring_unregister_buffers(&u->ring);
-    u->regions[u->region_count++] = (struct region){ .start = memory, .bytes = bytes };
+    u->regions[u->region_count++] = (struct region){
+        .start = memory, .bytes = bytes, .reserve = reserve,
+    };
     /* Where the limit on locked memory may be too small we want to know now, not in the middle of a
      * request: then everything is registered at once. */
     int rc = memlock_allows(regions_bytes(u)) ? register_regions(u, true) : -ENOMEM;
@@ -490,6 +521,39 @@ static int uring_memory_add(struct tier_io *io, void *memory, size_t bytes)
     /* The earlier ones fitted before. */
     if (u->region_count > 0 && register_regions(u, false) < 0) u->region_count = 0;
     return rc;
+}
+
+/* Lets go of a registered part: its pages are the kernel's until the last read into it is done. */
+static void drop_part(struct uring_io *u, unsigned index)
+{
+    struct iovec none = { 0 };
+    u->parts[index] = PART_NEW;
+    if (io_uring_register_buffers_update_tag(&u->ring, index, &none, NULL, 1) == 1) return;
+    /* A kernel before 5.13: all or nothing. It waits for the reads in flight. */
+    io_uring_unregister_buffers(&u->ring);
+    u->region_count = 0;
+    note_refusal(u, -EOPNOTSUPP);
+}
+
+static void uring_memory_change(struct tier_io *io, void *memory, size_t bytes, bool in_service)
+{
+    struct uring_io *u = (struct uring_io *)io;
+    char *start = memory;
+    for (unsigned i = 0; i < u->region_count; i++) {
+        const struct region *region = &u->regions[i];
+        if (start < region->start || start >= region->start + region->cut) continue;
+        uint64_t from = (uint64_t)(start - region->start), to = from + bytes;
+        for (uint64_t p = from / u->part_bytes; p * u->part_bytes < to; p++) {
+            uint64_t part = overlap(u, region, (unsigned)p, from, to);
+            if (part == 0) break;
+            unsigned index = region->first_buffer + (unsigned)p;
+            MUST(!in_service || u->away[index] >= part);
+            u->away[index] += in_service ? -part : part;
+            if (u->away[index] > 0 && u->parts[index] == PART_REGISTERED) drop_part(u, index);
+            if (u->region_count == 0) return;
+        }
+        return;
+    }
 }
 
 static void uring_promote(struct tier_io *io, struct tier_io_req *req)
@@ -506,5 +570,6 @@ const struct tier_io_ops tier_io_uring_ops = {
     .submit = uring_submit,
     .reap = uring_reap,
     .memory_add = uring_memory_add,
+    .memory_change = uring_memory_change,
     .promote = uring_promote,
 };

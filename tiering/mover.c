@@ -84,6 +84,11 @@ void tier_mover_give(struct tier_cache *c, uint32_t slot)
     if (at->prefetch) c->stats.prefetch_wasted_bytes += at->bytes;
     c->hbm.slot_of[key] = TIER_NO_SLOT;
     tier_slots_give(&c->hbm.slots, slot);
+    tier_mover_next(c);
+}
+
+void tier_mover_next(struct tier_cache *c)
+{
     while (c->hbm.slots.free_count > 0) {
         uint32_t next = tier_line_pop(c, &c->hbm.line, TIER_KEY_IN_LINE << 1);
         if (next == UINT32_MAX) break;

@@ -20,6 +20,8 @@ void tier_mover_up(struct tier_cache *cache, uint32_t key);
 bool tier_mover_down(struct tier_cache *cache, uint32_t key);
 /* Gives an hbm slot back and lets the next in line have it. */
 void tier_mover_give(struct tier_cache *cache, uint32_t slot);
+/* Lets those in line for an hbm slot have the free ones. */
+void tier_mover_next(struct tier_cache *cache);
 /* Takes in finished copies; true if any came. */
 bool tier_mover_reap(struct tier_cache *cache, bool wait, uint64_t deadline_ns);
 

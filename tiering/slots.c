@@ -7,17 +7,18 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 
+#include "base/log.h"
 #include "base/must.h"
 #include "base/str.h"
 
 enum { HUGE_PAGE = 2 << 20 };
 
 /* Locks pages as they come in: start stays fast, and nothing that is there leaves again. */
-static int lock_pages(struct tier_slots *s)
+static int lock_pages(void *memory, uint64_t bytes)
 {
-    if (mlock2(s->memory, s->bytes, MLOCK_ONFAULT) == 0) return 0;
+    if (mlock2(memory, bytes, MLOCK_ONFAULT) == 0) return 0;
     if (errno != ENOSYS && errno != EINVAL) return -errno;
-    return mlock(s->memory, s->bytes) == 0 ? 0 : -errno;
+    return mlock(memory, bytes) == 0 ? 0 : -errno;
 }
 
 static void explain_refusal(const struct tier_slots *s, int rc, char *to, size_t size)
@@ -38,7 +39,7 @@ static int pin(struct tier_slots *s, enum tier_pin mode, struct base_err *err)
         snprintf(s->note, sizeof s->note, "not locked: tiers.dram.pin is off");
         return 0;
     }
-    int rc = lock_pages(s);
+    int rc = lock_pages(s->memory, s->bytes);
     if (rc == 0) {
         s->locked = true;
         snprintf(s->note, sizeof s->note, "locked in memory");
@@ -50,44 +51,78 @@ static int pin(struct tier_slots *s, enum tier_pin mode, struct base_err *err)
     return base_err_set(err, rc, "tiers.dram.pin: on: the system refused to lock memory: %s", why);
 }
 
-int tier_slots_create_at(struct tier_slots *s, uint32_t count, uint64_t slot_bytes, void *memory,
-                         struct base_err *err)
+int tier_slots_create_at(struct tier_slots *s, uint32_t count, uint32_t most, uint64_t slot_bytes,
+                         void *memory, struct base_err *err)
 {
     MUST(count > 0 && slot_bytes > 0 && slot_bytes % TIER_PAGE == 0 && slot_bytes <= UINT32_MAX);
-    *s = (struct tier_slots){ .slot_bytes = slot_bytes, .count = count, .borrowed = true };
+    MUST(most >= count);
+    *s = (struct tier_slots){ .slot_bytes = slot_bytes, .count = count, .most = most,
+                              .borrowed = true };
     s->bytes = count * slot_bytes;
     s->memory = memory;
-    s->at = calloc(count, sizeof *s->at);
-    s->free = calloc(count, sizeof *s->free);
+    s->at = calloc(most, sizeof *s->at);
+    s->free = calloc(most, sizeof *s->free);
     if (!s->at || !s->free) {
         tier_slots_destroy(s);
         return base_err_set(err, -ENOMEM, "no memory for the table of %u slots", count);
     }
     for (uint32_t i = 0; i < count; i++) s->free[s->free_count++] = count - 1 - i;
+    for (uint32_t i = count; i < most; i++) s->free[i] = i;
+    s->retired_count = most - count;
     return 0;
 }
 
-int tier_slots_create(struct tier_slots *s, uint32_t count, uint64_t slot_bytes, enum tier_pin mode,
-                      struct base_err *err)
+/* Puts memory behind a range of addresses. Large pages spare the TLB where a slot spans several;
+ * with small slots they would only round resident memory up. */
+static int range_open(void *at, uint64_t bytes, uint64_t slot_bytes)
+{
+    if (mprotect(at, bytes, PROT_READ | PROT_WRITE) < 0) return -errno;
+    if (slot_bytes >= HUGE_PAGE) madvise(at, bytes, MADV_HUGEPAGE);
+    madvise(at, bytes, MADV_DONTDUMP);
+    return 0;
+}
+
+/* Takes it away, locked or not. Whoever still used it would fault. */
+static void range_close(void *at, uint64_t bytes)
+{
+    void *got = mmap(at, bytes, PROT_NONE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                     -1, 0);
+    MUST(got == at || errno == ENOMEM);
+    /* Too many pieces for the system's tables: the addresses stay mapped, the memory goes. */
+    if (got != at && (munlock(at, bytes) < 0 || madvise(at, bytes, MADV_DONTNEED) < 0)) {
+        base_log(BASE_LOG_WARN, "tiers", "memory of slots cannot be given back: %s",
+                 strerror(errno));
+    }
+}
+
+static void *reserve(uint64_t bytes)
+{
+    return mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
+int tier_slots_create(struct tier_slots *s, uint32_t count, uint32_t most, uint64_t slot_bytes,
+                      enum tier_pin mode, struct base_err *err)
 {
     char size[16];
     uint64_t bytes = count * slot_bytes;
     *s = (struct tier_slots){ 0 };
-    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *memory = reserve(most * slot_bytes);
     if (memory == MAP_FAILED) {
+        most = count;
+        memory = reserve(bytes);
+    }
+    if (memory == MAP_FAILED || range_open(memory, bytes, slot_bytes) < 0) {
+        if (memory != MAP_FAILED) munmap(memory, most * slot_bytes);
         return base_err_set(err, -ENOMEM, "cannot map %s for %u slots: the system has not so much "
                             "memory to give", base_str_bytes(size, sizeof size, bytes), count);
     }
-    int rc = tier_slots_create_at(s, count, slot_bytes, memory, err);
+    int rc = tier_slots_create_at(s, count, most, slot_bytes, memory, err);
     if (rc < 0) {
-        munmap(memory, bytes);
+        munmap(memory, most * slot_bytes);
         return rc;
     }
     s->borrowed = false;
-    /* Large pages spare the TLB where a slot spans several; with small slots they would only round
-     * resident memory up. */
-    if (slot_bytes >= HUGE_PAGE) madvise(memory, bytes, MADV_HUGEPAGE);
-    madvise(memory, bytes, MADV_DONTDUMP);
+    s->pin = mode;
     rc = pin(s, mode, err);
     if (rc < 0) tier_slots_destroy(s);
     return rc;
@@ -95,11 +130,107 @@ int tier_slots_create(struct tier_slots *s, uint32_t count, uint64_t slot_bytes,
 
 void tier_slots_destroy(struct tier_slots *s)
 {
-    if (s->memory && !s->borrowed) munmap(s->memory, s->bytes);
+    if (s->memory && !s->borrowed) munmap(s->memory, s->most * s->slot_bytes);
     free(s->at);
     free(s->free);
     *s = (struct tier_slots){ 0 };
 }
+
+/* -- in and out of service -------------------------------------------------------------------- */
+
+static void moved(const struct tier_slots *s, uint32_t first, uint32_t n, bool in_service)
+{
+    if (s->moved) s->moved(s->context, tier_slots_memory(s, first), n * s->slot_bytes, in_service);
+}
+
+static int by_number(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Length of the run of neighbours that begins at list[0]. */
+static uint32_t run_of(const uint32_t *list, uint32_t n)
+{
+    uint32_t run = 1;
+    while (run < n && list[run] == list[0] + run) run++;
+    return run;
+}
+
+/* Memory for the slots of the list, neighbours at once. Returns 0, or an error and how many got
+ * it. */
+static int open_list(struct tier_slots *s, const uint32_t *list, uint32_t n, uint32_t *opened,
+                     struct base_err *err)
+{
+    char size[16], why[160];
+    for (uint32_t i = 0; i < n; i += run_of(list + i, n - i)) {
+        uint64_t bytes = run_of(list + i, n - i) * s->slot_bytes;
+        char *at = tier_slots_memory(s, list[i]);
+        *opened = i;
+        int rc = range_open(at, bytes, s->slot_bytes);
+        if (rc < 0) {
+            return base_err_set(err, -ENOMEM, "cannot map %s for %u more slots: the system has not "
+                                "so much memory to give", base_str_bytes(size, sizeof size, bytes),
+                                n);
+        }
+        rc = s->locked ? lock_pages(at, bytes) : 0;
+        if (rc == 0) continue;
+        explain_refusal(s, rc, why, sizeof why);
+        if (s->pin == TIER_PIN_ON) {
+            range_close(at, bytes);
+            return base_err_set(err, rc, "tiers.dram.pin: on: the system refused to lock memory: "
+                                "%s", why);
+        }
+        s->locked = false;
+        snprintf(s->note, sizeof s->note, "not all locked: %s", why);
+    }
+    *opened = n;
+    return 0;
+}
+
+int tier_slots_grow(struct tier_slots *s, uint32_t n, struct base_err *err)
+{
+    uint32_t opened = 0;
+    if (n > s->retired_count) {
+        return base_err_set(err, BASE_EBUDGET, "%u slots more: addresses were set aside for %u in "
+                            "all at start, %u are in service", n, s->most, s->count);
+    }
+    /* The lowest numbers of all those out of service, so that neighbours come together. */
+    uint32_t *list = s->free + s->most - s->retired_count;
+    qsort(list, s->retired_count, sizeof *list, by_number);
+    int rc = s->borrowed ? 0 : open_list(s, list, n, &opened, err);
+    if (rc < 0) {
+        for (uint32_t i = 0; i < opened; i++) range_close(tier_slots_memory(s, list[i]),
+                                                          s->slot_bytes);
+        return rc;
+    }
+    for (uint32_t i = 0; i < n; i += run_of(list + i, n - i)) {
+        moved(s, list[i], run_of(list + i, n - i), true);
+    }
+    for (uint32_t i = 0; i < n; i++) s->free[s->free_count++] = list[i];
+    s->retired_count -= n;
+    s->count += n;
+    s->bytes = s->count * s->slot_bytes;
+    return 0;
+}
+
+uint32_t tier_slots_retire(struct tier_slots *s, uint32_t n)
+{
+    uint32_t done = 0;
+    for (; done < n && s->free_count > 0; done++) {
+        uint32_t slot = s->free[--s->free_count];
+        MUST(s->at[slot].state == TIER_SLOT_FREE);
+        moved(s, slot, 1, false);
+        if (!s->borrowed) range_close(tier_slots_memory(s, slot), s->slot_bytes);
+        s->retired_count++;
+        s->free[s->most - s->retired_count] = slot;
+    }
+    s->count -= done;
+    s->bytes = s->count * s->slot_bytes;
+    return done;
+}
+
+/* -- taken and given -------------------------------------------------------------------------- */
 
 uint32_t tier_slots_take(struct tier_slots *s, uint32_t key)
 {

@@ -1,6 +1,10 @@
-/* The slots of one tier: equal places for one expert each, in one piece of memory made at start.
+/* The slots of one tier: equal places for one expert each, in one range of addresses.
  *
- *      memory:  | slot 0 | slot 1 | ... | slot count-1 |      each slot_bytes, a multiple of 4096
+ *      addresses:  | slot 0 | slot 1 | ... | slot most-1 |    each slot_bytes, a multiple of 4096
+ *
+ * Addresses are set aside at start for the most slots there may ever be; memory is behind those in
+ * service only. Slots go out of service one by one, when they are free, wherever they lie, and
+ * their memory goes back to the system at once; they come back into service by number.
  *
  * A slot is free, or it belongs to one expert (`key`) and is on its way through
  *
@@ -9,7 +13,7 @@
  * `epoch` grows whenever the slot changes hands, so that a stale lease can be told from a good one.
  * Free slots form a stack: the one that was given back last is taken first, its pages are warm.
  *
- * Engine thread only. Nothing allocates after create.
+ * Engine thread only. Nothing allocates after create, but grow takes memory into service.
  */
 #ifndef TIERING_SLOTS_H
 #define TIERING_SLOTS_H
@@ -38,25 +42,31 @@ struct tier_slot {
     bool prefetch;              /* it was fetched for nobody, and nobody has asked since */
 };
 
+enum tier_pin { TIER_PIN_AUTO, TIER_PIN_ON, TIER_PIN_OFF };
+
 struct tier_slots {
     char *memory;
-    uint64_t slot_bytes, bytes;
-    uint32_t count, free_count;
-    uint32_t *free;
-    struct tier_slot *at;
+    uint64_t slot_bytes, bytes; /* bytes: of the slots in service */
+    uint32_t count, most;       /* slots in service, addresses */
+    uint32_t free_count, retired_count;
+    uint32_t *free;             /* [most] the free ones from the front, the retired from the back */
+    struct tier_slot *at;       /* [most] */
     bool locked, borrowed;      /* borrowed: the memory is the caller's */
+    /* Memory of a slot went out of service, or came back. May be NULL. */
+    void (*moved)(void *context, void *memory, size_t bytes, bool in_service);
+    void *context;
+    enum tier_pin pin;
     char note[200];             /* how the memory is held, for the start report */
 };
 
-enum tier_pin { TIER_PIN_AUTO, TIER_PIN_ON, TIER_PIN_OFF };
-
-/* 0; -ENOMEM; with TIER_PIN_ON the errno of the refusal, with what to set. slot_bytes is below
- * 4 GiB. */
-int tier_slots_create(struct tier_slots *slots, uint32_t count, uint64_t slot_bytes,
+/* `count` slots in service of at most `most`; where the system sets no addresses aside for so many,
+ * `most` becomes count. 0; -ENOMEM; with TIER_PIN_ON the errno of the refusal, with what to set.
+ * slot_bytes is below 4 GiB. */
+int tier_slots_create(struct tier_slots *slots, uint32_t count, uint32_t most, uint64_t slot_bytes,
                       enum tier_pin pin, struct base_err *err);
-/* The same in memory that the caller has, count x slot_bytes of it. */
-int tier_slots_create_at(struct tier_slots *slots, uint32_t count, uint64_t slot_bytes,
-                         void *memory, struct base_err *err);
+/* The same in memory that the caller has, most x slot_bytes of it. */
+int tier_slots_create_at(struct tier_slots *slots, uint32_t count, uint32_t most,
+                         uint64_t slot_bytes, void *memory, struct base_err *err);
 void tier_slots_destroy(struct tier_slots *slots);      /* accepts a zeroed one */
 
 static inline char *tier_slots_memory(const struct tier_slots *slots, uint32_t slot)
@@ -67,5 +77,11 @@ static inline char *tier_slots_memory(const struct tier_slots *slots, uint32_t s
 /* A free slot for this expert, QUEUED; TIER_NO_SLOT when there is none. */
 uint32_t tier_slots_take(struct tier_slots *slots, uint32_t key);
 void tier_slots_give(struct tier_slots *slots, uint32_t slot);
+
+/* Brings n more slots into service: all of them, or none and BASE_EBUDGET (beyond `most`), -ENOMEM
+ * or the errno of a lock that TIER_PIN_ON wants. */
+int tier_slots_grow(struct tier_slots *slots, uint32_t n, struct base_err *err);
+/* Takes up to n free slots out of service; returns how many. */
+uint32_t tier_slots_retire(struct tier_slots *slots, uint32_t n);
 
 #endif

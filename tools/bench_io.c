@@ -212,7 +212,7 @@ static int run_ours(struct bench *bench, enum way way, uint64_t size, uint64_t d
     unsigned char *memory = aligned_alloc(PAGE, depth * size);
     rc = memory ? tier_io_file_add(io, bench->path, err) : -ENOMEM;
     if (rc >= 0) {
-        tier_io_memory_add(io, memory, depth * size);
+        tier_io_memory_add(io, memory, depth * size, depth * size);
         snprintf(bench->notes[way], sizeof bench->notes[way], "%s", io->note);
         *rate = read_for(bench, io, size, (unsigned)depth, memory);
         if (*rate < 0) rc = base_err_set(err, -EIO, "%s: a read of %llu bytes failed", bench->path,

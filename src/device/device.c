@@ -36,6 +36,13 @@ int dev_memory_alloc(struct dev *dev, size_t bytes, void **out, struct base_err 
     return dev->ops->memory_alloc(dev, bytes, out, err);
 }
 
+bool dev_memory_give(struct dev *dev, void *memory, size_t bytes)
+{
+    if (!dev->ops->memory_give) return false;
+    dev->ops->memory_give(dev, memory, bytes);
+    return true;
+}
+
 int dev_host_register(struct dev *dev, void *memory, size_t bytes)
 {
     return dev->ops->host_register ? dev->ops->host_register(dev, memory, bytes) : -ENOTSUP;

@@ -59,6 +59,9 @@ struct dev_ops {
     void (*destroy)(struct dev *dev);
     /* 4096-aligned; freed with the device. */
     int (*memory_alloc)(struct dev *dev, size_t bytes, void **out, struct base_err *err);
+    /* Optional: whole pages of it whose content is not needed any more; they come back empty with
+     * the next copy that lands there. */
+    void (*memory_give)(struct dev *dev, void *memory, size_t bytes);
     /* Optional: host memory that copies come from, pinned once. */
     int (*host_register)(struct dev *dev, void *memory, size_t bytes);
     void (*submit)(struct dev *dev, struct dev_copy *copy);
@@ -85,6 +88,8 @@ void dev_destroy(struct dev *dev);
 
 /* 0; BASE_EBUDGET beyond memory_bytes, -ENOMEM. */
 int dev_memory_alloc(struct dev *dev, size_t bytes, void **out, struct base_err *err);
+/* Gives pages back to the system; false where the device keeps what it has. */
+bool dev_memory_give(struct dev *dev, void *memory, size_t bytes);
 int dev_host_register(struct dev *dev, void *memory, size_t bytes);    /* -ENOTSUP: no need */
 
 void dev_submit(struct dev *dev, struct dev_copy *copy);

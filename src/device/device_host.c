@@ -37,6 +37,12 @@ static int host_memory_alloc(struct dev *dev, size_t bytes, void **out, struct b
     return dev_memory_map(&((struct host_dev *)dev)->memory, bytes, out, err);
 }
 
+static void host_memory_give(struct dev *dev, void *memory, size_t bytes)
+{
+    (void)dev;
+    dev_memory_drop(memory, bytes);
+}
+
 static void host_submit(struct dev *dev, struct dev_copy *copy)
 {
     struct host_dev *h = (struct host_dev *)dev;
@@ -72,6 +78,7 @@ const struct dev_ops dev_host_ops = {
     .create = host_create,
     .destroy = host_destroy,
     .memory_alloc = host_memory_alloc,
+    .memory_give = host_memory_give,
     .submit = host_submit,
     .reap = host_reap,
 };

@@ -14,7 +14,8 @@ int dev_memory_map(struct dev_memory *m, size_t bytes, void **out, struct base_e
                             base_str_bytes(have, sizeof have, m->bytes_max - m->bytes),
                             base_str_bytes(want, sizeof want, bytes));
     }
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED) {
         return base_err_set(err, -ENOMEM, "no %s of memory for the emulated device",
                             base_str_bytes(want, sizeof want, bytes));
@@ -24,6 +25,11 @@ int dev_memory_map(struct dev_memory *m, size_t bytes, void **out, struct base_e
     m->bytes += bytes;
     *out = at;
     return 0;
+}
+
+void dev_memory_drop(void *memory, size_t bytes)
+{
+    madvise(memory, bytes, MADV_DONTNEED);
 }
 
 void dev_memory_unmap(struct dev_memory *m)

@@ -16,6 +16,8 @@ struct dev_memory {
 };
 
 int dev_memory_map(struct dev_memory *memory, size_t bytes, void **out, struct base_err *err);
+/* Whole pages whose content is not needed any more. */
+void dev_memory_drop(void *memory, size_t bytes);
 void dev_memory_unmap(struct dev_memory *memory);
 
 #endif

@@ -166,6 +166,12 @@ static int sim_memory_alloc(struct dev *dev, size_t bytes, void **out, struct ba
     return dev_memory_map(&((struct sim_dev *)dev)->memory, bytes, out, err);
 }
 
+static void sim_memory_give(struct dev *dev, void *memory, size_t bytes)
+{
+    (void)dev;
+    dev_memory_drop(memory, bytes);
+}
+
 static void sim_submit(struct dev *dev, struct dev_copy *copy)
 {
     struct sim_dev *sim = (struct sim_dev *)dev;
@@ -238,6 +244,7 @@ const struct dev_ops dev_sim_ops = {
     .create = sim_create,
     .destroy = sim_destroy,
     .memory_alloc = sim_memory_alloc,
+    .memory_give = sim_memory_give,
     .submit = sim_submit,
     .reap = sim_reap,
 };

@@ -78,7 +78,8 @@ static void read_at_random(struct tier_io *io, uint64_t seed)
     int file = tier_io_file_add(io, path, &err);
     ck_assert_msg(file >= 0, "%s", err.text);
     ck_assert_str_eq(tier_io_file_path(io, (uint32_t)file), path);
-    if (base_rng_below(&rng, 2)) tier_io_memory_add(io, room, (size_t)REQS * ROOM);
+    size_t all = (size_t)REQS * ROOM;
+    if (base_rng_below(&rng, 2)) tier_io_memory_add(io, room, all, all);
     uint64_t grain = io->direct ? PAGE : 1;
 
     unsigned sent = 0, back = 0, goal = 120;
