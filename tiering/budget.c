@@ -73,7 +73,7 @@ static uint64_t spare_of(const struct tier_config *config, const struct tier_sto
     if (tier_budget_has_hbm(config)) spare += 2 * (uint64_t)top_k;
     if (!config->prefetch) return spare;
     uint64_t open = config->prefetch_inflight / tier_store_slot_bytes(store);
-    return spare + (open < 1 ? 1 : open < 4 ? open : 4);
+    return spare + (open < 1 ? 1 : open < TIER_SPARE_PREFETCH ? open : TIER_SPARE_PREFETCH);
 }
 
 int tier_footprint(const struct tier_config *config, const struct tier_store *store, uint32_t top_k,

@@ -9,12 +9,6 @@ enum { NOWHERE = UINT32_MAX };
 
 /* -- partitions ------------------------------------------------------------------------------- */
 
-static inline struct part *part_of(struct tier_decide *d, uint32_t tier, uint32_t layer)
-{
-    struct tier_plane *plane = &d->planes[tier];
-    return &plane->parts[plane->global ? 0 : layer];
-}
-
 static inline void act(struct tier_decide *d, enum tier_action_kind kind, uint32_t tier,
                        uint32_t layer, uint32_t key)
 {
@@ -26,12 +20,7 @@ static inline void act(struct tier_decide *d, enum tier_action_kind kind, uint32
 
 static void own_add(struct tier_decide *d, uint32_t tier, struct part *part, uint32_t key)
 {
-    struct link *links = d->planes[tier].links;
-    uint32_t last = links[part->head].prev;
-    links[key] = (struct link){ .prev = last, .next = part->head };
-    links[last].next = key;
-    links[part->head].prev = key;
-    part->own++;
+    tier_own_link(&d->planes[tier], part, key);
     d->state[key] |= OWN_0 << tier;
 }
 
@@ -50,6 +39,24 @@ static uint32_t own_oldest(const struct tier_decide *d, uint32_t tier, const str
     uint32_t key = plane->links[part->head].next;
     while (key != part->head && plane->held[key]) key = plane->links[key].next;
     return key == part->head ? NOWHERE : key;
+}
+
+/* Slots that a partition may fill without a victim. While leases keep another one beyond its slots,
+ * what it holds too much is not there for the others: the tier as a whole keeps to its size. */
+static uint32_t room(const struct tier_decide *d, uint32_t tier, const struct part *part)
+{
+    if (part->used >= part->slots) return 0;
+    uint32_t free = part->slots - part->used;
+    if (!d->over) return free;
+    uint64_t all = d->config.tiers[tier].slots, resident = d->planes[tier].resident;
+    uint64_t left = all > resident ? all - resident : 0;
+    return left < free ? (uint32_t)left : free;
+}
+
+/* Experts that may be leased in it at once. */
+static uint32_t leases_max(const struct tier_decide *d, uint32_t tier, const struct part *part)
+{
+    return part->used > part->slots ? part->slots : part->used + room(d, tier, part);
 }
 
 /* Tells a full partition's policy what is coming. */
@@ -73,7 +80,7 @@ static uint32_t victim_of(struct tier_decide *d, uint32_t tier, struct part *par
 static void enter(struct tier_decide *d, uint32_t tier, struct part *part, uint32_t key, bool used,
                   enum account account)
 {
-    MUST(part->used < part->slots);
+    MUST(part->used < part->roof);
     part->ops->insert(part->policy, key - part->key_first, used);
     if (++part->used > part->used_max) part->used_max = part->used;
     d->planes[tier].resident++;
@@ -99,16 +106,20 @@ static uint32_t layer_of(const struct tier_decide *d, const struct part *part, u
 
 /* -- eviction --------------------------------------------------------------------------------- */
 
-static void count_eviction(struct tier_decide *d, uint32_t tier, uint32_t layer)
+static void count_eviction(struct tier_decide *d, uint32_t tier, struct part *part, uint32_t layer,
+                           uint32_t key)
 {
+    struct tier_plane *plane = &d->planes[tier];
     d->cell[tier]->evictions++;
-    d->planes[tier].layers[layer].evictions++;
+    plane->layers[layer].evictions++;
+    part->departures++;
+    if (plane->left_at) plane->left_at[key] = part->departures;
 }
 
 static void evict_1(struct tier_decide *d, struct part *part, uint32_t key)
 {
     uint32_t layer = layer_of(d, part, key, 1);
-    count_eviction(d, 1, layer);
+    count_eviction(d, 1, part, layer, key);
     leave(d, 1, part, key);
     if (!(d->state[key] & IN_0)) d->state[key] &= (uint8_t)~DECODES;
     act(d, TIER_DROP, 1, layer, key);
@@ -117,9 +128,9 @@ static void evict_1(struct tier_decide *d, struct part *part, uint32_t key)
 /* Exclusive: an expert leaving tier 0 takes a place below, if one can be had. */
 static bool demote(struct tier_decide *d, uint32_t layer, uint32_t key)
 {
-    struct part *below = part_of(d, 1, layer);
+    struct part *below = tier_part_of(d, 1, layer);
     enum account account = d->state[key] & DECODES ? FOR_DECODE : FOR_PREFILL;
-    if (below->used == below->slots) {
+    if (room(d, 1, below) == 0) {
         announce(below, key, true);
         uint32_t victim = victim_of(d, 1, below, account);
         if (victim == NOWHERE) return false;
@@ -133,14 +144,14 @@ static bool demote(struct tier_decide *d, uint32_t layer, uint32_t key)
 static void evict_0(struct tier_decide *d, struct part *part, uint32_t key)
 {
     uint32_t layer = layer_of(d, part, key, 0);
-    count_eviction(d, 0, layer);
+    count_eviction(d, 0, part, layer, key);
     leave(d, 0, part, key);
     d->state[key] &= (uint8_t)~HINTED;
     if (d->exclusive) {
         if (demote(d, layer, key)) return;
     } else if (d->tier_count == 2) {
         /* Its copy below may leave from now on, but not before what was used longer ago. */
-        struct part *below = part_of(d, 1, layer);
+        struct part *below = tier_part_of(d, 1, layer);
         d->planes[1].held[key] = 0;
         below->ops->touch(below->policy, key - below->key_first);
         act(d, TIER_DROP, 0, layer, key);
@@ -148,6 +159,20 @@ static void evict_0(struct tier_decide *d, struct part *part, uint32_t key)
     }
     d->state[key] &= (uint8_t)~DECODES;
     act(d, TIER_DROP, 0, layer, key);
+}
+
+void tier_decide_trim(struct tier_decide *d, uint32_t tier, struct part *part)
+{
+    while (part->used > part->slots) {
+        uint32_t key = victim_of(d, tier, part, FOR_PREFILL);
+        if (key == NOWHERE) break;
+        if (tier == 0) {
+            evict_0(d, part, key);
+        } else {
+            evict_1(d, part, key);
+        }
+    }
+    part->roof = part->used > part->slots ? part->used : part->slots;
 }
 
 /* -- admission -------------------------------------------------------------------------------- */
@@ -158,8 +183,8 @@ static void evict_0(struct tier_decide *d, struct part *part, uint32_t key)
 static void admit_below(struct tier_decide *d, uint32_t layer, uint32_t key, bool used,
                         enum account account)
 {
-    struct part *below = part_of(d, 1, layer), *part = part_of(d, 0, layer);
-    if (below->used == below->slots) {
+    struct part *below = tier_part_of(d, 1, layer), *part = tier_part_of(d, 0, layer);
+    if (room(d, 1, below) == 0) {
         announce(below, key, used);
         uint32_t victim = victim_of(d, 1, below, account);
         while (victim == NOWHERE) {
@@ -179,13 +204,14 @@ static void admit_below(struct tier_decide *d, uint32_t layer, uint32_t key, boo
 static void admit(struct tier_decide *d, uint32_t layer, uint32_t key, bool used,
                   enum account account)
 {
-    struct part *part = part_of(d, 0, layer);
+    struct part *part = tier_part_of(d, 0, layer);
     bool below = d->state[key] & IN_1;
     if (d->exclusive && below) {
-        leave(d, 1, part_of(d, 1, layer), key);     /* first, so that the victim finds its place */
+        /* First, so that the victim finds its place. */
+        leave(d, 1, tier_part_of(d, 1, layer), key);
         d->planes[1].held[key] = 0;
     }
-    if (part->used == part->slots) {
+    if (room(d, 0, part) == 0) {
         announce(part, key, used);
         uint32_t victim = victim_of(d, 0, part, account);
         MUST(victim != NOWHERE);
@@ -217,19 +243,33 @@ static enum tier_cell cell_of(const struct part *part, enum tier_phase phase)
 static void cells_choose(struct tier_decide *d, uint32_t layer)
 {
     for (uint32_t t = 0; t < d->tier_count; t++) {
-        d->cell[t] = &d->planes[t].cells[cell_of(part_of(d, t, layer), d->phase)];
+        d->cell[t] = &d->planes[t].cells[cell_of(tier_part_of(d, t, layer), d->phase)];
     }
+}
+
+/* Inclusive, while leases keep a partition beyond its slots: what is leased must find a place below
+ * too, beside what other layers have above it. */
+static uint32_t careful_most(struct tier_decide *d, const struct part *part, uint32_t layer,
+                             uint32_t most)
+{
+    if (d->tier_count == 1 || d->exclusive) return most;
+    const struct part *below = tier_part_of(d, 1, layer);
+    uint64_t fits = leases_max(d, 1, below), others = 0;
+    if (!d->planes[0].global && d->planes[1].global) others = d->planes[0].resident - part->used;
+    fits = fits > others ? fits - others : 0;
+    return fits < most ? (uint32_t)fits : most;
 }
 
 /* How many of ids can be in tier 0 at once beside what is leased. Prefill's misses take free slots,
  * then slots from decode up to its share, then slots of its own that nobody reads. */
-static uint32_t grant(const struct tier_decide *d, const struct part *part, uint32_t base,
+static uint32_t grant(struct tier_decide *d, const struct part *part, uint32_t base,
                       const uint32_t *ids, uint32_t n, enum tier_phase phase)
 {
-    uint32_t own_max = part->own + (part->slots - part->used);
+    uint32_t own_max = part->own + room(d, 0, part), most = leases_max(d, 0, part);
     if (own_max < part->prefill_slots) own_max = part->prefill_slots;
     bool bounded = phase == TIER_PREFILL;
-    if (part->pinned + n <= part->slots && (!bounded || part->own_pinned + n <= own_max)) return n;
+    if (d->over) most = careful_most(d, part, base / d->experts, most);
+    if (part->pinned + n <= most && (!bounded || part->own_pinned + n <= own_max)) return n;
     const uint16_t *pins = d->planes[0].held;
     uint32_t pinned = part->pinned, own_pinned = part->own_pinned;
     for (uint32_t i = 0; i < n; i++) {
@@ -239,7 +279,7 @@ static uint32_t grant(const struct tier_decide *d, const struct part *part, uint
         bool resident = state & IN_0;
         pinned += !resident || pins[key] == 0;
         own_pinned += !resident || (state & OWN_0 && pins[key] == 0);
-        if (pinned > part->slots) return i;
+        if (pinned > most) return i;
         if (bounded && own_pinned > own_max) return i;
     }
     return n;
@@ -268,7 +308,7 @@ static void touch_0(struct tier_decide *d, struct part *part, uint32_t key, enum
         }
     }
     if (phase == TIER_DECODE) {
-        if (state & OWN_1) own_remove(d, 1, part_of(d, 1, key / d->experts), key);
+        if (state & OWN_1) own_remove(d, 1, tier_part_of(d, 1, key / d->experts), key);
         d->state[key] |= DECODES;
     }
     if (state & HINTED) {
@@ -280,7 +320,7 @@ static void touch_0(struct tier_decide *d, struct part *part, uint32_t key, enum
 
 static void touch_1(struct tier_decide *d, uint32_t layer, uint32_t key, enum tier_phase phase)
 {
-    struct part *part = part_of(d, 1, layer);
+    struct part *part = tier_part_of(d, 1, layer);
     part->ops->touch(part->policy, key - part->key_first);
     if (d->state[key] & OWN_1) {
         own_remove(d, 1, part, key);
@@ -303,7 +343,7 @@ static void count_lookups(struct tier_decide *d, uint32_t tier, uint32_t layer, 
 static void look_below(struct tier_decide *d, uint32_t layer, const uint32_t *ids, uint32_t n,
                        enum tier_phase phase, struct tier_found *found)
 {
-    struct part *part = part_of(d, 1, layer);
+    struct part *part = tier_part_of(d, 1, layer);
     uint32_t base = layer * d->experts, lookups = 0, resident = 0;
     if (part->ops->begin) part->ops->begin(part->policy, d->acquires);
     for (uint32_t i = 0; i < n; i++) {
@@ -315,6 +355,7 @@ static void look_below(struct tier_decide *d, uint32_t layer, const uint32_t *id
             continue;
         }
         lookups++;
+        if (!(d->state[key] & IN_1)) tier_decide_regret(d, 1, part, key);
         if (d->state[key] & IN_1) {
             resident++;
             found[i].from = 1;
@@ -330,7 +371,7 @@ uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32
                              enum tier_phase phase, struct tier_found *found)
 {
     MUST(d->magic == TIER_DECIDE_MAGIC && layer < d->layers && n <= d->experts);
-    struct part *part = part_of(d, 0, layer);
+    struct part *part = tier_part_of(d, 0, layer);
     uint32_t base = layer * d->experts, resident = 0;
     d->action_count = 0;
     d->phase = phase;
@@ -356,6 +397,7 @@ uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32
         for (uint32_t i = 0; i < k; i++) {
             uint32_t key = base + ids[i];
             if (d->state[key] & (IN_0 | GONE)) continue;
+            tier_decide_regret(d, 0, part, key);
             admit(d, layer, key, true, account);
             if (account == FOR_PREFILL) part->own_pinned++;
             if (account == FOR_DECODE) d->state[key] |= DECODES;
@@ -363,22 +405,41 @@ uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32
     }
     d->acquires++;
     d->layer_acquires[layer]++;
+    if (d->config.adaptive && phase == TIER_DECODE) tier_decide_adapt(d);
     return k;
+}
+
+bool tier_decide_unpin(struct tier_decide *d, uint32_t layer, uint32_t expert)
+{
+    struct part *part = tier_part_of(d, 0, layer);
+    uint32_t key = layer * d->experts + expert;
+    uint16_t *pins = d->planes[0].held;
+    MUST(expert < d->experts);
+    if (pins[key] == 0) return false;
+    if (--pins[key] != 0 || d->state[key] & GONE) return true;
+    part->pinned--;
+    if (d->state[key] & OWN_0) part->own_pinned--;
+    return true;
+}
+
+/* Leases may have kept experts alive beyond the slots. */
+void tier_decide_drain(struct tier_decide *d, uint32_t layer)
+{
+    struct part *part = tier_part_of(d, 0, layer);
+    struct part *below = d->tier_count == 2 ? tier_part_of(d, 1, layer) : NULL;
+    d->action_count = 0;
+    if (!d->over) return;
+    cells_choose(d, layer);
+    tier_decide_trim(d, 0, part);
+    if (below) tier_decide_trim(d, 1, below);
+    tier_decide_note_over(d);
 }
 
 void tier_decide_release(struct tier_decide *d, uint32_t layer, const uint32_t *ids, uint32_t n)
 {
     MUST(d->magic == TIER_DECIDE_MAGIC && layer < d->layers);
-    struct part *part = part_of(d, 0, layer);
-    uint16_t *pins = d->planes[0].held;
-    d->action_count = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t key = layer * d->experts + ids[i];
-        MUST(ids[i] < d->experts && pins[key] > 0);
-        if (--pins[key] != 0 || d->state[key] & GONE) continue;
-        part->pinned--;
-        if (d->state[key] & OWN_0) part->own_pinned--;
-    }
+    for (uint32_t i = 0; i < n; i++) MUST(tier_decide_unpin(d, layer, ids[i]));
+    tier_decide_drain(d, layer);
 }
 
 /* -- hints, warm start, loss ------------------------------------------------------------------ */
@@ -394,17 +455,19 @@ bool tier_decide_hint(struct tier_decide *d, uint32_t layer, uint32_t expert, fl
 {
     MUST(d->magic == TIER_DECIDE_MAGIC && layer < d->layers && expert < d->experts);
     (void)distance;             /* how far ahead is for whoever reads, not for who stays */
-    struct part *part = part_of(d, 0, layer);
+    struct part *part = tier_part_of(d, 0, layer);
     uint32_t key = layer * d->experts + expert;
     d->action_count = 0;
     if (!(probability >= 0 && probability <= 1)) return false;
     d->offers[key] = (struct offer){ probability, d->layer_acquires[layer] };
     for (uint32_t t = 0; t < d->tier_count; t++) {
-        struct part *p = part_of(d, t, layer);
+        struct part *p = tier_part_of(d, t, layer);
         if (p->ops->hint) p->ops->hint(p->policy, key - p->key_first, probability);
     }
     if (!d->config.prefetch || d->state[key] & (IN_0 | GONE)) return false;
-    if (part->used == part->slots) {
+    /* While leases keep a partition beyond its slots, nothing comes that nobody asked for. */
+    if (d->over) return false;
+    if (part->used >= part->slots) {
         uint32_t victim = victim_of(d, 0, part, FOR_DECODE);
         if (victim == NOWHERE) return false;
         if (likelihood(d, layer_of(d, part, victim, 0), victim) >= probability) return false;
@@ -422,19 +485,19 @@ uint32_t tier_decide_restore(struct tier_decide *d, uint32_t tier, uint32_t laye
 {
     MUST(d->magic == TIER_DECIDE_MAGIC && tier < d->tier_count && layer < d->layers);
     MUST(n <= d->experts);
-    struct part *part = part_of(d, tier, layer);
+    struct part *part = tier_part_of(d, tier, layer);
     bool through = tier == 0 && d->tier_count == 2 && !d->exclusive;
     uint32_t fitted = 0;
     d->action_count = 0;
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; !d->over && i < n; i++) {
         uint32_t key = layer * d->experts + ids[i];
         MUST(ids[i] < d->experts);
         uint8_t there = through ? IN_0 : IN_0 | IN_1;
-        if (d->state[key] & (there | GONE) || part->used == part->slots) continue;
+        if (d->state[key] & (there | GONE) || part->used >= part->slots) continue;
         if (through) {
-            struct part *below = part_of(d, 1, layer);
+            struct part *below = tier_part_of(d, 1, layer);
             if (!(d->state[key] & IN_1)) {
-                if (below->used == below->slots) continue;
+                if (below->used >= below->slots) continue;
                 enter(d, 1, below, key, false, FOR_DECODE);
                 act(d, TIER_LOAD, 1, layer, key);
             }
@@ -454,14 +517,14 @@ void tier_decide_forget(struct tier_decide *d, uint32_t layer, uint32_t expert)
     uint32_t key = layer * d->experts + expert;
     d->action_count = 0;
     if (d->state[key] & GONE) return;
-    struct part *part = part_of(d, 0, layer);
+    struct part *part = tier_part_of(d, 0, layer);
     if (d->planes[0].held[key] > 0) {
         part->pinned--;
         if (d->state[key] & OWN_0) part->own_pinned--;
     }
     for (uint32_t t = 0; t < d->tier_count; t++) {
         if (!(d->state[key] & IN_0 << t)) continue;
-        leave(d, t, part_of(d, t, layer), key);
+        leave(d, t, tier_part_of(d, t, layer), key);
         act(d, TIER_DROP, t, layer, key);
     }
     if (d->tier_count == 2) d->planes[1].held[key] = 0;
@@ -492,6 +555,23 @@ uint64_t tier_decide_resident_count(const struct tier_decide *d, uint32_t tier)
 {
     MUST(tier < d->tier_count);
     return d->planes[tier].resident;
+}
+
+void tier_decide_note_over(struct tier_decide *d)
+{
+    d->over = false;
+    for (uint32_t t = 0; t < d->tier_count; t++) d->over |= tier_decide_over(d, t) > 0;
+}
+
+uint64_t tier_decide_over(const struct tier_decide *d, uint32_t tier)
+{
+    const struct tier_plane *plane = &d->planes[tier];
+    uint64_t over = 0;
+    for (uint32_t p = 0; p < plane->part_count; p++) {
+        const struct part *part = &plane->parts[p];
+        if (part->used > part->slots) over += part->used - part->slots;
+    }
+    return over;
 }
 
 uint32_t tier_decide_slots_of_layer(const struct tier_decide *d, uint32_t tier, uint32_t layer)

@@ -27,14 +27,27 @@
  * its own oldest ones. An expert that decode uses becomes decode's. An acquire of prefill is
  * granted no further than this allows.
  *
+ * Quotas of a tier's layers: equal, given, or adaptive. Adaptive ones begin equal; every 128 decode
+ * acquires a layer, one slot moves to the layer that lost most lately by having too few: whose
+ * misses were most often among its last 4 evictions. It comes from the layer that lost least, which
+ * keeps 2 x top_k: below that the next slot says nothing about the last one.
+ *
+ * Reconfigured, a core keeps its residents. Partitions that become smaller let go of prefill's
+ * surplus, then of the policy's victims; leased ones stay, beyond the slots, until their release. A
+ * policy of another kind takes the residents over weakest first, in the order in which the old one
+ * would have let go of them, leased ones last. From layers to one partition over all: the strongest
+ * of each layer are the strongest, by rank, then by layer. What the old policy counted is gone. The
+ * same kind of policy goes on with all it knows.
+ *
  * A forgotten expert is granted, found nowhere and never admitted again: it takes no slot.
  *
- * Engine thread only (replay: any one thread). No call allocates except create.
+ * Engine thread only (replay: any one thread). No call allocates except create and reconfigure.
  */
 #ifndef TIERING_DECIDE_H
 #define TIERING_DECIDE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -43,7 +56,7 @@
 struct tier_decide;
 
 /* What the core's tables take an expert, with two tiers and the costliest policies. */
-enum { TIER_DECIDE_BYTES_PER_EXPERT = 96 };
+enum { TIER_DECIDE_BYTES_PER_EXPERT = 104 };
 
 struct tier_decide_tier {
     uint64_t slots;             /* in all; per-layer policies get slots / layers each, the first
@@ -56,6 +69,7 @@ struct tier_decide_config {
     uint32_t layers, experts, top_k;
     uint32_t tier_count;        /* 1..TIER_RESIDENT_TIERS_MAX */
     struct tier_decide_tier tiers[TIER_RESIDENT_TIERS_MAX];
+    bool adaptive;              /* quotas follow what is missed; for policies per layer */
     bool inclusive;             /* a lower tier keeps what moved up; default exclusive */
     double half_life_tokens;    /* decayed policies; an acquire of a layer counts as one token;
                                  * 0 = counts that do not decay */
@@ -128,6 +142,27 @@ uint32_t tier_decide_restore(struct tier_decide *decide, uint32_t tier, uint32_t
 /* Takes an expert out of every tier: its bytes cannot be had. */
 void tier_decide_forget(struct tier_decide *decide, uint32_t layer, uint32_t expert);
 
+/* What can change while a core lives. */
+struct tier_decide_change {
+    struct tier_decide_tier tiers[TIER_RESIDENT_TIERS_MAX];
+    bool adaptive, prefetch;
+    double half_life_tokens, prefill_share;
+};
+
+/* 0, and the actions that follow from it; else nothing changed: BASE_EBUDGET, BASE_ECONFIG, -ENOMEM
+ * as create. Quotas that adapted begin equal again if slots, policies or quotas change. */
+int tier_decide_reconfigure(struct tier_decide *decide, const struct tier_decide_change *change,
+                            struct base_err *err);
+
+/* A change as the text of a TIER_EVENT_SETTING: "decide.tiers=...", and back. `layers` and `tiers`
+ * are those of the core. -ENOSPC: the text does not fit. parse: 0; BASE_EFORMAT; quotas must have
+ * room for TIER_RESIDENT_TIERS_MAX x layers. */
+enum { TIER_DECIDE_TEXT_MAX = 4000 };
+int tier_decide_change_format(const struct tier_decide_change *change, uint32_t layers,
+                              uint32_t tiers, char *to, size_t size);
+int tier_decide_change_parse(struct tier_decide_change *change, uint32_t layers, uint32_t tiers,
+                             const char *text, uint32_t *quotas, struct base_err *err);
+
 /* Applies one recorded event. Returns 0; BASE_EFORMAT when the event is impossible (an id out of
  * range or twice, a release of what is not leased); BASE_EMISMATCH when the core answered otherwise
  * than the event says (granted, admitted): the trace is not of this configuration. */
@@ -142,6 +177,8 @@ const struct tier_decide_config *tier_decide_config_get(const struct tier_decide
 bool tier_decide_resident(const struct tier_decide *decide, uint32_t tier, uint32_t layer,
                           uint32_t expert);
 uint64_t tier_decide_resident_count(const struct tier_decide *decide, uint32_t tier);
+/* Residents beyond their partitions' slots: leased when the slots became fewer. */
+uint64_t tier_decide_over(const struct tier_decide *decide, uint32_t tier);
 uint32_t tier_decide_slots_of_layer(const struct tier_decide *decide, uint32_t tier,
                                     uint32_t layer);
 const struct tier_counts *tier_decide_counts(const struct tier_decide *decide, uint32_t tier,

@@ -44,7 +44,7 @@ static int quotas_fill(struct tier_decide *d, uint32_t tier, struct base_err *er
     uint64_t sum = 0;
     for (uint32_t l = 0; l < d->layers; l++) {
         uint64_t share = from->slots / d->layers + (l < from->slots % d->layers);
-        if (from->quotas) share = from->quotas[l];
+        if (from->quotas && !d->config.adaptive) share = from->quotas[l];
         quotas[l] = (uint32_t)(share < d->experts ? share : d->experts);
         sum += share;
     }
@@ -113,6 +113,18 @@ static int inclusive_check(const struct tier_decide *d, struct base_err *err)
     return 0;
 }
 
+double tier_decide_half_life(const struct tier_decide *d, const struct tier_plane *plane)
+{
+    double tokens = d->config.half_life_tokens;
+    return tokens > 0 ? tokens * (plane->global ? d->layers : 1) : INFINITY;
+}
+
+uint32_t tier_decide_prefill_slots(const struct tier_decide *d, uint32_t slots)
+{
+    uint32_t own = (uint32_t)(d->config.prefill_share * slots);
+    return own > 0 ? own : 1;
+}
+
 static int part_create(struct tier_decide *d, uint32_t tier, uint32_t p,
                        const struct tier_policy_ops *ops, struct base_err *err)
 {
@@ -122,17 +134,15 @@ static int part_create(struct tier_decide *d, uint32_t tier, uint32_t p,
     uint64_t slots = plane->global ? d->config.tiers[tier].slots : plane->quotas[p];
     part->ops = ops;
     part->slots = (uint32_t)(slots < experts ? slots : experts);
-    part->prefill_slots = (uint32_t)(d->config.prefill_share * part->slots);
-    if (part->prefill_slots == 0) part->prefill_slots = 1;
+    part->roof = part->slots;
+    part->prefill_slots = tier_decide_prefill_slots(d, part->slots);
     part->key_first = plane->global ? 0 : p * d->experts;
     part->head = d->keys + p;
     plane->links[part->head] = (struct link){ part->head, part->head };
     struct tier_policy_options options = {
         .expert_count = experts,
         .slots = part->slots,
-        .half_life = d->config.half_life_tokens > 0
-                         ? d->config.half_life_tokens * (plane->global ? d->layers : 1)
-                         : INFINITY,
+        .half_life = tier_decide_half_life(d, plane),
         .held = plane->held + part->key_first,
         .next_use = d->config.next_use,
         .next_use_context = d->config.next_use_context,
@@ -149,31 +159,73 @@ static int part_create(struct tier_decide *d, uint32_t tier, uint32_t p,
     return 0;
 }
 
-static int plane_create(struct tier_decide *d, uint32_t tier, struct base_err *err)
+static int no_memory(const struct tier_decide *d, struct base_err *err)
 {
-    struct tier_plane *plane = &d->planes[tier];
+    return base_err_set(err, -ENOMEM, "no memory for the tables of %" PRIu32 " experts", d->keys);
+}
+
+int tier_decide_plane_check(struct tier_decide *d, uint32_t tier, struct base_err *err)
+{
     const struct tier_policy_ops *ops = tier_policy_find(d->config.tiers[tier].policy);
     if (!ops) {
         return base_err_set(err, BASE_ECONFIG, "no policy is called \"%s\"",
                             d->config.tiers[tier].policy);
     }
-    plane->global = ops->global;
-    plane->part_count = ops->global ? 1 : d->layers;
-    plane->parts = calloc(plane->part_count, sizeof *plane->parts);
-    plane->held = calloc(d->keys, sizeof *plane->held);
-    plane->links = calloc((size_t)d->keys + plane->part_count, sizeof *plane->links);
-    plane->quotas = calloc(d->layers, sizeof *plane->quotas);
-    plane->layers = calloc(d->layers, sizeof *plane->layers);
-    if (!plane->parts || !plane->held || !plane->links || !plane->quotas || !plane->layers) {
-        return base_err_set(err, -ENOMEM, "no memory for the tables of %" PRIu32 " experts",
-                            d->keys);
+    if (d->config.adaptive && ops->global) {
+        return base_err_set(err, BASE_ECONFIG, "%s: adaptive quotas have no effect with policy %s, "
+                            "which has no layers", tier_name(&d->config, tier), ops->name);
     }
+    d->planes[tier].global = ops->global;
     int rc = quotas_fill(d, tier, err);
-    if (rc == 0) rc = budget_check(d, tier, err);
+    return rc == 0 ? budget_check(d, tier, err) : rc;
+}
+
+int tier_decide_check(const struct tier_decide *d, struct base_err *err)
+{
+    int rc = config_check(&d->config, err);
+    bool inclusive = d->tier_count == 2 && d->config.inclusive;
+    return rc == 0 && inclusive ? inclusive_check(d, err) : rc;
+}
+
+int tier_decide_plane_fill(struct tier_decide *d, uint32_t tier, struct base_err *err)
+{
+    struct tier_plane *plane = &d->planes[tier];
+    const struct tier_policy_ops *ops = tier_policy_find(d->config.tiers[tier].policy);
+    plane->part_count = plane->global ? 1 : d->layers;
+    plane->parts = calloc(plane->part_count, sizeof *plane->parts);
+    plane->links = calloc((size_t)d->keys + plane->part_count, sizeof *plane->links);
+    if (!plane->parts || !plane->links) return no_memory(d, err);
+    int rc = 0;
     for (uint32_t p = 0; rc == 0 && p < plane->part_count; p++) {
         rc = part_create(d, tier, p, ops, err);
     }
     return rc;
+}
+
+void tier_decide_plane_empty(struct tier_plane *plane)
+{
+    for (uint32_t p = 0; plane->parts && p < plane->part_count; p++) {
+        tier_policy_destroy(plane->parts[p].policy);
+    }
+    free(plane->parts);
+    free(plane->links);
+    plane->parts = NULL;
+    plane->links = NULL;
+}
+
+static int plane_create(struct tier_decide *d, uint32_t tier, struct base_err *err)
+{
+    struct tier_plane *plane = &d->planes[tier];
+    plane->held = calloc(d->keys, sizeof *plane->held);
+    plane->quotas = calloc(d->layers, sizeof *plane->quotas);
+    plane->layers = calloc(d->layers, sizeof *plane->layers);
+    plane->left_at = d->config.adaptive ? calloc(d->keys, sizeof *plane->left_at) : NULL;
+    if (!plane->held || !plane->quotas || !plane->layers ||
+        (d->config.adaptive && !plane->left_at)) {
+        return no_memory(d, err);
+    }
+    int rc = tier_decide_plane_check(d, tier, err);
+    return rc == 0 ? tier_decide_plane_fill(d, tier, err) : rc;
 }
 
 int tier_decide_create(struct tier_decide **out, const struct tier_decide_config *config,
@@ -191,25 +243,26 @@ int tier_decide_create(struct tier_decide **out, const struct tier_decide_config
     d->keys = config->layers * config->experts;
     d->tier_count = config->tier_count;
     d->exclusive = config->tier_count == 2 && !config->inclusive;
-    d->action_max = 8 * config->experts; /* above the most moves one admission causes, times ids */
+    /* Above the most moves that one admission causes, times ids. */
+    d->action_max = 8 * (config->experts + 1);
     d->state = calloc(d->keys, sizeof *d->state);
     d->offers = calloc(d->keys, sizeof *d->offers);
     d->layer_acquires = calloc(d->layers, sizeof *d->layer_acquires);
     d->actions = calloc(d->action_max, sizeof *d->actions);
     d->found = calloc(d->experts, sizeof *d->found);
     d->marks = calloc(d->experts / 64 + 1, sizeof *d->marks);
-    if (!d->state || !d->offers || !d->layer_acquires || !d->actions || !d->found || !d->marks) {
-        rc = base_err_set(err, -ENOMEM, "no memory for the tables of %" PRIu32 " experts", d->keys);
+    d->apply_quotas = calloc(TIER_RESIDENT_TIERS_MAX * d->layers, sizeof *d->apply_quotas);
+    if (!d->state || !d->offers || !d->layer_acquires || !d->actions || !d->found || !d->marks ||
+        !d->apply_quotas) {
+        rc = no_memory(d, err);
         goto fail;
     }
     for (uint32_t t = 0; t < d->tier_count; t++) {
         rc = plane_create(d, t, err);
         if (rc < 0) goto fail;
     }
-    if (d->tier_count == 2 && config->inclusive) {
-        rc = inclusive_check(d, err);
-        if (rc < 0) goto fail;
-    }
+    rc = tier_decide_check(d, err);
+    if (rc < 0) goto fail;
     *out = d;
     return 0;
 fail:
@@ -223,12 +276,9 @@ void tier_decide_destroy(struct tier_decide *d)
     MUST(d->magic == TIER_DECIDE_MAGIC);
     for (uint32_t t = 0; t < d->tier_count; t++) {
         struct tier_plane *plane = &d->planes[t];
-        for (uint32_t p = 0; plane->parts && p < plane->part_count; p++) {
-            tier_policy_destroy(plane->parts[p].policy);
-        }
-        free(plane->parts);
+        tier_decide_plane_empty(plane);
         free(plane->held);
-        free(plane->links);
+        free(plane->left_at);
         free(plane->quotas);
         free(plane->layers);
     }
@@ -238,6 +288,7 @@ void tier_decide_destroy(struct tier_decide *d)
     free(d->actions);
     free(d->found);
     free(d->marks);
+    free(d->apply_quotas);
     d->magic = 0;
     free(d);
 }

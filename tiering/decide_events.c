@@ -56,15 +56,27 @@ static int apply_acquire(struct tier_decide *d, const struct tier_event *event,
 static int apply_release(struct tier_decide *d, const struct tier_event *event,
                          struct base_err *err)
 {
-    uint16_t *pins = d->planes[0].held;
     for (uint32_t i = 0; i < event->count; i++) {
-        if (pins[event->layer * d->experts + event->ids[i]] == 0) {
+        if (!tier_decide_unpin(d, event->layer, event->ids[i])) {
             return base_err_set(err, BASE_EFORMAT, "release of expert %" PRIu32 " of layer %" PRIu32
                                 ", which is not leased", event->ids[i], event->layer);
         }
-        tier_decide_release(d, event->layer, &event->ids[i], 1);
     }
+    tier_decide_drain(d, event->layer);
     return 0;
+}
+
+/* Settings of others are notes. */
+static int apply_setting(struct tier_decide *d, const char *text, struct base_err *err)
+{
+    struct tier_decide_change change;
+    if (strncmp(text, "decide.", 7) != 0) return 0;
+    int rc = tier_decide_change_parse(&change, d->layers, d->tier_count, text, d->apply_quotas,
+                                      err);
+    if (rc == 0) rc = tier_decide_reconfigure(d, &change, err);
+    return rc == -ENOMEM || rc == 0 ? rc
+                                    : base_err_set(err, BASE_EFORMAT, "setting \"%s\": %s", text,
+                                                   base_err_name(rc));
 }
 
 int tier_decide_apply(struct tier_decide *d, const struct tier_event *event, struct base_err *err)
@@ -97,7 +109,7 @@ int tier_decide_apply(struct tier_decide *d, const struct tier_event *event, str
         tier_decide_forget(d, event->layer, event->ids[0]);
         return 0;
     case TIER_EVENT_SETTING:
-        return 0;
+        return apply_setting(d, event->text, err);
     }
     return base_err_set(err, BASE_EFORMAT, "event of unknown kind %d", (int)event->kind);
 }

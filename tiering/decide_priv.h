@@ -1,5 +1,7 @@
 /* Inside of the decision core, shared by the files that make it up: decide.c (acquire, release,
- * hints), decide_create.c (budgets, tables) and decide_events.c (recorded events). */
+ * hints), decide_create.c (budgets, tables), decide_resize.c (changes while it lives),
+ * decide_quotas.c (adaptive quotas), decide_setting.c (changes as text) and decide_events.c
+ * (recorded events). */
 #ifndef TIERING_DECIDE_PRIV_H
 #define TIERING_DECIDE_PRIV_H
 
@@ -28,6 +30,7 @@ struct part {
     const struct tier_policy_ops *ops;
     uint32_t slots;
     uint32_t used;
+    uint32_t roof;              /* most it may hold: its slots, or more while leases keep it so */
     uint32_t used_max;          /* slots that were ever used */
     uint32_t prefill_slots;     /* what prefill may hold of a full partition */
     uint32_t own;               /* residents on prefill's account */
@@ -35,6 +38,8 @@ struct part {
     uint32_t own_pinned;        /* ... prefill's account */
     uint32_t head;              /* of the ring of prefill's own, oldest first */
     uint32_t key_first;         /* key of the partition's expert 0 */
+    uint32_t departures;        /* evictions so far, from 1 on */
+    uint32_t regrets;           /* adaptive: misses of what had just left, the older the less */
 };
 
 struct link {
@@ -46,6 +51,7 @@ struct tier_plane {             /* one resident tier */
     uint32_t part_count;        /* layers, or 1 */
     bool global;
     uint16_t *held;             /* [keys] what policies may not name */
+    uint32_t *left_at;          /* [keys] adaptive: departures when it left, 0 = never */
     struct link *links;         /* [keys + part_count] rings of prefill's own */
     uint64_t resident;
     uint32_t *quotas;           /* [layers] */
@@ -63,6 +69,7 @@ struct tier_decide {
     struct tier_decide_config config;
     uint32_t layers, experts, keys, tier_count;
     bool exclusive;             /* two tiers, no expert in both */
+    bool over;                  /* leases keep some partition beyond its slots */
     uint8_t *state;             /* [keys] */
     struct offer *offers;       /* [keys] */
     uint32_t *layer_acquires;   /* [layers] */
@@ -75,6 +82,47 @@ struct tier_decide {
     uint32_t action_count, action_max;
     struct tier_found *found;   /* [experts] scratch of apply */
     uint64_t *marks;            /* a bit an expert, scratch of apply */
+    uint32_t *apply_quotas;     /* [tiers x layers] scratch of apply */
+    uint64_t decode_acquires;
 };
+
+static inline struct part *tier_part_of(struct tier_decide *d, uint32_t tier, uint32_t layer)
+{
+    struct tier_plane *plane = &d->planes[tier];
+    return &plane->parts[plane->global ? 0 : layer];
+}
+
+/* The ring of prefill's own, newest last. */
+static inline void tier_own_link(struct tier_plane *plane, struct part *part, uint32_t key)
+{
+    struct link *links = plane->links;
+    uint32_t last = links[part->head].prev;
+    links[key] = (struct link){ .prev = last, .next = part->head };
+    links[last].next = key;
+    links[part->head].prev = key;
+    part->own++;
+}
+
+/* What release is made of: false if it was not pinned; and what follows once all are. */
+bool tier_decide_unpin(struct tier_decide *decide, uint32_t layer, uint32_t expert);
+void tier_decide_drain(struct tier_decide *decide, uint32_t layer);
+/* Sets `over`. */
+void tier_decide_note_over(struct tier_decide *decide);
+/* Lets go of experts while the partition holds more than its slots; leased ones stay. */
+void tier_decide_trim(struct tier_decide *decide, uint32_t tier, struct part *part);
+
+/* decide_create.c: the parts of create that a change needs too. Quotas and slots of a tier,
+ * checked; what two tiers demand of each other; the partitions with their policies. */
+int tier_decide_plane_check(struct tier_decide *decide, uint32_t tier, struct base_err *err);
+int tier_decide_check(const struct tier_decide *decide, struct base_err *err);
+int tier_decide_plane_fill(struct tier_decide *decide, uint32_t tier, struct base_err *err);
+void tier_decide_plane_empty(struct tier_plane *plane);
+double tier_decide_half_life(const struct tier_decide *decide, const struct tier_plane *plane);
+uint32_t tier_decide_prefill_slots(const struct tier_decide *decide, uint32_t slots);
+
+/* decide_quotas.c: an acquire has ended; a slot may move. */
+void tier_decide_adapt(struct tier_decide *decide);
+/* A lookup missed this expert: was it let go of too early? */
+void tier_decide_regret(struct tier_decide *decide, uint32_t tier, struct part *part, uint32_t key);
 
 #endif

@@ -59,6 +59,9 @@ struct tier_policy_ops {
     uint32_t (*victim)(struct tier_policy *policy);
     /* Optional. An expert that is not resident here is used in a higher tier. */
     void (*seen)(struct tier_policy *policy, uint32_t expert);
+    /* Optional. From now on the partition has so many slots (it may hold more for a while) and uses
+     * count half after this half-life; what was learned stays. */
+    void (*retune)(struct tier_policy *policy, uint32_t slots, double half_life);
     /* Optional. Probability in [0, 1] that the expert is wanted at its layer's next acquire. */
     void (*hint)(struct tier_policy *policy, uint32_t expert, float probability);
 };

@@ -87,6 +87,15 @@ static void arc_touch(struct tier_policy *policy, uint32_t expert)
     push(a, expert, T2);
 }
 
+/* What is remembered beyond the new bounds goes as experts leave. */
+static void arc_retune(struct tier_policy *policy, uint32_t slots, double half_life)
+{
+    struct arc *a = arc_of(policy);
+    (void)half_life;
+    a->target *= (double)slots / a->slots;
+    a->slots = slots;
+}
+
 /* A miss that is remembered moves the target towards the list it had left too early. */
 static void arc_incoming(struct tier_policy *policy, uint32_t expert, bool used)
 {
@@ -157,4 +166,5 @@ const struct tier_policy_ops tier_policy_arc_ops = {
     .insert = arc_insert,
     .remove = arc_remove,
     .victim = arc_victim,
+    .retune = arc_retune,
 };

@@ -54,6 +54,12 @@ static void lfu_begin(struct tier_policy *policy, uint64_t now)
     if (tier_score_step(&lfu->score)) tier_heap_rebuild(&lfu->heap);
 }
 
+static void lfu_retune(struct tier_policy *policy, uint32_t slots, double half_life)
+{
+    (void)slots;
+    tier_score_retune(&lfu_of(policy)->score, half_life);
+}
+
 static void lfu_touch(struct tier_policy *policy, uint32_t expert)
 {
     struct lfu *lfu = lfu_of(policy);
@@ -99,4 +105,5 @@ const struct tier_policy_ops tier_policy_lfu_ops = {
     .remove = lfu_remove,
     .victim = lfu_victim,
     .seen = lfu_seen,
+    .retune = lfu_retune,
 };

@@ -56,6 +56,12 @@ static void mixed_begin(struct tier_policy *policy, uint64_t now)
     tier_score_step(&mixed_of(policy)->score);
 }
 
+static void mixed_retune(struct tier_policy *policy, uint32_t slots, double half_life)
+{
+    (void)slots;
+    tier_score_retune(&mixed_of(policy)->score, half_life);
+}
+
 static void mixed_touch(struct tier_policy *policy, uint32_t expert)
 {
     struct mixed *m = mixed_of(policy);
@@ -110,5 +116,6 @@ const struct tier_policy_ops tier_policy_lru_with_frequency_ops = {
     .insert = mixed_insert,
     .remove = mixed_remove,
     .victim = mixed_victim,
+    .retune = mixed_retune,
     .seen = mixed_seen,
 };

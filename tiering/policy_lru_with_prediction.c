@@ -79,6 +79,15 @@ static void rerank(struct predicted *p, uint32_t expert)
     tier_heap_fix(&p->heap, expert);
 }
 
+static void predicted_retune(struct tier_policy *policy, uint32_t slots, double half_life)
+{
+    struct predicted *p = predicted_of(policy);
+    (void)slots;
+    tier_score_retune(&p->score, half_life);
+    p->rate = 1 - 1 / p->score.growth;
+    for (uint32_t i = 0; i < p->hinted_count; i++) rerank(p, p->hinted[i]);
+}
+
 static void predicted_begin(struct tier_policy *policy, uint64_t now)
 {
     struct predicted *p = predicted_of(policy);
@@ -148,4 +157,5 @@ const struct tier_policy_ops tier_policy_lru_with_prediction_ops = {
     .victim = predicted_victim,
     .seen = predicted_seen,
     .hint = predicted_hint,
+    .retune = predicted_retune,
 };

@@ -41,6 +41,13 @@ static void s3fifo_destroy(struct tier_policy *policy)
     free(s);
 }
 
+static void cut(struct s3fifo *s, uint32_t slots)
+{
+    s->slots = slots;
+    s->small_slots = slots / 10 ? slots / 10 : 1;
+    s->ghost_max = slots - slots / 10;
+}
+
 static int s3fifo_create(struct tier_policy **out, const struct tier_policy_options *options)
 {
     uint32_t experts = options->expert_count;
@@ -54,9 +61,7 @@ static int s3fifo_create(struct tier_policy **out, const struct tier_policy_opti
     }
     s->experts = experts;
     s->chosen = TIER_NO_EXPERT;
-    s->slots = options->slots;
-    s->small_slots = options->slots / 10 ? options->slots / 10 : 1;
-    s->ghost_max = options->slots - options->slots / 10;
+    cut(s, options->slots);
     tier_ring_init(s->ring, experts, QUEUES);
     *out = &s->base;
     return 0;
@@ -73,6 +78,17 @@ static void pull(struct s3fifo *s, uint32_t expert)
 {
     tier_ring_unlink(s->ring, expert);
     s->counts[s->queue[expert]]--;
+}
+
+static void s3fifo_retune(struct tier_policy *policy, uint32_t slots, double half_life)
+{
+    struct s3fifo *s = s3fifo_of(policy);
+    (void)half_life;
+    /* New slots fill as at first: small takes its share and main the rest. */
+    if (slots > s->slots) s->filled = false;
+    cut(s, slots);
+    s->chosen = TIER_NO_EXPERT;
+    while (s->counts[GHOST] > s->ghost_max) pull(s, s->ring[s->experts + GHOST].prev);
 }
 
 static void s3fifo_touch(struct tier_policy *policy, uint32_t expert)
@@ -172,4 +188,5 @@ const struct tier_policy_ops tier_policy_s3fifo_ops = {
     .insert = s3fifo_insert,
     .remove = s3fifo_remove,
     .victim = s3fifo_victim,
+    .retune = s3fifo_retune,
 };

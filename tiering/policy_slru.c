@@ -49,6 +49,25 @@ static int slru_create(struct tier_policy **out, const struct tier_policy_option
     return 0;
 }
 
+/* The oldest protected ones beyond the bound are on probation again. */
+static void bound_protected(struct slru *s)
+{
+    while (s->protected_count > s->protected_max) {
+        uint32_t oldest = s->ring[s->protected].prev;
+        tier_ring_front(s->ring, s->probation, oldest);
+        s->safe[oldest] = 0;
+        s->protected_count--;
+    }
+}
+
+static void slru_retune(struct tier_policy *policy, uint32_t slots, double half_life)
+{
+    struct slru *s = slru_of(policy);
+    (void)half_life;
+    s->protected_max = (uint32_t)((uint64_t)slots * 4 / 5);
+    bound_protected(s);
+}
+
 static void slru_touch(struct tier_policy *policy, uint32_t expert)
 {
     struct slru *s = slru_of(policy);
@@ -59,11 +78,8 @@ static void slru_touch(struct tier_policy *policy, uint32_t expert)
     }
     tier_ring_front(s->ring, s->protected, expert);
     s->safe[expert] = 1;
-    if (s->protected_count++ < s->protected_max) return;
-    uint32_t oldest = s->ring[s->protected].prev;
-    tier_ring_front(s->ring, s->probation, oldest);
-    s->safe[oldest] = 0;
-    s->protected_count--;
+    s->protected_count++;
+    bound_protected(s);
 }
 
 static void slru_insert(struct tier_policy *policy, uint32_t expert, bool used)
@@ -99,4 +115,5 @@ const struct tier_policy_ops tier_policy_slru_ops = {
     .insert = slru_insert,
     .remove = slru_remove,
     .victim = slru_victim,
+    .retune = slru_retune,
 };

@@ -26,6 +26,12 @@ static inline void tier_score_init(struct tier_score *score, double *at, uint32_
     };
 }
 
+/* Another half-life from now on; uses so far keep their weights. */
+static inline void tier_score_retune(struct tier_score *score, double half_life)
+{
+    score->growth = isinf(half_life) ? 1 : exp2(1 / half_life);
+}
+
 /* The next acquire begins. True if all counts were scaled. */
 static inline bool tier_score_step(struct tier_score *score)
 {

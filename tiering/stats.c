@@ -52,6 +52,7 @@ static void fill_io(struct tier *t, struct tier_io_metrics *m)
     m->demotions_dropped = s->demotions_dropped;
     m->copy_errors = s->copy_errors;
     m->copy_latency = s->copy_latency;
+    m->reconfigurations = t->reconfigurations;
     uint64_t transfer = t->cache.busy_ns + s->copy_ns, waited = 0;
     for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) waited += t->waits_ns[w];
     m->overlap_ratio = transfer > waited ? 1 - (double)waited / (double)transfer : 0;
@@ -101,6 +102,7 @@ void tier_step_end(struct tier *t)
     MUST(t->magic == TIER_MAGIC);
     t->steps++;
     memset(t->step_waits_ns, 0, sizeof t->step_waits_ns);
+    tier_shrink(t);
     tier_stats_publish(t, base_clock_now_ns(t->clock));
 }
 

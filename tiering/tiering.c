@@ -38,62 +38,6 @@ const size_t tier_io_metric_count = sizeof tier_io_metrics / sizeof tier_io_metr
 
 static void on_failed(void *context, uint32_t key);
 
-static const struct base_option *option_of(const char *key)
-{
-    for (size_t i = 0; i < tier_option_count; i++) {
-        if (strcmp(tier_options[i].key, key) == 0) return &tier_options[i];
-    }
-    MUST(!"an option of this module");
-    return NULL;
-}
-
-/* A setting that cannot take effect beside the others is refused. */
-static int config_check(const struct tier_config *config, const char *eviction,
-                        struct base_err *err)
-{
-    if (config->inclusion == 1 && !tier_budget_has_hbm(config)) {
-        return base_err_set(err, BASE_ECONFIG,
-                            "tiers.inclusion: inclusive has no effect without an "
-                            "hbm tier: set tiers.hbm.capacity, or leave it out");
-    }
-    if (strcmp(eviction, "lru_with_prediction") == 0 && !config->prefetch) {
-        return base_err_set(err, BASE_ECONFIG, "policy.eviction: lru_with_prediction has no effect "
-                            "without a predictor that gives hints, and none is attached: take lfu, "
-                            "which it would be");
-    }
-    unsigned long long initial = strtoull(option_of("policy.half_life")->initial, NULL, 10);
-    if (!tier_policy_find(eviction)->decayed && config->half_life != initial) {
-        return base_err_set(err, BASE_ECONFIG, "policy.half_life: %llu has no effect with "
-                            "policy.eviction: %s, which counts no uses: take lfu, "
-                            "lru_with_frequency or lru_with_prediction, or leave it out",
-                            (unsigned long long)config->half_life, eviction);
-    }
-    return 0;
-}
-
-static int decide_create(struct tier *t, uint32_t top_k, const struct tier_footprint *footprint,
-                         struct base_err *err)
-{
-    struct tier_decide_config config = {
-        .layers = t->layers,
-        .experts = t->experts,
-        .top_k = top_k,
-        .tier_count = t->tiers,
-        .inclusive = t->tiers == 2 && t->config.inclusion == 1,
-        .half_life_tokens = (double)t->config.half_life,
-        .prefill_share = t->config.prefill_share,
-        .prefetch = t->config.prefetch,
-        .strict = true,
-    };
-    for (uint32_t i = 0; i < t->tiers; i++) {
-        config.tiers[i].slots = footprint->slots[i];
-        base_option_choice(option_of("policy.eviction"), t->config.eviction,
-                           config.tiers[i].policy, sizeof config.tiers[i].policy);
-    }
-    int rc = config_check(&t->config, config.tiers[0].policy, err);
-    return rc < 0 ? rc : tier_decide_create(&t->decide, &config, err);
-}
-
 static int tables_create(struct tier *t)
 {
     size_t keys = (size_t)t->layers * t->experts;
@@ -109,17 +53,23 @@ static int tables_create(struct tier *t)
                                                 t->layers * sizeof(struct tier_layer_stats));
 }
 
+/* Slots that a tier may ever have: enough for all experts, and what is beside them. */
+static uint64_t slots_most(const struct tier *t)
+{
+    return (uint64_t)t->layers * t->experts + 2 * (uint64_t)t->top_k + TIER_SPARE_PREFETCH;
+}
+
 static int device_create(struct tier *t, const struct tier_footprint *footprint,
                          struct base_err *err)
 {
     char name[32];
     struct dev_config config = {
-        .memory_bytes = footprint->slots_bytes[0],
+        .memory_bytes = slots_most(t) * footprint->slot_bytes[0],
         .bandwidth = t->config.hbm_bandwidth,
         .fault_share = t->config.hbm_faults,
         .seed = 1,
     };
-    base_option_choice(option_of("tiers.hbm.device"), t->config.hbm_device, name, sizeof name);
+    base_option_choice(tier_option_of("tiers.hbm.device"), t->config.hbm_device, name, sizeof name);
     int rc = dev_create(&t->own_device, dev_find(name), &config, t->clock, err);
     t->device = t->own_device;
     return rc;
@@ -129,13 +79,14 @@ static int cache_create(struct tier *t, const struct tier_open_args *args,
                         const struct tier_footprint *f, struct base_err *err)
 {
     unsigned dram = t->tiers - 1;
-    uint64_t inflight = t->config.prefetch_inflight;
+    for (unsigned i = 0; i < t->tiers; i++) t->slots_wanted[i] = f->slots[i] + f->spare_slots[i];
     struct tier_cache_args cache = {
         .store = t->store, .io = t->io, .clock = t->clock,
         .slots = (uint32_t)(f->slots[dram] + f->spare_slots[dram]),
+        .slots_most = (uint32_t)slots_most(t),
         .pin = (enum tier_pin)t->config.dram_pin,
         .verify_always = t->config.verify == 0,
-        .prefetch_inflight = inflight > f->slot_bytes[dram] ? inflight : f->slot_bytes[dram],
+        .prefetch_inflight = t->config.prefetch_inflight,
         .stuck_after_ns = t->config.stuck_after,
         .failed = on_failed, .context = t,
     };
@@ -145,6 +96,7 @@ static int cache_create(struct tier *t, const struct tier_open_args *args,
         if (rc < 0) return rc;
         cache.device = t->device;
         cache.hbm_slots = (uint32_t)(f->slots[0] + f->spare_slots[0]);
+        cache.hbm_slots_most = cache.slots_most;
         cache.hbm_slot_bytes = f->slot_bytes[0];
     }
     return tier_cache_create(&t->cache, &cache, err);
@@ -166,6 +118,7 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
     t->tiers = tier_budget_has_hbm(&t->config) ? 2 : 1;
     t->layers = tier_store_layers(args->store);
     t->experts = tier_store_experts(args->store);
+    t->top_k = args->top_k;
     t->expert_bytes = tier_store_expert_bytes(args->store);
     base_hist_init(&t->submit_latency);
     rc = tables_create(t);
@@ -173,7 +126,7 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
         base_err_set(err, rc, "no memory for the tables of the tiers");
         goto fail;
     }
-    rc = decide_create(t, args->top_k, &footprint, err);
+    rc = tier_settings_core(&t->config, &footprint, t->store, t->top_k, &t->decide, err);
     if (rc < 0) goto fail;
     rc = tier_io_create(&t->io, args->io, t->clock, err);
     if (rc < 0) goto fail;
@@ -207,7 +160,7 @@ void tier_close(struct tier *t)
 
 /* -- decisions carried out -------------------------------------------------------------------- */
 
-static void observe(struct tier *t, const struct tier_event *event)
+void tier_observe(struct tier *t, const struct tier_event *event)
 {
     if (t->observer.event) t->observer.event(t->observer.context, event);
 }
@@ -218,7 +171,7 @@ static void resident_set(struct tier *t, uint32_t key, uint8_t in, uint8_t out)
     __atomic_store_n(&t->expert_resident[key], bits, __ATOMIC_RELAXED);
 }
 
-static void carry_out(struct tier *t, bool demand)
+void tier_carry_out(struct tier *t, bool demand)
 {
     const struct tier_action *actions;
     uint32_t n = tier_decide_actions(t->decide, &actions);
@@ -258,8 +211,8 @@ static void on_failed(void *context, uint32_t key)
     uint32_t layer = key / t->experts, expert = key % t->experts;
     tier_decide_forget(t->decide, layer, expert);
     resident_set(t, key, 0, 3);
-    observe(t, &(struct tier_event){ .kind = TIER_EVENT_FORGET, .layer = layer, .count = 1,
-                                     .ids = &expert });
+    tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_FORGET, .layer = layer, .count = 1,
+                                          .ids = &expert });
 }
 
 /* -- leases ----------------------------------------------------------------------------------- */
@@ -304,7 +257,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     uint32_t base = layer * t->experts, resident = 0, hits = 0, below = 0;
     uint64_t begin_ns = base_clock_now_ns(t->clock);
     uint32_t k = tier_decide_acquire(t->decide, layer, ids, n, phase, t->found);
-    carry_out(t, true);
+    tier_carry_out(t, true);
     for (uint32_t i = 0; i < k; i++) {
         uint32_t key = base + ids[i];
         if (t->found[i].from != 0) {
@@ -336,8 +289,8 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     t->resident_below += below;
     t->layer_hinted[layer] = 0;
     if (cache->prefetch.head != TIER_NO_SLOT) tier_cache_layer_passed(cache, layer);
-    observe(t, &(struct tier_event){ .kind = TIER_EVENT_ACQUIRE, .phase = phase, .layer = layer,
-                                     .count = n, .granted = k, .ids = ids });
+    tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_ACQUIRE, .phase = phase,
+                                          .layer = layer, .count = n, .granted = k, .ids = ids });
     if (begin_ns - t->published_ns > PUBLISH_EVERY_NS) tier_stats_publish(t, begin_ns);
     return k;
 }
@@ -345,8 +298,9 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
 static void release_layer(struct tier *t, uint32_t layer, uint32_t n)
 {
     tier_decide_release(t->decide, layer, t->ids, n);
-    observe(t, &(struct tier_event){ .kind = TIER_EVENT_RELEASE, .layer = layer, .count = n,
-                                     .ids = t->ids });
+    tier_carry_out(t, false);
+    tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_RELEASE, .layer = layer, .count = n,
+                                          .ids = t->ids });
 }
 
 void tier_release(struct tier *t, const struct tier_lease *leases, uint32_t n)
@@ -475,13 +429,13 @@ uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
             continue;
         }
         bool taken = tier_decide_hint(t->decide, h->layer, h->expert, h->probability, h->distance);
-        carry_out(t, false);
+        tier_carry_out(t, false);
         if (taken) {
             admitted++;
             t->layer_hinted[h->layer]++;
             if (!resident) t->prefetch_credit -= (double)t->expert_bytes;
         }
-        observe(t, &(struct tier_event){
+        tier_observe(t, &(struct tier_event){
             .kind = TIER_EVENT_HINT, .layer = h->layer, .count = 1, .ids = &h->expert,
             .probability = h->probability, .distance = h->distance, .admitted = taken,
         });

@@ -51,6 +51,12 @@
     O(eviction, ENUM, "policy.eviction", "lru", \
       "lru|lru_global|lfu|lru_with_frequency|lru_with_prediction|slru|s3fifo|sieve|arc", "", \
       "which expert leaves when a slot is needed") \
+    O(eviction_dram, ENUM, "policy.eviction_dram", "same", \
+      "same|lru|lru_global|lfu|lru_with_frequency|lru_with_prediction|slru|s3fifo|sieve|arc", "", \
+      "which expert leaves dram where hbm lies above it; same = policy.eviction") \
+    O(quotas, TEXTLINE, "policy.quotas", "equal", "", "", \
+      "slots of the layers: equal, adaptive (they follow what is missed), shares like \"2,1,1\", " \
+      "or file:PATH with such a list") \
     O(half_life, UINT, "policy.half_life", "16", "0..1000000", "tokens", \
       "tokens after which a use counts half, where eviction counts uses; 0 = never") \
     O(prefill_share, SHARE, "policy.prefill_share", "50%", "", "", \
@@ -144,6 +150,24 @@ struct tier_hint {
 /* Predictions; cheap, may be refused, never waits. Returns how many were admitted. */
 uint32_t tier_hint(struct tier *tier, const struct tier_hint *hints, uint32_t n);
 
+/* Other settings from here on, between two steps, leases or not. What changed is decided at once
+ * and recorded as one event; memory of fewer slots goes back bit by bit (tier_shrink), what is
+ * leased stays until its release. More slots than addresses were set aside for at start (for all
+ * experts of the model, if the system had them) are refused, as is a change of what needs a
+ * restart. On an error nothing has changed: BASE_ECONFIG, BASE_EBUDGET, -ENOMEM, with the sentence.
+ * Allocates. */
+int tier_reconfigure(struct tier *tier, const struct tier_config *config, struct base_err *err);
+/* Gives a bounded part of the memory back that fewer slots do without; tier_step_end does it too.
+ * True while there is more: call again, after tier_poll, when no step is coming. */
+bool tier_shrink(struct tier *tier);
+/* The option of this key can change while the tiers are open. */
+bool tier_config_live(const char *key);
+/* Settings that contradict each other, without a model; and with one, all that open would refuse of
+ * slots and policies. */
+int tier_config_check(const struct tier_config *config, struct base_err *err);
+int tier_config_fits(const struct tier_config *config, const struct tier_store *store,
+                     uint32_t top_k, struct base_err *err);
+
 /* Ends a step: closes its account of waits and publishes the counters. */
 void tier_step_end(struct tier *tier);
 
@@ -188,6 +212,7 @@ struct tier_tier_metrics {
     M(copies_down_bytes, COUNTER, "bytes", "bytes of those copies")                               \
     M(demotions_dropped, COUNTER, "", "demotions that found no free slot below, and were dropped") \
     M(copy_errors, COUNTER, "", "copies that failed")                                             \
+    M(reconfigurations, COUNTER, "", "times that the settings were changed while open")           \
     M(overlap_ratio, REAL, "", "share of the time of reads and copies that no step waited for")   \
     M(wait_demand_seconds, REAL, "seconds", "engine waits for demand reads")                      \
     M(wait_late_seconds, REAL, "seconds", "engine waits for late prefetches")                     \

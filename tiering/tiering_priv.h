@@ -1,5 +1,6 @@
-/* Inside of the live tiers, shared by tiering.c (open, acquire, wait, release, hints), budget.c
- * (slots and bytes of a configuration) and stats.c (what other threads see). */
+/* Inside of the live tiers, shared by tiering.c (open, acquire, wait, release, hints), settings.c
+ * (a configuration for the core), budget.c (slots and bytes of one), reconfigure.c (another one
+ * while open) and stats.c (what other threads see). */
 #ifndef TIERING_TIERING_PRIV_H
 #define TIERING_TIERING_PRIV_H
 
@@ -8,6 +9,8 @@
 #include "tiering/tiering.h"
 
 enum { TIER_MAGIC = 0x71e2c0de };
+/* Most slots set aside for prefetches that are evicted before they arrive. */
+enum { TIER_SPARE_PREFETCH = 4 };
 
 struct tier {
     uint32_t magic;
@@ -20,7 +23,9 @@ struct tier {
     struct dev *device, *own_device;    /* own: made here, ended here */
     uint32_t tiers;             /* resident ones: 2 = hbm over dram */
     struct tier_observer observer;
-    uint32_t layers, experts;
+    uint32_t layers, experts, top_k;
+    uint64_t slots_wanted[TIER_RESIDENT_TIERS_MAX];     /* in service, leases apart */
+    uint64_t reconfigurations;
     uint64_t expert_bytes;
     struct tier_found *found;   /* [experts] scratch of acquire */
     uint32_t *ids;              /* [experts] scratch of release */
@@ -41,6 +46,21 @@ struct tier {
     uint64_t *expert_lookups;   /* [keys] relaxed atomics: one writer, any reader */
     uint8_t *expert_resident;
 };
+
+/* What the core shall do by this configuration, whose slots are in `footprint`. The change's quotas
+ * point into `quotas`, [TIER_RESIDENT_TIERS_MAX x layers]. */
+int tier_settings_of(const struct tier_config *config, const struct tier_footprint *footprint,
+                     const struct tier_store *store, uint32_t top_k,
+                     struct tier_decide_change *change, uint32_t *quotas, struct base_err *err);
+/* A core that does so. */
+int tier_settings_core(const struct tier_config *config, const struct tier_footprint *footprint,
+                       const struct tier_store *store, uint32_t top_k, struct tier_decide **out,
+                       struct base_err *err);
+const struct base_option *tier_option_of(const char *key);
+
+/* Carries out what the core's last call decided; tells the observer. */
+void tier_carry_out(struct tier *tier, bool demand);
+void tier_observe(struct tier *tier, const struct tier_event *event);
 
 /* The configuration asks for an hbm tier. */
 bool tier_budget_has_hbm(const struct tier_config *config);

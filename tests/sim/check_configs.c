@@ -1,5 +1,6 @@
 /* No setting shows: over random configurations of tiers, sizes, policies, layouts on disk, ways of
- * reading, threads, cuts of the prompt and neighbours, every logit of every request has the bits of
+ * reading, threads, cuts of the prompt and neighbours, and changes of size, policy, quotas and
+ * prefetch while requests run, every logit of every request has the bits of
  * a run alone with everything in memory and the same KV blocks (attention is summed up block by
  * block: kv.block_tokens is part of the arithmetic); and the recorded events of each run, replayed,
  * give its live counts.
@@ -12,6 +13,7 @@
 
 #include "base/clock.h"
 #include "tests/support/campaign.h"
+#include "tests/support/campaign_live.h"
 
 enum { TEXTS = 6, BLOCKS = 4, LAYERS = 6, EXPERTS = 64, TOP_K = 6, HANG_S = 120, DRAWS = 60 };
 
@@ -35,7 +37,7 @@ static struct run run;
 static const uint32_t block_tokens[BLOCKS] = { 1, 4, 16, 64 };
 static uint64_t wanted[BLOCKS][TEXTS], rounds, until_ns;
 static struct {
-    uint64_t runs, refused, hbm, inclusive, answers, events;
+    uint64_t runs, refused, hbm, inclusive, answers, events, changes, changes_refused;
 } done;
 
 /* Sampled: one wrong bit leads to another text. */
@@ -161,6 +163,19 @@ static unsigned open_drawn(struct campaign_settings *s, struct base_rng *rng, ui
     return 0;
 }
 
+/* One step, and now and then other settings before it. False when nothing is left to do. */
+static bool step(struct base_rng *rng, unsigned every)
+{
+    if (every > 0 && base_rng_below(rng, every) == 0) {
+        bool taken = campaign_reconfigure(&run, rng);
+        done.changes += taken;
+        done.changes_refused += !taken;
+    }
+    int alive = eng_step(run.stack.engine);
+    ck_assert_int_ge(alive, 0);
+    return alive > 0;
+}
+
 static void one_round(uint64_t seed)
 {
     static struct campaign_settings settings;
@@ -175,15 +190,15 @@ static void one_round(uint64_t seed)
     done.hbm += decide->tier_count == 2;
     done.inclusive += decide->inclusive;
     unsigned first = (unsigned)base_rng_below(&rng, TEXTS), n = (unsigned)between(&rng, 1, 4);
+    /* Every other run keeps its settings. */
+    unsigned every = seed % 2 ? 0 : (unsigned)between(&rng, 1, 12);
     for (unsigned i = 0; i < n; i++) {
         asked[i] = (first + i) % TEXTS;
         submit(asked[i]);
         /* Some come while others are under way. */
-        for (uint64_t steps = base_rng_below(&rng, 6); steps > 0; steps--) {
-            ck_assert_int_ge(eng_step(run.stack.engine), 0);
-        }
+        for (uint64_t steps = base_rng_below(&rng, 6); steps > 0; steps--) step(&rng, every);
     }
-    run_finish(&run);
+    while (step(&rng, every)) {}
     for (unsigned i = 0; i < n; i++) {
         const struct run_answer *answer = &run.answers[i];
         ck_assert_msg(answer->finish == ENG_LENGTH, "%s: %s: %s", what, answer->error,
@@ -202,13 +217,16 @@ START_TEST(no_setting_shows)
 {
     for (uint64_t seed = 1; seed <= rounds || base_now_ns() < until_ns; seed++) one_round(seed);
     printf("seeds 1..%llu: %llu answers with the same bits, %llu events replayed to the same "
-           "counts; %llu runs with hbm, %llu of them inclusive; %llu draws refused\n",
+           "counts; %llu runs with hbm, %llu of them inclusive; %llu draws refused; %llu changes "
+           "while requests ran, %llu refused\n",
            (unsigned long long)done.runs, (unsigned long long)done.answers,
            (unsigned long long)done.events, (unsigned long long)done.hbm,
-           (unsigned long long)done.inclusive, (unsigned long long)done.refused);
+           (unsigned long long)done.inclusive, (unsigned long long)done.refused,
+           (unsigned long long)done.changes, (unsigned long long)done.changes_refused);
     ck_assert_uint_ge(done.hbm * 4, done.runs);
     ck_assert_uint_ge(done.inclusive * 20, done.runs);
     ck_assert_uint_le(done.refused, done.runs);
+    ck_assert_uint_ge(done.changes, done.runs);
 }
 END_TEST
 

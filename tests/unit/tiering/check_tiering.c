@@ -1,5 +1,6 @@
 /* The live tiers give the right bytes and the core's counts: over random capacities, policies,
- * backends, hints, leases kept and waits cut short, and with reads that fail. */
+ * backends, hints, leases kept, waits cut short and settings changed meanwhile, and with reads that
+ * fail. */
 #include <check.h>
 #include <errno.h>
 #include <malloc.h>
@@ -7,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/rng.h"
 #include "port/hash.h"
@@ -58,6 +60,7 @@ struct run {
     struct tier *tier;
     struct tier_decide *twin;   /* fed with the observer's events: what a replay would do */
     uint64_t events, hits, late;
+    bool changes;               /* settings change while it runs */
     struct tier_lease leases[8][EXPERTS];
     uint32_t counts[8], lease_sets;
 };
@@ -195,6 +198,56 @@ static void hint(struct run *r, struct base_rng *rng)
     tier_hint(r->tier, hints, 4);
 }
 
+/* Another size, policy, quotas, prefetch: taken, or refused with a sentence. */
+static void reconfigure(struct run *r, struct base_rng *rng)
+{
+    static const char *const pairs[] = {
+        "tiers.dram.capacity=25%", "tiers.dram.capacity=50%", "tiers.dram.capacity=100%",
+        "tiers.dram.capacity=6%", "tiers.hbm.capacity=25%", "tiers.hbm.capacity=75%",
+        "policy.eviction=lru", "policy.eviction=lfu", "policy.eviction=arc",
+        "policy.eviction=lru_global", "policy.eviction=s3fifo", "policy.eviction_dram=slru",
+        "policy.eviction_dram=same", "policy.quotas=equal", "policy.quotas=adaptive",
+        "policy.quotas=3,1,2", "policy.prefill_share=10%", "policy.prefill_share=100%",
+        "prefetch.inflight=64KiB", "prefetch.inflight=1MiB", "tiers.verify=always",
+    };
+    bool hbm = tier_decide_config_of(r->tier)->tier_count == 2;
+    struct tier_config old = r->config;
+    struct base_err err = { 0 };
+    for (uint64_t n = 1 + base_rng_below(rng, 3); n > 0; n--) {
+        const char *pair = pairs[base_rng_below(rng, sizeof pairs / sizeof pairs[0])];
+        if (hbm || !strstr(pair, "hbm")) set(r, pair);
+    }
+    int rc = tier_reconfigure(r->tier, &r->config, &err);
+    if (rc == 0) return;
+    NEED((rc == BASE_EBUDGET || rc == BASE_ECONFIG) && err.text[0]);
+    r->config = old;
+}
+
+/* Memory of slots that are not wanted any more is given back, and all of it. */
+static void check_shrunk(struct run *r)
+{
+    struct tier_footprint f;
+    struct tier_snapshot s;
+    struct base_err err = { 0 };
+    while (tier_shrink(r->tier)) tier_poll(r->tier);
+    for (int ms = 0; ms < 5000; ms++) {
+        tier_poll(r->tier);
+        tier_step_end(r->tier);
+        tier_snapshot(r->tier, &s);
+        NEED(tier_footprint(&r->config, store, TOP_K, &f, &err) == 0);
+        bool done = true;
+        for (uint32_t t = 0; t < s.tier_count; t++) {
+            done &= s.tiers[t].slots == f.slots[t] + f.spare_slots[t];
+            NEED(s.tiers[t].slots >= f.slots[t] + f.spare_slots[t]);
+            NEED(s.tiers[t].capacity_bytes == s.tiers[t].slots * f.slot_bytes[t]);
+        }
+        if (done) return;
+        struct timespec pause = { .tv_nsec = 1000000 };
+        nanosleep(&pause, NULL);
+    }
+    ck_abort_msg("slots are not given back, seed %d", seed);
+}
+
 static void drive(struct run *r, struct base_rng *rng, unsigned steps)
 {
     for (unsigned s = 0; s < steps; s++) {
@@ -208,6 +261,7 @@ static void drive(struct run *r, struct base_rng *rng, unsigned steps)
             break;
         case 3:
             tier_step_end(r->tier);
+            if (r->changes && base_rng_below(rng, 3) == 0) reconfigure(r, rng);
             break;
         default:
             acquire(r, rng);
@@ -314,9 +368,11 @@ START_TEST(right_bytes_and_the_cores_counts)
         set(&r, pair);
         set(&r, "tiers.verify=always");
     }
+    r.changes = seed % 4 > 0;
     open_run(&r);
     drive(&r, &rng, 400);
     compare_counts(&r);
+    check_shrunk(&r);
     close_run(&r);
 }
 END_TEST
