@@ -7,63 +7,16 @@
  *   kcheck --bench [OP]                     rates beside the measured floors (kbench.c)
  *
  * A NaN equals any NaN: kern.h leaves sign and payload open. */
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/must.h"
 #include "base/rng.h"
 #include "kernels/kern.h"
 #include "tests/kernels/kcheck.h"
-
-enum { GUARD_BYTES = 64, GUARD_VALUE = 0xa5, BUFFERS_MAX = 32 };
-
-/* One mapping: guard bytes, data, then a page that may not be touched. */
-struct buffer {
-    uint8_t *map, *data;
-    size_t map_bytes, bytes;
-};
-
-static struct buffer buffers[BUFFERS_MAX];
-static unsigned buffer_count;
-
-/* `bytes` of memory that end `slack` bytes before an unreadable page. */
-static void *buffer_get(size_t bytes, size_t slack)
-{
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    const size_t inner = (GUARD_BYTES + bytes + slack + page - 1) / page * page;
-    struct buffer *b = &buffers[buffer_count++];
-    MUST(buffer_count <= BUFFERS_MAX);
-    b->map_bytes = inner + page;
-    b->map = mmap(NULL, b->map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    MUST(b->map != MAP_FAILED);
-    MUST(mprotect(b->map + inner, page, PROT_NONE) == 0);
-    memset(b->map, GUARD_VALUE, inner);
-    b->data = b->map + inner - slack - bytes;
-    b->bytes = bytes;
-    return b->data;
-}
-
-/* Ends all buffers; true when every guard byte is as it was. */
-static bool buffers_end(void)
-{
-    bool whole = true;
-    for (unsigned i = 0; i < buffer_count; i++) {
-        struct buffer *b = &buffers[i];
-        const uint8_t *end = b->map + b->map_bytes - (size_t)sysconf(_SC_PAGESIZE);
-        for (const uint8_t *at = b->data - GUARD_BYTES; at < end; at++) {
-            if ((at < b->data || at >= b->data + b->bytes) && *at != GUARD_VALUE)
-                whole = false;
-        }
-        munmap(b->map, b->map_bytes);
-    }
-    buffer_count = 0;
-    return whole;
-}
+#include "tests/support/guard.h"
 
 /* One comparison of `set` with `reference`; `what` describes the case when it fails. */
 struct kcase {
@@ -119,7 +72,7 @@ static float any_float(struct kcase *c, uint32_t temper)
 
 static float *floats(struct kcase *c, size_t n, uint32_t temper)
 {
-    float *data = buffer_get(n * sizeof *data, 4 * below(c, 8));
+    float *data = guard_get(n * sizeof *data, 4 * below(c, 8));
     for (size_t i = 0; i < n; i++)
         data[i] = any_float(c, temper);
     return data;
@@ -137,7 +90,7 @@ static void *codes(struct kcase *c, enum kern_dtype dtype, size_t n, uint32_t te
 {
     const size_t size = dtype == KERN_INT4 ? 1 : kern_dtype_bytes(dtype);
     const bool nan_codes = below(c, 4) == 0;
-    uint8_t *data = buffer_get(n * size, size == 1 ? below(c, 64) : 2 * below(c, 32));
+    uint8_t *data = guard_get(n * size, size == 1 ? below(c, 64) : 2 * below(c, 32));
     for (size_t i = 0; i < n; i++) {
         const float value = any_float(c, temper);
         uint16_t half = (uint16_t)base_rng_u64(&c->rng);
@@ -177,7 +130,7 @@ static void group_scales(struct kcase *c, struct kern_matrix *w, uint32_t temper
     w->scale_rows = 1;
     w->scale_cols = below(c, 2) ? KERN_GROUP_SMALL : KERN_GROUP_LARGE;
     const size_t count = (size_t)w->rows * ((w->cols + w->scale_cols - 1) / w->scale_cols);
-    uint8_t *scales = buffer_get(count * 2, below(c, 16));
+    uint8_t *scales = guard_get(count * 2, below(c, 16));
     for (size_t i = 0; i < count; i++) {
         const float scale = any_float(c, temper == 2 ? 1 : temper) * 0.01f;
         uint16_t code;
@@ -204,7 +157,7 @@ static struct kern_matrix any_matrix(struct kcase *c, uint32_t rows, uint32_t co
         w.scale_cols = below(c, 2) ? usual[below(c, 5)] : 1 + below(c, 300);
         const size_t count = (size_t)((rows + w.scale_rows - 1) / w.scale_rows) *
                              ((cols + w.scale_cols - 1) / w.scale_cols);
-        uint8_t *scales = buffer_get(count * 4, below(c, 16));
+        uint8_t *scales = guard_get(count * 4, below(c, 16));
         for (size_t i = 0; i < count; i++) {
             const float scale = any_float(c, temper == 2 ? 1 : temper) * 0.01f;
             memcpy(scales + 4 * i, &scale, 4);
@@ -395,7 +348,7 @@ static bool check_gate(struct kcase *c)
     uint32_t *ids[2];
     float *weights[2];
     for (int i = 0; i < 2; i++) {
-        ids[i] = buffer_get(gate.top_k * sizeof *ids[i], 0);
+        ids[i] = guard_get(gate.top_k * sizeof *ids[i], 0);
         weights[i] = floats(c, gate.top_k, 0);
         (i ? c->set : c->reference)->gate(&gate, logits, ids[i], weights[i], scratch);
     }
@@ -421,8 +374,8 @@ static bool check_to_bf16(struct kcase *c)
 {
     const uint32_t n = 1 + below(c, 300);
     const float *x = floats(c, n, below(c, 3));
-    uint16_t *wanted = buffer_get(n * sizeof *wanted, 2 * below(c, 8));
-    uint16_t *got = buffer_get(n * sizeof *got, 2 * below(c, 8));
+    uint16_t *wanted = guard_get(n * sizeof *wanted, 2 * below(c, 8));
+    uint16_t *got = guard_get(n * sizeof *got, 2 * below(c, 8));
     c->reference->to_bf16(wanted, x, n);
     c->set->to_bf16(got, x, n);
     if (!memcmp(wanted, got, n * sizeof *got))
@@ -458,7 +411,7 @@ static unsigned set_check(const struct kern_ops *set, const char *only, uint64_t
             struct kcase c = { .set = set, .reference = kern_ops_variant(KERN_CPU_REFERENCE) };
             base_rng_init(&c.rng, seed);
             const bool same = checks[i].check(&c);
-            const bool guarded = buffers_end();
+            const bool guarded = guard_end();
             if (same && guarded)
                 continue;
             bad++;
