@@ -1,0 +1,51 @@
+/* The emulated CUDA machine, as the tests see it: seeds, failures, sites.
+ *
+ * A failure is anything a kernel or a caller of the runtime did that a real card would answer with
+ * nonsense or an error: it is kept as text, the first one wins, and execution goes on. A site is a
+ * place in a source file with a barrier, a wait or an event: every one that ran is listed, and one
+ * of them can be muted, which makes it do nothing. One thread.
+ */
+#ifndef CUDAHOST_H
+#define CUDAHOST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { CUDAHOST_SITES_MAX = 128 };
+
+/* Orders of threads, blocks and streams follow from the seed alone. */
+void cudahost_seed(uint64_t seed);
+
+/* The first failure since the last call, or NULL; forgets it. Valid until the next failure. */
+const char *cudahost_failure(void);
+
+/* "file:line" of each site that ran, in order of first use. */
+unsigned cudahost_sites(const char *const **names);
+void cudahost_site_mute(const char *name);      /* NULL: none */
+
+/* ---- the machine ---- */
+
+struct cudahost_machine {
+    int devices;
+    size_t memory_bytes;        /* of each */
+    /* The n-th call from now that can fail so does, with this code; 0: none. */
+    unsigned fail_at;
+    int fail_code;
+};
+extern struct cudahost_machine cudahost_machine;
+
+/* Forgets streams, events, memory and sticky errors; all must have been given back. Returns how
+ * many things were not. */
+unsigned cudahost_reset(void);
+uint64_t cudahost_operations(void);             /* run so far */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
