@@ -51,8 +51,38 @@ template <> struct stored<KERN_FP8_E4M3> {
     static const unsigned bytes = 1;
 };
 
-/* The weights in 32 bits of a row: four, two or one. */
-template <int DTYPE> static __device__ __forceinline__ void decode_word(unsigned word, float *w)
+template <> struct stored<KERN_INT8> {
+    static const unsigned bytes = 1;
+};
+template <> struct stored<KERN_INT4> {
+    static const unsigned bytes = 1; /* of the two columns that share one */
+};
+
+/* INT8 and INT4 have BF16 scales for groups of columns of each row. */
+template <int DTYPE> static __device__ __forceinline__ bool grouped()
+{
+    return DTYPE == KERN_INT8 || DTYPE == KERN_INT4;
+}
+
+/* Where column k of a row lies; kern_row_bytes and kern.h's layout. */
+template <int DTYPE> static __device__ __forceinline__ size_t column_at(uint32_t k)
+{
+    if (DTYPE == KERN_INT4)
+        return (size_t)(k / KERN_INT4_BLOCK) * (KERN_INT4_BLOCK / 2) + k % (KERN_INT4_BLOCK / 2);
+    return (size_t)k * stored<DTYPE>::bytes;
+}
+
+template <int DTYPE> static __device__ __forceinline__ size_t row_bytes(uint32_t cols)
+{
+    if (DTYPE == KERN_INT4)
+        return (size_t)((cols + KERN_INT4_BLOCK - 1) / KERN_INT4_BLOCK) * (KERN_INT4_BLOCK / 2);
+    return (size_t)cols * stored<DTYPE>::bytes;
+}
+
+/* The weights in 32 bits of a row: four, two or one. `k` is the first one's column: of INT4 codes
+ * those of the upper half of a block are the high nibbles. */
+template <int DTYPE>
+static __device__ __forceinline__ void decode_word(unsigned word, uint32_t k, float *w)
 {
     if (DTYPE == KERN_FP8_E4M3) {
         kern_fp8_pair(word, &w[0], &w[1]);
@@ -63,39 +93,65 @@ template <int DTYPE> static __device__ __forceinline__ void decode_word(unsigned
     } else if (DTYPE == KERN_F16) {
         w[0] = from_f16(word & 0xffffu);
         w[1] = from_f16(word >> 16);
-    } else {
+    } else if (DTYPE == KERN_F32) {
         w[0] = __uint_as_float(word);
+    } else if (DTYPE == KERN_INT8) {
+#pragma unroll
+        for (unsigned i = 0; i < 4; i++)
+            w[i] = (float)(int8_t)(word >> 8 * i);
+    } else {
+        const unsigned shift = k % KERN_INT4_BLOCK < KERN_INT4_BLOCK / 2 ? 0 : 4;
+#pragma unroll
+        for (unsigned i = 0; i < 4; i++)
+            w[i] = (float)((int)((word >> (8 * i + shift) & 15u) ^ 8u) - 8);
     }
 }
 
-/* CHUNK weights from `row` on; those from `count` on are zero and not touched. */
+/* One weight of a row. */
 template <int DTYPE>
-static __device__ __forceinline__ void load_chunk(float (&w)[CHUNK], const uint8_t *row,
+static __device__ __forceinline__ float load_one(const uint8_t *row, uint32_t k)
+{
+    const uint8_t *at = row + column_at<DTYPE>(k);
+    unsigned word = 0;
+    float w[4];
+#pragma unroll
+    for (unsigned b = 0; b < stored<DTYPE>::bytes; b++)
+        word |= (unsigned)at[b] << (8 * b);
+    decode_word<DTYPE>(word, k, w);
+    return w[0];
+}
+
+/* A scale of a row: f32, or BF16 of a group. */
+template <int DTYPE>
+static __device__ __forceinline__ float load_scale(const uint8_t *scales, uint32_t index)
+{
+    if (!grouped<DTYPE>()) return load_f32(scales + 4 * (size_t)index);
+    const uint8_t *at = scales + 2 * (size_t)index;
+    return from_bf16((unsigned)at[0] | (unsigned)at[1] << 8);
+}
+
+/* CHUNK weights of a row from column k on, a multiple of CHUNK in a block; those from `count` on
+ * are zero and not touched. */
+template <int DTYPE>
+static __device__ __forceinline__ void load_chunk(float (&w)[CHUNK], const uint8_t *row, uint32_t k,
                                                   uint32_t count)
 {
     const unsigned bytes = stored<DTYPE>::bytes, per_word = 4 / bytes;
-    if (count >= CHUNK && ((uintptr_t)row & 15u) == 0) {
+    const uint8_t *at = row + column_at<DTYPE>(k);
+    if (count >= CHUNK && ((uintptr_t)at & 15u) == 0) {
 #pragma unroll
         for (unsigned i = 0; i < bytes; i++) {
-            const uint4 v = ((const uint4 *)row)[i];
-            decode_word<DTYPE>(v.x, &w[4 * per_word * i]);
-            decode_word<DTYPE>(v.y, &w[4 * per_word * i + per_word]);
-            decode_word<DTYPE>(v.z, &w[4 * per_word * i + 2 * per_word]);
-            decode_word<DTYPE>(v.w, &w[4 * per_word * i + 3 * per_word]);
+            const uint4 v = ((const uint4 *)at)[i];
+            decode_word<DTYPE>(v.x, k, &w[4 * per_word * i]);
+            decode_word<DTYPE>(v.y, k, &w[4 * per_word * i + per_word]);
+            decode_word<DTYPE>(v.z, k, &w[4 * per_word * i + 2 * per_word]);
+            decode_word<DTYPE>(v.w, k, &w[4 * per_word * i + 3 * per_word]);
         }
         return;
     }
 #pragma unroll
-    for (unsigned j = 0; j < CHUNK; j++) {
-        float one[4] = { 0, 0, 0, 0 };
-        if (j < count) {
-            unsigned word = 0;
-            for (unsigned b = 0; b < bytes; b++)
-                word |= (unsigned)row[j * bytes + b] << (8 * b);
-            decode_word<DTYPE>(word, one);
-        }
-        w[j] = one[0];
-    }
+    for (unsigned j = 0; j < CHUNK; j++)
+        w[j] = j < count ? load_one<DTYPE>(row, k + j) : 0.0f;
 }
 
 static __device__ __forceinline__ void load_x(float (&v)[CHUNK], const float *x, uint32_t count)

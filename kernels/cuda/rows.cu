@@ -18,16 +18,18 @@ __device__ __forceinline__ row_of find_row(const void *data, const void *scales,
                                            const kern_cuda_shape &shape)
 {
     row_of r;
-    r.data = (const uint8_t *)data + (size_t)row * shape.cols * stored<DTYPE>::bytes;
+    r.data = (const uint8_t *)data + row * row_bytes<DTYPE>(shape.cols);
     r.scales = NULL;
     if (shape.scale_rows > 0) {
         const uint32_t stride = (shape.cols + shape.scale_cols - 1) / shape.scale_cols;
-        r.scales = (const uint8_t *)scales + 4 * (size_t)(row / shape.scale_rows) * stride;
+        const size_t size = grouped<DTYPE>() ? 2 : 4;
+        r.scales = (const uint8_t *)scales + size * (row / shape.scale_rows) * stride;
     }
     return r;
 }
 
 /* Adds one chunk to a total, by the order of kern_cuda.h. */
+template <int DTYPE>
 __device__ __forceinline__ float chunk_add(const float (&w)[CHUNK], const float (&x)[CHUNK],
                                            const row_of &row, uint32_t k, uint32_t count,
                                            uint32_t scale_cols, float total)
@@ -44,20 +46,20 @@ __device__ __forceinline__ float chunk_add(const float (&w)[CHUNK], const float 
 #pragma unroll
         for (unsigned j = 0; j < CHUNK; j++)
             part = fmaf(w[j], x[j], part);
-        return fmaf(part, load_f32(row.scales + 4 * (size_t)at), total);
+        return fmaf(part, load_scale<DTYPE>(row.scales, at), total);
     }
     uint32_t now = at;
 #pragma unroll
     for (unsigned j = 0; j < CHUNK; j++) {
         const uint32_t next = (k + j) / scale_cols;
         if (next != now && j < count) {
-            total = fmaf(part, load_f32(row.scales + 4 * (size_t)now), total);
+            total = fmaf(part, load_scale<DTYPE>(row.scales, now), total);
             part = 0;
             now = next;
         }
         part = fmaf(w[j], x[j], part);
     }
-    return fmaf(part, load_f32(row.scales + 4 * (size_t)now), total);
+    return fmaf(part, load_scale<DTYPE>(row.scales, now), total);
 }
 
 /* Dots of R rows with M operands over columns [k0, k1); all lanes get all of them. */
@@ -76,14 +78,14 @@ __device__ __forceinline__ void dots(float (&sum)[R][M], const row_of (&rows)[R]
         float w[R][CHUNK];
 #pragma unroll
         for (unsigned r = 0; r < R; r++)
-            load_chunk<DTYPE>(w[r], rows[r].data + (size_t)k * stored<DTYPE>::bytes, count);
+            load_chunk<DTYPE>(w[r], rows[r].data, k, count);
 #pragma unroll
         for (unsigned m = 0; m < M; m++) {
             float v[CHUNK];
             load_x(v, x[m] + k, count);
 #pragma unroll
             for (unsigned r = 0; r < R; r++)
-                sum[r][m] = chunk_add(w[r], v, rows[r], k, count, scale_cols, sum[r][m]);
+                sum[r][m] = chunk_add<DTYPE>(w[r], v, rows[r], k, count, scale_cols, sum[r][m]);
         }
     }
 #pragma unroll
@@ -162,6 +164,14 @@ __global__ void __launch_bounds__(THREADS) experts_out_rows(const kern_cuda_expe
     }
 }
 
+/* As cpu_range_begin: groups stay whole. */
+template <int DTYPE>
+__device__ __forceinline__ uint32_t range_begin(uint32_t cols, uint32_t block, uint32_t blocks)
+{
+    const uint32_t begin = (uint32_t)((uint64_t)cols * block / blocks);
+    return grouped<DTYPE>() && block < blocks ? begin / KERN_GROUP_LARGE * KERN_GROUP_LARGE : begin;
+}
+
 template <int DTYPE, unsigned M>
 __device__ __forceinline__ void product_tokens(const kern_cuda_product_args &a,
                                                const row_of (&rows)[1], uint32_t n, uint32_t first,
@@ -176,8 +186,8 @@ __device__ __forceinline__ void product_tokens(const kern_cuda_product_args &a,
     for (unsigned m = 0; m < M; m++)
         total[m] = 0;
     for (uint32_t b = 0; b < a.k_blocks; b++) {
-        const uint32_t k0 = (uint32_t)((uint64_t)a.w.cols * b / a.k_blocks);
-        const uint32_t k1 = (uint32_t)((uint64_t)a.w.cols * (b + 1) / a.k_blocks);
+        const uint32_t k0 = range_begin<DTYPE>(a.w.cols, b, a.k_blocks);
+        const uint32_t k1 = range_begin<DTYPE>(a.w.cols, b + 1, a.k_blocks);
         dots<DTYPE, 1, M>(sum, rows, x, k0, k1, a.w.scale_cols);
 #pragma unroll
         for (unsigned m = 0; m < M; m++)
@@ -212,7 +222,7 @@ template <int DTYPE>
 __global__ void __launch_bounds__(THREADS) absorb_rows(const kern_cuda_absorb_args a)
 {
     const uint32_t c = blockIdx.x * THREADS + threadIdx.x, h = blockIdx.y, row = blockIdx.z;
-    const uint32_t lora = a.w.cols, bytes = stored<DTYPE>::bytes;
+    const uint32_t lora = a.w.cols;
     if (c >= lora + a.rope) return;
     const float *q = a.q + ((size_t)row * a.heads + h) * (a.nope + a.rope);
     float *to = a.q_latent + ((size_t)row * a.heads + h) * (lora + a.rope);
@@ -220,31 +230,31 @@ __global__ void __launch_bounds__(THREADS) absorb_rows(const kern_cuda_absorb_ar
         to[c] = q[a.nope + c - lora];
         return;
     }
-    const uint32_t stride = a.w.scales ? (lora + a.w.scale_cols - 1) / a.w.scale_cols : 0;
+    const kern_cuda_shape shape = { a.w.dtype, a.w.rows, lora, a.w.scales ? a.w.scale_rows : 0,
+                                    a.w.scale_cols };
     float sum = 0;
     for (uint32_t d = 0; d < a.nope; d++) {
-        const uint32_t r = h * a.w_head + d;
-        const uint8_t *at = (const uint8_t *)a.w.data + ((size_t)r * lora + c) * bytes;
-        unsigned word = 0;
-        float w[4], factor = q[d];
-#pragma unroll
-        for (unsigned b = 0; b < bytes; b++)
-            word |= (unsigned)at[b] << (8 * b);
-        decode_word<DTYPE>(word, w);
-        if (a.w.scales) {
-            factor =
-                factor * load_f32((const uint8_t *)a.w.scales +
-                                  4 * ((size_t)(r / a.w.scale_rows) * stride + c / a.w.scale_cols));
-        }
-        sum = fmaf(w[0], factor, sum);
+        const row_of w = find_row<DTYPE>(a.w.data, a.w.scales, h * a.w_head + d, shape);
+        float factor = q[d];
+        if (w.scales) factor = factor * load_scale<DTYPE>(w.scales, c / a.w.scale_cols);
+        sum = fmaf(load_one<DTYPE>(w.data, c), factor, sum);
     }
     to[c] = sum;
 }
 
 bool shape_taken(const kern_cuda_shape &shape)
 {
+    const bool small = shape.scale_cols == KERN_GROUP_SMALL;
+    if (kern_dtype_grouped(shape.dtype) &&
+        (shape.scale_rows != 1 || (!small && shape.scale_cols != KERN_GROUP_LARGE)))
+        return false;
     return shape.rows > 0 && shape.cols > 0 && shape.cols <= INT32_MAX / 2 &&
            (shape.scale_rows == 0 || shape.scale_cols > 0);
+}
+
+kern_cuda_shape shape_of(const kern_matrix &w)
+{
+    return kern_cuda_shape{ w.dtype, w.rows, w.cols, w.scales ? w.scale_rows : 0, w.scale_cols };
 }
 
 /* Runs `kernel` of the right stored type. */
@@ -261,6 +271,12 @@ bool shape_taken(const kern_cuda_shape &shape)
         break; \
     case KERN_FP8_E4M3: \
         KERN_LAUNCH(kernel<KERN_FP8_E4M3>, blocks, dim3(THREADS), 0, (cudaStream_t)stream, a); \
+        break; \
+    case KERN_INT8: \
+        KERN_LAUNCH(kernel<KERN_INT8>, blocks, dim3(THREADS), 0, (cudaStream_t)stream, a); \
+        break; \
+    case KERN_INT4: \
+        KERN_LAUNCH(kernel<KERN_INT4>, blocks, dim3(THREADS), 0, (cudaStream_t)stream, a); \
         break; \
     default: \
         return -EINVAL; \
@@ -290,7 +306,8 @@ int kern_cuda_product(const struct kern_cuda_product_args *args, void *stream)
 {
     const kern_cuda_product_args a = *args;
     const bool whole = a.k_blocks == 1 || a.k_blocks == KERN_RANK_BLOCKS;
-    if (a.m == 0 || a.rows == 0 || a.w.cols == 0 || a.group == 0 || !whole) return -EINVAL;
+    if (!shape_taken(shape_of(a.w)) || a.m == 0 || a.rows == 0 || a.group == 0 || !whole)
+        return -EINVAL;
     BY_DTYPE(a.w.dtype, product_rows, dim3((a.rows + WARPS - 1) / WARPS), stream, a)
     return kern_launched();
 }
@@ -299,8 +316,8 @@ int kern_cuda_absorb(const struct kern_cuda_absorb_args *args, void *stream)
 {
     const kern_cuda_absorb_args a = *args;
     const dim3 blocks((a.w.cols + a.rope + THREADS - 1) / THREADS, a.heads, a.rows);
-    if (a.rows == 0 || a.rows > 65535 || a.heads == 0 || a.heads > 65535 || a.w.cols == 0)
-        return -EINVAL;
+    if (a.rows == 0 || a.rows > 65535 || a.heads == 0 || a.heads > 65535) return -EINVAL;
+    if (!shape_taken(shape_of(a.w))) return -EINVAL;
     BY_DTYPE(a.w.dtype, absorb_rows, blocks, stream, a)
     return kern_launched();
 }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/must.h"
 #include "tests/cudahost/include/cuda_runtime.h"
 #include "tests/support/guard.h"
 
@@ -58,59 +59,75 @@ static void weight_draw(struct cuda_case *c, enum kern_dtype dtype, uint8_t *at)
         c->reference->to_bf16(&half, &value, 1);
         memcpy(at, &half, 2);
         break;
-    default:
+    case KERN_FP8_E4M3: /* no NaN, or every sum would be one */
         do
             at[0] = (uint8_t)base_rng_u64(&c->rng);
         while ((at[0] & 0x7f) == 0x7f);
+        break;
+    default:
+        at[0] = (uint8_t)base_rng_u64(&c->rng);
     }
+}
+
+static const void *scales_draw(struct cuda_case *c, const struct kern_matrix *w)
+{
+    const size_t count = (size_t)((w->rows + w->scale_rows - 1) / w->scale_rows) *
+                         ((w->cols + w->scale_cols - 1) / w->scale_cols);
+    const size_t size = kern_dtype_grouped(w->dtype) ? 2 : 4;
+    uint8_t *scales = guard_get(size * count, case_below(c, 2) ? 0 : case_below(c, 8));
+    for (size_t i = 0; i < count; i++) {
+        const float scale = 0.01f + (float)base_rng_unit(&c->rng) * 0.05f;
+        uint16_t half;
+        c->reference->to_bf16(&half, &scale, 1);
+        if (size == 2)
+            memcpy(scales + 2 * i, &half, 2);
+        else
+            memcpy(scales + 4 * i, &scale, 4);
+    }
+    return scales;
 }
 
 struct kern_matrix case_matrix(struct cuda_case *c, enum kern_dtype dtype, uint32_t rows,
                                uint32_t cols, uint32_t scale_rows, uint32_t scale_cols)
 {
     struct kern_matrix w = { .dtype = dtype, .rows = rows, .cols = cols };
-    const size_t size = kern_dtype_bytes(dtype), n = (size_t)rows * cols;
-    uint8_t *data = guard_get(n * size, case_below(c, 2) ? 0 : size * case_below(c, 16));
-    for (size_t i = 0; i < n; i++)
-        weight_draw(c, dtype, data + i * size);
+    const bool grouped = kern_dtype_grouped(dtype);
+    const size_t size = dtype == KERN_INT4 ? 1 : kern_dtype_bytes(dtype);
+    const size_t bytes = rows * kern_row_bytes(dtype, cols);
+    uint8_t *data = guard_get(bytes, case_below(c, 2) ? 0 : size * case_below(c, 16));
+    for (size_t i = 0; i < bytes; i += size)
+        weight_draw(c, dtype, data + i);
     w.data = data;
-    if (scale_rows > 0) {
-        const size_t count =
-            (size_t)((rows + scale_rows - 1) / scale_rows) * ((cols + scale_cols - 1) / scale_cols);
-        uint8_t *scales = guard_get(4 * count, case_below(c, 2) ? 0 : case_below(c, 8));
-        for (size_t i = 0; i < count; i++) {
-            const float scale = 0.01f + (float)base_rng_unit(&c->rng) * 0.05f;
-            memcpy(scales + 4 * i, &scale, 4);
-        }
-        w.scales = scales;
-        w.scale_rows = scale_rows;
-        w.scale_cols = scale_cols;
+    if (grouped || scale_rows > 0) {
+        /* From the arguments alone: matrices of one shape have the same groups. */
+        const uint32_t group = scale_cols < 100 ? KERN_GROUP_SMALL : KERN_GROUP_LARGE;
+        w.scale_rows = grouped ? 1 : scale_rows;
+        w.scale_cols = grouped ? group : scale_cols;
+        w.scales = scales_draw(c, &w);
     }
     return w;
 }
 
-double case_weight(const struct kern_matrix *w, uint32_t row, uint32_t col)
-{
-    const size_t size = kern_dtype_bytes(w->dtype);
-    float value, scale = 1;
-    kern_ops_variant(KERN_CPU_REFERENCE)
-        ->to_f32(&value, (const uint8_t *)w->data + ((size_t)row * w->cols + col) * size, w->dtype,
-                 1);
-    if (w->scales) {
-        const uint32_t stride = (w->cols + w->scale_cols - 1) / w->scale_cols;
-        memcpy(&scale,
-               (const uint8_t *)w->scales +
-                   4 * ((size_t)(row / w->scale_rows) * stride + col / w->scale_cols),
-               4);
-    }
-    return (double)value * scale;
-}
-
 double case_weight_sum(const struct kern_matrix *w, uint32_t row, const float *x)
 {
+    const struct kern_ops *ops = kern_ops_variant(KERN_CPU_REFERENCE);
+    float values[4096];
     double sum = 0;
-    for (uint32_t k = 0; k < w->cols; k++)
-        sum += fabs(case_weight(w, row, k) * x[k]);
+    MUST(w->cols <= 4096);
+    ops->to_f32(values, (const uint8_t *)w->data + row * kern_row_bytes(w->dtype, w->cols),
+                w->dtype, w->cols);
+    const size_t stride = w->scales ? (w->cols + w->scale_cols - 1) / w->scale_cols : 0;
+    for (uint32_t k = 0; k < w->cols; k++) {
+        float scale = 1;
+        if (w->scales) {
+            const size_t at = row / w->scale_rows * stride + k / w->scale_cols;
+            if (kern_dtype_grouped(w->dtype))
+                ops->to_f32(&scale, (const uint8_t *)w->scales + 2 * at, KERN_BF16, 1);
+            else
+                memcpy(&scale, (const uint8_t *)w->scales + 4 * at, 4);
+        }
+        sum += fabs((double)values[k] * scale * x[k]);
+    }
     return sum;
 }
 

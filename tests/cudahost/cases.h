@@ -34,10 +34,9 @@ uint32_t case_below(struct cuda_case *c, uint32_t bound);
 float *case_floats(struct cuda_case *c, size_t n);
 /* The same memory filled with what no result is. */
 float *case_room(struct cuda_case *c, size_t n);
+/* INT8 and INT4: groups of 32 or 128, whichever is nearer to scale_cols. */
 struct kern_matrix case_matrix(struct cuda_case *c, enum kern_dtype dtype, uint32_t rows,
                                uint32_t cols, uint32_t scale_rows, uint32_t scale_cols);
-/* Stored weight as a number, scaled. */
-double case_weight(const struct kern_matrix *w, uint32_t row, uint32_t col);
 /* sum |w x| over columns: what the error of a dot is measured by. */
 double case_weight_sum(const struct kern_matrix *w, uint32_t row, const float *x);
 
