@@ -51,11 +51,24 @@ void pred_history_contexts(const struct pred_history *h, const struct pred_shape
     }
 }
 
+const uint32_t *pred_history_find(const struct pred_history *h, uint64_t seq, uint32_t *token)
+{
+    size_t place = place_of(seq);
+    if (h->last[place].seq != seq + 1) return NULL;
+    *token = h->last[place].token;
+    return h->ids + place * h->row;
+}
+
+void pred_history_keep(struct pred_history *h, uint64_t seq, uint32_t token, const uint32_t *ids)
+{
+    size_t place = place_of(seq);
+    h->last[place] = (struct pred_last){ .seq = seq + 1, .token = token };
+    memcpy(h->ids + place * h->row, ids, h->row * sizeof ids[0]);
+}
+
 void pred_history_update(struct pred_history *h, const struct pred_step *step, const uint32_t *ids)
 {
     for (uint32_t i = 0; i < step->token_count; i++) {
-        size_t place = place_of(step->seqs[i]);
-        h->last[place] = (struct pred_last){ .seq = step->seqs[i] + 1, .token = step->tokens[i] };
-        memcpy(h->ids + place * h->row, ids + (size_t)i * h->row, h->row * sizeof ids[0]);
+        pred_history_keep(h, step->seqs[i], step->tokens[i], ids + (size_t)i * h->row);
     }
 }

@@ -20,6 +20,14 @@ struct pred_history {
 int pred_history_init(struct pred_history *history, const struct pred_shape *shape);
 void pred_history_fini(struct pred_history *history);
 
+/* The routing [layers x top_k] of the sequence's last token, and that token; NULL if unknown. Lives
+ * until that place is written again. */
+const uint32_t *pred_history_find(const struct pred_history *history, uint64_t seq,
+                                  uint32_t *token);
+/* This token and its routing are the sequence's past now. */
+void pred_history_keep(struct pred_history *history, uint64_t seq, uint32_t token,
+                       const uint32_t *ids);
+
 /* Contexts of all tokens of a step, nothing of it known yet. `ids` [tokens x layers x top_k] and
  * `contexts` [tokens] are the caller's; ids are filled with the step's routing, token by token. */
 void pred_history_contexts(const struct pred_history *history, const struct pred_shape *shape,

@@ -1,0 +1,416 @@
+#include "predictor/adviser.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/must.h"
+#include "predictor/history.h"
+
+enum {
+    ROWS_LIMIT = 4096,
+    BINS = 64,                  /* of log-odds, four to the unit */
+    BIN_FULL = 4096,            /* hints of a bin after which its counts are halved */
+};
+#define BIN_BELIEF 24.0f        /* hints that a bin's own probability counts as */
+/* Log-odds below which a row adds nothing worth the exponential: 0.1%. */
+#define NOTHING (-7.0f)
+
+/* Hints given before the pass began know less than those of `lead` layers ahead. */
+enum kind { NEAR, FAR, KINDS };
+
+struct said {                   /* the latest hints for one layer */
+    uint32_t count;
+    uint32_t known;             /* layers that were known then */
+    bool fresh;                 /* of the running step */
+};
+
+struct bin {
+    float given, right;
+};
+
+struct pred_adviser {
+    struct pred_predictor *predictor;
+    struct pred_adviser_options options;
+    uint32_t layers, experts, top_k;
+    struct pred_history history;
+    /* of the running step */
+    uint32_t row_count;                 /* all */
+    uint32_t count, predicted;          /* followed; the first `predicted` are predicted */
+    uint32_t *source;                   /* [rows_max] row of the step */
+    struct pred_context *contexts;      /* [rows_max] */
+    uint32_t *ids;                      /* [rows_max x layers x top_k] */
+    float *ahead;                       /* [rows_max x layers x experts], NULL until asked for */
+    uint8_t *has_ahead;                 /* [rows_max x layers] */
+    uint32_t routed;                    /* layers that are through */
+    struct said *said;                  /* [layers] */
+    struct tier_hint *kept;             /* [layers x hints_max] */
+    float *raw;                         /* [layers x hints_max] log-odds before calibration */
+    struct tier_hint *out;              /* [layers x hints_max] */
+    float *scores, *none;               /* [experts]: of a row; log of P(no row) */
+    uint8_t *asked;                     /* [experts] */
+    struct bin bins[KINDS][BINS];
+    struct pred_adviser_stats stats;
+};
+
+/* ------------------------------------------------------------------------------- create -- */
+
+static int tables_create(struct pred_adviser *a)
+{
+    size_t rows = a->options.rows_max, layers = a->layers, hints = layers * a->options.hints_max;
+    a->source = calloc(rows, sizeof a->source[0]);
+    a->contexts = calloc(rows, sizeof a->contexts[0]);
+    a->ids = calloc(rows * layers * a->top_k, sizeof a->ids[0]);
+    a->ahead = calloc(rows * layers * a->experts, sizeof a->ahead[0]);
+    a->has_ahead = calloc(rows * layers, sizeof a->has_ahead[0]);
+    a->said = calloc(layers, sizeof a->said[0]);
+    a->kept = calloc(hints, sizeof a->kept[0]);
+    a->raw = calloc(hints, sizeof a->raw[0]);
+    a->out = calloc(hints, sizeof a->out[0]);
+    a->scores = calloc(a->experts, sizeof a->scores[0]);
+    a->none = calloc(a->experts, sizeof a->none[0]);
+    a->asked = calloc(a->experts, sizeof a->asked[0]);
+    if (!a->source || !a->contexts || !a->ids || !a->ahead || !a->has_ahead || !a->said ||
+        !a->kept || !a->raw || !a->out || !a->scores || !a->none || !a->asked) {
+        return -ENOMEM;
+    }
+    return pred_history_init(&a->history, &a->predictor->shape);
+}
+
+int pred_adviser_create(struct pred_adviser **out, struct pred_predictor *predictor,
+                        const struct pred_adviser_options *options)
+{
+    *out = NULL;
+    if (options->lead == 0 || options->hints_max == 0 || options->rows_max == 0 ||
+        options->rows_max > ROWS_LIMIT || !(options->probability_min >= 0) ||
+        options->probability_min > 1) {
+        return -EINVAL;
+    }
+    struct pred_adviser *a = calloc(1, sizeof *a);
+    if (!a) return -ENOMEM;
+    a->predictor = predictor;
+    a->options = *options;
+    a->layers = predictor->shape.layers;
+    a->experts = predictor->shape.experts;
+    a->top_k = predictor->shape.top_k;
+    if (a->options.hints_max > a->experts) a->options.hints_max = a->experts;
+    if (a->options.lead > a->layers) a->options.lead = a->layers;
+    if (tables_create(a) < 0) {
+        pred_adviser_destroy(a);
+        return -ENOMEM;
+    }
+    *out = a;
+    return 0;
+}
+
+void pred_adviser_destroy(struct pred_adviser *a)
+{
+    if (!a) return;
+    pred_history_fini(&a->history);
+    free(a->source);
+    free(a->contexts);
+    free(a->ids);
+    free(a->ahead);
+    free(a->has_ahead);
+    free(a->said);
+    free(a->kept);
+    free(a->raw);
+    free(a->out);
+    free(a->scores);
+    free(a->none);
+    free(a->asked);
+    free(a);
+}
+
+size_t pred_adviser_bytes(const struct pred_adviser *a)
+{
+    size_t rows = a->options.rows_max, layers = a->layers, hints = layers * a->options.hints_max;
+    return sizeof *a + rows * (sizeof a->source[0] + sizeof a->contexts[0]) +
+           rows * layers * (a->top_k * sizeof a->ids[0] + a->experts * sizeof a->ahead[0] + 1) +
+           layers * sizeof a->said[0] + hints * (2 * sizeof a->kept[0] + sizeof a->raw[0]) +
+           a->experts * (2 * sizeof a->scores[0] + 1) +
+           PRED_HISTORY_PLACES * (sizeof a->history.last[0] + layers * a->top_k * 4);
+}
+
+/* -------------------------------------------------------------------------- calibration -- */
+
+static enum kind kind_of(const struct pred_adviser *a, uint32_t layer, uint32_t known)
+{
+    return known + a->options.lead > layer ? NEAR : FAR;
+}
+
+static struct bin *bin_of(struct pred_adviser *a, enum kind kind, float raw)
+{
+    int at = (int)floorf((raw + BINS / 8.0f) * 4);
+    return &a->bins[kind][at < 0 ? 0 : at >= BINS ? BINS - 1 : at];
+}
+
+static float calibrated(struct pred_adviser *a, enum kind kind, float raw)
+{
+    const struct bin *bin = bin_of(a, kind, raw);
+    float own = 1 / (1 + expf(-raw));
+    return (bin->right + own * BIN_BELIEF) / (bin->given + BIN_BELIEF);
+}
+
+/* What became of the latest hints for a layer, now that it is routed. */
+static void settle(struct pred_adviser *a, uint32_t layer, const uint32_t *ids)
+{
+    struct said *said = &a->said[layer];
+    if (!said->fresh) return;
+    uint32_t asked = 0;
+    memset(a->asked, 0, a->experts);
+    for (uint32_t r = 0; r < a->predicted; r++) {
+        const uint32_t *own = ids + (size_t)a->source[r] * a->top_k;
+        if (own[0] == PRED_NO_EXPERT) continue;
+        for (uint32_t k = 0; k < a->top_k; k++) {
+            asked += !a->asked[own[k]];
+            a->asked[own[k]] = 1;
+        }
+    }
+    const struct tier_hint *hints = a->kept + (size_t)layer * a->options.hints_max;
+    const float *raw = a->raw + (size_t)layer * a->options.hints_max;
+    enum kind kind = kind_of(a, layer, said->known);
+    for (uint32_t i = 0; i < said->count; i++) {
+        struct bin *bin = bin_of(a, kind, raw[i]);
+        bool right = a->asked[hints[i].expert];
+        bin->given += 1;
+        bin->right += right;
+        a->stats.right += right;
+        if (bin->given < BIN_FULL) continue;
+        bin->given /= 2;
+        bin->right /= 2;
+    }
+    a->stats.hints += said->count;
+    a->stats.asked += asked;
+    said->fresh = false;
+}
+
+/* ------------------------------------------------------------------------------ predict -- */
+
+/* a->none[e] = log of the probability that no predicted row wants expert e, 0 where nobody
+ * does. With one row, a->scores is kept instead: its log-odds are what is asked for. */
+static void rows_combine(struct pred_adviser *a, uint32_t layer, uint32_t known)
+{
+    size_t layer_experts = (size_t)a->layers * a->experts;
+    if (a->predicted > 1) memset(a->none, 0, a->experts * sizeof a->none[0]);
+    for (uint32_t r = 0; r < a->predicted; r++) {
+        struct pred_context *context = &a->contexts[r];
+        context->known = known;
+        context->ahead = NULL;
+        if (a->has_ahead[(size_t)r * a->layers + layer]) {
+            context->ahead = a->ahead + r * layer_experts + (size_t)layer * a->experts;
+        }
+        pred_predictor_predict(a->predictor, context, layer, a->scores);
+        if (a->predicted == 1) return;
+        for (uint32_t e = 0; e < a->experts; e++) {
+            if (a->scores[e] > NOTHING) a->none[e] -= log1pf(expf(a->scores[e]));
+        }
+    }
+    /* Back to log-odds: P = 1 - exp(none), P / (1 - P) = exp(-none) - 1. */
+    for (uint32_t e = 0; e < a->experts; e++) {
+        a->scores[e] = a->none[e] < -1e-6f ? logf(expm1f(-a->none[e])) : -20;
+    }
+}
+
+/* Fills the layer's list with the likeliest experts, in falling order, ties by id. */
+static void predict(struct pred_adviser *a, uint32_t layer, uint32_t known)
+{
+    struct said *said = &a->said[layer];
+    struct tier_hint *hints = a->kept + (size_t)layer * a->options.hints_max;
+    float *raw = a->raw + (size_t)layer * a->options.hints_max, least = NOTHING;
+    uint32_t n = 0, max = a->options.hints_max;
+    rows_combine(a, layer, known);
+    for (uint32_t e = 0; e < a->experts; e++) {
+        float score = a->scores[e];
+        if (!(score > least)) continue;
+        uint32_t at = n < max ? n++ : max - 1;
+        for (; at > 0 && raw[at - 1] < score; at--) {
+            raw[at] = raw[at - 1];
+            hints[at].expert = hints[at - 1].expert;
+        }
+        raw[at] = score;
+        hints[at].expert = e;
+        if (n == max) least = raw[max - 1];
+    }
+    enum kind kind = kind_of(a, layer, known);
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        float p = calibrated(a, kind, raw[i]);
+        if (p < (float)a->options.probability_min) continue;
+        raw[kept] = raw[i];
+        hints[kept++] = (struct tier_hint){ .layer = layer, .expert = hints[i].expert,
+                                            .probability = p };
+    }
+    *said = (struct said){ .count = kept, .known = known, .fresh = true };
+}
+
+static bool worth_more(const struct tier_hint *x, const struct tier_hint *y)
+{
+    if (x->probability != y->probability) return x->probability > y->probability;
+    if (x->layer != y->layer) return x->layer < y->layer;
+    return x->expert < y->expert;
+}
+
+/* Shell's sort: in place, and good enough for a few hundred; qsort may allocate. */
+static void hints_sort(struct tier_hint *hints, uint32_t n)
+{
+    static const uint32_t gaps[] = { 701, 301, 132, 57, 23, 10, 4, 1 };
+    for (size_t g = 0; g < sizeof gaps / sizeof gaps[0]; g++) {
+        for (uint32_t i = gaps[g]; i < n; i++) {
+            struct tier_hint one = hints[i];
+            uint32_t at = i;
+            for (; at >= gaps[g] && worth_more(&one, &hints[at - gaps[g]]); at -= gaps[g]) {
+                hints[at] = hints[at - gaps[g]];
+            }
+            hints[at] = one;
+        }
+    }
+}
+
+/* Gathers the lists of layers [from, to) as hints seen from layer `here` (-1 = before the pass). */
+static uint32_t gather(struct pred_adviser *a, uint32_t from, uint32_t to, int64_t here,
+                       const struct tier_hint **hints)
+{
+    uint32_t n = 0;
+    for (uint32_t l = from; l < to; l++) {
+        if (!a->said[l].fresh) continue;
+        const struct tier_hint *own = a->kept + (size_t)l * a->options.hints_max;
+        for (uint32_t i = 0; i < a->said[l].count; i++) {
+            a->out[n] = own[i];
+            a->out[n++].distance = (uint32_t)((int64_t)l - here);
+        }
+    }
+    hints_sort(a->out, n);
+    *hints = a->out;
+    return n;
+}
+
+/* --------------------------------------------------------------------------------- steps -- */
+
+static void follow(struct pred_adviser *a, const struct pred_adviser_row *rows, uint32_t row)
+{
+    uint32_t r = a->count++, token;
+    const uint32_t *previous = pred_history_find(&a->history, rows[row].seq, &token);
+    a->source[r] = row;
+    a->contexts[r] = (struct pred_context){
+        .seq = rows[row].seq, .token = rows[row].token,
+        .previous_token = previous ? token : PRED_NO_TOKEN, .previous = previous,
+        .ids = a->ids + (size_t)r * a->layers * a->top_k,
+    };
+    /* Within a prompt the token before runs beside this one: its routing is not past yet. */
+    if (row > 0 && rows[row - 1].seq == rows[row].seq) {
+        a->contexts[r].previous_token = rows[row - 1].token;
+        a->contexts[r].previous = NULL;
+    }
+}
+
+static void rows_choose(struct pred_adviser *a, const struct pred_adviser_row *rows, uint32_t count)
+{
+    uint32_t max = a->options.rows_max, decode = 0, prefill = 0;
+    a->count = 0;
+    a->row_count = count;
+    for (uint32_t i = 0; i < count && a->count < max; i++) {
+        if (rows[i].phase == TIER_DECODE) follow(a, rows, i);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        if (rows[i].phase == TIER_DECODE) decode++;
+        else prefill++;
+    }
+    a->predicted = a->count;
+    if (count <= max) a->predicted = count;
+    uint32_t room = max - a->count, taken = prefill < room ? prefill : room, seen = 0, got = 0;
+    for (uint32_t i = 0; i < count && got < taken; i++) {
+        if (rows[i].phase == TIER_DECODE) continue;
+        /* Of `prefill` rows the last of each of `taken` equal parts. */
+        seen++;
+        if ((uint64_t)seen * taken / prefill == got) continue;
+        got++;
+        follow(a, rows, i);
+    }
+    MUST(decode + prefill == count && a->predicted <= a->count);
+}
+
+uint32_t pred_adviser_begin(struct pred_adviser *a, const struct pred_adviser_row *rows,
+                            uint32_t count, const struct tier_hint **hints)
+{
+    rows_choose(a, rows, count);
+    memset(a->has_ahead, 0, (size_t)a->options.rows_max * a->layers);
+    for (uint32_t l = 0; l < a->layers; l++) a->said[l].fresh = false;
+    a->routed = 0;
+    a->stats.steps++;
+    a->stats.rows += count;
+    *hints = a->out;
+    if (a->predicted == 0) return 0;
+    uint32_t to = a->options.whole_pass ? a->layers : a->options.lead;
+    for (uint32_t l = 0; l < to; l++) predict(a, l, 0);
+    return gather(a, 0, to, -1, hints);
+}
+
+float *pred_adviser_ahead(struct pred_adviser *a, uint32_t row, uint32_t layer)
+{
+    MUST(layer < a->layers);
+    for (uint32_t r = 0; r < a->predicted; r++) {
+        if (a->source[r] != row) continue;
+        a->has_ahead[(size_t)r * a->layers + layer] = 1;
+        return a->ahead + ((size_t)r * a->layers + layer) * a->experts;
+    }
+    return NULL;
+}
+
+uint32_t pred_adviser_routed(struct pred_adviser *a, uint32_t layer, const uint32_t *ids,
+                             const struct tier_hint **hints)
+{
+    MUST(layer < a->layers && layer >= a->routed);
+    /* Layers that were passed over were not routed: nobody knows them. */
+    for (; a->routed < layer; a->routed++) {
+        for (uint32_t r = 0; r < a->count; r++) {
+            a->ids[((size_t)r * a->layers + a->routed) * a->top_k] = PRED_NO_EXPERT;
+        }
+    }
+    for (uint32_t r = 0; r < a->count; r++) {
+        memcpy(a->ids + ((size_t)r * a->layers + layer) * a->top_k,
+               ids + (size_t)a->source[r] * a->top_k, a->top_k * sizeof ids[0]);
+    }
+    settle(a, layer, ids);
+    a->routed = layer + 1;
+    *hints = a->out;
+    uint32_t target = layer + a->options.lead, end = target + 1;
+    if (a->predicted == 0) return 0;
+    if (target < a->layers) predict(a, target, layer + 1);
+    else end = a->layers;
+    return gather(a, layer + 1, end, layer, hints);
+}
+
+void pred_adviser_end(struct pred_adviser *a, bool learn)
+{
+    size_t layer_experts = (size_t)a->layers * a->experts;
+    for (; a->routed < a->layers; a->routed++) {
+        for (uint32_t r = 0; r < a->count; r++) {
+            a->ids[((size_t)r * a->layers + a->routed) * a->top_k] = PRED_NO_EXPERT;
+        }
+    }
+    for (uint32_t l = 0; l < a->layers; l++) {
+        for (uint32_t r = 0; r < a->count; r++) {
+            struct pred_context *context = &a->contexts[r];
+            const uint32_t *ids = context->ids + (size_t)l * a->top_k;
+            if (ids[0] == PRED_NO_EXPERT) continue;
+            context->known = l;
+            context->ahead = NULL;
+            if (a->has_ahead[(size_t)r * a->layers + l]) {
+                context->ahead = a->ahead + r * layer_experts + (size_t)l * a->experts;
+            }
+            pred_predictor_observe(a->predictor, context, l, ids, learn);
+        }
+    }
+    if (learn) a->stats.learned_rows += a->count;
+    for (uint32_t r = 0; r < a->count; r++) {
+        pred_history_keep(&a->history, a->contexts[r].seq, a->contexts[r].token,
+                          a->contexts[r].ids);
+    }
+}
+
+const struct pred_adviser_stats *pred_adviser_stats(const struct pred_adviser *a)
+{
+    return &a->stats;
+}

@@ -1,0 +1,84 @@
+/* The adviser turns what is known of a running step into hints. The engine and the replay run this
+ * very code.
+ *
+ *      begin(rows)         the tokens of the step are known, nothing of their routing yet
+ *      for each layer:     ahead(row, layer)   optional: what the engine itself foresees (lookahead)
+ *                          routed(layer, ids)  its gate has spoken ──> hints for layers ahead
+ *      end(learn)          the predictor learns from the step
+ *
+ *      begin ──────────────── hints for layers 0 .. lead-1, or for all of them (whole_pass)
+ *      routed(l) ──────────── fresh hints for layer l+lead; those of l+1 .. l+lead-1 once more,
+ *                             for what was refused then may be taken now
+ *
+ * Rows are the step's tokens. At most rows_max of them are followed: those of decode, then of
+ * prefill evenly spread ones, down to the last. All followed rows are learned from; prefill's are
+ * predicted only when the whole step is followed, since hints of a sample would mislead.
+ *
+ * An expert's probability is that any row is routed to it: 1 - prod(1 - p of a row). It is then
+ * calibrated by what became of earlier hints: the share that came true among those that said about
+ * the same. So hints of different layers and kinds compare, and p times an expert's bytes is what a
+ * read ahead is worth. Hints of a call stand in falling order of that, then nearer layers first.
+ *
+ * Memory is sized at create; after it nothing allocates. One thread. The same calls give the same
+ * hints.
+ */
+#ifndef PREDICTOR_ADVISER_H
+#define PREDICTOR_ADVISER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "predictor/predictor.h"
+#include "tiering/event.h"
+#include "tiering/tiering.h"
+
+struct pred_adviser_options {
+    uint32_t lead;              /* layers ahead that hints reach, >= 1 */
+    uint32_t hints_max;         /* for one layer, >= 1 */
+    double probability_min;     /* of a hint */
+    uint32_t rows_max;          /* followed tokens of a step, >= 1 */
+    bool whole_pass;            /* hints for all layers before the pass begins */
+};
+
+struct pred_adviser_row {
+    uint64_t seq;
+    uint32_t token;             /* PRED_NO_TOKEN = unknown */
+    enum tier_phase phase;
+};
+
+struct pred_adviser_stats {
+    uint64_t steps, rows, learned_rows;
+    uint64_t hints;             /* distinct (layer, expert) of a step that were hinted */
+    uint64_t right;             /* of them: asked for in that layer */
+    uint64_t asked;             /* distinct experts asked for where hints were given */
+};
+
+struct pred_adviser;
+
+/* The predictor is borrowed; its shape counts. -EINVAL for options out of range, -ENOMEM. */
+int pred_adviser_create(struct pred_adviser **out, struct pred_predictor *predictor,
+                        const struct pred_adviser_options *options);
+void pred_adviser_destroy(struct pred_adviser *adviser);        /* accepts NULL */
+size_t pred_adviser_bytes(const struct pred_adviser *adviser);
+
+/* A step begins. Rows are copied. Returns the number of hints; they live until the next call. */
+uint32_t pred_adviser_begin(struct pred_adviser *adviser, const struct pred_adviser_row *rows,
+                            uint32_t count, const struct tier_hint **hints);
+
+/* Where the engine's own log-odds for a row and a layer ahead belong, [experts]; to be filled at
+ * once. NULL when that row is not predicted. */
+float *pred_adviser_ahead(struct pred_adviser *adviser, uint32_t row, uint32_t layer);
+
+/* The gate of a layer has spoken for all rows: ids [rows x top_k], strongest first; PRED_NO_EXPERT
+ * in the first of a row: it was not routed. Layers come in ascending order, each at most once. */
+uint32_t pred_adviser_routed(struct pred_adviser *adviser, uint32_t layer, const uint32_t *ids,
+                             const struct tier_hint **hints);
+
+/* The step is over. Learns if asked to, and keeps what the next tokens' contexts need. */
+void pred_adviser_end(struct pred_adviser *adviser, bool learn);
+
+const struct pred_adviser_stats *pred_adviser_stats(const struct pred_adviser *adviser);
+
+#endif

@@ -1,0 +1,248 @@
+/* The adviser's hints: right ones, probabilities that come true as often as they say, in order of
+ * worth, the same for the same calls; any batch, bounded rows. */
+#include <errno.h>
+#include <math.h>
+
+#include "predictor/adviser.h"
+#include "tests/unit/predictor/support.h"
+
+enum { LAYERS = 6, EXPERTS = 32, TOP_K = 3, TOKENS = 40, ROWS = 48 };
+
+struct world {
+    struct base_rng rng;
+    struct pred_predictor *predictor;
+    struct pred_adviser *adviser;
+    struct pred_adviser_row rows[ROWS];
+    uint32_t ids[LAYERS][ROWS * TOP_K];
+    double noise;
+};
+
+static void world_begin(struct world *w, const char *name, struct pred_adviser_options options,
+                        uint64_t seed)
+{
+    struct pred_shape shape = { .layers = LAYERS, .experts = EXPERTS, .top_k = TOP_K,
+                                .tokens_max = 256, .model = "made-up" };
+    memset(w, 0, sizeof *w);
+    base_rng_init(&w->rng, seed);
+    w->noise = 0.3;
+    ck_assert_int_eq(pred_predictor_create(&w->predictor, name, &shape), 0);
+    ck_assert_int_eq(pred_adviser_create(&w->adviser, w->predictor, &options), 0);
+}
+
+static void world_end(struct world *w)
+{
+    pred_adviser_destroy(w->adviser);
+    pred_predictor_destroy(w->predictor);
+}
+
+static void draw(struct world *w, uint32_t count, uint32_t prefill)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        bool late = i >= count - prefill;
+        w->rows[i] = (struct pred_adviser_row){ .seq = late ? 1000 : i,
+                                                .token = (uint32_t)base_rng_below(&w->rng, TOKENS),
+                                                .phase = late ? TIER_PREFILL : TIER_DECODE };
+        for (uint32_t l = 0; l < LAYERS; l++) {
+            uint32_t *ids = &w->ids[l][i * TOP_K];
+            for (uint32_t k = 0; k < TOP_K; k++) {
+                ids[k] = (w->rows[i].token * 7 + l * 5 + k * 11) % EXPERTS;
+                if (base_rng_unit(&w->rng) < w->noise) {
+                    ids[k] = (uint32_t)base_rng_below(&w->rng, EXPERTS);
+                }
+                for (uint32_t j = 0; j < k; j++) {
+                    if (ids[j] != ids[k]) continue;
+                    ids[k] = (ids[k] + 1) % EXPERTS;
+                    j = UINT32_MAX;
+                }
+            }
+        }
+    }
+}
+
+static bool is_asked(const struct world *w, uint32_t count, uint32_t layer, uint32_t expert)
+{
+    for (uint32_t i = 0; i < count * TOP_K; i++) {
+        if (w->ids[layer][i] == expert) return true;
+    }
+    return false;
+}
+
+static void check_hints(const struct tier_hint *hints, uint32_t n, int64_t here, uint32_t from,
+                        uint32_t to)
+{
+    uint8_t seen[LAYERS][EXPERTS] = { { 0 } };
+    for (uint32_t i = 0; i < n; i++) {
+        ck_assert_uint_ge(hints[i].layer, from);
+        ck_assert_uint_lt(hints[i].layer, to);
+        ck_assert_uint_lt(hints[i].expert, EXPERTS);
+        ck_assert_int_eq((int64_t)hints[i].distance, (int64_t)hints[i].layer - here);
+        ck_assert(hints[i].probability >= 0 && hints[i].probability <= 1);
+        ck_assert_uint_eq(seen[hints[i].layer][hints[i].expert]++, 0);
+        if (i > 0) ck_assert(hints[i - 1].probability >= hints[i].probability);
+    }
+}
+
+/* One step through all layers, hints checked; `trust[10][2]` counts hints of the layer one ahead by
+ * tenth of probability: given, right. Adds up a hash of all hints. */
+static uint64_t one_step(struct world *w, uint32_t count, uint32_t prefill, uint32_t lead,
+                         bool whole, uint64_t trust[10][2])
+{
+    const struct tier_hint *hints;
+    uint64_t hash = 7;
+    draw(w, count, prefill);
+    uint32_t n = pred_adviser_begin(w->adviser, w->rows, count, &hints);
+    check_hints(hints, n, -1, 0, whole ? LAYERS : lead < LAYERS ? lead : LAYERS);
+    for (uint32_t l = 0;; l++) {
+        for (uint32_t i = 0; i < n; i++) {
+            hash = hash * 31 + hints[i].layer * EXPERTS + hints[i].expert;
+            hash = hash * 31 + (uint64_t)(hints[i].probability * 1e6f);
+            if (!trust || hints[i].distance != 1) continue;
+            unsigned tenth = (unsigned)fminf(hints[i].probability * 10, 9);
+            trust[tenth][0]++;
+            trust[tenth][1] += is_asked(w, count, hints[i].layer, hints[i].expert);
+        }
+        if (l == LAYERS) break;
+        n = pred_adviser_routed(w->adviser, l, w->ids[l], &hints);
+        check_hints(hints, n, l, l + 1, l + 1 + lead < LAYERS ? l + 1 + lead : LAYERS);
+    }
+    pred_adviser_end(w->adviser, true);
+    return hash;
+}
+
+static struct pred_adviser_options plain(void)
+{
+    return (struct pred_adviser_options){ .lead = 1, .hints_max = 8, .probability_min = 0.02,
+                                          .rows_max = 16 };
+}
+
+START_TEST(hints_come_true_as_said)
+{
+    static const char *const names[] = { "token_table", "context", "transition", "blend",
+                                         "previous_token", "frequency" };
+    for (size_t c = 0; c < sizeof names / sizeof names[0]; c++) {
+        for (uint32_t count = 1; count <= 5; count += 4) {
+            struct world w;
+            uint64_t trust[10][2] = { { 0 } };
+            world_begin(&w, names[c], plain(), 1);
+            for (int i = 0; i < 700; i++) one_step(&w, count, 0, 1, false, NULL);
+            for (int i = 0; i < 1200; i++) one_step(&w, count, 0, 1, false, trust);
+            for (unsigned t = 0; t < 10; t++) {
+                if (trust[t][0] < 800) continue;
+                double share = (double)trust[t][1] / (double)trust[t][0];
+                ck_assert_msg(fabs(share - (t + 0.5) / 10) < 0.1,
+                              "%s, batch of %u: hints of %u0%% came true in %.1f%%", names[c],
+                              count, t, 100 * share);
+            }
+            world_end(&w);
+        }
+    }
+}
+END_TEST
+
+START_TEST(tables_find_what_is_asked)
+{
+    struct world w;
+    struct pred_adviser_options options = plain();
+    options.whole_pass = true;
+    world_begin(&w, "token_table", options, 2);
+    w.noise = 0;
+    for (int i = 0; i < 1000; i++) one_step(&w, 2, 0, 1, true, NULL);
+    const struct pred_adviser_stats *stats = pred_adviser_stats(w.adviser);
+    uint64_t right = stats->right, asked = stats->asked;
+    for (int i = 0; i < 200; i++) one_step(&w, 2, 0, 1, true, NULL);
+    double found = (double)(stats->right - right) / (double)(stats->asked - asked);
+    ck_assert_msg(found > 0.99, "%.3f", found);
+    ck_assert_uint_eq(stats->steps, 1200);
+    ck_assert_uint_eq(stats->learned_rows, 2400);
+    world_end(&w);
+}
+END_TEST
+
+START_TEST(any_batch_any_bound)
+{
+    for (uint64_t seed = 1; seed <= 10; seed++) {
+        struct base_rng rng;
+        base_rng_init(&rng, seed);
+        struct pred_adviser_options options = {
+            .lead = 1 + (uint32_t)base_rng_below(&rng, 8),
+            .hints_max = 1 + (uint32_t)base_rng_below(&rng, 40),
+            .probability_min = base_rng_unit(&rng) * 0.2,
+            .rows_max = 1 + (uint32_t)base_rng_below(&rng, 20),
+            .whole_pass = base_rng_unit(&rng) < 0.5,
+        };
+        struct world a, b;
+        world_begin(&a, seed % 2 ? "blend" : "context", options, seed);
+        world_begin(&b, seed % 2 ? "blend" : "context", options, seed);
+        for (int i = 0; i < 40; i++) {
+            uint32_t count = (uint32_t)base_rng_below(&rng, ROWS + 1);
+            uint32_t prefill = (uint32_t)base_rng_below(&rng, count + 1);
+            uint64_t one = one_step(&a, count, prefill, options.lead, options.whole_pass, NULL);
+            uint64_t two = one_step(&b, count, prefill, options.lead, options.whole_pass, NULL);
+            ck_assert_msg(one == two, "seed %llu step %d", (unsigned long long)seed, i);
+        }
+        const struct pred_adviser_stats *stats = pred_adviser_stats(a.adviser);
+        ck_assert_uint_le(stats->learned_rows, 40ull * options.rows_max);
+        ck_assert_uint_gt(stats->learned_rows, 0);
+        world_end(&a);
+        world_end(&b);
+    }
+}
+END_TEST
+
+/* A prompt that does not fit the rows is learned from but not predicted; one that fits is. */
+START_TEST(long_prompts_are_not_guessed)
+{
+    struct world w;
+    const struct tier_hint *hints;
+    world_begin(&w, "token_table", plain(), 3);
+    w.noise = 0;
+    for (int i = 0; i < 400; i++) one_step(&w, 1, 0, 1, false, NULL);
+    draw(&w, 17, 17);
+    ck_assert_uint_eq(pred_adviser_begin(w.adviser, w.rows, 17, &hints), 0);
+    pred_adviser_end(w.adviser, true);
+    draw(&w, 16, 16);
+    ck_assert_uint_gt(pred_adviser_begin(w.adviser, w.rows, 16, &hints), 0);
+    ck_assert_ptr_nonnull(pred_adviser_ahead(w.adviser, 15, 2));
+    ck_assert_ptr_null(pred_adviser_ahead(w.adviser, 16, 2));
+    pred_adviser_end(w.adviser, true);
+    world_end(&w);
+}
+END_TEST
+
+START_TEST(refusals)
+{
+    struct pred_shape shape = { .layers = 2, .experts = 4, .top_k = 1 };
+    struct pred_predictor *p;
+    struct pred_adviser *a;
+    ck_assert_int_eq(pred_predictor_create(&p, "none", &shape), 0);
+    for (int i = 0; i < 4; i++) {
+        struct pred_adviser_options o = plain();
+        if (i == 0) o.lead = 0;
+        if (i == 1) o.hints_max = 0;
+        if (i == 2) o.rows_max = 0;
+        if (i == 3) o.probability_min = 1.5;
+        ck_assert_int_eq(pred_adviser_create(&a, p, &o), -EINVAL);
+        ck_assert_ptr_null(a);
+    }
+    pred_adviser_destroy(NULL);
+    pred_predictor_destroy(p);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("adviser");
+    TCase *t = tcase_create("all");
+    tcase_set_timeout(t, 60);
+    tcase_add_test(t, hints_come_true_as_said);
+    tcase_add_test(t, tables_find_what_is_asked);
+    tcase_add_test(t, any_batch_any_bound);
+    tcase_add_test(t, long_prompts_are_not_guessed);
+    tcase_add_test(t, refusals);
+    suite_add_tcase(suite, t);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,198 @@
+/* The governor keeps its budget, turns prefetch off where it does not pay and on again when it
+ * does, and costs next to nothing where it never pays. */
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/rng.h"
+#include "tiering/governor.h"
+
+enum { READ = 1000, LOOKUPS = 64, SEEDS = 20 };
+
+static struct tier_governor make(bool fixed)
+{
+    struct tier_governor g;
+    struct tier_governor_options options = {
+        .read_bytes = READ, .inflight_bytes = 4 * READ, .share = 0.5, .waste_max = 0.3,
+        .probability_min = 0.1, .fixed = fixed,
+    };
+    tier_governor_init(&g, &options);
+    return g;
+}
+
+/* A world in which a step stalls `without` ns, `with` while prefetch is on, and noise of a share
+ * either way; prefetched bytes come to use by `precision`. */
+struct world {
+    double without, with, noise, precision;
+    uint64_t stalled, ideal, steps, on;
+};
+
+static void run(struct tier_governor *g, struct world *w, struct base_rng *rng, unsigned steps)
+{
+    for (unsigned i = 0; i < steps; i++) {
+        bool on = tier_governor_on(g);
+        double swing = 1 + w->noise * (2 * base_rng_unit(rng) - 1);
+        double stall = (on ? w->with : w->without) * swing;
+        double best = (w->with < w->without ? w->with : w->without) * swing;
+        struct tier_governor_account a = {
+            .lookups = LOOKUPS, .stall_ns = (uint64_t)stall, .demand_bytes = 20 * READ,
+        };
+        if (on) {
+            a.useful_bytes = (uint64_t)(10 * READ * w->precision);
+            a.wasted_bytes = (uint64_t)(10 * READ * (1 - w->precision));
+        }
+        tier_governor_step(g, &a);
+        w->stalled += (uint64_t)stall;
+        w->ideal += (uint64_t)best;
+        w->steps++;
+        w->on += on;
+    }
+}
+
+START_TEST(costs_little_where_it_never_pays)
+{
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        struct tier_governor g = make(false);
+        struct world w = { .without = 1e6, .with = 1.2e6, .noise = 0.05, .precision = 0.5 };
+        struct base_rng rng;
+        base_rng_init(&rng, seed);
+        run(&g, &w, &rng, 8000);
+        double over = (double)w.stalled / (double)w.ideal - 1;
+        ck_assert_msg(over < 0.01, "seed %llu: %.2f%% slower than without prefetch",
+                      (unsigned long long)seed, 100 * over);
+        ck_assert(!tier_governor_on(&g) || g.state == TIER_GOVERNOR_PROBE);
+    }
+}
+END_TEST
+
+START_TEST(keeps_what_pays)
+{
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        struct tier_governor g = make(false);
+        struct world w = { .without = 1e6, .with = 0.7e6, .noise = 0.05, .precision = 0.9 };
+        struct base_rng rng;
+        base_rng_init(&rng, seed);
+        run(&g, &w, &rng, 8000);
+        ck_assert_msg((double)w.on > 0.95 * (double)w.steps, "seed %llu: on in %llu of %llu steps",
+                      (unsigned long long)seed, (unsigned long long)w.on,
+                      (unsigned long long)w.steps);
+    }
+}
+END_TEST
+
+START_TEST(follows_a_change)
+{
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        struct tier_governor g = make(false);
+        struct world w = { .without = 1e6, .with = 0.7e6, .noise = 0.05, .precision = 0.9 };
+        struct base_rng rng;
+        base_rng_init(&rng, seed);
+        run(&g, &w, &rng, 1000);
+        ck_assert_int_eq(g.switches, 0);
+        w.with = 1.3e6;
+        run(&g, &w, &rng, 4000);
+        ck_assert_uint_ge(g.switches, 1);
+        ck_assert(!tier_governor_on(&g) || g.state == TIER_GOVERNOR_PROBE);
+        w.with = 0.6e6;
+        run(&g, &w, &rng, 4000);
+        ck_assert(tier_governor_on(&g) || g.state == TIER_GOVERNOR_PAUSE);
+    }
+}
+END_TEST
+
+START_TEST(waste_raises_what_is_asked)
+{
+    struct tier_governor g = make(false);
+    struct world w = { .without = 1e6, .with = 0.7e6, .precision = 0.1 };
+    struct base_rng rng;
+    base_rng_init(&rng, 1);
+    /* 9 wasted for 21 needed: more than 0.3. */
+    run(&g, &w, &rng, 200);
+    double high = g.probability;
+    ck_assert_msg(high > 0.5, "%.3f", high);
+    ck_assert(!tier_governor_admit(&g, (float)(high - 0.01), 4));
+    w.precision = 1;
+    run(&g, &w, &rng, 1000);
+    ck_assert_msg(g.probability < 0.11 && g.probability >= 0.1, "%.3f", g.probability);
+}
+END_TEST
+
+/* Never more than what was earned by share and what may be in flight, for any calls. */
+START_TEST(budget_holds)
+{
+    for (uint64_t seed = 1; seed <= 200; seed++) {
+        struct tier_governor g = make(seed % 2);
+        struct base_rng rng;
+        double earned = 0, taken = 0;
+        base_rng_init(&rng, seed);
+        for (int i = 0; i < 2000; i++) {
+            uint64_t bytes = base_rng_below(&rng, 3 * READ);
+            if (base_rng_unit(&rng) < 0.5) {
+                tier_governor_earn(&g, bytes);
+                earned += 0.5 * (double)bytes;
+            }
+            uint32_t idle = (uint32_t)base_rng_below(&rng, 3);
+            float p = (float)base_rng_unit(&rng);
+            if (tier_governor_admit(&g, p, idle)) {
+                ck_assert(idle > 0 && p >= 0.1f);
+                taken += READ;
+            }
+            ck_assert_msg(taken <= earned + 4 * READ, "seed %llu", (unsigned long long)seed);
+        }
+        ck_assert(taken > 0);
+    }
+}
+END_TEST
+
+START_TEST(fixed_stays)
+{
+    struct tier_governor g = make(true);
+    struct world w = { .without = 1e6, .with = 2e6, .precision = 0 };
+    struct base_rng rng;
+    char text[160];
+    base_rng_init(&rng, 1);
+    run(&g, &w, &rng, 3000);
+    ck_assert(tier_governor_on(&g) && g.probability == 0.1);
+    ck_assert_int_gt(tier_governor_text(&g, text, sizeof text), 0);
+    ck_assert_str_eq(text, "prefetch.governor=fixed, from probability 0.100");
+}
+END_TEST
+
+/* A change is told exactly when a trace would lack it. */
+START_TEST(changes_are_told)
+{
+    struct tier_governor g = make(false);
+    struct base_rng rng;
+    base_rng_init(&rng, 3);
+    for (int i = 0; i < 5000; i++) {
+        enum tier_governor_state state = g.state;
+        double probability = g.probability;
+        struct tier_governor_account a = {
+            .lookups = LOOKUPS, .stall_ns = base_rng_below(&rng, 1000000),
+            .demand_bytes = READ, .wasted_bytes = base_rng_below(&rng, READ),
+        };
+        bool told = tier_governor_step(&g, &a);
+        ck_assert_int_eq(told, state != g.state || probability != g.probability);
+    }
+    ck_assert_uint_gt(g.switches, 0);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("governor");
+    TCase *t = tcase_create("all");
+    tcase_add_test(t, costs_little_where_it_never_pays);
+    tcase_add_test(t, keeps_what_pays);
+    tcase_add_test(t, follows_a_change);
+    tcase_add_test(t, waste_raises_what_is_asked);
+    tcase_add_test(t, budget_holds);
+    tcase_add_test(t, fixed_stays);
+    tcase_add_test(t, changes_are_told);
+    suite_add_tcase(suite, t);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,159 @@
+#include "tiering/governor.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/must.h"
+
+enum {
+    WINDOW_STEPS = 16,
+    SETTLE_STEPS = 4,           /* of a window: still under the one before, not counted */
+    PATIENCE_MIN = 2,
+    PATIENCE_MAX = 64,
+};
+/* Prefetch goes when steps stall more than this with it, and comes when they stall less than that:
+ * between the two lies noise. */
+#define GOES_ABOVE 1.01
+#define COMES_BELOW 0.97
+#define RISE 0.2                /* of the way to 1 that the least probability rises at once */
+#define FALL 0.9
+
+void tier_governor_init(struct tier_governor *g, const struct tier_governor_options *options)
+{
+    MUST(options->read_bytes > 0 && options->share > 0);
+    *g = (struct tier_governor){
+        .options = *options, .state = TIER_GOVERNOR_ON, .probability = options->probability_min,
+        .windows_left = PATIENCE_MIN, .patience = PATIENCE_MIN,
+        .stall_with = -1, .stall_without = -1,
+    };
+    if (g->options.inflight_bytes < options->read_bytes) {
+        g->options.inflight_bytes = options->read_bytes;
+    }
+    g->credit = (double)g->options.inflight_bytes;
+}
+
+void tier_governor_earn(struct tier_governor *g, uint64_t bytes)
+{
+    g->credit += g->options.share * (double)bytes;
+    if (g->credit > (double)g->options.inflight_bytes) {
+        g->credit = (double)g->options.inflight_bytes;
+    }
+}
+
+bool tier_governor_admit(struct tier_governor *g, float probability, uint32_t idle)
+{
+    if (!tier_governor_on(g) || idle == 0 || !((double)probability >= g->probability) ||
+        g->credit < (double)g->options.read_bytes) {
+        return false;
+    }
+    g->credit -= (double)g->options.read_bytes;
+    return true;
+}
+
+/* The least probability follows what was wasted. Waste shows late, so steps are small. */
+static bool follow_waste(struct tier_governor *g)
+{
+    const struct tier_governor_account *w = &g->window;
+    double needed = (double)(w->demand_bytes + w->useful_bytes + w->late_bytes);
+    double allowed = g->options.waste_max * needed, before = g->probability;
+    if ((double)w->wasted_bytes > allowed) {
+        g->probability += (1 - g->probability) * RISE;
+        if (g->probability > 0.99) g->probability = 0.99;
+    } else if ((double)w->wasted_bytes < 0.7 * allowed) {
+        g->probability *= FALL;
+        if (g->probability < g->options.probability_min) {
+            g->probability = g->options.probability_min;
+        }
+    }
+    return g->probability != before;
+}
+
+static void turn(struct tier_governor *g, enum tier_governor_state state, uint32_t patience)
+{
+    g->state = state;
+    g->patience = patience < PATIENCE_MAX ? patience : PATIENCE_MAX;
+    g->windows_left = g->patience;
+}
+
+/* The window after a trial is over: did the trial do better than its neighbours? */
+static void judge(struct tier_governor *g, double stall_after)
+{
+    double base = (g->stall_before + stall_after) / 2, trial = g->stall_trial;
+    g->judging = false;
+    if (g->state == TIER_GOVERNOR_ON) {
+        g->stall_with = base;
+        g->stall_without = trial;
+        bool stays = base <= trial * GOES_ABOVE;
+        turn(g, stays ? TIER_GOVERNOR_ON : TIER_GOVERNOR_OFF,
+             stays ? 2 * g->patience : PATIENCE_MIN);
+        g->switches += !stays;
+    } else {
+        g->stall_with = trial;
+        g->stall_without = base;
+        bool comes = trial < base * COMES_BELOW;
+        turn(g, comes ? TIER_GOVERNOR_ON : TIER_GOVERNOR_OFF,
+             comes ? PATIENCE_MIN : 2 * g->patience);
+        g->switches += comes;
+    }
+}
+
+static void window_end(struct tier_governor *g)
+{
+    double lookups = g->window.lookups > 0 ? (double)g->window.lookups : 1;
+    double stall = (double)g->window.stall_ns / lookups;
+    switch (g->state) {
+    case TIER_GOVERNOR_PAUSE:
+    case TIER_GOVERNOR_PROBE:
+        g->stall_trial = stall;
+        g->state = g->state == TIER_GOVERNOR_PAUSE ? TIER_GOVERNOR_ON : TIER_GOVERNOR_OFF;
+        g->judging = true;
+        return;
+    case TIER_GOVERNOR_ON:
+    case TIER_GOVERNOR_OFF:
+        if (g->judging) {
+            judge(g, stall);
+            return;
+        }
+        if (--g->windows_left > 0) return;
+        g->stall_before = stall;
+        g->state = g->state == TIER_GOVERNOR_ON ? TIER_GOVERNOR_PAUSE : TIER_GOVERNOR_PROBE;
+        return;
+    }
+}
+
+bool tier_governor_step(struct tier_governor *g, const struct tier_governor_account *a)
+{
+    if (g->options.fixed || a->lookups == 0) return false;
+    if (++g->steps > SETTLE_STEPS) {
+        g->window.lookups += a->lookups;
+        g->window.stall_ns += a->stall_ns;
+    }
+    g->window.demand_bytes += a->demand_bytes;
+    g->window.useful_bytes += a->useful_bytes;
+    g->window.late_bytes += a->late_bytes;
+    g->window.wasted_bytes += a->wasted_bytes;
+    if (g->steps < WINDOW_STEPS) return false;
+    enum tier_governor_state before = g->state;
+    bool changed = tier_governor_on(g) && follow_waste(g);
+    window_end(g);
+    g->steps = 0;
+    memset(&g->window, 0, sizeof g->window);
+    return changed || g->state != before;
+}
+
+const char *tier_governor_state_name(enum tier_governor_state state)
+{
+    static const char *const names[] = { "on", "pause", "off", "probe" };
+    return names[state];
+}
+
+int tier_governor_text(const struct tier_governor *g, char *to, size_t size)
+{
+    int n = snprintf(to, size, "prefetch.governor=%s, from probability %.3f",
+                     g->options.fixed ? "fixed" : tier_governor_state_name(g->state),
+                     g->probability);
+    if (n < 0 || (size_t)n >= size || g->stall_with < 0) return n;
+    return n + snprintf(to + n, size - (size_t)n,
+                        ", stall %.1f us a lookup with it, %.1f without", g->stall_with / 1e3,
+                        g->stall_without / 1e3);
+}
