@@ -206,6 +206,7 @@ void tier_cache_demand(struct tier_cache *c, uint32_t key)
     if (c->device && c->hbm.slot_of[key] != TIER_NO_SLOT &&
         c->hbm.slots.at[c->hbm.slot_of[key]].prefetch) {
         c->flags[key] |= TIER_KEY_LATE;
+        c->stats.prefetch_late++;
         c->hbm.slots.at[c->hbm.slot_of[key]].prefetch = false;
     }
     if (!at->prefetch) return;
@@ -214,6 +215,7 @@ void tier_cache_demand(struct tier_cache *c, uint32_t key)
         queue_push(c, &c->demand, slot);
     } else if (at->state == TIER_SLOT_READING && at->load != NO_LOAD) {
         struct tier_load *load = &c->loads[at->load];
+        if (!(c->flags[key] & TIER_KEY_LATE)) c->stats.prefetch_late++;
         c->flags[key] |= TIER_KEY_LATE;
         for (uint32_t i = 0; i < load->record.extent_count; i++) {
             tier_io_promote(c->io, &load->reqs[i]);

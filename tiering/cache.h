@@ -52,6 +52,7 @@ struct tier_failure {
 struct tier_cache_stats {
     uint64_t demand_reads, demand_bytes;
     uint64_t prefetch_reads, prefetch_bytes, prefetch_wasted_bytes, prefetch_cancelled;
+    uint64_t prefetch_useful, prefetch_late;
     uint64_t checksum_failures, read_errors, mirror_reads, quarantined, stuck_reads;
     uint64_t copies_up, copies_down, copy_up_bytes, copy_down_bytes, copy_errors;
     uint64_t demotions_dropped;

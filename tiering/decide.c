@@ -450,6 +450,13 @@ static float likelihood(const struct tier_decide *d, uint32_t layer, uint32_t ke
     return offer->acquire == d->layer_acquires[layer] ? offer->probability : 0;
 }
 
+float tier_decide_hinted(const struct tier_decide *d, uint32_t layer, uint32_t expert)
+{
+    MUST(layer < d->layers && expert < d->experts);
+    const struct offer *offer = &d->offers[layer * d->experts + expert];
+    return offer->acquire == d->layer_acquires[layer] ? offer->probability : -1;
+}
+
 bool tier_decide_hint(struct tier_decide *d, uint32_t layer, uint32_t expert, float probability,
                       uint32_t distance)
 {

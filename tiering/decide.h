@@ -134,6 +134,9 @@ void tier_decide_release(struct tier_decide *decide, uint32_t layer, const uint3
 bool tier_decide_hint(struct tier_decide *decide, uint32_t layer, uint32_t expert,
                       float probability, uint32_t distance);
 
+/* The probability of the latest hint for an expert, below 0 once its layer was acquired since. */
+float tier_decide_hinted(const struct tier_decide *decide, uint32_t layer, uint32_t expert);
+
 /* Makes absent experts resident in free slots without a lookup (warm start), the one to keep
  * longest last. Returns how many fitted. */
 uint32_t tier_decide_restore(struct tier_decide *decide, uint32_t tier, uint32_t layer,

@@ -23,6 +23,9 @@ static const char *const live_keys[] = {
     "prefetch.inflight",
     "prefetch.bandwidth_share",
     "prefetch.experts_per_layer_max",
+    "prefetch.governor",
+    "prefetch.probability_min",
+    "prefetch.waste_max",
 };
 
 bool tier_config_live(const char *key)
@@ -147,6 +150,7 @@ int tier_reconfigure(struct tier *t, const struct tier_config *config, struct ba
         t->cache.verify_always = config->verify == 0;
         t->cache.stuck_after_ns = config->stuck_after;
         tier_cache_prefetch_limit(&t->cache, config->prefetch_inflight);
+        tier_prefetch_settle(t, false, NULL);
         t->reconfigurations++;
     }
     /* After a failure too: slots that came for nothing go again. */

@@ -58,8 +58,8 @@ int tier_config_check(const struct tier_config *config, struct base_err *err)
         if (strcmp(names[t], "lru_with_prediction") == 0 && !config->prefetch) {
             return base_err_set(err, BASE_ECONFIG,
                                 "policy.%s: lru_with_prediction has no effect "
-                                "without a predictor that gives hints, and none is attached: take "
-                                "lfu, which it would be",
+                                "without prefetch (predictor.kind, prefetch.enabled): take lfu, "
+                                "which it would be",
                                 t ? "eviction_dram" : "eviction");
         }
     }

@@ -36,6 +36,12 @@ static void fill_io(struct tier *t, struct tier_io_metrics *m)
     m->demand_bytes = s->demand_bytes;
     m->prefetch_reads = s->prefetch_reads;
     m->prefetch_bytes = s->prefetch_bytes;
+    m->prefetch_useful = s->prefetch_useful;
+    m->prefetch_late = s->prefetch_late;
+    m->hints = t->hint_count;
+    m->prefetch_on = t->prefetch && tier_governor_on(&t->governor);
+    m->prefetch_probability_min = t->prefetch ? t->governor.probability : 0;
+    m->governor_switches = t->governor.switches;
     m->prefetch_wasted_bytes = s->prefetch_wasted_bytes;
     m->prefetch_cancelled = s->prefetch_cancelled;
     m->prefetch_refused = t->prefetch_refused;
@@ -77,6 +83,9 @@ void tier_stats_publish(struct tier *t, uint64_t now)
     snprintf(s->io_note, sizeof s->io_note, "%s", t->io->note);
     snprintf(s->pin_note, sizeof s->pin_note, "%s", t->cache.dram.slots.note);
     if (t->device) snprintf(s->device_note, sizeof s->device_note, "%s", t->device->note);
+    snprintf(s->prefetch_note, sizeof s->prefetch_note, "%s", t->prefetch_note);
+    if (t->prefetch) tier_governor_text(&t->governor, s->governor_note, sizeof s->governor_note);
+    s->prefetch_degraded = t->prefetch_degraded;
     s->backend_degraded = t->io->backend_refused;
     s->direct_degraded = t->io->direct_refused;
     s->buffers_degraded = t->io->buffers_refused;
@@ -90,6 +99,8 @@ void tier_stats_publish(struct tier *t, uint64_t now)
             .lookups = c->lookups, .resident = c->resident, .misses = c->misses,
             .evictions = c->evictions, .load_count = load->count, .load_ns_sum = load->ns_sum,
             .load_ns_min = load->ns_min, .load_ns_max = load->ns_max,
+            .hinted = t->layer_hints[l], .prefetched = c->prefetch_admissions,
+            .prefetch_used = c->prefetch_used,
         };
         tier_publish_put(&t->publish, sizeof *s + l * sizeof layer, &layer, sizeof layer);
     }
@@ -101,6 +112,7 @@ void tier_step_end(struct tier *t)
 {
     MUST(t->magic == TIER_MAGIC);
     t->steps++;
+    tier_prefetch_account(t);
     memset(t->step_waits_ns, 0, sizeof t->step_waits_ns);
     tier_shrink(t);
     tier_stats_publish(t, base_clock_now_ns(t->clock));

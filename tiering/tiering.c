@@ -44,9 +44,11 @@ static int tables_create(struct tier *t)
     t->found = calloc(t->experts, sizeof *t->found);
     t->ids = calloc(t->experts, sizeof *t->ids);
     t->layer_hinted = calloc(t->layers, sizeof *t->layer_hinted);
+    t->layer_hints = calloc(t->layers, sizeof *t->layer_hints);
     t->expert_lookups = calloc(keys, sizeof *t->expert_lookups);
     t->expert_resident = calloc(keys, sizeof *t->expert_resident);
-    if (!t->found || !t->ids || !t->layer_hinted || !t->expert_lookups || !t->expert_resident) {
+    if (!t->found || !t->ids || !t->layer_hinted || !t->layer_hints || !t->expert_lookups ||
+        !t->expert_resident) {
         return -ENOMEM;
     }
     return tier_publish_create(&t->publish, sizeof(struct tier_snapshot) +
@@ -127,6 +129,7 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
         goto fail;
     }
     rc = tier_settings_core(&t->config, &footprint, t->store, t->top_k, &t->decide, err);
+    if (rc == 0) rc = tier_prefetch_settle(t, true, err);
     if (rc < 0) goto fail;
     rc = tier_io_create(&t->io, args->io, t->clock, err);
     if (rc < 0) goto fail;
@@ -152,6 +155,7 @@ void tier_close(struct tier *t)
     free(t->found);
     free(t->ids);
     free(t->layer_hinted);
+    free(t->layer_hints);
     free(t->expert_lookups);
     free(t->expert_resident);
     t->magic = 0;
@@ -269,7 +273,9 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
         }
         resident++;
         if (tier_cache_ready(cache, key)) {
-            top->slots.at[top->slot_of[key]].prefetch = false;
+            struct tier_slot *slot = &top->slots.at[top->slot_of[key]];
+            cache->stats.prefetch_useful += slot->prefetch;
+            slot->prefetch = false;
             hits++;
         } else {
             tier_cache_demand(cache, key);
@@ -390,58 +396,6 @@ uint32_t tier_wait(struct tier *t, struct tier_lease *leases, uint32_t n, enum t
 void tier_poll(struct tier *t)
 {
     tier_cache_reap(&t->cache, false, 0);
-}
-
-/* -- hints ------------------------------------------------------------------------------------ */
-
-/* Credit grows with time at the share of the bandwidth that reads have reached so far, up to what
- * may be in flight. Before anything was measured it is full. */
-static bool credit_for(struct tier *t, uint64_t now)
-{
-    double most = (double)(t->cache.prefetch_open_max * tier_store_slot_bytes(t->store));
-    if (t->cache.busy_ns == 0) {
-        t->prefetch_credit = most;
-    } else {
-        double rate = (double)t->cache.busy_bytes / (double)t->cache.busy_ns;
-        t->prefetch_credit += rate * t->config.prefetch_share * (double)(now - t->credit_ns);
-        if (t->prefetch_credit > most) t->prefetch_credit = most;
-    }
-    t->credit_ns = now;
-    return t->prefetch_credit >= (double)t->expert_bytes;
-}
-
-uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
-{
-    MUST(t->magic == TIER_MAGIC);
-    uint32_t admitted = 0;
-    uint64_t now = base_clock_now_ns(t->clock);
-    for (uint32_t i = 0; i < n; i++) {
-        const struct tier_hint *h = &hints[i];
-        MUST(h->layer < t->layers && h->expert < t->experts);
-        bool resident = false;      /* nothing to read from disk */
-        for (uint32_t tier = 0; tier < t->tiers; tier++) {
-            resident |= tier_decide_resident(t->decide, tier, h->layer, h->expert);
-        }
-        if (!resident && t->config.prefetch &&
-            (t->layer_hinted[h->layer] >= t->config.prefetch_per_layer ||
-             !tier_cache_prefetch_room(&t->cache) || !credit_for(t, now))) {
-            t->prefetch_refused++;
-            continue;
-        }
-        bool taken = tier_decide_hint(t->decide, h->layer, h->expert, h->probability, h->distance);
-        tier_carry_out(t, false);
-        if (taken) {
-            admitted++;
-            t->layer_hinted[h->layer]++;
-            if (!resident) t->prefetch_credit -= (double)t->expert_bytes;
-        }
-        tier_observe(t, &(struct tier_event){
-            .kind = TIER_EVENT_HINT, .layer = h->layer, .count = 1, .ids = &h->expert,
-            .probability = h->probability, .distance = h->distance, .admitted = taken,
-        });
-    }
-    if (admitted > 0) tier_cache_pump(&t->cache);
-    return admitted;
 }
 
 /* -- views ------------------------------------------------------------------------------------ */

@@ -68,14 +68,23 @@
 
 /* For callers that give hints (tier_hint). A program without a predictor does not offer them. */
 #define TIER_PREFETCH_OPTIONS(O)                                                                  \
-    O(prefetch, BOOL, "prefetch.enabled", "true", "", "",                                         \
-      "predicted experts may be read ahead of need")                                              \
+    O(prefetch, ENUM, "prefetch.enabled", "auto", "false|true|auto", "",                          \
+      "read predicted experts ahead of need; auto = where a predictor is attached and the slots "  \
+      "allow it")                                                                                 \
+    O(prefetch_governor, ENUM, "prefetch.governor", "auto", "auto|fixed", "",                     \
+      "auto turns prefetch off while it does not pay; fixed leaves it on, from "                  \
+      "prefetch.probability_min")                                                                 \
     O(prefetch_inflight, BYTES, "prefetch.inflight", "64MiB", "", "bytes",                        \
       "most bytes of prefetch on their way at once; at least one expert")                         \
     O(prefetch_share, SHARE, "prefetch.bandwidth_share", "30%", "", "",                           \
       "share of the measured read bandwidth that prefetch may use")                               \
     O(prefetch_per_layer, UINT, "prefetch.experts_per_layer_max", "8", "1..", "experts",          \
-      "most experts read ahead for one layer between two of its acquires")
+      "most experts read ahead for one layer between two of its acquires")                        \
+    O(prefetch_probability, SHARE, "prefetch.probability_min", "10%", "", "",                     \
+      "an expert less likely than this is never read ahead")                                      \
+    O(prefetch_waste, SHARE, "prefetch.waste_max", "30%", "", "",                                 \
+      "bytes that prefetch may waste, as a share of those that steps needed; with more the "      \
+      "governor asks for likelier experts")
 
 struct tier_config {
     BASE_OPTION_STRUCT(TIER_OPTIONS)
@@ -147,7 +156,9 @@ struct tier_hint {
     float probability;
     uint32_t distance;          /* layers ahead */
 };
-/* Predictions; cheap, may be refused, never waits. Returns how many were admitted. */
+/* Predictions, in order of worth; cheap, may be refused, never waits. A hint for a resident expert
+ * moves its place in the policy; one for an absent expert may be read ahead, as far as the governor
+ * allows (tiering/governor.h). Returns how many were admitted. */
 uint32_t tier_hint(struct tier *tier, const struct tier_hint *hints, uint32_t n);
 
 /* Other settings from here on, between two steps, leases or not. What changed is decided at once
@@ -197,6 +208,8 @@ struct tier_tier_metrics {
     M(demand_bytes, COUNTER, "bytes", "bytes of those reads")                                     \
     M(prefetch_reads, COUNTER, "", "experts read ahead of need")                                  \
     M(prefetch_bytes, COUNTER, "bytes", "bytes of those reads")                                   \
+    M(prefetch_useful, COUNTER, "", "experts read ahead that were there when asked for")          \
+    M(prefetch_late, COUNTER, "", "experts read ahead that were asked for while on their way")     \
     M(prefetch_wasted_bytes, COUNTER, "bytes", "bytes read ahead and evicted unused")             \
     M(checksum_failures, COUNTER, "", "experts whose bytes did not match and were read again")    \
     M(read_errors, COUNTER, "", "reads that failed and were tried again")                         \
@@ -206,6 +219,10 @@ struct tier_tier_metrics {
     M(stuck_reads, COUNTER, "", "times that a read took longer than tiers.nvme.stuck_after")      \
     M(prefetch_refused, COUNTER, "", "hints that a bound on prefetch turned away")                \
     M(prefetch_cancelled, COUNTER, "", "prefetches whose layer passed before their read began")   \
+    M(hints, COUNTER, "", "predictions that were offered")                                        \
+    M(prefetch_on, GAUGE, "", "1 while the governor lets experts be read ahead")                  \
+    M(prefetch_probability_min, REAL, "", "from which probability an expert is read ahead")       \
+    M(governor_switches, COUNTER, "", "times that the governor turned prefetch off or on")        \
     M(copies_up, COUNTER, "", "experts copied from dram to hbm")                                  \
     M(copies_up_bytes, COUNTER, "bytes", "bytes of those copies")                                 \
     M(copies_down, COUNTER, "", "experts copied from hbm to dram when they were demoted")         \
@@ -229,6 +246,7 @@ struct tier_io_metrics {
 struct tier_layer_stats {
     uint64_t lookups, resident, misses, evictions;      /* top tier */
     uint64_t load_count, load_ns_sum, load_ns_min, load_ns_max;
+    uint64_t hinted, prefetched, prefetch_used;     /* hinted: predictions offered */
 };
 
 /* Consistent counters, as of the last tier_step_end or, within a long step, a moment ago. */
@@ -242,8 +260,10 @@ struct tier_snapshot {
     char io_note[200];                  /* which backend, and why */
     char pin_note[200];
     char device_note[200];              /* empty without an hbm tier */
+    char prefetch_note[200];            /* what was made of prefetch.enabled, and why */
+    char governor_note[200];            /* what prefetch does at present; empty without any */
     /* Where `auto` had to do with less than it wanted; the notes say why. */
-    bool backend_degraded, direct_degraded, buffers_degraded, pin_degraded;
+    bool backend_degraded, direct_degraded, buffers_degraded, pin_degraded, prefetch_degraded;
 };
 /* Any thread, at any time; never blocks the engine. */
 void tier_snapshot(struct tier *tier, struct tier_snapshot *out);

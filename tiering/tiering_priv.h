@@ -1,10 +1,11 @@
-/* Inside of the live tiers, shared by tiering.c (open, acquire, wait, release, hints), settings.c
+/* Inside of the live tiers, shared by tiering.c (open, acquire, wait, release), prefetch.c, settings.c
  * (a configuration for the core), budget.c (slots and bytes of one), reconfigure.c (another one
  * while open) and stats.c (what other threads see). */
 #ifndef TIERING_TIERING_PRIV_H
 #define TIERING_TIERING_PRIV_H
 
 #include "tiering/cache.h"
+#include "tiering/governor.h"
 #include "tiering/publish.h"
 #include "tiering/tiering.h"
 
@@ -30,9 +31,18 @@ struct tier {
     struct tier_found *found;   /* [experts] scratch of acquire */
     uint32_t *ids;              /* [experts] scratch of release */
     uint32_t *layer_hinted;     /* [layers] prefetches admitted since the layer's last acquire */
-    double prefetch_credit;     /* bytes that bandwidth_share allows now */
-    uint64_t credit_ns;
-    uint64_t prefetch_refused;
+    bool prefetch;              /* prefetch.enabled, resolved */
+    bool prefetch_degraded;     /* auto had to do with less; prefetch_note says why */
+    uint32_t prefetch_per_layer;
+    char prefetch_note[200];
+    struct tier_governor governor;
+    uint64_t credit_ns;         /* until when the governor's credit was earned */
+    uint64_t hint_ns;           /* spent on hints by the running step */
+    uint64_t hint_count, prefetch_refused;
+    uint64_t *layer_hints;      /* [layers] */
+    struct tier_account_marks {     /* counters when the step began */
+        uint64_t lookups, demand_bytes, useful, late, wasted_bytes;
+    } marks;
     uint64_t hits[TIER_RESIDENT_TIERS_MAX], late[TIER_RESIDENT_TIERS_MAX];
     uint64_t resident_below;    /* lookups of tier 1 that it had: hits[1] + late[1] */
     uint64_t waits_ns[TIER_WAIT_CAUSE_COUNT];       /* since open */
@@ -64,6 +74,12 @@ void tier_observe(struct tier *tier, const struct tier_event *event);
 
 /* The configuration asks for an hbm tier. */
 bool tier_budget_has_hbm(const struct tier_config *config);
+
+/* Makes prefetch what the configuration says and the slots allow. Only at first is what does not fit
+ * refused; in a reconfiguration it comes to less, and the note says so. */
+int tier_prefetch_settle(struct tier *tier, bool first, struct base_err *err);
+/* Tells the governor what the step saw; what it changes goes to the trace. */
+void tier_prefetch_account(struct tier *tier);
 
 /* Makes the counters visible to other threads. */
 void tier_stats_publish(struct tier *tier, uint64_t now_ns);

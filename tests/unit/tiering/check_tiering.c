@@ -347,7 +347,10 @@ START_TEST(right_bytes_and_the_cores_counts)
     set(&r, pair);
     /* A policy that lives on hints is refused where none can come. */
     bool hinted = base_rng_below(&rng, 4) || strcmp(policy, "lru_with_prediction") == 0;
-    set(&r, hinted ? "prefetch.enabled=true" : "prefetch.enabled=false");
+    set(&r, hinted ? "prefetch.enabled=auto" : "prefetch.enabled=false");
+    set(&r, base_rng_below(&rng, 2) ? "prefetch.governor=auto" : "prefetch.governor=fixed");
+    set(&r, base_rng_below(&rng, 2) ? "prefetch.probability_min=0%"
+                                    : "prefetch.probability_min=40%");
     set(&r, base_rng_below(&rng, 2) ? "prefetch.inflight=64KiB" : "prefetch.inflight=1MiB");
     set(&r,
         base_rng_below(&rng, 2) ? "prefetch.bandwidth_share=100%" : "prefetch.bandwidth_share=20%");
@@ -421,6 +424,24 @@ START_TEST(settings_without_effect_are_refused)
     set(&r, "policy.eviction=lfu");
     ck_assert_int_eq(tier_open(&tier, &args, NULL), 0);
     tier_close(tier);
+    /* 16 experts a layer, top-4: prefetch of 8 wants 12 slots a layer. */
+    static struct tier_snapshot s;
+    set(&r, "tiers.dram.capacity=50%");
+    set(&r, "prefetch.enabled=true");
+    err = (struct base_err){ 0 };
+    ck_assert_int_eq(tier_open(&tier, &args, &err), BASE_EBUDGET);
+    ck_assert_ptr_nonnull(strstr(err.text, "need 12 slots, and there are 8"));
+    set(&r, "prefetch.enabled=auto");
+    ck_assert_int_eq(tier_open(&tier, &args, NULL), 0);
+    tier_snapshot(tier, &s);
+    ck_assert(s.prefetch_degraded && s.io.prefetch_on == 1);
+    ck_assert_ptr_nonnull(strstr(s.prefetch_note, "up to 4 experts a layer"));
+    tier_close(tier);
+    set(&r, "tiers.dram.capacity=25%");
+    ck_assert_int_eq(tier_open(&tier, &args, NULL), 0);
+    tier_snapshot(tier, &s);
+    ck_assert(s.prefetch_degraded && s.io.prefetch_on == 0);
+    tier_close(tier);
 }
 END_TEST
 
@@ -468,6 +489,7 @@ START_TEST(late_prefetch_becomes_demand)
     uint64_t waits[TIER_WAIT_CAUSE_COUNT];
     uint32_t id = 5;
     defaults(&r);
+    set(&r, "tiers.dram.capacity=50%");
     set(&r, "io.backend=sim");
     set(&r, "io.sim_latency=20ms");
     open_run(&r);

@@ -1,0 +1,164 @@
+/* Prefetch: what prefetch.* comes to, which hints are taken, what became of them. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/must.h"
+#include "tiering/policy.h"
+#include "tiering/tiering_priv.h"
+
+/* -- settings --------------------------------------------------------------------------------- */
+
+/* Slots of the tightest partition beyond those that one acquire of it may need. */
+static uint64_t slots_to_spare(const struct tier *t)
+{
+    uint64_t spare = UINT64_MAX;
+    char policy[32];
+    base_option_choice(tier_option_of("policy.eviction"), t->config.eviction, policy,
+                       sizeof policy);
+    uint64_t need = tier_policy_find(policy)->global ? (uint64_t)t->top_k * t->layers : t->top_k;
+    for (uint32_t l = 0; l < t->layers; l++) {
+        uint64_t slots = tier_decide_slots_of_layer(t->decide, 0, l);
+        uint64_t left = slots > need ? slots - need : 0;
+        if (left < spare) spare = left;
+    }
+    return spare;
+}
+
+int tier_prefetch_settle(struct tier *t, bool first, struct base_err *err)
+{
+    const struct tier_config *c = &t->config;
+    struct tier_governor_options options = {
+        .read_bytes = t->expert_bytes, .inflight_bytes = c->prefetch_inflight,
+        .share = c->prefetch_share > 0 ? c->prefetch_share : 1, .waste_max = c->prefetch_waste,
+        .probability_min = c->prefetch_probability, .fixed = c->prefetch_governor == 1,
+    };
+    uint64_t spare = slots_to_spare(t), wanted = c->prefetch_per_layer;
+    tier_governor_init(&t->governor, &options);
+    t->prefetch = c->prefetch != 0;
+    t->prefetch_per_layer = (uint32_t)(spare < wanted ? spare : wanted);
+    t->prefetch_degraded = t->prefetch && spare < wanted;
+    if (first && t->prefetch && c->prefetch_share <= 0) {
+        return base_err_set(err, BASE_ECONFIG, "prefetch.bandwidth_share: 0%% leaves nothing to "
+                            "read ahead with: set prefetch.enabled to false instead");
+    }
+    if (first && t->prefetch_degraded && c->prefetch == 1) {
+        return base_err_set(err, BASE_EBUDGET, "prefetch.enabled: %" PRIu64 " experts a layer "
+                            "(prefetch.experts_per_layer_max) beside top_k %" PRIu32 " need %"
+                            PRIu64 " slots, and there are %" PRIu64 ": enlarge the top tier, or "
+                            "set prefetch.enabled to auto, which takes what there is",
+                            wanted, t->top_k, wanted + t->top_k, spare + t->top_k);
+    }
+    if (!t->prefetch) {
+        snprintf(t->prefetch_note, sizeof t->prefetch_note, "off: prefetch.enabled is false");
+    } else if (t->prefetch_per_layer == 0) {
+        t->prefetch = false;
+        snprintf(t->prefetch_note, sizeof t->prefetch_note, "off: every slot of a layer is needed "
+                 "for its top_k %" PRIu32, t->top_k);
+    } else {
+        snprintf(t->prefetch_note, sizeof t->prefetch_note, "up to %" PRIu32 " experts a layer%s",
+                 t->prefetch_per_layer,
+                 t->prefetch_degraded ? ", for more there are no slots" : "");
+    }
+    return 0;
+}
+
+/* -- hints ------------------------------------------------------------------------------------ */
+
+/* The governor's credit grows with what reads have reached so far, measured while any were under
+ * way. Before anything was measured it is full. */
+static void credit_earn(struct tier *t)
+{
+    uint64_t now = base_clock_now_ns(t->clock);
+    if (t->cache.busy_ns > 0) {
+        double rate = (double)t->cache.busy_bytes / (double)t->cache.busy_ns;
+        tier_governor_earn(&t->governor, (uint64_t)(rate * (double)(now - t->credit_ns)));
+    } else {
+        tier_governor_earn(&t->governor, UINT64_MAX);
+    }
+    t->credit_ns = now;
+}
+
+static bool may_read_ahead(struct tier *t, const struct tier_hint *h)
+{
+    const struct tier_cache *c = &t->cache;
+    if (!t->prefetch || t->layer_hinted[h->layer] >= t->prefetch_per_layer) return false;
+    uint32_t idle = c->prefetch_open < c->prefetch_open_max ?
+                    c->prefetch_open_max - c->prefetch_open : 0;
+    return tier_governor_admit(&t->governor, h->probability, idle);
+}
+
+/* Nothing of it would have to be read from disk. */
+static bool is_resident(const struct tier *t, uint32_t layer, uint32_t expert)
+{
+    for (uint32_t tier = 0; tier < t->tiers; tier++) {
+        if (tier_decide_resident(t->decide, tier, layer, expert)) return true;
+    }
+    return false;
+}
+
+uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
+{
+    MUST(t->magic == TIER_MAGIC);
+    uint32_t admitted = 0;
+    uint64_t begin_ns = base_clock_now_ns(t->clock);
+    if (t->prefetch) credit_earn(t);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct tier_hint *h = &hints[i];
+        MUST(h->layer < t->layers && h->expert < t->experts);
+        bool resident = is_resident(t, h->layer, h->expert);
+        /* The same again about an expert that is there tells nobody anything. */
+        if (resident && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) {
+            continue;
+        }
+        t->hint_count++;
+        t->layer_hints[h->layer]++;
+        if (!resident && !may_read_ahead(t, h)) {
+            t->prefetch_refused += t->prefetch;
+            continue;
+        }
+        bool taken = tier_decide_hint(t->decide, h->layer, h->expert, h->probability, h->distance);
+        tier_carry_out(t, false);
+        if (taken) {
+            admitted++;
+            t->layer_hinted[h->layer]++;
+        }
+        tier_observe(t, &(struct tier_event){
+            .kind = TIER_EVENT_HINT, .layer = h->layer, .count = 1, .ids = &h->expert,
+            .probability = h->probability, .distance = h->distance, .admitted = taken,
+        });
+    }
+    if (admitted > 0) tier_cache_pump(&t->cache);
+    if (n > 0) t->hint_ns += base_clock_now_ns(t->clock) - begin_ns;
+    return admitted;
+}
+
+void tier_prefetch_account(struct tier *t)
+{
+    const struct tier_cache_stats *s = &t->cache.stats;
+    struct tier_account_marks now = {
+        .demand_bytes = s->demand_bytes, .useful = s->prefetch_useful, .late = s->prefetch_late,
+        .wasted_bytes = s->prefetch_wasted_bytes,
+    };
+    if (!t->prefetch) return;
+    for (int c = 0; c < TIER_CELL_COUNT; c++) {
+        now.lookups += tier_decide_counts(t->decide, 0, c)->lookups;
+    }
+    struct tier_governor_account account = {
+        .lookups = now.lookups - t->marks.lookups,
+        .stall_ns = t->hint_ns,
+        .demand_bytes = now.demand_bytes - t->marks.demand_bytes,
+        .useful_bytes = (now.useful - t->marks.useful) * t->expert_bytes,
+        .late_bytes = (now.late - t->marks.late) * t->expert_bytes,
+        .wasted_bytes = now.wasted_bytes - t->marks.wasted_bytes,
+    };
+    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) account.stall_ns += t->step_waits_ns[w];
+    t->marks = now;
+    t->hint_ns = 0;
+    if (tier_governor_step(&t->governor, &account)) {
+        char text[160];
+        tier_governor_text(&t->governor, text, sizeof text);
+        tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_SETTING, .text = text });
+    }
+}
