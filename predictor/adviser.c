@@ -36,7 +36,6 @@ struct pred_adviser {
     uint32_t layers, experts, top_k;
     struct pred_history history;
     /* of the running step */
-    uint32_t row_count;                 /* all */
     uint32_t count, predicted;          /* followed; the first `predicted` are predicted */
     uint32_t *source;                   /* [rows_max] row of the step */
     struct pred_context *contexts;      /* [rows_max] */
@@ -288,53 +287,62 @@ static uint32_t gather(struct pred_adviser *a, uint32_t from, uint32_t to, int64
 
 /* --------------------------------------------------------------------------------- steps -- */
 
-static void follow(struct pred_adviser *a, const struct pred_adviser_row *rows, uint32_t row)
+/* The step's rows, as the caller gave them. */
+struct rows {
+    const uint64_t *seqs;
+    const uint32_t *tokens;
+    const uint8_t *phases;
+    uint32_t count;
+};
+
+static uint32_t token_of(const struct rows *rows, uint32_t row)
+{
+    return rows->tokens ? rows->tokens[row] : PRED_NO_TOKEN;
+}
+
+static void follow(struct pred_adviser *a, const struct rows *rows, uint32_t row)
 {
     uint32_t r = a->count++, token;
-    const uint32_t *previous = pred_history_find(&a->history, rows[row].seq, &token);
+    const uint32_t *previous = pred_history_find(&a->history, rows->seqs[row], &token);
     a->source[r] = row;
     a->contexts[r] = (struct pred_context){
-        .seq = rows[row].seq, .token = rows[row].token,
+        .seq = rows->seqs[row], .token = token_of(rows, row),
         .previous_token = previous ? token : PRED_NO_TOKEN, .previous = previous,
         .ids = a->ids + (size_t)r * a->layers * a->top_k,
     };
     /* Within a prompt the token before runs beside this one: its routing is not past yet. */
-    if (row > 0 && rows[row - 1].seq == rows[row].seq) {
-        a->contexts[r].previous_token = rows[row - 1].token;
+    if (row > 0 && rows->seqs[row - 1] == rows->seqs[row]) {
+        a->contexts[r].previous_token = token_of(rows, row - 1);
         a->contexts[r].previous = NULL;
     }
 }
 
-static void rows_choose(struct pred_adviser *a, const struct pred_adviser_row *rows, uint32_t count)
+static void rows_choose(struct pred_adviser *a, const struct rows *rows)
 {
-    uint32_t max = a->options.rows_max, decode = 0, prefill = 0;
+    uint32_t max = a->options.rows_max, prefill = 0;
     a->count = 0;
-    a->row_count = count;
-    for (uint32_t i = 0; i < count && a->count < max; i++) {
-        if (rows[i].phase == TIER_DECODE) follow(a, rows, i);
+    for (uint32_t i = 0; i < rows->count; i++) {
+        if (rows->phases[i] != TIER_DECODE) prefill++;
+        else if (a->count < max) follow(a, rows, i);
     }
-    for (uint32_t i = 0; i < count; i++) {
-        if (rows[i].phase == TIER_DECODE) decode++;
-        else prefill++;
-    }
-    a->predicted = a->count;
-    if (count <= max) a->predicted = count;
+    a->predicted = rows->count <= max ? rows->count : a->count;
     uint32_t room = max - a->count, taken = prefill < room ? prefill : room, seen = 0, got = 0;
-    for (uint32_t i = 0; i < count && got < taken; i++) {
-        if (rows[i].phase == TIER_DECODE) continue;
+    for (uint32_t i = 0; i < rows->count && got < taken; i++) {
+        if (rows->phases[i] == TIER_DECODE) continue;
         /* Of `prefill` rows the last of each of `taken` equal parts. */
         seen++;
         if ((uint64_t)seen * taken / prefill == got) continue;
         got++;
         follow(a, rows, i);
     }
-    MUST(decode + prefill == count && a->predicted <= a->count);
+    MUST(a->predicted <= a->count);
 }
 
-uint32_t pred_adviser_begin(struct pred_adviser *a, const struct pred_adviser_row *rows,
-                            uint32_t count, const struct tier_hint **hints)
+uint32_t pred_adviser_begin(struct pred_adviser *a, const uint64_t *seqs, const uint32_t *tokens,
+                            const uint8_t *phases, uint32_t count, const struct tier_hint **hints)
 {
-    rows_choose(a, rows, count);
+    struct rows rows = { seqs, tokens, phases, count };
+    rows_choose(a, &rows);
     memset(a->has_ahead, 0, (size_t)a->options.rows_max * a->layers);
     for (uint32_t l = 0; l < a->layers; l++) a->said[l].fresh = false;
     a->routed = 0;
@@ -382,7 +390,7 @@ uint32_t pred_adviser_routed(struct pred_adviser *a, uint32_t layer, const uint3
     return gather(a, layer + 1, end, layer, hints);
 }
 
-void pred_adviser_end(struct pred_adviser *a, bool learn)
+void pred_adviser_end(struct pred_adviser *a, enum pred_adviser_end how)
 {
     size_t layer_experts = (size_t)a->layers * a->experts;
     for (; a->routed < a->layers; a->routed++) {
@@ -390,7 +398,7 @@ void pred_adviser_end(struct pred_adviser *a, bool learn)
             a->ids[((size_t)r * a->layers + a->routed) * a->top_k] = PRED_NO_EXPERT;
         }
     }
-    for (uint32_t l = 0; l < a->layers; l++) {
+    for (uint32_t l = 0; how != PRED_STAND_STILL && l < a->layers; l++) {
         for (uint32_t r = 0; r < a->count; r++) {
             struct pred_context *context = &a->contexts[r];
             const uint32_t *ids = context->ids + (size_t)l * a->top_k;
@@ -400,10 +408,10 @@ void pred_adviser_end(struct pred_adviser *a, bool learn)
             if (a->has_ahead[(size_t)r * a->layers + l]) {
                 context->ahead = a->ahead + r * layer_experts + (size_t)l * a->experts;
             }
-            pred_predictor_observe(a->predictor, context, l, ids, learn);
+            pred_predictor_observe(a->predictor, context, l, ids, how == PRED_LEARN);
         }
     }
-    if (learn) a->stats.learned_rows += a->count;
+    if (how == PRED_LEARN) a->stats.learned_rows += a->count;
     for (uint32_t r = 0; r < a->count; r++) {
         pred_history_keep(&a->history, a->contexts[r].seq, a->contexts[r].token,
                           a->contexts[r].ids);

@@ -1,14 +1,13 @@
 /* The adviser turns what is known of a running step into hints. The engine and the replay run this
  * very code.
  *
- *      begin(rows)         the tokens of the step are known, nothing of their routing yet
- *      for each layer:     ahead(row, layer)   optional: what the engine itself foresees (lookahead)
- *                          routed(layer, ids)  its gate has spoken ──> hints for layers ahead
- *      end(learn)          the predictor learns from the step
- *
- *      begin ──────────────── hints for layers 0 .. lead-1, or for all of them (whole_pass)
- *      routed(l) ──────────── fresh hints for layer l+lead; those of l+1 .. l+lead-1 once more,
- *                             for what was refused then may be taken now
+ *      begin(rows)           the tokens of the step are known, nothing of their routing yet:
+ *                            hints for layers 0 .. lead-1, or for all of them (whole_pass)
+ *      ahead(row, layer)     optional: what the engine itself foresees (lookahead)
+ *      routed(layer, ids)    a gate has spoken: fresh hints for the layer `lead` ahead; those of
+ *                            the layers between once more, for what was refused then may be taken
+ *                            now
+ *      end(how)              the predictor learns from the step
  *
  * Rows are the step's tokens. At most rows_max of them are followed: those of decode, then of
  * prefill evenly spread ones, down to the last. All followed rows are learned from; prefill's are
@@ -42,10 +41,10 @@ struct pred_adviser_options {
     bool whole_pass;            /* hints for all layers before the pass begins */
 };
 
-struct pred_adviser_row {
-    uint64_t seq;
-    uint32_t token;             /* PRED_NO_TOKEN = unknown */
-    enum tier_phase phase;
+enum pred_adviser_end {
+    PRED_LEARN,
+    PRED_FOLLOW,                /* tables stay as they are, recency goes on */
+    PRED_STAND_STILL,           /* the predictor's state is not touched: somebody saves it */
 };
 
 struct pred_adviser_stats {
@@ -63,9 +62,12 @@ int pred_adviser_create(struct pred_adviser **out, struct pred_predictor *predic
 void pred_adviser_destroy(struct pred_adviser *adviser);        /* accepts NULL */
 size_t pred_adviser_bytes(const struct pred_adviser *adviser);
 
-/* A step begins. Rows are copied. Returns the number of hints; they live until the next call. */
-uint32_t pred_adviser_begin(struct pred_adviser *adviser, const struct pred_adviser_row *rows,
-                            uint32_t count, const struct tier_hint **hints);
+/* A step of `count` rows begins: their sequences, tokens (PRED_NO_TOKEN = unknown; NULL = all
+ * are) and phases (enum tier_phase). Nothing of them is kept. Returns the number of hints; they
+ * live until the next call. */
+uint32_t pred_adviser_begin(struct pred_adviser *adviser, const uint64_t *seqs,
+                            const uint32_t *tokens, const uint8_t *phases, uint32_t count,
+                            const struct tier_hint **hints);
 
 /* Where the engine's own log-odds for a row and a layer ahead belong, [experts]; to be filled at
  * once. NULL when that row is not predicted. */
@@ -76,8 +78,8 @@ float *pred_adviser_ahead(struct pred_adviser *adviser, uint32_t row, uint32_t l
 uint32_t pred_adviser_routed(struct pred_adviser *adviser, uint32_t layer, const uint32_t *ids,
                              const struct tier_hint **hints);
 
-/* The step is over. Learns if asked to, and keeps what the next tokens' contexts need. */
-void pred_adviser_end(struct pred_adviser *adviser, bool learn);
+/* The step is over: the predictor observes it, and what the next tokens' contexts need is kept. */
+void pred_adviser_end(struct pred_adviser *adviser, enum pred_adviser_end how);
 
 const struct pred_adviser_stats *pred_adviser_stats(const struct pred_adviser *adviser);
 

@@ -1,6 +1,6 @@
-/* Inside of the live tiers, shared by tiering.c (open, acquire, wait, release), prefetch.c, settings.c
- * (a configuration for the core), budget.c (slots and bytes of one), reconfigure.c (another one
- * while open) and stats.c (what other threads see). */
+/* Inside of the live tiers, shared by tiering.c (open, acquire, wait, release), prefetch.c (hints),
+ * settings.c (a configuration for the core), budget.c (slots and bytes of one), reconfigure.c
+ * (another one while open) and stats.c (what other threads see). */
 #ifndef TIERING_TIERING_PRIV_H
 #define TIERING_TIERING_PRIV_H
 
@@ -75,8 +75,8 @@ void tier_observe(struct tier *tier, const struct tier_event *event);
 /* The configuration asks for an hbm tier. */
 bool tier_budget_has_hbm(const struct tier_config *config);
 
-/* Makes prefetch what the configuration says and the slots allow. Only at first is what does not fit
- * refused; in a reconfiguration it comes to less, and the note says so. */
+/* Makes prefetch what the configuration says and the slots allow. Only at first is what does not
+ * fit refused; in a reconfiguration it comes to less, and the note says so. */
 int tier_prefetch_settle(struct tier *tier, bool first, struct base_err *err);
 /* Tells the governor what the step saw; what it changes goes to the trace. */
 void tier_prefetch_account(struct tier *tier);

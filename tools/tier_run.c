@@ -135,6 +135,13 @@ static void print_stats(const struct eng_stack *stack, const struct answer *answ
     fprintf(stderr, "  nvme  read       %s in %" PRIu64 " demand reads; waited %.3f s for them\n",
             base_str_bytes(bytes, sizeof bytes, snapshot.io.demand_bytes), snapshot.io.demand_reads,
             snapshot.io.wait_demand_seconds);
+    if (!stack->advice) return;
+    fprintf(stderr, "  ahead            %s in %" PRIu64 " prefetch reads: %" PRIu64 " useful, %"
+            PRIu64 " late, %s wasted; %s\n",
+            base_str_bytes(bytes, sizeof bytes, snapshot.io.prefetch_bytes),
+            snapshot.io.prefetch_reads, snapshot.io.prefetch_useful, snapshot.io.prefetch_late,
+            base_str_bytes(first, sizeof first, snapshot.io.prefetch_wasted_bytes),
+            snapshot.governor_note[0] ? snapshot.governor_note : snapshot.prefetch_note);
 }
 
 /* Runs the engine until the answer is there or the user interrupts. */

@@ -159,16 +159,21 @@ static int serve(struct srv *srv)
 }
 
 /* What `auto` settings had to do without is said once at start; /tier/stats keeps saying it. */
-static void report_degraded(struct tier *tier)
+static void report_degraded(const struct eng_stack *stack)
 {
     static struct tier_snapshot snapshot;       /* too large for the stack */
-    tier_snapshot(tier, &snapshot);
+    tier_snapshot(stack->tier, &snapshot);
     if (snapshot.backend_degraded || snapshot.direct_degraded || snapshot.buffers_degraded) {
         base_log(BASE_LOG_WARN, "server", "degraded: io: %s", snapshot.io_note);
     }
     if (snapshot.pin_degraded) {
         base_log(BASE_LOG_WARN, "server", "degraded: tiers.dram.pin: %s", snapshot.pin_note);
     }
+    if (!stack->advice) return;
+    base_log(BASE_LOG_INFO, "server", "active: predictor.kind: %s", eng_advice_note(stack->advice));
+    base_log(snapshot.prefetch_degraded ? BASE_LOG_WARN : BASE_LOG_INFO, "server",
+             "%s: prefetch.enabled: %s", snapshot.prefetch_degraded ? "degraded" : "active",
+             snapshot.prefetch_note);
 }
 
 static int run_server(const struct eng_stack_args *args, struct base_err *err)
@@ -184,7 +189,7 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     rc = eng_stack_open(&stack, args, err);
     if (rc < 0) goto done;
     open = true;
-    report_degraded(stack.tier);
+    report_degraded(&stack);
     rc = catch_signals(err);
     if (rc < 0) goto done;
     struct srv_open_args open_args = { &config.server, &stack, &socket };

@@ -15,7 +15,7 @@
 
 enum view { VIEW_PHASE, VIEW_TIER, VIEW_LAYER, VIEW_EXPERT };
 static const char *const view_names[] = { "phase", "tier", "layer", "expert" };
-enum { VIEW_COUNT = sizeof view_names / sizeof view_names[0], CELL_TEXT = 32, COLUMNS_MAX = 10 };
+enum { VIEW_COUNT = sizeof view_names / sizeof view_names[0], CELL_TEXT = 32, COLUMNS_MAX = 12 };
 
 static struct {
     const char *url;
@@ -153,9 +153,10 @@ static int show_tiers(const struct port_json *now, FILE *to)
 static int show_layers(const struct port_json *now, FILE *to)
 {
     static const char *const heads[] = { "layer", "lookups", "resident", "misses", "resident rate",
-                                         "evictions", "loads", "mean load", "longest" };
+                                         "evictions", "hinted", "prefetched", "of it used", "loads",
+                                         "mean load", "longest" };
     struct cli_table *table;
-    int rc = cli_table_create(&table, 9, heads);
+    int rc = cli_table_create(&table, 12, heads);
     if (rc < 0) return rc;
     const struct port_json *layers = port_json_get(now, "layers");
     for (size_t l = 0; l < port_json_count(layers); l++) {
@@ -168,6 +169,9 @@ static int show_layers(const struct port_json *now, FILE *to)
         add_count(&row, number(layer, "misses"));
         add_share(&row, number(layer, "resident"), number(layer, "lookups"));
         add_count(&row, number(layer, "evictions"));
+        add_count(&row, number(layer, "hinted"));
+        add_count(&row, number(layer, "prefetched"));
+        add_count(&row, number(layer, "prefetch_used"));
         add_count(&row, number(layer, "loads"));
         add_text(&row, base_str_duration(time, sizeof time,
                                          (uint64_t)(1e9 * number(layer, "load_seconds_mean"))));
@@ -228,6 +232,24 @@ static void show_head(const struct port_json *now, const struct port_json *befor
     fputs("\n\n", to);
 }
 
+static void show_prediction(const struct port_json *now, FILE *to)
+{
+    const struct port_json *io = port_json_get(now, "io");
+    const struct port_json *predictor = port_json_get(now, "predictor");
+    char read[CELL_TEXT], wasted[CELL_TEXT];
+    double asked = number(predictor, "asked");
+    if (number(predictor, "table_bytes") <= 0) return;
+    fprintf(to, "ahead: %.1f%% of what layers asked for was predicted; %.0f prefetch reads, %s: "
+            "%.0f useful, %.0f late, %s wasted, %.0f cancelled\n",
+            asked > 0 ? 100 * number(predictor, "right") / asked : 0, number(io, "prefetch_reads"),
+            base_str_bytes(read, sizeof read, (uint64_t)number(io, "prefetch_bytes")),
+            number(io, "prefetch_useful"), number(io, "prefetch_late"),
+            base_str_bytes(wasted, sizeof wasted, (uint64_t)number(io, "prefetch_wasted_bytes")),
+            number(io, "prefetch_cancelled"));
+    const char *governor = text_of(predictor, "governor");
+    if (governor[0]) fprintf(to, "       %s\n", governor);
+}
+
 static void show_reads(const struct port_json *now, const struct port_json *before, FILE *to)
 {
     const struct port_json *io = port_json_get(now, "io");
@@ -247,6 +269,7 @@ static void show_reads(const struct port_json *now, const struct port_json *befo
             "compute %.3f s\n", number(waits, "demand_read"), number(waits, "late_prefetch"),
             number(waits, "copy"), number(waits, "slot_shortage"),
             number(port_json_get(now, "engine"), "compute_seconds"));
+    show_prediction(now, to);
     const char *const bad[] = { "checksum_failures", "read_errors", "quarantined" };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         if (number(io, bad[i]) > 0) {

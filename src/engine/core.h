@@ -2,6 +2,7 @@
 #ifndef ENGINE_CORE_H
 #define ENGINE_CORE_H
 
+#include "engine/advice.h"
 #include "engine/kv.h"
 #include "engine/plan.h"
 #include "engine/scheduler.h"
@@ -17,6 +18,7 @@ struct eng_core {
     struct eng_kv kv;
     struct eng_plan plan;
     struct tier *tier;
+    struct eng_advice *advice;  /* NULL = nothing is predicted */
     struct kern_matrix expert[MODEL_MATRIX_COUNT]; /* of a routed expert, without addresses */
     bool expert_scaled[MODEL_MATRIX_COUNT];
     float softmax_scale;

@@ -186,6 +186,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     eng->magic = ENG_MAGIC;
     eng->core.shape = args->shape;
     eng->core.tier = args->tier;
+    eng->core.advice = args->advice;
     eng->tokenizer = args->tokenizer;
     eng->hooks = args->hooks;
     eng->next_id = 1;
@@ -457,6 +458,7 @@ static void end_step(struct eng *eng, const struct eng_batch *batch, uint64_t st
     record.step_ns = base_now_ns() - start_ns;
     record.compute_ns = record.step_ns - core->wait_ns;
     if (eng->hooks.step_end) eng->hooks.step_end(eng->hooks.context, &record);
+    if (core->advice) eng_advice_end(core->advice);
     tier_step_end(core->tier);
     struct eng_metrics *m = &eng->metrics;
     m->steps++;
@@ -477,6 +479,7 @@ int eng_step(struct eng *eng)
         eng->in_step = true;
         eng->core.wait_ns = 0;
         if (eng->hooks.step_begin) eng->hooks.step_begin(eng->hooks.context, eng->step);
+        if (eng->core.advice) eng_advice_begin(eng->core.advice, batch);
         eng_forward(&eng->core, batch);
         for (uint32_t row = 0; row < batch->count; row++) {
             batch->members[batch->row_member[row]]->computed++;

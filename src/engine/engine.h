@@ -20,6 +20,8 @@
 #include "model/tokenizer.h"
 #include "tiering/tiering.h"
 
+struct eng_advice;
+
 #define ENG_OPTIONS(O) \
     O(threads, UINT, "engine.threads", "0", "0..1024", "threads", \
       "compute threads; 0 = all cores this process may use") \
@@ -124,6 +126,7 @@ struct eng_open_args {
     const struct model_tokenizer *tokenizer;
     const struct tier_store *store;
     struct tier *tier;
+    struct eng_advice *advice;  /* NULL = none */
     struct eng_hooks hooks;
 };
 

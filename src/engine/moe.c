@@ -16,7 +16,7 @@ struct pass {
     uint32_t runs;              /* experts of plan.runs to compute now */
     uint32_t parts;
     uint32_t begin, end;        /* rows */
-    bool shared_done;
+    bool shared_done, advised;
 };
 
 static struct kern_matrix part_matrix(const struct eng_core *core, const struct tier_lease *lease,
@@ -172,6 +172,17 @@ static void shared(struct pass *pass)
     tier_poll(core->tier);
 }
 
+/* Hints for layers ahead, once a layer: its gate has spoken for all rows, and the demand reads of
+ * its last group have left. */
+static void advise(struct pass *pass)
+{
+    const struct eng_core *core = pass->core;
+    if (!core->advice || pass->advised || pass->end < pass->batch->count) return;
+    pass->advised = true;
+    size_t at = (size_t)pass->layer->moe_layer * pass->batch->count * core->shape->top_k;
+    eng_advice_routed(core->advice, (uint32_t)pass->layer->moe_layer, core->plan.route_ids + at);
+}
+
 static uint32_t wait_for(struct eng_core *core, struct tier_lease *leases, uint32_t count,
                          enum tier_wait_mode mode)
 {
@@ -263,6 +274,7 @@ static void decode_rows(struct pass *pass)
             tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer, plan->wanted + done,
                          wanted - done, TIER_DECODE, plan->leases);
         MUST(granted > 0);
+        advise(pass);
         shared(pass);
         serve_arrivals(pass, granted);
         tier_release(core->tier, plan->leases, granted);
@@ -283,6 +295,7 @@ static void prefill_rows(struct pass *pass)
             tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer, plan->wanted + done,
                          wanted - done, TIER_PREFILL, plan->leases);
         MUST(granted > 0);
+        advise(pass);
         shared(pass);
         for (uint32_t i = 0; i < granted;) {
             /* The next in id order, and all those behind it that are there as well. */
@@ -312,6 +325,7 @@ void eng_moe(struct eng_core *core, const struct eng_layer *layer, const struct 
     pass.begin = batch->decode_count;
     pass.end = batch->count;
     if (pass.begin < pass.end) prefill_rows(&pass);
+    advise(&pass);              /* nothing was wanted: every sequence of the batch has failed */
     shared(&pass);
     for (uint32_t row = 0; row < batch->count; row++) {
         core->work.ops->add(plan->routed + row * hidden, plan->branch + row * hidden,

@@ -21,6 +21,8 @@ size_t eng_stack_groups(struct eng_stack_config *config, struct base_option_grou
         { "tiers", tier_options, tier_option_count, &config->tier },
         { "io", tier_io_options, tier_io_option_count, &config->io },
         { "engine", eng_options, eng_option_count, &config->engine },
+        { "predictor", eng_advice_options, eng_advice_option_count, &config->advice },
+        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &config->tier },
         { "trace", pred_trace_options, pred_trace_option_count, &config->trace },
         { "unbuilt", eng_unbuilt_options, eng_unbuilt_option_count, &config->unbuilt },
     };
@@ -34,7 +36,9 @@ int eng_stack_check(const struct eng_stack_config *config, struct base_err *err)
 {
     struct eng_stack_config copy = *config;
     struct base_option_group groups[ENG_STACK_GROUPS];
-    return eng_unbuilt_check(groups, eng_stack_groups(&copy, groups), err);
+    size_t count = eng_stack_groups(&copy, groups);
+    int rc = eng_unbuilt_check(groups, count, err);
+    return rc < 0 ? rc : eng_advice_check(&copy.advice, groups, count, err);
 }
 
 /* ------------------------------------------------------------------------------------ index -- */
@@ -220,6 +224,8 @@ static int open_model(struct eng_stack *stack, const char *dir, struct base_err 
 
 static int open_tier(struct eng_stack *stack, struct base_err *err)
 {
+    /* Nobody gives hints: auto comes to false, and the effective settings say so. */
+    if (stack->config.advice.kind == 0) stack->config.tier.prefetch = 0;
     struct tier_open_args args = {
         .config = &stack->config.tier,
         .io = &stack->config.io,
@@ -228,6 +234,12 @@ static int open_tier(struct eng_stack *stack, struct base_err *err)
         .observer = { .event = on_event, .context = stack },
     };
     return tier_open(&stack->tier, &args, err);
+}
+
+static int open_advice(struct eng_stack *stack, struct base_err *err)
+{
+    return eng_advice_open(&stack->advice, &stack->config.advice, &stack->shape,
+                           tier_store_layers(stack->store), stack->tier, err);
 }
 
 static int open_engine(struct eng_stack *stack, struct base_err *err)
@@ -239,6 +251,7 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
         .tokenizer = stack->tokenizer,
         .store = stack->store,
         .tier = stack->tier,
+        .advice = stack->advice,
         .hooks = { .step_begin = on_step_begin, .step_end = on_step_end,
                    .logits = stack->hooks.logits ? on_logits : NULL, .context = stack },
     };
@@ -261,6 +274,7 @@ int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, s
     if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);
     if (rc == 0) rc = open_tier(stack, err);
     if (rc == 0) rc = open_trace(stack, err);
+    if (rc == 0) rc = open_advice(stack, err);
     if (rc == 0) rc = open_engine(stack, err);
     if (rc == 0) return 0;
     base_err_set(err, rc, "%s: %s", args->model_dir, base_err_name(rc));
@@ -271,6 +285,7 @@ int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, s
 void eng_stack_close(struct eng_stack *stack)
 {
     eng_close(stack->engine);
+    eng_advice_close(stack->advice);
     close_trace(stack);
     tier_close(stack->tier);
     tier_store_close(stack->store);
@@ -314,14 +329,14 @@ static uint64_t program_bytes(const struct eng_stack_config *config)
 
 static void print_table(FILE *to, const struct eng_stack_config *config,
                         const struct eng_footprint *engine, const struct tier_footprint *tier,
-                        const struct tier_store *store, uint64_t program)
+                        const struct tier_store *store, uint64_t predictor, uint64_t program)
 {
     static const char *const names[TIER_RESIDENT_TIERS_MAX][TIER_RESIDENT_TIERS_MAX] = {
         { "dram slots", "" }, { "hbm slots", "dram slots" },
     };
     char note[320], each[16];
     uint64_t sum = engine->dense_bytes + engine->kv_bytes + engine->activation_bytes +
-                   tier->tables_bytes + program;
+                   tier->tables_bytes + predictor + program;
     uint64_t experts = (uint64_t)tier_store_layers(store) * tier_store_experts(store);
     unsigned tiers = tier->slots[1] > 0 ? 2 : 1;
     fprintf(to, "memory that stays in use, at most:\n");
@@ -339,6 +354,7 @@ static void print_table(FILE *to, const struct eng_stack_config *config,
         sum += tier->slots_bytes[t];
     }
     print_row(to, "tables", tier->tables_bytes, "index, slots, policy");
+    if (predictor > 0) print_row(to, "predictor", predictor, "what it learns and works in");
     print_row(to, "program", program, "code, libraries, tokenizer, threads, requests");
     print_row(to, "sum", sum, "");
 }
@@ -357,7 +373,12 @@ int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struc
     if (rc == 0) rc = model_tokenizer_load(&tokenizer, args->model_dir, err);
     if (rc == 0) rc = eng_footprint(&args->config->engine, &shape, files, &engine, err);
     if (rc == 0) rc = tier_footprint(&args->config->tier, store, shape.top_k, &tier, err);
-    if (rc == 0) print_table(to, args->config, &engine, &tier, store, program_bytes(args->config));
+    if (rc == 0) {
+        uint64_t program = program_bytes(args->config);
+        uint64_t predictor =
+            eng_advice_footprint(&args->config->advice, &shape, tier_store_layers(store));
+        print_table(to, args->config, &engine, &tier, store, predictor, program);
+    }
     model_tokenizer_free(tokenizer);
     tier_store_close(store);
     model_files_close(files);

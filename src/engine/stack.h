@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 
+#include "engine/advice.h"
 #include "engine/engine.h"
 #include "engine/unbuilt.h"
 #include "model/chat.h"
@@ -16,6 +17,7 @@ struct eng_stack_config {
     struct tier_config tier;
     struct tier_io_config io;
     struct eng_config engine;
+    struct eng_advice_config advice;
     struct pred_trace_config trace;
     struct eng_unbuilt_config unbuilt;
 };
@@ -38,6 +40,7 @@ struct eng_stack {
     struct tier_store *store;
     struct tier *tier;
     struct pred_trace_writer *trace;    /* NULL = not recording */
+    struct eng_advice *advice;          /* NULL = nothing is predicted */
     struct eng *engine;
     struct eng_hooks hooks;             /* the caller's */
     struct tier_observer observer;      /* the caller's */

@@ -9,15 +9,10 @@ const struct base_option eng_unbuilt_options[] = { ENG_UNBUILT_OPTIONS(BASE_OPTI
 #undef BASE_OPTION_OWNER
 const size_t eng_unbuilt_option_count = sizeof eng_unbuilt_options / sizeof eng_unbuilt_options[0];
 
-static const char no_predictor[] = "no predictor is attached to the engine yet";
-
 /* Also keys that stand in other tables because their YAML section does. */
 static const struct {
     const char *key, *initial, *why;
 } unbuilt[] = {
-    { "prefetch.enabled", "false", no_predictor },
-    { "prefetch.bandwidth_share", "30%", no_predictor },
-    { "prefetch.experts_per_layer_max", "8", no_predictor },
     { "parallel.tensor", "1", "one process serves the whole model: there are no ranks yet" },
     { "tiers.hbm.headroom", "0%", "the hbm devices of this build lie in host memory, which the "
                                   "memory table covers" },

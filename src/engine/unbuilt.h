@@ -15,12 +15,6 @@
 #include "base/option.h"
 
 #define ENG_UNBUILT_OPTIONS(O)                                                                    \
-    O(prefetch, BOOL, "prefetch.enabled", "false", "", "",                                        \
-      "read predicted experts ahead of need; not built yet, only the default is accepted")        \
-    O(prefetch_share, SHARE, "prefetch.bandwidth_share", "30%", "", "",                           \
-      "share of the read bandwidth that prefetch may use; not built yet")                         \
-    O(prefetch_per_layer, UINT, "prefetch.experts_per_layer_max", "8", "1..", "experts",          \
-      "most experts read ahead for one layer; not built yet")                                     \
     O(tensor, UINT, "parallel.tensor", "1", "1..8", "ranks",                                      \
       "ranks that share each layer; not built yet")
 

@@ -92,6 +92,7 @@ static void put_build(struct srv *srv, struct base_buf *to)
 struct snapshots {
     struct tier_snapshot tier;
     struct eng_metrics engine;
+    struct eng_advice_metrics predictor;
     struct srv_metrics server;
 };
 
@@ -106,6 +107,7 @@ static struct snapshots *take_snapshots(struct srv *srv, struct srv_reply *reply
     }
     tier_snapshot(srv->stack->tier, &all->tier);
     eng_snapshot(srv->stack->engine, &all->engine);
+    eng_advice_snapshot(srv->stack->advice, &all->predictor);
     srv_snapshot(srv, &all->server);
     return all;
 }
@@ -136,6 +138,7 @@ void srv_admin_metrics(struct srv *srv, const struct srv_request *request,
     }
     struct base_metric_sample io = { &all->tier.io, NULL };
     struct base_metric_sample engine = { &all->engine, NULL };
+    struct base_metric_sample predictor = { &all->predictor, NULL };
     struct base_metric_sample server = { &all->server, NULL };
     struct base_buf *to = &reply->body;
     put_build(srv, to);
@@ -145,6 +148,8 @@ void srv_admin_metrics(struct srv *srv, const struct srv_request *request,
     base_metric_prometheus(to, "io", tier_io_metrics, tier_io_metric_count, &io, 1);
     put_waits(to, &all->tier.io);
     base_metric_prometheus(to, "engine", eng_metrics, eng_metric_count, &engine, 1);
+    base_metric_prometheus(to, "predictor", eng_advice_metrics, eng_advice_metric_count, &predictor,
+                           1);
     base_metric_prometheus(to, "server", srv_metrics, srv_metric_count, &server, 1);
     reply->status = 200;
     reply->type = "text/plain; version=0.0.4; charset=utf-8";
@@ -157,6 +162,7 @@ void srv_metric_reference(struct base_buf *to)
     base_metric_reference(to, "tier_phase", cell_metrics, CELL_METRIC_COUNT);
     base_metric_reference(to, "io", tier_io_metrics, tier_io_metric_count);
     base_metric_reference(to, "engine", eng_metrics, eng_metric_count);
+    base_metric_reference(to, "predictor", eng_advice_metrics, eng_advice_metric_count);
     base_metric_reference(to, "server", srv_metrics, srv_metric_count);
 }
 
@@ -206,6 +212,9 @@ static int put_layers(struct srv *srv, struct base_buf *to)
                         (unsigned long long)s->lookups, (unsigned long long)s->resident,
                         (unsigned long long)s->misses, (unsigned long long)s->evictions);
         put_rate(to, "resident_rate", s->resident, s->lookups);
+        base_buf_printf(to, ",\"hinted\":%llu,\"prefetched\":%llu,\"prefetch_used\":%llu",
+                        (unsigned long long)s->hinted, (unsigned long long)s->prefetched,
+                        (unsigned long long)s->prefetch_used);
         base_buf_printf(to, ",\"loads\":%llu,\"load_seconds_mean\":%.9g,\"load_seconds_min\":%.9g,"
                         "\"load_seconds_max\":%.9g}", (unsigned long long)s->load_count,
                         s->load_count ? (double)s->load_ns_sum / (double)s->load_count / 1e9 : 0,
@@ -322,6 +331,9 @@ static void put_report(struct srv *srv, struct base_buf *to, const struct tier_s
         { "io.backend", tier->io_note, tier->backend_degraded || tier->buffers_degraded },
         { "io.direct", tier->io_note, tier->direct_degraded },
         { "tiers.dram.pin", tier->pin_note, tier->pin_degraded },
+        { "predictor.kind", eng_advice_note(srv->stack->advice), false },
+        { "prefetch.enabled", srv->stack->advice ? tier->prefetch_note : "no predictor",
+          tier->prefetch_degraded },
         { "tiers.dram.capacity", "", false },
         { "policy.eviction", "", false },
         { "kv.dtype", "", false },
@@ -371,6 +383,10 @@ void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
     }
     base_buf_puts(to, "},\"engine\":{");
     base_metric_json(to, eng_metrics, eng_metric_count, &all->engine);
+    base_buf_puts(to, "},\"predictor\":{");
+    base_metric_json(to, eng_advice_metrics, eng_advice_metric_count, &all->predictor);
+    base_buf_puts(to, ",\"governor\":");
+    put_string(to, all->tier.governor_note);
     base_buf_puts(to, "},\"server\":{");
     base_metric_json(to, srv_metrics, srv_metric_count, &all->server);
     base_buf_puts(to, "}");

@@ -89,7 +89,9 @@ static void draw(struct campaign_settings *s, struct base_rng *rng, uint64_t see
     unsigned inclusive = hbm && base_rng_below(rng, 2);
     while (campaign_policy(policies)) policies++;
     campaign_clear(s);
-    campaign_set(s, "policy.eviction=%s", campaign_policy((unsigned)(seed % policies)));
+    const char *policy = campaign_policy((unsigned)(seed % policies));
+    campaign_set(s, "policy.eviction=%s", policy);
+    campaign_prediction(s, rng, policy);
     if (hbm) {
         campaign_set(s, "tiers.hbm.capacity=%.2f%%", 10 + up_to(rng, 8));
         campaign_set(s, "tiers.hbm.sim_bandwidth=1GiB");

@@ -1,9 +1,9 @@
-/* No setting shows: over random configurations of tiers, sizes, policies, layouts on disk, ways of
- * reading, threads, cuts of the prompt and neighbours, and changes of size, policy, quotas and
- * prefetch while requests run, every logit of every request has the bits of
- * a run alone with everything in memory and the same KV blocks (attention is summed up block by
- * block: kv.block_tokens is part of the arithmetic); and the recorded events of each run, replayed,
- * give its live counts.
+/* No setting shows: over random configurations of tiers, sizes, policies, predictors, prefetch,
+ * layouts on disk, ways of reading, threads, cuts of the prompt and neighbours, and changes of
+ * size, policy, quotas and prefetch while requests run, every logit of every request has the
+ * bits of a run alone with everything in memory and the same KV blocks (attention is summed up
+ * block by block: kv.block_tokens is part of the arithmetic); and the recorded events of each
+ * run, replayed, give its live counts.
  *
  * check_configs [ROUNDS]: seeds 1..ROUNDS. */
 #include <check.h>
@@ -37,7 +37,7 @@ static struct run run;
 static const uint32_t block_tokens[BLOCKS] = { 1, 4, 16, 64 };
 static uint64_t wanted[BLOCKS][TEXTS], rounds, until_ns;
 static struct {
-    uint64_t runs, refused, hbm, inclusive, answers, events, changes, changes_refused;
+    uint64_t runs, refused, hbm, inclusive, answers, events, changes, changes_refused, prefetched;
 } done;
 
 /* Sampled: one wrong bit leads to another text. */
@@ -131,6 +131,7 @@ static void draw(struct campaign_settings *s, struct base_rng *rng, const char *
                           pieces[] = { 64, 256, 1024 };
     campaign_clear(s);
     draw_tiers(s, rng, policy);
+    campaign_prediction(s, rng, policy);
     campaign_set(s, "tiers.nvme.index=%s", campaign.index[base_rng_below(rng, CAMPAIGN_LAYOUTS)]);
     campaign_set(s, "io.backend=%s", campaign_backend(rng));
     campaign_set(s, "io.depth=%llu", (unsigned long long)between(rng, 1, 48));
@@ -207,6 +208,11 @@ static void one_round(uint64_t seed)
                       "%s: request %u has other bits than alone with everything in memory: %s",
                       what, asked[i], campaign_show(&settings));
     }
+    for (int c = 0; c < TIER_CELL_COUNT; c++) {
+        struct tier_snapshot snapshot;
+        tier_snapshot(run.stack.tier, &snapshot);
+        done.prefetched += snapshot.cells[0][c].prefetch_admissions;
+    }
     run_close(&run);
     done.events += campaign_replay(&campaign, what);
     done.answers += n;
@@ -218,11 +224,13 @@ START_TEST(no_setting_shows)
     for (uint64_t seed = 1; seed <= rounds || base_now_ns() < until_ns; seed++) one_round(seed);
     printf("seeds 1..%llu: %llu answers with the same bits, %llu events replayed to the same "
            "counts; %llu runs with hbm, %llu of them inclusive; %llu draws refused; %llu changes "
-           "while requests ran, %llu refused\n",
+           "while requests ran, %llu refused; %llu experts prefetched\n",
            (unsigned long long)done.runs, (unsigned long long)done.answers,
            (unsigned long long)done.events, (unsigned long long)done.hbm,
            (unsigned long long)done.inclusive, (unsigned long long)done.refused,
-           (unsigned long long)done.changes, (unsigned long long)done.changes_refused);
+           (unsigned long long)done.changes, (unsigned long long)done.changes_refused,
+           (unsigned long long)done.prefetched);
+    ck_assert_uint_ge(done.prefetched, 10 * done.runs);
     ck_assert_uint_ge(done.hbm * 4, done.runs);
     ck_assert_uint_ge(done.inclusive * 20, done.runs);
     ck_assert_uint_le(done.refused, done.runs);

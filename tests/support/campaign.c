@@ -117,10 +117,44 @@ const char *campaign_policy(unsigned n)
         if (strcmp(tier_options[i].key, "policy.eviction") != 0) continue;
         snprintf(copy, sizeof copy, "%s", tier_options[i].limits);
         for (char *name = strtok_r(copy, "|", &rest); name; name = strtok_r(NULL, "|", &rest)) {
-            if (strcmp(name, "lru_with_prediction") != 0) names[count++] = name;
+            names[count++] = name;
         }
     }
     return n < count ? names[n] : NULL;
+}
+
+void campaign_prediction(struct campaign_settings *s, struct base_rng *rng, const char *policy)
+{
+    static const char *const enabled[] = { "false", "true", "auto", "auto", "auto", "auto" };
+    char kinds[256], *names[16], *rest = NULL;
+    unsigned count = 0;
+    snprintf(kinds, sizeof kinds, "%s",
+             base_option_find(&(struct base_option_group){ "predictor", eng_advice_options,
+                                                           eng_advice_option_count, NULL },
+                              1, "predictor.kind")->limits);
+    for (char *name = strtok_r(kinds, "|", &rest); name; name = strtok_r(NULL, "|", &rest)) {
+        if (strcmp(name, "none") != 0) names[count++] = name;
+    }
+    bool needed = strcmp(policy, "lru_with_prediction") == 0;
+    if (!needed && base_rng_below(rng, 3) == 0) {
+        campaign_set(s, "predictor.kind=none");
+        return;
+    }
+    campaign_set(s, "predictor.kind=%s", names[base_rng_below(rng, count)]);
+    campaign_set(s, "predictor.lead=%llu", (unsigned long long)base_rng_below(rng, 8) + 1);
+    campaign_set(s, "predictor.hints_max=%llu", (unsigned long long)base_rng_below(rng, 70) + 1);
+    campaign_set(s, "predictor.rows_max=%llu", (unsigned long long)base_rng_below(rng, 40) + 1);
+    campaign_set(s, "predictor.whole_pass=%s", base_rng_below(rng, 2) ? "true" : "false");
+    campaign_set(s, "predictor.tokens_max=512");
+    campaign_set(s, "prefetch.enabled=%s", enabled[base_rng_below(rng, 6)]);
+    campaign_set(s, "prefetch.governor=%s", base_rng_below(rng, 3) ? "fixed" : "auto");
+    campaign_set(s, "prefetch.inflight=%lluKiB", (unsigned long long)base_rng_below(rng, 2000));
+    campaign_set(s, "prefetch.bandwidth_share=%llu%%",
+                 (unsigned long long)base_rng_below(rng, 100) + 1);
+    campaign_set(s, "prefetch.experts_per_layer_max=%llu",
+                 (unsigned long long)base_rng_below(rng, 12) + 1);
+    campaign_set(s, "prefetch.probability_min=%llu%%", (unsigned long long)base_rng_below(rng, 60));
+    campaign_set(s, "prefetch.waste_max=%llu%%", (unsigned long long)base_rng_below(rng, 101));
 }
 
 /* -- runs ------------------------------------------------------------------------------------- */

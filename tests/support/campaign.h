@@ -39,8 +39,11 @@ const char *campaign_show(const struct campaign_settings *settings);
 
 /* A backend that works on this machine. */
 const char *campaign_backend(struct base_rng *rng);
-/* The n-th eviction policy that a server without a predictor takes; NULL after the last. */
+/* The n-th eviction policy; NULL after the last. */
 const char *campaign_policy(unsigned n);
+/* Draws predictor.* and prefetch.*; none at all now and then, unless the policy lives on hints. */
+void campaign_prediction(struct campaign_settings *settings, struct base_rng *rng,
+                         const char *policy);
 
 /* Opens a run with these settings, recording into campaign->trace. False when they are refused as
  * too small or as contradicting each other; any other failure ends the test. */

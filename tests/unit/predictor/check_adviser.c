@@ -12,7 +12,9 @@ struct world {
     struct base_rng rng;
     struct pred_predictor *predictor;
     struct pred_adviser *adviser;
-    struct pred_adviser_row rows[ROWS];
+    uint64_t seqs[ROWS];
+    uint32_t tokens[ROWS];
+    uint8_t phases[ROWS];
     uint32_t ids[LAYERS][ROWS * TOP_K];
     double noise;
 };
@@ -39,13 +41,13 @@ static void draw(struct world *w, uint32_t count, uint32_t prefill)
 {
     for (uint32_t i = 0; i < count; i++) {
         bool late = i >= count - prefill;
-        w->rows[i] = (struct pred_adviser_row){ .seq = late ? 1000 : i,
-                                                .token = (uint32_t)base_rng_below(&w->rng, TOKENS),
-                                                .phase = late ? TIER_PREFILL : TIER_DECODE };
+        w->seqs[i] = late ? 1000 : i;
+        w->tokens[i] = (uint32_t)base_rng_below(&w->rng, TOKENS);
+        w->phases[i] = late ? TIER_PREFILL : TIER_DECODE;
         for (uint32_t l = 0; l < LAYERS; l++) {
             uint32_t *ids = &w->ids[l][i * TOP_K];
             for (uint32_t k = 0; k < TOP_K; k++) {
-                ids[k] = (w->rows[i].token * 7 + l * 5 + k * 11) % EXPERTS;
+                ids[k] = (w->tokens[i] * 7 + l * 5 + k * 11) % EXPERTS;
                 if (base_rng_unit(&w->rng) < w->noise) {
                     ids[k] = (uint32_t)base_rng_below(&w->rng, EXPERTS);
                 }
@@ -57,6 +59,11 @@ static void draw(struct world *w, uint32_t count, uint32_t prefill)
             }
         }
     }
+}
+
+static uint32_t begin(struct world *w, uint32_t count, const struct tier_hint **hints)
+{
+    return pred_adviser_begin(w->adviser, w->seqs, w->tokens, w->phases, count, hints);
 }
 
 static bool is_asked(const struct world *w, uint32_t count, uint32_t layer, uint32_t expert)
@@ -90,7 +97,7 @@ static uint64_t one_step(struct world *w, uint32_t count, uint32_t prefill, uint
     const struct tier_hint *hints;
     uint64_t hash = 7;
     draw(w, count, prefill);
-    uint32_t n = pred_adviser_begin(w->adviser, w->rows, count, &hints);
+    uint32_t n = begin(w, count, &hints);
     check_hints(hints, n, -1, 0, whole ? LAYERS : lead < LAYERS ? lead : LAYERS);
     for (uint32_t l = 0;; l++) {
         for (uint32_t i = 0; i < n; i++) {
@@ -105,7 +112,7 @@ static uint64_t one_step(struct world *w, uint32_t count, uint32_t prefill, uint
         n = pred_adviser_routed(w->adviser, l, w->ids[l], &hints);
         check_hints(hints, n, l, l + 1, l + 1 + lead < LAYERS ? l + 1 + lead : LAYERS);
     }
-    pred_adviser_end(w->adviser, true);
+    pred_adviser_end(w->adviser, PRED_LEARN);
     return hash;
 }
 
@@ -198,13 +205,13 @@ START_TEST(long_prompts_are_not_guessed)
     w.noise = 0;
     for (int i = 0; i < 400; i++) one_step(&w, 1, 0, 1, false, NULL);
     draw(&w, 17, 17);
-    ck_assert_uint_eq(pred_adviser_begin(w.adviser, w.rows, 17, &hints), 0);
-    pred_adviser_end(w.adviser, true);
+    ck_assert_uint_eq(begin(&w, 17, &hints), 0);
+    pred_adviser_end(w.adviser, PRED_LEARN);
     draw(&w, 16, 16);
-    ck_assert_uint_gt(pred_adviser_begin(w.adviser, w.rows, 16, &hints), 0);
+    ck_assert_uint_gt(begin(&w, 16, &hints), 0);
     ck_assert_ptr_nonnull(pred_adviser_ahead(w.adviser, 15, 2));
     ck_assert_ptr_null(pred_adviser_ahead(w.adviser, 16, 2));
-    pred_adviser_end(w.adviser, true);
+    pred_adviser_end(w.adviser, PRED_LEARN);
     world_end(&w);
 }
 END_TEST

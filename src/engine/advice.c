@@ -1,0 +1,299 @@
+#include "engine/advice.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/must.h"
+#include "base/str.h"
+#include "predictor/adviser.h"
+
+enum { ADVICE_MAGIC = 0xadf1ce00, KIND_NONE = 0 };
+
+#define BASE_OPTION_OWNER struct eng_advice_config
+const struct base_option eng_advice_options[] = { ENG_ADVICE_OPTIONS(BASE_OPTION_ROW) };
+#undef BASE_OPTION_OWNER
+const size_t eng_advice_option_count = sizeof eng_advice_options / sizeof eng_advice_options[0];
+
+#define BASE_METRIC_OWNER struct eng_advice_metrics
+const struct base_metric eng_advice_metrics[] = { ENG_ADVICE_METRICS(BASE_METRIC_ROW) };
+#undef BASE_METRIC_OWNER
+const size_t eng_advice_metric_count = sizeof eng_advice_metrics / sizeof eng_advice_metrics[0];
+
+struct eng_advice {
+    uint32_t magic;
+    struct eng_advice_config config;
+    struct tier *tier;
+    struct pred_predictor *predictor;
+    struct pred_adviser *adviser;
+    char note[400];
+    uint64_t predict_ns, learn_ns, step_ns;
+    /* The saver: sleeps until `wanted`, and owns the predictor's state while `saving`. */
+    pthread_t saver;
+    sem_t wanted;
+    bool saver_runs;
+    atomic_bool saving, ending;
+    atomic_ullong saves, failed_saves;
+    uint64_t saved_ns;
+    bool unsaved;                       /* learned since the last save */
+    /* For other threads. */
+    pthread_mutex_t published_lock;
+    struct eng_advice_metrics published;
+};
+
+/* -------------------------------------------------------------------------------- settings -- */
+
+int eng_advice_check(const struct eng_advice_config *config,
+                     const struct base_option_group *groups, size_t count, struct base_err *err)
+{
+    char value[BASE_OPTION_TEXT], initial[BASE_OPTION_TEXT];
+    static const struct {
+        const struct base_option *options;
+        const size_t *count;
+    } tables[] = { { eng_advice_options, &eng_advice_option_count },
+                   { tier_prefetch_options, &tier_prefetch_option_count } };
+    static struct eng_advice_config own;        /* at start, one thread */
+    static struct tier_config tier;
+    const struct base_option_group plain[] = {
+        { "predictor", eng_advice_options, eng_advice_option_count, &own },
+        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &tier },
+    };
+    if (config->kind == KIND_NONE) base_option_defaults(plain, 2);
+    for (size_t t = 0; config->kind == KIND_NONE && t < 2; t++) {
+        for (size_t i = 0; i < *tables[t].count; i++) {
+            const char *key = tables[t].options[i].key;
+            if (strcmp(key, "predictor.kind") == 0) continue;
+            MUST(base_option_get(groups, count, key, value, sizeof value) >= 0);
+            MUST(base_option_get(plain, 2, key, initial, sizeof initial) >= 0);
+            if (strcmp(value, initial) == 0 || strcmp(value, "false") == 0) continue;
+            return base_err_set(err, BASE_ECONFIG, "%s: %s cannot take effect: predictor.kind is "
+                                "none, so there are no predictions; set predictor.kind to blend, "
+                                "or leave it at %s", key, value, initial[0] ? initial : "nothing");
+        }
+    }
+    if (config->kind != KIND_NONE && !config->learn && config->path[0] == '\0') {
+        return base_err_set(err, BASE_ECONFIG, "predictor.learn: false cannot take effect: "
+                            "predictor.path is empty, so nothing would ever be learned; name the "
+                            "file of a predictor that has learned");
+    }
+    return 0;
+}
+
+static void kind_name(const struct eng_advice_config *config, char *to, size_t size)
+{
+    for (size_t i = 0; i < eng_advice_option_count; i++) {
+        if (strcmp(eng_advice_options[i].key, "predictor.kind") != 0) continue;
+        base_option_choice(&eng_advice_options[i], config->kind, to, size);
+    }
+}
+
+static int create(const struct eng_advice_config *config, const struct model_shape *shape,
+                  uint32_t moe_layers, struct pred_predictor **predictor,
+                  struct pred_adviser **adviser)
+{
+    struct pred_shape own = {
+        .layers = moe_layers, .experts = shape->experts, .top_k = shape->top_k,
+        .tokens_max = (uint32_t)config->tokens,
+    };
+    struct pred_adviser_options options = {
+        .lead = (uint32_t)config->lead, .hints_max = (uint32_t)config->hints,
+        .probability_min = config->probability, .rows_max = (uint32_t)config->rows,
+        .whole_pass = config->whole_pass,
+    };
+    char kind[32];
+    _Static_assert(sizeof own.model == sizeof shape->name, "names fit");
+    memcpy(own.model, shape->name, sizeof own.model);
+    kind_name(config, kind, sizeof kind);
+    *adviser = NULL;
+    int rc = pred_predictor_create(predictor, kind, &own);
+    return rc < 0 ? rc : pred_adviser_create(adviser, *predictor, &options);
+}
+
+uint64_t eng_advice_footprint(const struct eng_advice_config *config,
+                              const struct model_shape *shape, uint32_t moe_layers)
+{
+    struct pred_predictor *predictor = NULL;
+    struct pred_adviser *adviser = NULL;
+    uint64_t bytes = 0;
+    if (config->kind == KIND_NONE) return 0;
+    if (create(config, shape, moe_layers, &predictor, &adviser) == 0) {
+        bytes = pred_predictor_bytes(predictor) + pred_adviser_bytes(adviser);
+    }
+    pred_adviser_destroy(adviser);
+    pred_predictor_destroy(predictor);
+    return bytes;
+}
+
+/* ------------------------------------------------------------------------------- save, load -- */
+
+static int save(struct eng_advice *a)
+{
+    struct base_err err = { 0 };
+    int rc = pred_predictor_save(a->predictor, a->config.path, &err);
+    if (rc < 0) base_log(BASE_LOG_WARN, "predictor", "%s", err.text);
+    atomic_fetch_add(rc < 0 ? &a->failed_saves : &a->saves, 1);
+    return rc;
+}
+
+static void *saver(void *context)
+{
+    struct eng_advice *a = context;
+    for (;;) {
+        while (sem_wait(&a->wanted) < 0) continue;
+        if (atomic_load(&a->ending)) return NULL;
+        save(a);
+        atomic_store_explicit(&a->saving, false, memory_order_release);
+    }
+}
+
+static int load(struct eng_advice *a, const char *kind, struct base_err *err)
+{
+    char size[16], from[sizeof a->config.path + 16] = "nothing learned yet";
+    if (a->config.path[0] != '\0' && access(a->config.path, F_OK) == 0) {
+        int rc = pred_predictor_load(a->predictor, a->config.path, err);
+        if (rc < 0) return base_err_prefix(err, "predictor.path"), rc;
+        snprintf(from, sizeof from, "read from %s", a->config.path);
+    } else if (!a->config.learn) {
+        return base_err_set(err, -ENOENT, "predictor.path: %s is not there, and predictor.learn is "
+                            "false: nothing would ever be learned", a->config.path);
+    }
+    snprintf(a->note, sizeof a->note, "%s, %s, %s", kind,
+             base_str_bytes(size, sizeof size, pred_predictor_bytes(a->predictor) +
+                                                   pred_adviser_bytes(a->adviser)), from);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------ open, close -- */
+
+int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *config,
+                    const struct model_shape *shape, uint32_t moe_layers, struct tier *tier,
+                    struct base_err *err)
+{
+    char kind[32];
+    *out = NULL;
+    if (config->kind == KIND_NONE) return 0;
+    kind_name(config, kind, sizeof kind);
+    struct eng_advice *a = calloc(1, sizeof *a);
+    if (!a) return base_err_set(err, -ENOMEM, "no memory for the predictor");
+    a->magic = ADVICE_MAGIC;
+    a->config = *config;
+    a->tier = tier;
+    a->saved_ns = base_now_ns();
+    pthread_mutex_init(&a->published_lock, NULL);
+    sem_init(&a->wanted, 0, 0);
+    int rc = create(config, shape, moe_layers, &a->predictor, &a->adviser);
+    if (rc < 0) {
+        base_err_set(err, rc, "predictor.kind: %s: no memory for its tables "
+                     "(predictor.tokens_max)", kind);
+        goto fail;
+    }
+    rc = load(a, kind, err);
+    if (rc < 0) goto fail;
+    if (config->path[0] != '\0' && config->learn) {
+        rc = -pthread_create(&a->saver, NULL, saver, a);
+        a->saver_runs = rc == 0;
+        if (rc < 0) base_err_set(err, rc, "cannot start the thread that saves the predictor");
+        if (rc < 0) goto fail;
+    }
+    *out = a;
+    return 0;
+fail:
+    a->config.learn = false;            /* nothing to save */
+    eng_advice_close(a);
+    return rc;
+}
+
+void eng_advice_close(struct eng_advice *a)
+{
+    if (!a) return;
+    MUST(a->magic == ADVICE_MAGIC);
+    if (a->saver_runs) {
+        atomic_store(&a->ending, true);
+        sem_post(&a->wanted);
+        pthread_join(a->saver, NULL);
+        if (a->unsaved) save(a);
+    }
+    pred_adviser_destroy(a->adviser);
+    pred_predictor_destroy(a->predictor);
+    pthread_mutex_destroy(&a->published_lock);
+    sem_destroy(&a->wanted);
+    a->magic = 0;
+    free(a);
+}
+
+/* ----------------------------------------------------------------------------------- steps -- */
+
+void eng_advice_begin(struct eng_advice *a, const struct eng_batch *batch)
+{
+    uint64_t begin_ns = base_now_ns();
+    const struct tier_hint *hints;
+    uint32_t n = pred_adviser_begin(a->adviser, batch->seqs, batch->tokens, batch->phases,
+                                    batch->count, &hints);
+    tier_hint(a->tier, hints, n);
+    a->step_ns = base_now_ns() - begin_ns;
+}
+
+void eng_advice_routed(struct eng_advice *a, uint32_t moe_layer, const uint32_t *ids)
+{
+    uint64_t begin_ns = base_now_ns();
+    const struct tier_hint *hints;
+    uint32_t n = pred_adviser_routed(a->adviser, moe_layer, ids, &hints);
+    tier_hint(a->tier, hints, n);
+    a->step_ns += base_now_ns() - begin_ns;
+}
+
+static void publish(struct eng_advice *a)
+{
+    const struct pred_adviser_stats *stats = pred_adviser_stats(a->adviser);
+    struct eng_advice_metrics m = {
+        .hints = stats->hints, .right = stats->right, .asked = stats->asked,
+        .learned_tokens = stats->learned_rows,
+        .predict_seconds = (double)a->predict_ns / 1e9, .learn_seconds = (double)a->learn_ns / 1e9,
+        .table_bytes = pred_predictor_bytes(a->predictor) + pred_adviser_bytes(a->adviser),
+        .saves = atomic_load(&a->saves), .failed_saves = atomic_load(&a->failed_saves),
+    };
+    if (pthread_mutex_trylock(&a->published_lock) != 0) return;
+    a->published = m;
+    pthread_mutex_unlock(&a->published_lock);
+}
+
+void eng_advice_end(struct eng_advice *a)
+{
+    uint64_t begin_ns = base_now_ns();
+    bool still = atomic_load_explicit(&a->saving, memory_order_acquire);
+    bool learn = a->config.learn && !still;
+    pred_adviser_end(a->adviser, still ? PRED_STAND_STILL : learn ? PRED_LEARN : PRED_FOLLOW);
+    a->unsaved |= learn;
+    uint64_t now_ns = base_now_ns();
+    a->predict_ns += a->step_ns;
+    a->learn_ns += now_ns - begin_ns;
+    if (a->saver_runs && a->unsaved && !still && now_ns - a->saved_ns >= a->config.save_every) {
+        a->saved_ns = now_ns;
+        a->unsaved = false;
+        atomic_store_explicit(&a->saving, true, memory_order_release);
+        sem_post(&a->wanted);
+    }
+    publish(a);
+}
+
+void eng_advice_snapshot(struct eng_advice *a, struct eng_advice_metrics *out)
+{
+    *out = (struct eng_advice_metrics){ 0 };
+    if (!a) return;
+    pthread_mutex_lock(&a->published_lock);
+    *out = a->published;
+    pthread_mutex_unlock(&a->published_lock);
+}
+
+const char *eng_advice_note(const struct eng_advice *a)
+{
+    return a ? a->note : "predictor.kind is none";
+}

@@ -1,0 +1,104 @@
+/* Prediction beside the engine: which predictor learns from the steps, and when its hints go to the
+ * tiers.
+ *
+ *      begin   tokens of the step are known          ──> tier_hint
+ *      routed  a gate has spoken, its demand reads
+ *              have left                             ──> tier_hint for layers ahead
+ *      end     the predictor learns; now and then a thread of its own saves it
+ *
+ * Hints are events of the trace, so replay does not depend on what was predicted or when. While the
+ * predictor is being saved it stands still: steps go on and hints are given, nothing is learned.
+ *
+ * Engine thread, except snapshot (any). After open nothing here allocates or blocks.
+ */
+#ifndef ENGINE_ADVICE_H
+#define ENGINE_ADVICE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/metric.h"
+#include "base/option.h"
+#include "engine/scheduler.h"
+#include "model/shape.h"
+#include "tiering/tiering.h"
+
+#define ENG_ADVICE_OPTIONS(O)                                                                     \
+    O(kind, ENUM, "predictor.kind", "none",                                                       \
+      "none|frequency|previous_token|token_table|transition|context|blend", "",                   \
+      "what predicts the experts of layers ahead; none = no hints, no prefetch")                  \
+    O(path, TEXTLINE, "predictor.path", "", "", "",                                               \
+      "file to keep what was learned in: read at start if it is there, written when the engine "  \
+      "closes and every predictor.save_every; empty = learn anew at each start")                  \
+    O(save_every, TIME, "predictor.save_every", "10min", "1s..", "",                              \
+      "how often predictor.path is written while there are steps")                                \
+    O(lead, UINT, "predictor.lead", "1", "1..64", "layers",                                       \
+      "how many layers ahead of its gate a layer is predicted: more gives reads more time, less " \
+      "gives likelier experts")                                                                   \
+    O(whole_pass, BOOL, "predictor.whole_pass", "false", "", "",                                  \
+      "predict all layers as soon as the tokens of a step are known")                             \
+    O(hints, UINT, "predictor.hints_max", "16", "1..1024", "experts",                             \
+      "most hints for one layer")                                                                 \
+    O(probability, SHARE, "predictor.probability_min", "2%", "", "",                              \
+      "an expert less likely than this is no hint")                                               \
+    O(rows, UINT, "predictor.rows_max", "16", "1..4096", "tokens",                                \
+      "tokens of a step that are predicted and learned from")                                     \
+    O(tokens, UINT, "predictor.tokens_max", "16384", "8..1048576", "tokens",                      \
+      "tokens, and pairs of tokens, that tables keep apart")                                      \
+    O(learn, BOOL, "predictor.learn", "true", "", "",                                             \
+      "learn while serving; false keeps what predictor.path holds as it is")
+
+struct eng_advice_config {
+    BASE_OPTION_STRUCT(ENG_ADVICE_OPTIONS)
+};
+extern const struct base_option eng_advice_options[];
+extern const size_t eng_advice_option_count;
+
+/* Refuses predictor.* and prefetch.* settings that could not take effect: BASE_ECONFIG and why.
+ * `groups` are all groups of the stack. */
+int eng_advice_check(const struct eng_advice_config *config,
+                     const struct base_option_group *groups, size_t count, struct base_err *err);
+
+struct eng_advice;
+
+/* *out is NULL when predictor.kind is none. Reads predictor.path if it is there; one that was saved
+ * for another model or with other settings is refused. */
+int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *config,
+                    const struct model_shape *shape, uint32_t moe_layers, struct tier *tier,
+                    struct base_err *err);
+/* Saves and frees. Accepts NULL. */
+void eng_advice_close(struct eng_advice *advice);
+
+/* Bytes that open takes, without opening. */
+uint64_t eng_advice_footprint(const struct eng_advice_config *config,
+                              const struct model_shape *shape, uint32_t moe_layers);
+
+void eng_advice_begin(struct eng_advice *advice, const struct eng_batch *batch);
+/* ids: the routing of this moe layer, [rows of the batch x top_k]. */
+void eng_advice_routed(struct eng_advice *advice, uint32_t moe_layer, const uint32_t *ids);
+void eng_advice_end(struct eng_advice *advice);
+
+#define ENG_ADVICE_METRICS(M)                                                                     \
+    M(hints, COUNTER, "", "distinct experts of a step's layers that were predicted")              \
+    M(right, COUNTER, "", "of those, asked for in that layer of that step")                       \
+    M(asked, COUNTER, "", "distinct experts asked for where there were predictions")              \
+    M(learned_tokens, COUNTER, "tokens", "tokens learned from")                                   \
+    M(predict_seconds, REAL, "seconds", "time spent on predictions and hints")                    \
+    M(learn_seconds, REAL, "seconds", "time spent on learning")                                   \
+    M(table_bytes, GAUGE, "bytes", "memory of the predictor and of what it works in")             \
+    M(saves, COUNTER, "", "times that the predictor was saved")                                   \
+    M(failed_saves, COUNTER, "", "times that saving failed")
+
+struct eng_advice_metrics {
+    BASE_METRIC_STRUCT(ENG_ADVICE_METRICS)
+};
+extern const struct base_metric eng_advice_metrics[];
+extern const size_t eng_advice_metric_count;
+
+/* Any thread; zeros for NULL. */
+void eng_advice_snapshot(struct eng_advice *advice, struct eng_advice_metrics *out);
+/* "blend, 31.2 MiB, read from FILE": for the report at start. Lives as long as the advice. */
+const char *eng_advice_note(const struct eng_advice *advice);
+
+#endif

@@ -1,0 +1,174 @@
+/* Prediction while serving: no predictor and no prefetch shows in the bits, what was recorded
+ * replays to the live counts, the predictor survives a restart and no other model gets it, and its
+ * hints are worth something. */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/support/campaign.h"
+
+enum { TOKENS = 80 };
+
+static struct run run;
+
+static void submit_all(unsigned copies)
+{
+    static const char *const texts[] = { "In the beginning God created",
+                                         "The kernel is the part of the system that",
+                                         "#include <stdio.h>\n\nint main(void)\n{" };
+    for (unsigned i = 0; i < copies * 3; i++) {
+        uint32_t count, *ids = run_encode(&run, texts[i % 3], &count);
+        struct eng_request request = {
+            .prompt = ids, .prompt_tokens = count, .max_tokens = TOKENS,
+            .sampling = { .temperature = 0.8f, .top_p = 0.95f, .seed = 5 + i },
+            .ignore_eos = true, .prompt_logits = true,
+        };
+        run_submit(&run, &request);
+        free(ids);
+    }
+}
+
+static uint64_t hash_of(void)
+{
+    uint64_t hash = 0;
+    for (unsigned i = 0; i < run.answer_count; i++) hash = hash * 31 + run.answers[i].rows_hash;
+    return hash;
+}
+
+static uint64_t plain_hash(void)
+{
+    static const char *const settings[] = { "tiers.dram.capacity=100%", NULL };
+    static uint64_t hash;
+    if (hash != 0) return hash;
+    run_open(&run, run_pebble(), settings);
+    submit_all(1);
+    run_finish(&run);
+    hash = hash_of();
+    run_close(&run);
+    return hash;
+}
+
+/* Each kind, governed and not, one lead and another, with and without prefetch. */
+START_TEST(no_predictor_shows)
+{
+    static const char *const kinds[] = { "frequency", "previous_token", "token_table",
+                                         "transition", "context", "blend" };
+    static struct campaign campaign;
+    static struct campaign_settings s;
+    uint64_t plain = plain_hash();
+    campaign_begin(&campaign);
+    campaign_watch(120, "a predictor", (uint64_t)_i);
+    campaign_clear(&s);
+    campaign_set(&s, "predictor.kind=%s", kinds[_i % 6]);
+    campaign_set(&s, "predictor.tokens_max=2048");
+    campaign_set(&s, "predictor.lead=%d", 1 + _i % 3);
+    campaign_set(&s, "predictor.whole_pass=%s", _i % 2 ? "true" : "false");
+    campaign_set(&s, "prefetch.enabled=%s", _i == 6 ? "false" : "auto");
+    campaign_set(&s, "prefetch.governor=%s", _i % 2 ? "auto" : "fixed");
+    campaign_set(&s, "prefetch.bandwidth_share=100%%");
+    campaign_set(&s, "policy.eviction=%s", _i < 6 ? "lru_with_prediction" : "lru");
+    campaign_set(&s, "tiers.dram.capacity=25%%");
+    ck_assert(campaign_open_run(&campaign, &run, &s));
+    submit_all(1);
+    run_finish(&run);
+    ck_assert_msg(hash_of() == plain, "%s: other bits",
+                  campaign_show(&s));
+    run_close(&run);
+    ck_assert_uint_gt(campaign_replay(&campaign, campaign_show(&s)), 1000);
+    campaign_end(&campaign);
+    campaign_watch(0, "", 0);
+}
+END_TEST
+
+static void step_until_prefetched(unsigned copies, struct tier_snapshot *snapshot,
+                                  struct eng_advice_metrics *metrics)
+{
+    submit_all(copies);
+    run_finish(&run);
+    tier_snapshot(run.stack.tier, snapshot);
+    eng_advice_snapshot(run.stack.advice, metrics);
+}
+
+/* Learned in one run, of use from the first token of the next. */
+START_TEST(what_was_learned_survives)
+{
+    static struct tier_snapshot cold, warm;
+    struct eng_advice_metrics first, second;
+    char path[] = "/tmp/expertier-advice-XXXXXX", setting[64];
+    int fd = mkstemp(path);
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    unlink(path);
+    snprintf(setting, sizeof setting, "predictor.path=%s", path);
+    const char *settings[] = { "predictor.kind=blend", "predictor.tokens_max=2048", setting,
+                               "predictor.save_every=1s", "prefetch.governor=fixed",
+                               "prefetch.bandwidth_share=100%", "tiers.dram.capacity=30%", NULL };
+    run_open(&run, run_pebble(), settings);
+    ck_assert_ptr_nonnull(strstr(eng_advice_note(run.stack.advice), "nothing learned yet"));
+    step_until_prefetched(1, &cold, &first);
+    run_close(&run);
+    ck_assert_int_eq(access(path, R_OK), 0);
+
+    run_open(&run, run_pebble(), settings);
+    ck_assert_ptr_nonnull(strstr(eng_advice_note(run.stack.advice), "read from"));
+    step_until_prefetched(1, &warm, &second);
+    run_close(&run);
+    double before = (double)first.right / (double)first.asked;
+    double after = (double)second.right / (double)second.asked;
+    printf("predicted: %.1f%% of what was asked for while learning, %.1f%% after a restart; "
+           "%llu and %llu prefetches came to use\n", 100 * before, 100 * after,
+           (unsigned long long)cold.io.prefetch_useful,
+           (unsigned long long)warm.io.prefetch_useful);
+    ck_assert_msg(after > before + 0.05, "%.3f %.3f", before, after);
+    ck_assert_uint_gt(warm.io.prefetch_useful, 0);
+
+    /* Frozen, it is not written again; with other tables it is refused. */
+    struct base_err err = { 0 };
+    const char *other[] = { "predictor.kind=blend", "predictor.tokens_max=4096", setting, NULL };
+    ck_assert_int_eq(run_try_open(&run, run_pebble(), other, &err), BASE_EMISMATCH);
+    ck_assert_ptr_nonnull(strstr(err.text, "predictor.path"));
+    run_close(&run);
+    unlink(path);
+    const char *missing[] = { "predictor.kind=blend", "predictor.tokens_max=2048", setting,
+                              "predictor.learn=false", NULL };
+    err = (struct base_err){ 0 };
+    ck_assert_int_lt(run_try_open(&run, run_pebble(), missing, &err), 0);
+    ck_assert_ptr_nonnull(strstr(err.text, "nothing would ever be learned"));
+    run_close(&run);
+}
+END_TEST
+
+START_TEST(settings_without_effect_are_refused)
+{
+    static const char *const cases[][3] = {
+        { "predictor.lead=2", NULL }, { "prefetch.enabled=true", NULL },
+        { "prefetch.waste_max=50%", NULL }, { "predictor.kind=blend", "predictor.learn=false" },
+        { "policy.eviction=lru_with_prediction", NULL },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct base_err err = { 0 };
+        ck_assert_int_eq(run_try_open(&run, run_pebble(), cases[i], &err), BASE_ECONFIG);
+        ck_assert_msg(strstr(err.text, "effect") != NULL, "%s: %s", cases[i][0], err.text);
+        run_close(&run);
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("advice");
+    TCase *t = tcase_create("all");
+    tcase_set_timeout(t, 200);
+    tcase_add_loop_test(t, no_predictor_shows, 0, 8);
+    tcase_add_test(t, what_was_learned_survives);
+    tcase_add_test(t, settings_without_effect_are_refused);
+    suite_add_tcase(suite, t);
+    SRunner *runner = srunner_create(suite);
+    srunner_set_fork_status(runner, CK_NOFORK);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
