@@ -223,6 +223,10 @@ static void jsonl_lists(FILE *to, const struct pred_trace_header *h, const struc
 {
     for (uint32_t l = 0; l < h->layers; l++) {
         size_t at = ((size_t)l * step->token_count + token) * h->top_k;
+        if (step->expert_ids[at] == PRED_NO_EXPERT) {
+            fputs(l > 0 ? ",null" : "null", to);
+            continue;
+        }
         fputs(l > 0 ? ",[" : "[", to);
         for (uint32_t k = 0; k < h->top_k; k++) {
             if (k > 0) fputc(',', to);
@@ -236,20 +240,16 @@ static void jsonl_lists(FILE *to, const struct pred_trace_header *h, const struc
     }
 }
 
+/* Tokens of one step say so: they come back as one step. */
 static int jsonl_step(FILE *to, const struct pred_trace_header *h, const struct pred_step *step,
-                      struct base_err *err)
+                      uint64_t number, struct base_err *err)
 {
+    (void)err;
     for (uint32_t i = 0; i < step->token_count; i++) {
-        for (uint32_t l = 0; l < h->layers; l++) {
-            if (step->expert_ids[((size_t)l * step->token_count + i) * h->top_k] != PRED_NO_EXPERT)
-                continue;
-            return base_err_set(err, BASE_EMISMATCH,
-                                "step %" PRIu64 " has a token that was not routed in "
-                                "layer %" PRIu32 ": JSONL cannot say that, CSV can",
-                                step->step, l);
-        }
         int64_t token = step->tokens[i] == PRED_NO_TOKEN ? -1 : (int64_t)step->tokens[i];
-        fprintf(to, "{\"seq\":%" PRIu64 ",\"phase\":\"%s\",\"token\":%" PRId64 ",\"experts\":[",
+        fputc('{', to);
+        if (step->token_count > 1) fprintf(to, "\"step\":%" PRIu64 ",", number);
+        fprintf(to, "\"seq\":%" PRIu64 ",\"phase\":\"%s\",\"token\":%" PRId64 ",\"experts\":[",
                 step->seqs[i], step->phases[i] == TIER_DECODE ? "decode" : "prefill", token);
         jsonl_lists(to, h, step, i, false);
         if (step->expert_weights) {
@@ -262,8 +262,9 @@ static int jsonl_step(FILE *to, const struct pred_trace_header *h, const struct 
 }
 
 static int csv_step(FILE *to, const struct pred_trace_header *h, const struct pred_step *step,
-                    struct base_err *err)
+                    uint64_t number, struct base_err *err)
 {
+    (void)number;
     for (uint32_t i = 1; i < step->token_count; i++) {
         if (step->seqs[i] == step->seqs[0] && step->phases[i] == step->phases[0] &&
             step->phases[i] == TIER_PREFILL) {
@@ -342,7 +343,7 @@ int pred_edit_export(struct pred_trace_reader *from, const char *to, enum pred_e
     (jsonl ? jsonl_head : csv_head)(file, h);
     int rc;
     while ((rc = pred_trace_reader_next(from, PRED_WANT_STEPS, &item, err)) > 0) {
-        rc = (jsonl ? jsonl_step : csv_step)(file, h, &item.step, err);
+        rc = (jsonl ? jsonl_step : csv_step)(file, h, &item.step, stats->steps, err);
         if (rc < 0) break;
         stats->tokens += item.step.token_count;
         show(from, progress, "exporting", stats->steps++);

@@ -3,8 +3,9 @@
  *
  * jsonl  first line {"format":"routing-jsonl","version":1,"model","layers","first_moe_layer",
  *        "experts","top_k"[,"expert_bytes": N or [N per layer]]}, then one line a token:
- *        {"seq","phase":"prefill"|"decode","token","experts":[[...] per layer][,"weights":...]};
- *        each line becomes one step
+ *        {"seq","phase":"prefill"|"decode","token","experts":[[...] per layer][,"weights":...]
+ *        [,"step"]}; null for a layer it was not routed in; neighbours with the same "step" become
+ *        one step, a line without it one by itself
  * csv    "# route_trace v1" with "# model=..." and "# layer=..." lines, then rows of
  *        turn,phase,step,layer,slot,expert,weight,residency,expert_bytes; the prompt rows of a turn
  *        become one step, each generated token one

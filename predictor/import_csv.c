@@ -223,9 +223,15 @@ static int block_end(struct csv *c, struct base_err *err)
             phases[t] = c->first.phase ? TIER_DECODE : TIER_PREFILL;
         }
         close_up(c);
+        /* Weights that are all zero are those of a recording that had none. */
+        bool weights = false;
+        size_t ids = (size_t)c->tokens * c->header.layers * c->header.top_k;
+        for (size_t i = 0; i < ids && !weights; i++) {
+            weights = c->ids[i] != PRED_NO_EXPERT && c->weights[i] != 0;
+        }
         struct pred_step step = {
             .step = c->stats->steps, .token_count = c->tokens, .seqs = seqs, .positions = positions,
-            .phases = phases, .expert_ids = c->ids, .expert_weights = c->weights,
+            .phases = phases, .expert_ids = c->ids, .expert_weights = weights ? c->weights : NULL,
         };
         pred_trace_writer_step(c->out.writer, &step);
         c->stats->steps++;

@@ -18,8 +18,14 @@ struct jsonl {
     uint64_t *expert_bytes;
     uint32_t skipped;               /* lists of dense layers that come before the others */
     bool weights;
-    uint32_t *ids;
-    float *gate;
+    /* The step in the making: token by token, then turned to the layout of a step. */
+    int64_t mark;                   /* the "step" of its lines; -1 = a line without one */
+    uint32_t tokens, room;
+    uint64_t *seqs;
+    uint32_t *token_ids, *positions_of;
+    uint8_t *phases;
+    uint32_t *ids, *turned_ids;
+    float *gate, *turned_gate;
 };
 
 static int parse(const struct jsonl *j, const char *line, size_t size, struct port_json **out,
@@ -122,21 +128,68 @@ static int begin(struct jsonl *j, const struct port_json *token, const struct po
     rc = header_expert_bytes(j, bytes, err);
     if (rc < 0) return rc;
     j->weights = port_json_get(token, "weights") != NULL;
-    size_t ids = (size_t)j->header.layers * j->header.top_k;
-    j->ids = calloc(ids, sizeof j->ids[0]);
-    j->gate = calloc(ids, sizeof j->gate[0]);
-    if (!j->ids || !j->gate) return -ENOMEM;
     j->stats->layers = j->header.layers;
     j->stats->experts = j->header.experts;
     j->stats->top_k = j->header.top_k;
     return pred_import_out_begin(&j->out, to, &j->header, j->weights, err);
 }
 
+static bool grow(void *array, size_t count, size_t bytes)
+{
+    void **at = array, *larger = realloc(*at, count * bytes);
+    if (larger) *at = larger;
+    return larger != NULL;
+}
+
+static int reserve(struct jsonl *j)
+{
+    size_t room = j->room == 0 ? 16 : 2 * (size_t)j->room;
+    size_t ids = room * j->header.layers * j->header.top_k;
+    if (j->tokens < j->room) return 0;
+    if (!grow(&j->seqs, room, sizeof j->seqs[0]) ||
+        !grow(&j->token_ids, room, sizeof j->token_ids[0]) ||
+        !grow(&j->positions_of, room, sizeof j->positions_of[0]) || !grow(&j->phases, room, 1) ||
+        !grow(&j->ids, ids, sizeof j->ids[0]) || !grow(&j->gate, ids, sizeof j->gate[0]) ||
+        !grow(&j->turned_ids, ids, sizeof j->ids[0]) ||
+        !grow(&j->turned_gate, ids, sizeof j->gate[0])) {
+        return -ENOMEM;
+    }
+    j->room = (uint32_t)room;
+    return 0;
+}
+
+/* Writes the step in the making. */
+static void flush(struct jsonl *j)
+{
+    uint32_t layers = j->header.layers, top_k = j->header.top_k, n = j->tokens;
+    if (n == 0) return;
+    for (uint32_t t = 0; t < n; t++) {
+        for (uint32_t l = 0; l < layers; l++) {
+            size_t from = ((size_t)t * layers + l) * top_k, to = ((size_t)l * n + t) * top_k;
+            memcpy(j->turned_ids + to, j->ids + from, top_k * sizeof j->ids[0]);
+            memcpy(j->turned_gate + to, j->gate + from, top_k * sizeof j->gate[0]);
+        }
+    }
+    struct pred_step step = {
+        .step = j->stats->steps, .token_count = n, .seqs = j->seqs, .tokens = j->token_ids,
+        .positions = j->positions_of, .phases = j->phases, .expert_ids = j->turned_ids,
+        .expert_weights = j->weights ? j->turned_gate : NULL,
+    };
+    pred_trace_writer_step(j->out.writer, &step);
+    j->stats->steps++;
+    j->stats->tokens += n;
+    j->tokens = 0;
+}
+
 static int read_layer(struct jsonl *j, const struct port_json *list, uint32_t layer,
                       struct base_err *err)
 {
     uint32_t top_k = j->header.top_k;
-    uint32_t *ids = j->ids + (size_t)layer * top_k;
+    uint32_t *ids = j->ids + ((size_t)j->tokens * j->header.layers + layer) * top_k;
+    if (list && port_json_type(list) == PORT_JSON_NULL) {
+        for (uint32_t k = 0; k < top_k; k++) ids[k] = PRED_NO_EXPERT;
+        return 0;
+    }
     if (!list || port_json_type(list) != PORT_JSON_ARRAY || port_json_count(list) != top_k) {
         return pred_import_bad(
             j->in, err, "layer %" PRIu32 ": expected a list of %" PRIu32 " experts", layer, top_k);
@@ -163,14 +216,19 @@ static int read_layer(struct jsonl *j, const struct port_json *list, uint32_t la
 static int read_weights(struct jsonl *j, const struct port_json *lists, struct base_err *err)
 {
     uint32_t top_k = j->header.top_k;
+    float *gate = j->gate + (size_t)j->tokens * j->header.layers * top_k;
     for (uint32_t l = 0; l < j->header.layers; l++) {
         const struct port_json *list = port_json_at(lists, l + j->skipped);
+        if (list && port_json_type(list) == PORT_JSON_NULL) {
+            memset(gate + (size_t)l * top_k, 0, top_k * sizeof gate[0]);
+            continue;
+        }
         if (port_json_count(list) != top_k) {
             return pred_import_bad(j->in, err, "layer %" PRIu32 ": expected %" PRIu32 " weights", l,
                                    top_k);
         }
         for (uint32_t k = 0; k < top_k; k++) {
-            j->gate[(size_t)l * top_k + k] = (float)port_json_as_double(port_json_at(list, k));
+            gate[(size_t)l * top_k + k] = (float)port_json_as_double(port_json_at(list, k));
         }
     }
     return 0;
@@ -179,13 +237,21 @@ static int read_weights(struct jsonl *j, const struct port_json *lists, struct b
 static int read_token(struct jsonl *j, const struct port_json *doc, const char *where,
                       struct base_err *err)
 {
-    int64_t seq, token;
-    uint32_t position;
+    int64_t seq, token, mark;
     const char *phase_text = port_json_text(port_json_get(doc, "phase"), NULL);
     int rc = port_json_i64(doc, "seq", true, 0, INT64_MAX, 0, &seq, where, err);
     if (rc == 0) {
         rc = port_json_i64(doc, "token", false, -1, UINT32_MAX - 1, -1, &token, where, err);
     }
+    if (rc == 0) rc = port_json_i64(doc, "step", false, 0, INT64_MAX, -1, &mark, where, err);
+    if (rc < 0) return rc;
+    if (mark < 0 || mark != j->mark) flush(j);
+    j->mark = mark;
+    if (j->tokens == PRED_STEP_TOKENS_MAX) {
+        return pred_import_bad(j->in, err, "step %" PRId64 " has more than %d tokens", mark,
+                               PRED_STEP_TOKENS_MAX);
+    }
+    rc = reserve(j);
     if (rc < 0) return rc;
     bool decode = phase_text && strcmp(phase_text, "decode") == 0;
     if (!decode && !(phase_text && strcmp(phase_text, "prefill") == 0)) {
@@ -202,18 +268,11 @@ static int read_token(struct jsonl *j, const struct port_json *doc, const char *
     const struct port_json *weights = port_json_get(doc, "weights");
     if (rc == 0 && j->weights) rc = read_weights(j, weights, err);
     if (rc < 0) return rc;
-    rc = pred_positions_next(&j->positions, (uint64_t)seq, &position);
+    rc = pred_positions_next(&j->positions, (uint64_t)seq, &j->positions_of[j->tokens]);
     if (rc < 0) return rc;
-    uint32_t token_id = token < 0 ? PRED_NO_TOKEN : (uint32_t)token;
-    uint8_t phase = decode ? TIER_DECODE : TIER_PREFILL;
-    struct pred_step step = {
-        .step = j->stats->steps, .token_count = 1, .seqs = &(uint64_t){ (uint64_t)seq },
-        .tokens = &token_id, .positions = &position, .phases = &phase, .expert_ids = j->ids,
-        .expert_weights = j->weights ? j->gate : NULL,
-    };
-    pred_trace_writer_step(j->out.writer, &step);
-    j->stats->steps++;
-    j->stats->tokens++;
+    j->seqs[j->tokens] = (uint64_t)seq;
+    j->token_ids[j->tokens] = token < 0 ? PRED_NO_TOKEN : (uint32_t)token;
+    j->phases[j->tokens++] = decode ? TIER_DECODE : TIER_PREFILL;
     return 0;
 }
 
@@ -248,6 +307,7 @@ static int read_lines(struct jsonl *j, const char *to, const struct pred_import_
     }
     port_json_free(head);
     port_json_free(doc);
+    if (rc == 0) flush(j);
     j->stats->lines = pred_text_in_line(j->in);
     j->stats->sequences = j->positions.map.count;
     if (rc == 0 && !j->out.writer) {
@@ -259,7 +319,7 @@ static int read_lines(struct jsonl *j, const char *to, const struct pred_import_
 int pred_import_jsonl(const char *from, const char *to, struct pred_import_stats *stats,
                       const struct pred_import_progress *progress, struct base_err *err)
 {
-    struct jsonl j = { .stats = stats };
+    struct jsonl j = { .stats = stats, .mark = -1 };
     memset(stats, 0, sizeof *stats);
     int rc = pred_text_in_open(&j.in, from, err);
     if (rc < 0) return rc;
@@ -269,7 +329,13 @@ int pred_import_jsonl(const char *from, const char *to, struct pred_import_stats
     pred_positions_fini(&j.positions);
     pred_text_in_close(j.in);
     free(j.expert_bytes);
+    free(j.seqs);
+    free(j.token_ids);
+    free(j.positions_of);
+    free(j.phases);
     free(j.ids);
     free(j.gate);
+    free(j.turned_ids);
+    free(j.turned_gate);
     return rc;
 }

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "predictor/lanes.h"
 #include "predictor/tables.h"
 
 enum { PARTS = 3, FEATURES = PARTS + 2, LEADS = 3 };    /* features: bias, popularity, the parts */
@@ -125,17 +126,15 @@ static void blend_sum(struct blend *b, const struct pred_context *context, uint3
     size_t row = (size_t)lead_of(context, layer) * b->base.shape.layers + layer;
     const float *w = b->weights + row * FEATURES;
     const float *odds = b->popularity.odds + (size_t)layer * n;
-    for (uint32_t e = 0; e < n; e++) scores[e] = w[0] + w[1] * odds[e];
+    const struct pred_lanes *lanes = pred_lanes();
+    lanes->affine(scores, w[0], w[1], odds, n);
     for (int i = 0; i < ROWS; i++) {
         if (given[i]) pred_rows_add(&b->rows[i], layer, given[i], b->base.shape.top_k, scores);
     }
     for (int i = 0; i < PARTS; i++) {
-        float *lifts = b->lifts + (size_t)i * n, weight = w[2 + i];
+        float *lifts = b->lifts + (size_t)i * n;
         pred_predictor_predict(b->parts[i], context, layer, lifts);
-        for (uint32_t e = 0; e < n; e++) {
-            lifts[e] -= odds[e];
-            scores[e] += weight * lifts[e];
-        }
+        lanes->add_lifts(scores, lifts, odds, w[2 + i], n);
     }
 }
 
@@ -166,18 +165,11 @@ static void learn_once(struct blend *b, const struct pred_context *context, uint
     sources(b, context, layer, given);
     blend_sum(b, context, layer, given, errors);
     pred_errors(errors, n, ids, b->base.shape.top_k);
-    float bias = 0, popular = 0;
-    for (uint32_t e = 0; e < n; e++) {
-        bias += errors[e];
-        popular += errors[e] * odds[e];
-    }
-    weight_step(&w[0], &energy[0], bias);
-    weight_step(&w[1], &energy[1], popular);
+    const struct pred_lanes *lanes = pred_lanes();
+    weight_step(&w[0], &energy[0], lanes->sum(errors, n));
+    weight_step(&w[1], &energy[1], lanes->dot(errors, odds, n));
     for (int i = 0; i < PARTS; i++) {
-        const float *lifts = b->lifts + (size_t)i * n;
-        float gradient = 0;
-        for (uint32_t e = 0; e < n; e++) gradient += errors[e] * lifts[e];
-        weight_step(&w[2 + i], &energy[2 + i], gradient);
+        weight_step(&w[2 + i], &energy[2 + i], lanes->dot(errors, b->lifts + (size_t)i * n, n));
     }
     /* The previous token's rows serve all leads; they learn where the most is known besides. */
     if (lead > 0) given[PREVIOUS] = NULL;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "predictor/lanes.h"
 #include "predictor/tables.h"
 
 #define BELIEF 4.0f             /* tokens that the popularity counts as */
@@ -71,12 +72,8 @@ static void frequency_predict(struct pred_predictor *p, const struct pred_contex
     (void)context;
     const float *counts = f->counts + (size_t)layer * p->shape.experts;
     const float *popularity = f->popularity.p + (size_t)layer * p->shape.experts;
-    float unit = 1.0f / f->weight[layer], scale = 1.0f / (f->total + BELIEF);
-    for (uint32_t e = 0; e < p->shape.experts; e++) {
-        float q = (counts[e] * unit + BELIEF * popularity[e]) * scale;
-        q = q < 1e-4f ? 1e-4f : q > 0.9999f ? 0.9999f : q;
-        scores[e] = pred_log_odds(q);
-    }
+    pred_lanes()->frequency(scores, counts, 1.0f / f->weight[layer], popularity, BELIEF,
+                            1.0f / (f->total + BELIEF), p->shape.experts);
 }
 
 static unsigned frequency_blocks(struct pred_predictor *p, struct pred_block *blocks)

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "predictor/lanes.h"
 #include "predictor/tables.h"
 
 #define BELIEF 2.0f             /* observations that the wider belief counts as */
@@ -81,7 +82,7 @@ static void keyed_observe(struct pred_predictor *p, const struct pred_context *c
 static void keyed_predict(struct pred_predictor *p, const struct pred_context *context,
                           uint32_t layer, float *scores)
 {
-    const struct keyed *k = (const struct keyed *)p;
+    struct keyed *k = (struct keyed *)p;
     uint32_t n = p->shape.experts;
     memcpy(scores, k->popularity.p + (size_t)layer * n, n * sizeof scores[0]);
     if (context->token != PRED_NO_TOKEN) {
@@ -89,11 +90,7 @@ static void keyed_predict(struct pred_predictor *p, const struct pred_context *c
     }
     uint64_t pair = pair_key(context);
     if (k->has_pairs && pair != 0) pred_keyed_sharpen(&k->pairs, pair, layer, BELIEF, scores, n);
-    for (uint32_t e = 0; e < n; e++) {
-        float q = scores[e];
-        q = q < 1e-4f ? 1e-4f : q > 0.9999f ? 0.9999f : q;
-        scores[e] = pred_log_odds(q);
-    }
+    pred_lanes()->odds(scores, n);
 }
 
 static unsigned keyed_blocks(struct pred_predictor *p, struct pred_block *blocks)

@@ -94,6 +94,10 @@ static int cache_create(struct run *run, uint32_t i, struct base_err *err)
     const struct pred_trace_header *h = run->header;
     struct cache *cache = &run->caches[i];
     if (c->budget_bytes > 0) {
+        if (c->one_at_a_time) {
+            return base_err_set(err, BASE_ECONFIG, "a budget in bytes takes the experts of a layer "
+                                "together: one at a time works with slots or a share");
+        }
         bool lru = strcmp(c->policy, "lru") == 0 || strcmp(c->policy, "lru_global") == 0;
         if (!lru && !wants_future(c)) {
             return base_err_set(err, BASE_ECONFIG,
@@ -186,12 +190,13 @@ static void acquire_bytes(struct cache *cache, struct pred_case_result *result,
 }
 
 static void acquire_slots(struct cache *cache, struct pred_case_result *result,
-                          const struct pred_acquire *a)
+                          const struct pred_acquire *a, bool one_at_a_time)
 {
     uint32_t done = 0, resident = 0, evictions = 0;
     while (done < a->count) {
-        uint32_t k = tier_decide_acquire(cache->decide, a->layer, a->ids + done, a->count - done,
-                                         a->phase, cache->found);
+        uint32_t k = tier_decide_acquire(cache->decide, a->layer, a->ids + done,
+                                         one_at_a_time ? 1 : a->count - done, a->phase,
+                                         cache->found);
         MUST(k > 0);                            /* nothing is leased between two waves */
         const struct tier_action *actions;
         uint32_t n = tier_decide_actions(cache->decide, &actions);
@@ -216,7 +221,7 @@ static int run_cases(struct run *run, struct pred_replay_summary *summary, struc
             if (run->caches[i].bytes) {
                 acquire_bytes(&run->caches[i], &run->results[i], &a);
             } else {
-                acquire_slots(&run->caches[i], &run->results[i], &a);
+                acquire_slots(&run->caches[i], &run->results[i], &a, run->cases[i].one_at_a_time);
             }
         }
         summary->lookups += a.count;

@@ -29,6 +29,8 @@ struct pred_case {
     uint64_t budget_bytes;      /* 0 = slots count */
     double prefill_share;       /* 1 = prefill takes what it likes */
     double half_life_tokens;
+    bool one_at_a_time;         /* each lookup an acquire of its own, as the caches of the books see
+                                 * requests; half-lives then count lookups. Not with a budget. */
 };
 
 struct pred_case_result {

@@ -6,22 +6,17 @@
 #include <string.h>
 
 #include "base/must.h"
+#include "predictor/lanes.h"
 
 enum {
     POPULARITY_TOKENS = 4096,   /* the moving average's memory */
     ODDS_EVERY = 16,            /* tokens after which log-odds are computed again */
     KEY_SEEN_MAX = 1024,        /* the same for a key's layer */
 };
-#define P_FLOOR 1e-4f
 /* Steps of learned rows: the first, how fast they shrink with use, the last. */
 #define ROW_STEP 0.3f
 #define ROW_SHRINK 0.15f
 #define ROW_STEP_MIN 0.01f
-
-static float clamp(float p)
-{
-    return p < P_FLOOR ? P_FLOOR : p > 1 - P_FLOOR ? 1 - P_FLOOR : p;
-}
 
 /* ------------------------------------------------------------------------------ popularity -- */
 
@@ -33,11 +28,10 @@ int pred_popularity_init(struct pred_popularity *pop, const struct pred_shape *s
     pop->odds = malloc(n * sizeof pop->odds[0]);
     pop->seen = calloc(shape->layers, sizeof pop->seen[0]);
     if (!pop->p || !pop->odds || !pop->seen) return -ENOMEM;
-    float even = clamp((float)shape->top_k / (float)shape->experts);
     for (size_t i = 0; i < n; i++) {
-        pop->p[i] = even;
-        pop->odds[i] = pred_log_odds(even);
+        pop->p[i] = pop->odds[i] = (float)shape->top_k / (float)shape->experts;
     }
+    pred_lanes()->odds(pop->odds, (uint32_t)n);
     return 0;
 }
 
@@ -55,11 +49,12 @@ void pred_popularity_learn(struct pred_popularity *pop, uint32_t layer, const ui
     uint32_t seen = ++pop->seen[layer];
     uint32_t memory = seen + 32 < POPULARITY_TOKENS ? seen + 32 : POPULARITY_TOKENS;
     float rate = 1.0f / (float)memory;
-    for (uint32_t e = 0; e < pop->experts; e++) p[e] -= p[e] * rate;
+    pred_lanes()->scale(p, 1.0f - rate, pop->experts);
     for (uint32_t k = 0; k < top_k; k++) p[ids[k]] += rate;
     if (seen % ODDS_EVERY != 0) return;
     float *odds = pop->odds + (size_t)layer * pop->experts;
-    for (uint32_t e = 0; e < pop->experts; e++) odds[e] = pred_log_odds(clamp(p[e]));
+    memcpy(odds, p, pop->experts * sizeof odds[0]);
+    pred_lanes()->odds(odds, pop->experts);
 }
 
 unsigned pred_popularity_blocks(const struct pred_popularity *pop, struct pred_block *blocks)
@@ -91,23 +86,21 @@ void pred_rows_fini(struct pred_rows *rows)
 void pred_rows_add(const struct pred_rows *rows, uint32_t layer, const uint32_t *given,
                    uint32_t top_k, float *scores)
 {
-    for (uint32_t j = 0; j < top_k; j++) {
-        const float *row =
-            rows->weights + ((size_t)layer * rows->experts + given[j]) * rows->experts;
-        for (uint32_t e = 0; e < rows->experts; e++) scores[e] += row[e];
-    }
+    const float *table = rows->weights + (size_t)layer * rows->experts * rows->experts;
+    pred_lanes()->add_rows(scores, table, given, top_k, rows->experts);
 }
 
 void pred_rows_learn(struct pred_rows *rows, uint32_t layer, const uint32_t *given, uint32_t top_k,
                      const float *errors)
 {
+    const struct pred_lanes *lanes = pred_lanes();
     for (uint32_t j = 0; j < top_k; j++) {
         size_t at = (size_t)layer * rows->experts + given[j];
         float *row = rows->weights + at * rows->experts;
         float step = ROW_STEP / sqrtf(1.0f + (float)rows->seen[at] * ROW_SHRINK);
         if (step < ROW_STEP_MIN) step = ROW_STEP_MIN;
         if (rows->seen[at] < UINT32_MAX) rows->seen[at]++;
-        for (uint32_t e = 0; e < rows->experts; e++) row[e] -= step * errors[e];
+        lanes->descend(row, step, errors, rows->experts);
     }
 }
 
@@ -121,7 +114,7 @@ unsigned pred_rows_blocks(const struct pred_rows *rows, struct pred_block *block
 
 void pred_errors(float *scores, uint32_t experts, const uint32_t *ids, uint32_t top_k)
 {
-    for (uint32_t e = 0; e < experts; e++) scores[e] = 1.0f / (1.0f + expf(-scores[e]));
+    pred_lanes()->sigmoid(scores, experts);
     for (uint32_t k = 0; k < top_k; k++) scores[ids[k]] -= 1.0f;
 }
 
@@ -135,9 +128,11 @@ int pred_keyed_init(struct pred_keyed *keyed, const struct pred_shape *shape, ui
     *keyed = (struct pred_keyed){ .layers = shape->layers, .kept = kept, .sets = sets };
     keyed->keys = calloc(places, sizeof keyed->keys[0]);
     keyed->seen = calloc(rows, sizeof keyed->seen[0]);
-    keyed->experts = calloc(rows * kept, sizeof keyed->experts[0]);
     keyed->counts = calloc(rows * kept, sizeof keyed->counts[0]);
-    return keyed->keys && keyed->seen && keyed->experts && keyed->counts ? 0 : -ENOMEM;
+    if (!keyed->keys || !keyed->seen || !keyed->counts) return -ENOMEM;
+    if (kept == shape->experts) return 0;
+    keyed->experts = calloc(rows * kept, sizeof keyed->experts[0]);
+    return keyed->experts ? 0 : -ENOMEM;
 }
 
 void pred_keyed_fini(struct pred_keyed *keyed)
@@ -155,11 +150,12 @@ static size_t set_of(const struct pred_keyed *keyed, uint64_t key)
 }
 
 /* The key's place, or SIZE_MAX. */
-static size_t place_of(const struct pred_keyed *keyed, uint64_t key)
+static size_t place_of(struct pred_keyed *keyed, uint64_t key)
 {
+    if (keyed->keys[keyed->latest] == key) return keyed->latest;
     size_t set = set_of(keyed, key);
     for (size_t i = set; i < set + PRED_KEYED_WAYS; i++) {
-        if (keyed->keys[i] == key) return i;
+        if (keyed->keys[i] == key) return keyed->latest = i;
     }
     return SIZE_MAX;
 }
@@ -191,12 +187,13 @@ static size_t place_take(struct pred_keyed *keyed, uint64_t key)
 
 static void count_expert(uint16_t *experts, uint16_t *counts, uint32_t kept, uint32_t expert)
 {
+    int at = pred_lanes()->find(experts, counts, (uint16_t)expert, kept);
+    if (at >= 0) {
+        counts[at]++;
+        return;
+    }
     uint32_t least = 0;
-    for (uint32_t i = 0; i < kept; i++) {
-        if (counts[i] > 0 && experts[i] == expert) {
-            counts[i]++;
-            return;
-        }
+    for (uint32_t i = 1; i < kept && counts[least] > 0; i++) {
         if (counts[i] < counts[least]) least = i;
     }
     if (counts[least] > 1) {
@@ -215,15 +212,20 @@ void pred_keyed_learn(struct pred_keyed *keyed, uint64_t key, uint32_t layer, co
     if (place == SIZE_MAX && layer == 0) place = place_take(keyed, key);
     if (place == SIZE_MAX) return;
     size_t row = place * keyed->layers + layer;
-    uint16_t *experts = keyed->experts + row * keyed->kept,
-             *counts = keyed->counts + row * keyed->kept;
-    for (uint32_t k = 0; k < top_k; k++) count_expert(experts, counts, keyed->kept, ids[k]);
+    uint16_t *counts = keyed->counts + row * keyed->kept;
+    for (uint32_t k = 0; k < top_k; k++) {
+        if (keyed->experts) {
+            count_expert(keyed->experts + row * keyed->kept, counts, keyed->kept, ids[k]);
+        } else {
+            counts[ids[k]]++;
+        }
+    }
     if (++keyed->seen[row] < KEY_SEEN_MAX) return;
     keyed->seen[row] /= 2;
     for (uint32_t i = 0; i < keyed->kept; i++) counts[i] /= 2;
 }
 
-uint32_t pred_keyed_sharpen(const struct pred_keyed *keyed, uint64_t key, uint32_t layer,
+uint32_t pred_keyed_sharpen(struct pred_keyed *keyed, uint64_t key, uint32_t layer,
                             float weight, float *p, uint32_t experts)
 {
     size_t place = place_of(keyed, key);
@@ -231,10 +233,14 @@ uint32_t pred_keyed_sharpen(const struct pred_keyed *keyed, uint64_t key, uint32
     size_t row = place * keyed->layers + layer;
     uint32_t seen = keyed->seen[row];
     if (seen == 0) return 0;
-    const uint16_t *ids = keyed->experts + row * keyed->kept,
-                   *counts = keyed->counts + row * keyed->kept;
+    const uint16_t *counts = keyed->counts + row * keyed->kept;
     float scale = 1.0f / ((float)seen + weight);
-    for (uint32_t e = 0; e < experts; e++) p[e] *= weight * scale;
+    if (!keyed->experts) {
+        pred_lanes()->blend_counts(p, weight * scale, counts, scale, experts);
+        return seen;
+    }
+    const uint16_t *ids = keyed->experts + row * keyed->kept;
+    pred_lanes()->scale(p, weight * scale, experts);
     for (uint32_t i = 0; i < keyed->kept; i++) {
         /* Ids may come from a loaded file. */
         if (counts[i] > 0 && ids[i] < experts) p[ids[i]] += (float)counts[i] * scale;
@@ -247,8 +253,9 @@ unsigned pred_keyed_blocks(const struct pred_keyed *keyed, struct pred_block *bl
     size_t places = (size_t)keyed->sets * PRED_KEYED_WAYS, rows = places * keyed->layers;
     blocks[0] = (struct pred_block){ keyed->keys, places * sizeof keyed->keys[0] };
     blocks[1] = (struct pred_block){ keyed->seen, rows * sizeof keyed->seen[0] };
-    blocks[2] =
+    blocks[2] = (struct pred_block){ keyed->counts, rows * keyed->kept * sizeof keyed->counts[0] };
+    if (!keyed->experts) return 3;
+    blocks[3] =
         (struct pred_block){ keyed->experts, rows * keyed->kept * sizeof keyed->experts[0] };
-    blocks[3] = (struct pred_block){ keyed->counts, rows * keyed->kept * sizeof keyed->counts[0] };
     return 4;
 }

@@ -11,27 +11,6 @@
 
 #include "predictor/predictor.h"
 
-/* Natural logarithm to about 2e-5, in a form that compilers turn into vector code; x > 0. */
-static inline float pred_log(float x)
-{
-    union {
-        float f;
-        uint32_t u;
-    } bits = { x };
-    float exponent = (float)((int32_t)(bits.u >> 23) - 127);
-    bits.u = (bits.u & 0x7fffffu) | 0x3f800000u;
-    float m = bits.f;
-    /* log(m) on [1, 2): Chebyshev fit of degree 5. */
-    float p = -1.93166699f + m * (3.49821366f + m * (-2.42079517f + m * (1.10479788f +
-              m * (-0.28062954f + m * 0.03010229f))));
-    return exponent * 0.69314718f + p;
-}
-
-static inline float pred_log_odds(float p)
-{
-    return pred_log(p) - pred_log(1.0f - p);
-}
-
 /* P of each expert of each layer, a moving average over a few thousand tokens. */
 struct pred_popularity {
     uint32_t layers, experts;
@@ -70,13 +49,15 @@ void pred_errors(float *scores, uint32_t experts, const uint32_t *ids, uint32_t 
 
 /* Counts of experts of all layers given a 64-bit key (a token, a pair of tokens). Room for a fixed
  * number of keys in sets of 8; in a full set the key seen least leaves. A key keeps for each layer
- * the experts seen most, at most PRED_KEYED_KEPT of them. */
+ * the experts seen most, at most PRED_KEYED_KEPT of them; a layer of no more than that is kept
+ * whole, one count an expert in their order. */
 enum { PRED_KEYED_WAYS = 8, PRED_KEYED_KEPT = 32 };
 struct pred_keyed {
     uint32_t layers, kept, sets;
+    size_t latest;              /* place of the key asked for last: layers ask one after another */
     uint64_t *keys;             /* [sets x ways], 0 = free */
     uint16_t *seen;             /* [sets x ways x layers] */
-    uint16_t *experts;          /* [sets x ways x layers x kept] */
+    uint16_t *experts;          /* [sets x ways x layers x kept]; NULL = kept whole */
     uint16_t *counts;           /* the same; 0 = free */
 };
 int pred_keyed_init(struct pred_keyed *keyed, const struct pred_shape *shape, uint32_t keys_max);
@@ -85,7 +66,7 @@ void pred_keyed_learn(struct pred_keyed *keyed, uint64_t key, uint32_t layer, co
                       uint32_t top_k);
 /* How often the key was seen in this layer, 0 = not known. p[experts] comes in as the belief
  * without the key and is sharpened: p = (count + weight * p) / (seen + weight). */
-uint32_t pred_keyed_sharpen(const struct pred_keyed *keyed, uint64_t key, uint32_t layer,
+uint32_t pred_keyed_sharpen(struct pred_keyed *keyed, uint64_t key, uint32_t layer,
                             float weight, float *p, uint32_t experts);
 unsigned pred_keyed_blocks(const struct pred_keyed *keyed, struct pred_block *blocks);
 

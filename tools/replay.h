@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/buf.h"
 #include "base/err.h"
@@ -22,6 +23,9 @@ int cli_replay_sample(int count, char **arguments);
 int cli_replay_merge(int count, char **arguments);
 int cli_replay_export(int count, char **arguments);
 
+extern const struct cli_flag cli_replay_tune_flags[];
+int cli_replay_tune(int count, char **arguments);
+
 /* --as-recorded: prints live beside replayed counts; 0 same, 1 different or not possible. */
 int cli_replay_exact(const char *path, bool json, bool quiet);
 
@@ -33,6 +37,11 @@ int cli_replay_config_load(struct cli_replay_config **out, const char *path,
 void cli_replay_config_free(struct cli_replay_config *config);
 /* The value as text; "" for a key that this build does not have. */
 const char *cli_replay_config_get(struct cli_replay_config *config, const char *key);
+
+/* One "key=value" over it. */
+int cli_replay_config_set(struct cli_replay_config *config, const char *pair, struct base_err *err);
+/* All keys and values, as a YAML that a server takes. */
+void cli_replay_config_print(FILE *to, const struct cli_replay_config *config);
 
 /* Tells about losses, torn tails and what-if on stderr. */
 void cli_replay_health(const char *path, const struct pred_trace_reader *reader);

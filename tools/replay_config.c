@@ -79,6 +79,16 @@ void cli_replay_config_free(struct cli_replay_config *c)
     free(c);
 }
 
+int cli_replay_config_set(struct cli_replay_config *c, const char *pair, struct base_err *err)
+{
+    return base_option_set_pair(c->groups, GROUPS, pair, err);
+}
+
+void cli_replay_config_print(FILE *to, const struct cli_replay_config *c)
+{
+    base_option_print_yaml(to, c->groups, GROUPS, false);
+}
+
 const char *cli_replay_config_get(struct cli_replay_config *c, const char *key)
 {
     c->text[0] = '\0';

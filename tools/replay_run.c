@@ -15,7 +15,7 @@ static struct {
     const char *config, *policy, *capacity, *budget, *phase, *machine, *top, *dram;
     struct cli_list set, machine_set;
     uint64_t slots;
-    bool as_recorded, layers, json, quiet;
+    bool as_recorded, one_at_a_time, layers, json, quiet;
 } flags;
 
 const struct cli_flag cli_replay_run_flags[] = {
@@ -39,7 +39,9 @@ const struct cli_flag cli_replay_run_flags[] = {
       "with --machine: the tier that --capacity is of; hbm where there is a device, else dram" },
     { "dram", CLI_TEXT, &flags.dram, "P",
       "with --machine and hbm on top: share of the experts in dram; default all the others" },
-    { "layers", CLI_SWITCH, &flags.layers, NULL, "with --machine: a table by layer too" },
+    { "one-at-a-time", CLI_SWITCH, &flags.one_at_a_time, NULL,
+      "each lookup by itself, as caches in books see requests; half-lives then count lookups" },
+    { "layers", CLI_SWITCH, &flags.layers, NULL, "counts of each layer too, of both phases" },
     { "as-recorded", CLI_SWITCH, &flags.as_recorded, NULL,
       "replay the server's own events and compare with its own counts" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print JSON" },
@@ -180,6 +182,7 @@ static int add_policy(void *context, const char *item, struct base_err *err)
         c->budget_bytes = a->sizes->budgets[i];
         c->prefill_share = plan->prefill_share;
         c->half_life_tokens = plan->half_life;
+        c->one_at_a_time = flags.one_at_a_time;
         plan->capacities[plan->count++] = a->sizes->shares[i];
     }
     return 0;
@@ -238,6 +241,17 @@ static struct tier_counts totals(const struct pred_case_result *result)
     return sum;
 }
 
+static void json_layers(struct base_buf *buf, const struct tier_counts *layers, uint32_t count)
+{
+    base_buf_puts(buf, ",\"by_layer\":[");
+    for (uint32_t l = 0; l < count; l++) {
+        base_buf_puts(buf, l > 0 ? ",{" : "{");
+        cli_replay_json_counts(buf, &layers[l]);
+        base_buf_puts(buf, "}");
+    }
+    base_buf_puts(buf, "]");
+}
+
 static int print_json(const struct plan *plan, const struct pred_case_result *results,
                       const struct pred_trace_header *header,
                       const struct pred_replay_summary *summary)
@@ -268,6 +282,7 @@ static int print_json(const struct plan *plan, const struct pred_case_result *re
         cli_replay_json_counts(&buf, &sum);
         base_buf_puts(&buf, ",");
         cli_replay_json_cells(&buf, results[i].cells);
+        if (flags.layers) json_layers(&buf, results[i].layers, header->layers);
         if (results[i].warning[0]) {
             base_buf_puts(&buf, ",\"warning\":\"");
             base_buf_json_escape(&buf, results[i].warning, strlen(results[i].warning));
@@ -320,6 +335,36 @@ static int print_table(const struct plan *plan, const struct pred_case_result *r
         for (int k = 0; k < COLUMNS; k++) cells[k] = text[k];
         cli_table_row(table, cells);
     }
+    cli_table_print(table, stdout);
+    cli_table_destroy(table);
+    return 0;
+}
+
+static int print_layers(const struct plan *plan, const struct pred_case_result *results,
+                        const struct pred_trace_header *header)
+{
+    static const char *const headings[] = { "policy",     "capacity", "layer",    "lookups",
+                                            "resident %", "misses",   "evictions" };
+    enum { COLUMNS = sizeof headings / sizeof headings[0] };
+    struct cli_table *table;
+    if (cli_table_create(&table, COLUMNS, headings) < 0) return 1;
+    for (uint32_t i = 0; i < plan->count; i++) {
+        for (uint32_t l = 0; l < header->layers; l++) {
+            const struct tier_counts *counts = &results[i].layers[l];
+            char text[COLUMNS][32];
+            const char *cells[COLUMNS];
+            snprintf(text[0], sizeof text[0], "%.31s", plan->cases[i].policy);
+            snprintf(text[1], sizeof text[1], "%.4g%%", 100 * plan->capacities[i]);
+            snprintf(text[2], sizeof text[2], "%" PRIu32, l);
+            snprintf(text[3], sizeof text[3], "%" PRIu64, counts->lookups);
+            cell_text(text[4], sizeof text[4], counts);
+            snprintf(text[5], sizeof text[5], "%" PRIu64, counts->misses);
+            snprintf(text[6], sizeof text[6], "%" PRIu64, counts->evictions);
+            for (int k = 0; k < COLUMNS; k++) cells[k] = text[k];
+            cli_table_row(table, cells);
+        }
+    }
+    puts("");
     cli_table_print(table, stdout);
     cli_table_destroy(table);
     return 0;
@@ -381,6 +426,7 @@ static int what_if(const char *path, struct pred_trace_reader *reader, const str
         const struct pred_trace_header *header = pred_trace_reader_header(reader);
         rc = flags.json ? print_json(plan, results, header, &summary)
                         : print_table(plan, results, header);
+        if (rc == 0 && flags.layers && !flags.json) rc = print_layers(plan, results, header);
     }
     pred_replay_results_fini(results, plan->count);
     return rc;
@@ -389,18 +435,26 @@ static int what_if(const char *path, struct pred_trace_reader *reader, const str
 static int check_flags(void)
 {
     bool choosing = flags.policy || flags.capacity || flags.slots > 0 || flags.budget ||
-                    flags.config || flags.set.count > 0 || flags.phase || flags.machine;
-    bool timing = flags.machine_set.count > 0 || flags.top || flags.dram || flags.layers;
+                    flags.config || flags.set.count > 0 || flags.phase || flags.machine ||
+                    flags.one_at_a_time || flags.layers;
+    bool timing = flags.machine_set.count > 0 || flags.top || flags.dram;
     if (timing && !flags.machine) {
-        return cli_misuse("--machine-set, --top, --dram and --layers need --machine FILE");
+        return cli_misuse("--machine-set, --top and --dram need --machine FILE");
     }
     if (flags.machine && flags.phase) {
         return cli_misuse("--phase has no effect with --machine: its report has all phases apart");
     }
+    if (flags.machine && flags.one_at_a_time) {
+        return cli_misuse("--one-at-a-time has no place on a clock: an engine asks for a layer's "
+                          "experts together");
+    }
+    if (flags.layers && flags.budget) {
+        return cli_misuse("--layers: a budget in bytes is one for all layers");
+    }
     if (flags.as_recorded && choosing) {
         return cli_misuse(
             "--as-recorded takes everything from the trace: give no policy, capacity, "
-            "configuration, phase or machine with it");
+            "configuration, phase, machine, --one-at-a-time or --layers with it");
     }
     if (flags.phase && strcmp(flags.phase, "decode") != 0 && strcmp(flags.phase, "prefill") != 0) {
         return cli_misuse("--phase %s: expected decode or prefill", flags.phase);

@@ -9,6 +9,7 @@ int main(int argc, char **argv)
         bench_io_command,
         bench_machine_command,
         bench_prefill_command,
+        bench_replay_command,
     };
     const struct cli_program program = {
         .name = "tier-bench",

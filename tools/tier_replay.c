@@ -135,6 +135,14 @@ static const struct cli_command commands[] = {
       "prefetched; covers n is the share of the misses of a per-layer decayed-frequency cache "
       "(half-life 16) that were among them.",
       1, 1, cli_replay_predict_flags, cli_replay_predict },
+    { "tune", "TRACE...", "search the cache settings of a server",
+      "Deals the sequences into two halves, tries eviction policies, half-lives and prefill shares "
+      "on one, and compares the winner with the configuration it began with on the other, sequence "
+      "by sequence. What counts is bytes that had to be read from nvme. The YAML it writes holds "
+      "every key and is taken by tier-server as it is; it differs from the base only where the "
+      "bootstrap over the held-out sequences leaves no doubt. The same traces and base give the "
+      "same file.",
+      1, 64, cli_replay_tune_flags, cli_replay_tune },
     { "info", "TRACE", "what a trace holds", NULL, 1, 1, cli_replay_info_flags, cli_replay_info },
     { "cut", "TRACE", "keep some sequences, steps or one phase",
       "The result holds routing and no cache events: those of a part would not tell the truth.", 1,
@@ -165,6 +173,7 @@ int main(int argc, char **argv)
             "tier-replay run t.trace --policy lru_global,belady --budget 750MiB --phase decode\n"
             "tier-replay cut routing.trace --sequences even -o even.trace\n"
             "tier-replay predict odd.trace --train even.trace --capacity 25%\n"
+            "tier-replay tune day.trace --config server.yaml -o tuned.yaml --explain\n"
             "tier-replay import --from jsonl routing.jsonl.xz -o routing.trace",
     };
     return cli_main(&program, argc, argv);

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <math.h>
 
+#include "predictor/edit.h"
 #include "predictor/import.h"
 #include "tests/unit/predictor/support.h"
 
@@ -125,6 +126,138 @@ START_TEST(csv_prompt_is_one_step)
 }
 END_TEST
 
+START_TEST(jsonl_step_of_several_tokens)
+{
+    static struct pred_trace_item item;
+    struct pred_import_stats stats;
+    struct base_err err = { 0 };
+    int rc = import("jsonl", HEAD
+        "{\"step\":4,\"seq\":1,\"phase\":\"prefill\",\"token\":5,\"experts\":[[1,2],null]}\n"
+        "{\"step\":4,\"seq\":2,\"phase\":\"decode\",\"token\":6,\"experts\":[[3,4],[5,6]]}\n"
+        "{\"step\":5,\"seq\":2,\"phase\":\"decode\",\"token\":7,\"experts\":[[0,1],[2,3]]}\n"
+        "{\"seq\":2,\"phase\":\"decode\",\"token\":8,\"experts\":[[4,5],[6,7]]}\n"
+        "{\"seq\":2,\"phase\":\"decode\",\"token\":9,\"experts\":[[7,5],[6,1]]}\n", &stats, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    ck_assert_uint_eq(stats.steps, 4);
+    ck_assert_uint_eq(stats.tokens, 5);
+    struct pred_trace_reader *r = open_out();
+    next_step(r, &item);
+    ck_assert_uint_eq(item.step.token_count, 2);
+    ck_assert_mem_eq(item.step.expert_ids,
+                     ((uint32_t[]){ 1, 2, 3, 4, PRED_NO_EXPERT, PRED_NO_EXPERT, 5, 6 }), 32);
+    ck_assert_int_eq(item.step.phases[0], TIER_PREFILL);
+    ck_assert_int_eq(item.step.phases[1], TIER_DECODE);
+    ck_assert_uint_eq(item.step.tokens[1], 6);
+    for (int i = 0; i < 3; i++) next_step(r, &item);
+    ck_assert_uint_eq(item.step.positions[0], 3);
+    ck_assert_mem_eq(item.step.expert_ids, ((uint32_t[]){ 7, 5, 6, 1 }), 16);
+    pred_trace_reader_close(r);
+}
+END_TEST
+
+enum { LAYERS = 3, EXPERTS = 10, TOP_K = 2, STEPS = 60, TOKENS_MAX = 7 };
+
+/* Prompts of several tokens, some of them not routed in the last layer, and generated tokens; with
+ * `batches` also steps of several sequences. */
+static void write_steps(const char *path, uint64_t seed, bool weights, bool batches)
+{
+    struct pred_trace_config config = support_config(path);
+    struct pred_trace_header header = {
+        .model = "m", .layers = LAYERS, .experts = EXPERTS, .top_k = TOP_K, .first_moe_layer = 1
+    };
+    struct pred_trace_writer *writer;
+    struct base_err err = { 0 };
+    struct base_rng rng;
+    uint32_t seen[8] = { 0 };
+    base_rng_init(&rng, seed);
+    config.weights = PRED_WEIGHTS_F32;
+    ck_assert_msg(pred_trace_writer_open(&writer, &config, &header, false, &err) == 0, "%s",
+                  err.text);
+    pred_trace_writer_patient(writer);
+    for (uint32_t s = 0; s < STEPS; s++) {
+        uint64_t seqs[TOKENS_MAX];
+        uint32_t tokens[TOKENS_MAX], positions[TOKENS_MAX];
+        uint8_t phases[TOKENS_MAX];
+        uint32_t ids[LAYERS * TOKENS_MAX * TOP_K];
+        float gate[LAYERS * TOKENS_MAX * TOP_K];
+        bool prefill = s % 6 == 0, batch = batches && !prefill && s % 2 == 0;
+        uint32_t n = prefill || batch ? 2 + (uint32_t)base_rng_below(&rng, TOKENS_MAX - 1) : 1;
+        for (uint32_t i = 0; i < n; i++) {
+            seqs[i] = batch ? i : s / 6 % 8;
+            if (!batch && seqs[i] >= 8) seqs[i] = 0;
+            tokens[i] = (uint32_t)base_rng_below(&rng, 1000);
+            positions[i] = seen[seqs[i]]++;
+            phases[i] = prefill ? TIER_PREFILL : TIER_DECODE;
+            for (uint32_t l = 0; l < LAYERS; l++) {
+                uint32_t *to = ids + (l * n + i) * TOP_K;
+                support_ids(&rng, to, TOP_K, EXPERTS);
+                bool none = prefill && l + 1 == LAYERS && i + 1 < n;
+                for (uint32_t k = 0; k < TOP_K; k++) {
+                    if (none) to[k] = PRED_NO_EXPERT;
+                    gate[(l * n + i) * TOP_K + k] = none ? 0 : (float)base_rng_unit(&rng);
+                }
+            }
+        }
+        struct pred_step step = { .step = s, .token_count = n, .seqs = seqs, .tokens = tokens,
+                                  .positions = positions, .phases = phases, .expert_ids = ids,
+                                  .expert_weights = weights ? gate : NULL };
+        pred_trace_writer_step(writer, &step);
+    }
+    ck_assert_msg(pred_trace_writer_close(writer, &err) == 0, "%s", err.text);
+}
+
+static void expect_same(const char *path, bool tokens_kept)
+{
+    static struct pred_trace_item x, y;
+    struct base_err err = { 0 };
+    struct pred_trace_reader *a, *b = open_out();
+    ck_assert_int_eq(pred_trace_reader_open(&a, path, &err), 0);
+    const struct pred_trace_header *h = pred_trace_reader_header(b);
+    ck_assert_uint_eq(h->layers, LAYERS);
+    ck_assert_uint_eq(h->first_moe_layer, 1);
+    for (int s = 0; s < STEPS; s++) {
+        next_step(a, &x);
+        next_step(b, &y);
+        uint32_t n = x.step.token_count, ids = LAYERS * n * TOP_K;
+        ck_assert_uint_eq(y.step.token_count, n);
+        ck_assert_mem_eq(y.step.seqs, x.step.seqs, n * sizeof x.step.seqs[0]);
+        ck_assert_mem_eq(y.step.positions, x.step.positions, n * sizeof x.step.positions[0]);
+        ck_assert_mem_eq(y.step.phases, x.step.phases, n);
+        ck_assert_mem_eq(y.step.expert_ids, x.step.expert_ids, ids * sizeof x.step.expert_ids[0]);
+        if (tokens_kept) ck_assert_mem_eq(y.step.tokens, x.step.tokens, n * sizeof(uint32_t));
+        ck_assert_int_eq(x.step.expert_weights != NULL, y.step.expert_weights != NULL);
+        if (x.step.expert_weights) {
+            ck_assert_mem_eq(y.step.expert_weights, x.step.expert_weights, ids * sizeof(float));
+        }
+    }
+    ck_assert_int_eq(pred_trace_reader_next(b, PRED_WANT_STEPS, &y, &err), 0);
+    pred_trace_reader_close(a);
+    pred_trace_reader_close(b);
+}
+
+/* _i: bit 0 = with weights, bit 1 = csv. */
+START_TEST(exports_come_back)
+{
+    bool weights = _i & 1, csv = _i & 2;
+    const char *trace = support_path("a.trace"), *text = support_path("a.txt");
+    struct pred_trace_reader *r;
+    struct pred_edit_stats stats;
+    struct pred_import_stats imported;
+    struct base_err err = { 0 };
+    write_steps(trace, 20 + (uint64_t)_i, weights, !csv);
+    ck_assert_int_eq(pred_trace_reader_open(&r, trace, &err), 0);
+    int rc = pred_edit_export(r, text, csv ? PRED_EXPORT_CSV : PRED_EXPORT_JSONL, &stats, NULL,
+                              &err);
+    pred_trace_reader_close(r);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    rc = (csv ? pred_import_csv : pred_import_jsonl)(text, support_path("out.trace"), &imported,
+                                                     NULL, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    ck_assert_uint_eq(imported.tokens, stats.tokens);
+    expect_same(trace, !csv);
+}
+END_TEST
+
 START_TEST(bad_recordings)
 {
     static const struct {
@@ -212,6 +345,8 @@ int main(void)
     tcase_add_test(tcase, jsonl_lines_become_steps);
     tcase_add_test(tcase, jsonl_may_count_dense_layers);
     tcase_add_test(tcase, csv_prompt_is_one_step);
+    tcase_add_test(tcase, jsonl_step_of_several_tokens);
+    tcase_add_loop_test(tcase, exports_come_back, 0, 4);
     tcase_add_test(tcase, bad_recordings);
     tcase_add_test(tcase, broken_xz_is_refused);
     suite_add_tcase(suite, tcase);

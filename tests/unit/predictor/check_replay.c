@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <math.h>
 
+#include "predictor/feed.h"
 #include "predictor/import.h"
 #include "predictor/replay.h"
 #include "tests/unit/predictor/support.h"
@@ -255,6 +256,48 @@ START_TEST(bytes_and_slots_agree)
 }
 END_TEST
 
+/* Each lookup by itself: the textbook's LRU, a list a layer, over the same acquires. */
+START_TEST(one_at_a_time_is_the_textbook)
+{
+    enum { SLOTS = 7 };
+    const char *trace = support_path("t.trace");
+    uint32_t list[LAYERS][SLOTS], held[LAYERS] = { 0 };
+    uint64_t misses[LAYERS] = { 0 };
+    struct pred_case c = make_case("lru", SLOTS * LAYERS, 0);
+    struct pred_case_result result;
+    struct pred_replay_summary summary;
+    struct pred_acquire a;
+    struct pred_feed *feed;
+    struct base_err err = { 0 };
+    write_routing(trace, 31);
+    struct pred_trace_reader *r = open_trace(trace);
+    ck_assert_int_eq(pred_feed_create(&feed, r, &err), 0);
+    while (pred_feed_next(feed, &a, &err) == 1) {
+        for (uint32_t i = 0; i < a.count; i++) {
+            uint32_t *l = list[a.layer], n = held[a.layer], at = 0;
+            while (at < n && l[at] != a.ids[i]) at++;
+            misses[a.layer] += at == n;
+            if (at == n && n < SLOTS) held[a.layer]++;
+            if (at == SLOTS) at--;
+            memmove(l + 1, l, at * sizeof l[0]);
+            l[0] = a.ids[i];
+        }
+    }
+    pred_feed_destroy(feed);
+    ck_assert_int_eq(pred_trace_reader_rewind(r, &err), 0);
+    c.one_at_a_time = true;
+    ck_assert_int_eq(pred_replay_run(r, &c, &result, 1, &summary, NULL, &err), 0);
+    for (uint32_t l = 0; l < LAYERS; l++) ck_assert_uint_eq(result.layers[l].misses, misses[l]);
+    pred_replay_results_fini(&result, 1);
+    ck_assert_int_eq(pred_trace_reader_rewind(r, &err), 0);
+    c = make_case("lru", 0, 20000);
+    c.one_at_a_time = true;
+    ck_assert_int_eq(pred_replay_run(r, &c, &result, 1, &summary, NULL, &err), BASE_ECONFIG);
+    pred_replay_results_fini(&result, 1);
+    pred_trace_reader_close(r);
+}
+END_TEST
+
 START_TEST(cells_add_up)
 {
     struct pred_case_result result;
@@ -443,6 +486,7 @@ int main(void)
     tcase_add_checked_fixture(made_up, support_begin, support_end);
     tcase_add_loop_test(made_up, belady_is_never_beaten, 0, 8);
     tcase_add_loop_test(made_up, bytes_and_slots_agree, 0, 4);
+    tcase_add_test(made_up, one_at_a_time_is_the_textbook);
     tcase_add_test(made_up, cells_add_up);
     tcase_add_loop_test(made_up, recorded_run_replays_exactly, 0, 2);
     tcase_add_test(made_up, a_difference_is_found);

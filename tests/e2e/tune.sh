@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# tier-replay tune: the server takes the tuned YAML as it is, and its live counts equal the replay.
+# shellcheck source=tests/e2e/support.sh
+. "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
+
+prompts=('In the beginning God created' 'The kernel allocates memory' '#include <stdio.h>' 'apt-get install'
+    'And it came to pass in those days' 'This manual page describes' 'struct inode' 'The king said unto them')
+ask_all() { # TOKENS
+    local i=0
+    for prompt in "${prompts[@]}"; do
+        i=$((i + 1))
+        complete "$prompt" "$1" "\"temperature\": 0.7, \"seed\": $i" >"$work/answer.json"
+        grep -q '"text"' "$work/answer.json" || fail "no text in the answer: $(cat "$work/answer.json")"
+    done
+}
+counts() { # FILE KEY: the key's numbers, in order
+    grep -Eo "\"$2\": ?[0-9]+" "$1" | grep -Eo '[0-9]+$' | tr '\n' ' '
+}
+
+printf 'tiers:\n  dram:\n    capacity: "20%%"\npolicy:\n  eviction: lru\n' >"$work/base.yaml"
+start_server --config "$work/base.yaml" --trace "$work/day.trace"
+ask_all 48
+stop_server
+
+"$bin/tier-replay" tune "$work/day.trace" --config "$work/base.yaml" -o "$work/tuned.yaml" --explain \
+    >"$work/told" 2>"$work/tune.err" || fail "tune: $(cat "$work/tune.err")"
+cat "$work/told"
+grep -q 'bootstrap over the held-out sequences' "$work/told" || fail 'no interval was told'
+grep -Eq 'Turning policy.|the base stays' "$work/told" || fail 'nothing was explained'
+"$bin/tier-replay" tune "$work/day.trace" --config "$work/base.yaml" -o "$work/again.yaml" --json --quiet \
+    >"$work/tune.json" 2>"$work/tune.err" || fail "tune: $(cat "$work/tune.err")"
+cmp "$work/tuned.yaml" "$work/again.yaml" || fail 'the same traces gave another YAML'
+better=$(grep -Eo '"better":(true|false)' "$work/tune.json")
+if [ "$better" = '"better":false' ]; then
+    grep -Eq '^ *eviction: lru$' "$work/tuned.yaml" || fail 'the base was not kept'
+fi
+"$bin/tier-server" --config "$work/tuned.yaml" --check-config >/dev/null || fail 'the server refuses the tuned YAML'
+
+start_server --config "$work/tuned.yaml" --trace "$work/tuned.trace"
+ask_all 24
+"$bin/tier-stats" --once --json --url "$url" >"$work/stats.json" || fail 'tier-stats failed'
+stop_server
+"$bin/tier-replay" run "$work/tuned.trace" --as-recorded --json >"$work/replay.json" 2>"$work/replay.err" ||
+    fail "replay differs from live: $(cat "$work/replay.json" "$work/replay.err")"
+grep -Eq '"misses": ?[1-9]' "$work/replay.json" || fail "no misses in $(cat "$work/replay.json")"
+for key in resident misses evictions; do echo "$key, live and replayed: $(counts "$work/replay.json" "$key")"; done
+"$bin/tier-replay" tune "$work/day.trace" --config "$work/base.yaml" --set policy.eviction=mru -o "$work/bad.yaml" \
+    >/dev/null 2>"$work/bad.err" && fail 'an unknown policy was taken'
+[ ! -e "$work/bad.yaml" ] || fail 'a YAML was written in spite of the error'
+echo "tuned, served and replayed: $better"

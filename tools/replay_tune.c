@@ -1,0 +1,309 @@
+/* tier-replay tune: searches the cache settings of a server on recorded routing and writes them as
+ * a YAML that the server takes as it is. */
+#include "tools/replay.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/str.h"
+#include "predictor/tune.h"
+
+enum { TRACES_MAX = 64 };
+/* Above this share of common windows the held-out half is no fair judge. */
+#define SHARED_TEXT_MAX 0.05
+
+static struct {
+    const char *config, *to;
+    struct cli_list set;
+    bool explain, json, quiet;
+} flags;
+
+const struct cli_flag cli_replay_tune_flags[] = {
+    { "config", CLI_TEXT, &flags.config, "FILE",
+      "server YAML to start from; default: the defaults of every key" },
+    { "set", CLI_REPEATED, &flags.set, "KEY=VALUE", "override one setting of the YAML" },
+    { "output|o", CLI_TEXT, &flags.to, "FILE", "where the tuned YAML goes" },
+    { "explain", CLI_SWITCH, &flags.explain, NULL, "say in words what each setting gave" },
+    { "json", CLI_SWITCH, &flags.json, NULL, "print JSON" },
+    { "quiet", CLI_SWITCH, &flags.quiet, NULL, "no progress" },
+    { 0 },
+};
+
+/* -------------------------------------------------------------------------------- the cache -- */
+
+/* Slots of a capacity, as the server reckons them; no slots for "0". */
+static int slots_of(struct cli_replay_config *config, const struct pred_trace_header *h,
+                    const char *key, uint64_t *slots, struct base_err *err)
+{
+    char text[256];
+    uint64_t bytes;
+    double share;
+    snprintf(text, sizeof text, "%s", cli_replay_config_get(config, key));
+    if (strchr(text, '%')) {
+        if (base_str_share_parse(text, &share) < 0) {
+            return base_err_set(err, BASE_ECONFIG, "%s: \"%s\" is no share", key, text);
+        }
+        *slots = (uint64_t)(share * h->experts + 0.5) * h->layers;
+        return 0;
+    }
+    if (base_str_bytes_parse(text, &bytes) < 0) {
+        return base_err_set(err, BASE_ECONFIG, "%s: \"%s\" is neither a size nor a share", key,
+                            text);
+    }
+    *slots = 0;
+    if (bytes == 0) return 0;
+    if (h->slot_bytes == 0) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "%s is %s, but the trace does not say how large a slot is: give a "
+                            "share, --set %s=25%%",
+                            key, text, key);
+    }
+    *slots = bytes / h->slot_bytes;
+    uint64_t keys = (uint64_t)h->layers * h->experts;
+    if (*slots > keys) *slots = keys;
+    return 0;
+}
+
+static int cache_of(struct cli_replay_config *config, const struct pred_trace_header *h,
+                    struct pred_tune_args *args, struct base_err *err)
+{
+    uint64_t hbm, dram;
+    double share, half_life;
+    int rc = slots_of(config, h, "tiers.hbm.capacity", &hbm, err);
+    if (rc == 0) rc = slots_of(config, h, "tiers.dram.capacity", &dram, err);
+    if (rc < 0) return rc;
+    args->cache.tier_count = hbm > 0 ? 2 : 1;
+    args->cache.slots[0] = hbm > 0 ? hbm : dram;
+    args->cache.slots[1] = hbm > 0 ? dram : 0;
+    args->cache.inclusive =
+        strcmp(cli_replay_config_get(config, "tiers.inclusion"), "inclusive") == 0;
+    snprintf(args->base.policy, sizeof args->base.policy, "%s",
+             cli_replay_config_get(config, "policy.eviction"));
+    rc = base_str_double_parse(cli_replay_config_get(config, "policy.half_life"), &half_life);
+    if (rc == 0) {
+        rc = base_str_share_parse(cli_replay_config_get(config, "policy.prefill_share"), &share);
+    }
+    if (rc < 0) return base_err_set(err, rc, "the settings of policy.* cannot be read");
+    args->base.half_life_tokens = half_life;
+    args->base.prefill_share = share;
+    return 0;
+}
+
+/* ----------------------------------------------------------------------------------- writing -- */
+
+static int write_yaml(struct cli_replay_config *config, const struct pred_tune_result *r,
+                      struct base_err *err)
+{
+    const struct pred_tune_setting *s = &r->path[r->better ? r->path_count - 1 : 0].setting;
+    char pair[3][96], temporary[4096];
+    snprintf(pair[0], sizeof pair[0], "policy.eviction=%s", s->policy);
+    snprintf(pair[1], sizeof pair[1], "policy.half_life=%.0f", s->half_life_tokens);
+    snprintf(pair[2], sizeof pair[2], "policy.prefill_share=%.6g%%", 100 * s->prefill_share);
+    for (int i = 0; i < 3; i++) {
+        int rc = cli_replay_config_set(config, pair[i], err);
+        if (rc < 0) return rc;
+    }
+    if (snprintf(temporary, sizeof temporary, "%s.tmp", flags.to) >= (int)sizeof temporary) {
+        return base_err_set(err, -ENAMETOOLONG, "%s: this path is too long", flags.to);
+    }
+    FILE *file = fopen(temporary, "w");
+    int rc = file ? 0 : -errno;
+    if (file) {
+        fputs("# Written by tier-replay tune.\n", file);
+        cli_replay_config_print(file, config);
+        if (fflush(file) != 0 || fsync(fileno(file)) < 0) rc = -errno;
+        if (fclose(file) != 0 && rc == 0) rc = -errno;
+    }
+    if (rc == 0 && rename(temporary, flags.to) < 0) rc = -errno;
+    if (rc == 0) return 0;
+    unlink(temporary);
+    return base_err_set(err, rc, "%s: cannot write: %s", flags.to, base_err_name(rc));
+}
+
+/* ---------------------------------------------------------------------------------- telling -- */
+
+static double resident(const struct pred_tune_sum *sum)
+{
+    return sum->lookups > 0 ? 100 * (1 - sum->reads / sum->lookups) : 0;
+}
+
+static void knob_text(char *to, size_t size, const char *knob, const struct pred_tune_setting *s)
+{
+    if (strcmp(knob, "policy.eviction") == 0) {
+        snprintf(to, size, "%s", s->policy);
+    } else if (strcmp(knob, "policy.half_life") == 0) {
+        snprintf(to, size, "%.0f", s->half_life_tokens);
+    } else {
+        snprintf(to, size, "%.6g%%", 100 * s->prefill_share);
+    }
+}
+
+static void explain(const struct pred_tune_result *r)
+{
+    const struct pred_tune_step *base = &r->path[0];
+    if (r->path_count == 1) {
+        printf("Nothing else that was tried reads less on the tuned half: the base stays.\n");
+        return;
+    }
+    for (uint32_t i = 1; i < r->path_count; i++) {
+        const struct pred_tune_step *from = &r->path[i - 1], *to = &r->path[i];
+        char before[40], after[40];
+        knob_text(before, sizeof before, to->knob, &from->setting);
+        knob_text(after, sizeof after, to->knob, &to->setting);
+        double saved = from->held_out.bytes - to->held_out.bytes,
+               points = resident(&to->held_out) - resident(&from->held_out);
+        printf("Turning %s from %s to %s %s %.2f%% of the base's bytes on the held-out half "
+               "(resident %+.2f points; %+.2f on the tuned half).\n",
+               to->knob, before, after, saved >= 0 ? "saves" : "costs",
+               base->held_out.bytes > 0 ? 100 * fabs(saved) / base->held_out.bytes : 0, points,
+               resident(&to->tuned) - resident(&from->tuned));
+    }
+}
+
+static void bytes_text(char *to, size_t size, const struct pred_tune_result *r, double bytes)
+{
+    char text[16];
+    if (r->known_bytes) {
+        snprintf(to, size, "%s", base_str_bytes(text, sizeof text, (uint64_t)bytes));
+    } else {
+        snprintf(to, size, "%.0f experts", bytes);
+    }
+}
+
+static void tell(const struct pred_tune_result *r)
+{
+    const struct pred_tune_step *base = &r->path[0], *won = &r->path[r->path_count - 1];
+    char before[32], after[32];
+    bytes_text(before, sizeof before, r, base->held_out.bytes);
+    bytes_text(after, sizeof after, r, won->held_out.bytes);
+    printf("%" PRIu64 " candidates on %" PRIu64 " sequences; %" PRIu64 " others held out\n",
+           r->candidates, r->sequences - r->held_out_sequences, r->held_out_sequences);
+    printf(
+        "base     %s, half-life %.0f, prefill share %.4g%%: resident %.2f%% held out, reads %s\n",
+        base->setting.policy, base->setting.half_life_tokens, 100 * base->setting.prefill_share,
+        resident(&base->held_out), before);
+    printf(
+        "tuned    %s, half-life %.0f, prefill share %.4g%%: resident %.2f%% held out, reads %s\n",
+        won->setting.policy, won->setting.half_life_tokens, 100 * won->setting.prefill_share,
+        resident(&won->held_out), after);
+    printf("saved    %.2f%% of the bytes read, 95%% between %.2f%% and %.2f%% (bootstrap over the "
+           "held-out sequences)\n",
+           100 * r->saved, 100 * r->saved_low, 100 * r->saved_high);
+    if (!r->better) printf("The base is kept: nothing is surely better on the held-out half.\n");
+    if (flags.explain) explain(r);
+}
+
+static void warn(const struct pred_tune_result *r)
+{
+    if (r->shared_text > SHARED_TEXT_MAX) {
+        fprintf(stderr,
+                "warning: %.1f%% of the held-out text (windows of %d tokens) is in the tuned half "
+                "too: the held-out result is too good\n",
+                100 * r->shared_text, PRED_TUNE_WINDOW);
+    } else if (r->shared_text < 0) {
+        fprintf(stderr,
+                "note: the trace holds no text of %d known tokens: whether the halves share "
+                "text cannot be told\n",
+                PRED_TUNE_WINDOW);
+    }
+    if (r->held_out_sequences < 10) {
+        fprintf(stderr, "warning: %" PRIu64 " held-out sequences are few: the interval is rough\n",
+                r->held_out_sequences);
+    }
+}
+
+static void json_sum(struct base_buf *buf, const char *name, const struct pred_tune_sum *sum)
+{
+    base_buf_printf(buf,
+                    "\"%s\":{\"lookups\":%.0f,\"reads\":%.0f,\"bytes\":%.0f,"
+                    "\"resident_rate\":%.6f}",
+                    name, sum->lookups, sum->reads, sum->bytes, resident(sum) / 100);
+}
+
+static int print_json(const struct pred_tune_result *r)
+{
+    struct base_buf buf;
+    base_buf_init(&buf);
+    base_buf_printf(&buf,
+                    "{\"objective\":\"bytes read\",\"candidates\":%" PRIu64
+                    ",\"sequences\":%" PRIu64 ",\"held_out_sequences\":%" PRIu64
+                    ",\"saved\":%.6f,\"saved_low\":%.6f,"
+                    "\"saved_high\":%.6f,\"better\":%s,\"known_bytes\":%s,\"shared_text\":",
+                    r->candidates, r->sequences, r->held_out_sequences, r->saved, r->saved_low,
+                    r->saved_high, r->better ? "true" : "false", r->known_bytes ? "true" : "false");
+    if (r->shared_text < 0) {
+        base_buf_puts(&buf, "null");
+    } else {
+        base_buf_printf(&buf, "%.6f", r->shared_text);
+    }
+    base_buf_puts(&buf, ",\"path\":[");
+    for (uint32_t i = 0; i < r->path_count; i++) {
+        const struct pred_tune_step *s = &r->path[i];
+        base_buf_printf(&buf,
+                        "%s{\"knob\":%s%s%s,\"policy\":\"%s\",\"half_life\":%.0f,"
+                        "\"prefill_share\":%.6g,",
+                        i > 0 ? "," : "", s->knob ? "\"" : "", s->knob ? s->knob : "null",
+                        s->knob ? "\"" : "", s->setting.policy, s->setting.half_life_tokens,
+                        s->setting.prefill_share);
+        json_sum(&buf, "tuned", &s->tuned);
+        base_buf_puts(&buf, ",");
+        json_sum(&buf, "held_out", &s->held_out);
+        base_buf_puts(&buf, "}");
+    }
+    base_buf_puts(&buf, "]}");
+    return cli_replay_print(&buf);
+}
+
+/* ------------------------------------------------------------------------------------- run -- */
+
+static void show_progress(void *context, const char *what, uint64_t done, uint64_t total)
+{
+    struct cli_progress *bar = context;
+    if (strcmp(bar->what, what) != 0) {
+        cli_progress_end(bar);
+        cli_progress_begin(bar, what, flags.quiet);
+    }
+    cli_progress_bytes(bar, done, total);
+}
+
+static int tune(struct cli_replay_config *config, struct pred_trace_reader *const *traces,
+                uint32_t count, struct pred_tune_result *result, struct base_err *err)
+{
+    struct cli_progress bar;
+    struct pred_replay_progress progress = { show_progress, &bar };
+    struct pred_tune_args args = { .traces = traces, .trace_count = count, .progress = &progress };
+    int rc = cache_of(config, pred_trace_reader_header(traces[0]), &args, err);
+    if (rc < 0) return rc;
+    cli_progress_begin(&bar, "reading", flags.quiet);
+    rc = pred_tune_run(&args, result, err);
+    cli_progress_end(&bar);
+    return rc;
+}
+
+int cli_replay_tune(int count, char **arguments)
+{
+    struct base_err err = { 0 };
+    struct pred_trace_reader *traces[TRACES_MAX] = { 0 };
+    struct cli_replay_config *config = NULL;
+    struct pred_tune_result result;
+    if (!flags.to) return cli_misuse("-o FILE is needed: where the tuned YAML goes");
+    int rc = cli_replay_config_load(&config, flags.config, &flags.set, &err);
+    if (rc < 0) return cli_fail(2, &err);
+    for (int i = 0; rc == 0 && i < count; i++) {
+        rc = pred_trace_reader_open(&traces[i], arguments[i], &err);
+    }
+    if (rc == 0) rc = tune(config, traces, (uint32_t)count, &result, &err);
+    if (rc == 0) rc = write_yaml(config, &result, &err);
+    for (int i = 0; i < count; i++)
+        pred_trace_reader_close(traces[i]);
+    cli_replay_config_free(config);
+    if (rc < 0) return cli_fail(1, &err);
+    if (!flags.quiet) warn(&result);
+    if (flags.json) return print_json(&result);
+    tell(&result);
+    return 0;
+}
