@@ -81,7 +81,7 @@ static int plan(struct packer *p, struct base_err *err)
     p->files = o->dir_count;
     p->stripes = o->mode == TIER_PACK_STRIPE ? o->dir_count : 1;
     p->count = (uint64_t)h->layers * h->experts;
-    p->record_bytes = tier_image_pack_layout(p->image->part_bytes, p->layout);
+    p->record_bytes = tier_image_pack_layout(p->image->kind.part_bytes, p->layout);
     port_hash_begin(&hash);
     for (uint64_t i = 0; i < p->count; i++) {
         port_hash_add(&hash, &p->image->experts[i].hash, sizeof p->image->experts[i].hash);
@@ -306,7 +306,7 @@ static int read_expert(const struct packer *p, uint64_t at, unsigned char *recor
     memset(record, 0, p->record_bytes);
     port_hash_begin(&hash);
     for (unsigned part = 0; part < TIER_PARTS; part++) {
-        uint64_t bytes = p->image->part_bytes[part];
+        uint64_t bytes = p->image->kind.part_bytes[part];
         uint32_t file = expert->file[part];
         if (bytes == 0) continue;
         int rc = tier_store_pread(p->source_fds[file], record + p->layout[part], bytes,
@@ -486,7 +486,7 @@ static void fill_index_experts(const struct packer *p, struct pack_index *index)
         expert->hash = p->image->experts[i].hash;
         expert->record_hash = p->record_hashes[i];
         for (unsigned part = 0; part < TIER_PARTS; part++) {
-            if (p->image->part_bytes[part] == 0) continue;
+            if (p->image->kind.part_bytes[part] == 0) continue;
             expert->file[part] = (uint16_t)(i % p->stripes);
             expert->offset[part] = record_offset(p, i) + p->layout[part];
         }
