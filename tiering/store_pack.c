@@ -237,6 +237,17 @@ static int save_state(struct packer *p, struct base_err *err)
     return tier_store_file_replace(p->state_path, p->state, p->state_bytes, err);
 }
 
+static int pwrite_whole(int fd, const unsigned char *bytes, uint64_t size, uint64_t offset)
+{
+    for (uint64_t done = 0; done < size;) {
+        ssize_t put = pwrite(fd, bytes + done, size - done, (off_t)(offset + done));
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0) return -errno;
+        done += (uint64_t)put;
+    }
+    return 0;
+}
+
 /* The first page, the same at every run. */
 static int write_header(const struct packer *p, uint32_t file, struct base_err *err)
 {
@@ -251,11 +262,11 @@ static int write_header(const struct packer *p, uint32_t file, struct base_err *
     };
     memcpy(header.magic, TIER_PACK_MAGIC, sizeof header.magic);
     memcpy(page, &header, sizeof header);
-    if (pwrite(p->fds[file], page, sizeof page, 0) != (ssize_t)sizeof page) {
-        return base_err_set(err, -EIO, "%s: cannot be written: %s", p->parts[file],
-                            strerror(errno));
+    int rc = pwrite_whole(p->fds[file], page, sizeof page, 0);
+    if (rc < 0) {
+        base_err_set(err, rc, "%s: cannot be written: %s", p->parts[file], strerror(-rc));
     }
-    return 0;
+    return rc;
 }
 
 /* Opens a file at its full length. A run that was killed among the renames finds the final one. */
@@ -284,17 +295,6 @@ static int open_output(struct packer *p, uint32_t f, struct base_err *err)
                             (unsigned long long)bytes, strerror(-rc));
     }
     return write_header(p, f, err);
-}
-
-static int pwrite_whole(int fd, const unsigned char *bytes, uint64_t size, uint64_t offset)
-{
-    for (uint64_t done = 0; done < size;) {
-        ssize_t put = pwrite(fd, bytes + done, size - done, (off_t)(offset + done));
-        if (put < 0 && errno == EINTR) continue;
-        if (put < 0) return -errno;
-        done += (uint64_t)put;
-    }
-    return 0;
 }
 
 static int read_expert(const struct packer *p, uint64_t at, unsigned char *record,
