@@ -549,11 +549,14 @@ static uint64_t aligned(uint64_t bytes, uint64_t to)
 
 uint64_t tier_cache_hbm_slot_bytes(const struct tier_store *store)
 {
-    struct tier_record record;
-    uint64_t bytes = 0;
-    tier_store_record(store, 0, 0, &record);
-    for (int p = 0; p < TIER_PARTS; p++) bytes += aligned(record.part_bytes[p], DEV_ALIGN);
-    return aligned(bytes, TIER_PAGE);
+    uint64_t most = 0;
+    const uint64_t *sizes;
+    for (uint32_t kind = 0; (sizes = tier_store_kind_bytes(store, kind)) != NULL; kind++) {
+        uint64_t bytes = 0;
+        for (int p = 0; p < TIER_PARTS; p++) bytes += aligned(sizes[p], DEV_ALIGN);
+        if (bytes > most) most = bytes;
+    }
+    return aligned(most, TIER_PAGE);
 }
 
 uint64_t tier_cache_tables_bytes(uint32_t keys, uint64_t slots, uint64_t hbm_slots, uint32_t depth)
@@ -626,15 +629,7 @@ static void hbm_moved(void *context, void *memory, size_t bytes, bool in_service
 static int hbm_create(struct tier_cache *c, const struct tier_cache_args *args,
                       struct base_err *err)
 {
-    struct tier_record record;
-    uint64_t at = 0;
     void *memory;
-    tier_store_record(c->store, 0, 0, &record);
-    for (int p = 0; p < TIER_PARTS; p++) {
-        c->part_bytes[p] = record.part_bytes[p];
-        c->hbm_part_offset[p] = (uint32_t)at;
-        at += aligned(record.part_bytes[p], DEV_ALIGN);
-    }
     /* Addresses for all it may grow to where the device has them. */
     uint32_t most = args->hbm_slots_most;
     int rc = dev_memory_alloc(args->device, most * args->hbm_slot_bytes, &memory, NULL);

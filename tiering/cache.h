@@ -123,8 +123,6 @@ struct tier_cache {
     uint8_t *flags;             /* [keys] */
     uint32_t leased;
     struct dev_copy *copies;    /* [hbm slots, at most]: one copy a slot */
-    uint64_t part_bytes[TIER_PARTS];
-    uint32_t hbm_part_offset[TIER_PARTS];
     struct tier_queue demand, prefetch;
     uint32_t prefetch_open, prefetch_open_max;
     struct tier_load *loads;
@@ -196,7 +194,7 @@ enum tier_cache_place tier_cache_place(const struct tier_cache *cache, uint32_t 
 /* Code and place of a quarantined expert, or NULL. */
 const struct tier_failure *tier_cache_failure(const struct tier_cache *cache, uint32_t key);
 
-/* Bytes of an hbm slot: the parts of an expert, each at a multiple of DEV_ALIGN. */
+/* Bytes of an hbm slot: the parts of the largest expert, each at a multiple of DEV_ALIGN. */
 uint64_t tier_cache_hbm_slot_bytes(const struct tier_store *store);
 
 /* Bytes of the tables. */

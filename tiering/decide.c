@@ -367,6 +367,20 @@ static void look_below(struct tier_decide *d, uint32_t layer, const uint32_t *id
     count_lookups(d, 1, layer, lookups, resident);
 }
 
+void tier_decide_ahead(const struct tier_decide *d, uint32_t layer, const uint32_t *ids, uint32_t n,
+                       bool near)
+{
+    const struct tier_plane *plane = &d->planes[0];
+    const struct part *part = &plane->parts[plane->global ? 0 : layer];
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t key = layer * d->experts + ids[i];
+        if (part->ops->ahead) part->ops->ahead(part->policy, key - part->key_first, near);
+        if (near) continue;
+        __builtin_prefetch(&d->state[key], 1);
+        __builtin_prefetch(&plane->held[key], 1);
+    }
+}
+
 uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32_t *ids, uint32_t n,
                              enum tier_phase phase, struct tier_found *found)
 {

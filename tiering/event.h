@@ -9,9 +9,9 @@
 
 #include <stdint.h>
 
-enum { TIER_RESIDENT_TIERS_MAX = 2 };       /* hbm, dram; nvme holds everything */
+#include "tiering/libtiering.h"
 
-enum tier_phase { TIER_PREFILL, TIER_DECODE, TIER_PHASE_COUNT };
+enum { TIER_RESIDENT_TIERS_MAX = 2 };       /* hbm, dram; nvme holds everything */
 
 enum tier_event_kind {
     TIER_EVENT_ACQUIRE = 1,     /* ids: what was asked, strongest first; granted: how many */

@@ -121,6 +121,18 @@ static inline void tier_heap_rebuild(struct tier_heap *heap)
     for (uint32_t at = heap->count / 2; at-- > 0;) tier_heap_sink(heap, heap->order[at]);
 }
 
+/* Asks the processor for what a change of the expert's rank will need. */
+static inline void tier_heap_ahead(const struct tier_heap *heap, uint32_t expert, bool near)
+{
+    if (!near) {
+        __builtin_prefetch(&heap->rank[expert], 1);
+        __builtin_prefetch(&heap->place[expert], 1);
+        if (heap->stamp) __builtin_prefetch(&heap->stamp[expert], 1);
+    } else if (heap->place[expert] != TIER_NO_EXPERT) {
+        __builtin_prefetch(&heap->order[2 * heap->place[expert] + 1]);
+    }
+}
+
 /* The first expert in order that is not held, searched below `at`: a free one is the best of its
  * subtree, a held one sends the search into both halves. Depth is at most log2 of the count. */
 static inline uint32_t tier_heap_pick(const struct tier_heap *heap, uint32_t at,

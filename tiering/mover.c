@@ -4,6 +4,11 @@
 
 enum { REAP_BATCH = 32 };
 
+static const uint64_t *part_bytes(const struct tier_cache *c, uint32_t key)
+{
+    return tier_store_part_bytes(c->store, key / c->experts, key % c->experts);
+}
+
 static void send(struct tier_cache *c, uint32_t slot)
 {
     struct tier_slot *at = &c->hbm.slots.at[slot];
@@ -12,14 +17,15 @@ static void send(struct tier_cache *c, uint32_t slot)
     char *up = tier_slots_memory(&c->hbm.slots, slot);
     char *down = tier_slots_memory(&c->dram.slots, c->dram.slot_of[at->key]);
     bool rise = at->moving == TIER_MOVING_UP;
+    const uint64_t *bytes = part_bytes(c, at->key);
     *copy = (struct dev_copy){ .queue = rise ? DEV_UP : DEV_DOWN, .owner = c };
     for (int p = 0; p < TIER_PARTS; p++) {
-        if (c->part_bytes[p] == 0) continue;
+        if (bytes[p] == 0) continue;
         char *high_part = up + at->part_offset[p], *low_part = down + low->part_offset[p];
         copy->pieces[copy->piece_count++] = (struct dev_piece){
             .to = rise ? high_part : low_part,
             .from = rise ? low_part : high_part,
-            .bytes = c->part_bytes[p],
+            .bytes = bytes[p],
         };
     }
     dev_submit(c->device, copy);
@@ -42,8 +48,11 @@ void tier_mover_up(struct tier_cache *c, uint32_t key)
     /* Fetched for nobody: from now on that is this slot's affair. */
     at->prefetch = low->prefetch;
     low->prefetch = false;
+    const uint64_t *bytes = part_bytes(c, key);
+    uint64_t offset = 0;
     for (int p = 0; p < TIER_PARTS; p++) {
-        at->part_offset[p] = c->part_bytes[p] ? c->hbm_part_offset[p] : UINT32_MAX;
+        at->part_offset[p] = bytes[p] ? (uint32_t)offset : UINT32_MAX;
+        offset += (bytes[p] + DEV_ALIGN - 1) / DEV_ALIGN * DEV_ALIGN;
     }
     send(c, slot);
 }

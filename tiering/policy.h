@@ -46,6 +46,9 @@ struct tier_policy_ops {
     void (*destroy)(struct tier_policy *policy);
     /* Optional. The acquire number `now` begins in this partition. */
     void (*begin)(struct tier_policy *policy, uint64_t now);
+    /* Optional. The expert may be used next: asks the processor for what `touch` will need of it,
+     * first (`near` false) what can be had at once, then what that leads to. Changes nothing. */
+    void (*ahead)(const struct tier_policy *policy, uint32_t expert, bool near);
     /* A resident expert is used. */
     void (*touch)(struct tier_policy *policy, uint32_t expert);
     /* Optional. An absent expert will be inserted into the full partition: victim comes next. */

@@ -60,6 +60,11 @@ static void lfu_retune(struct tier_policy *policy, uint32_t slots, double half_l
     tier_score_retune(&lfu_of(policy)->score, half_life);
 }
 
+static void lfu_ahead(const struct tier_policy *policy, uint32_t expert, bool near)
+{
+    tier_heap_ahead(&((const struct lfu *)policy)->heap, expert, near);
+}
+
 static void lfu_touch(struct tier_policy *policy, uint32_t expert)
 {
     struct lfu *lfu = lfu_of(policy);
@@ -100,6 +105,7 @@ const struct tier_policy_ops tier_policy_lfu_ops = {
     .create = lfu_create,
     .destroy = lfu_destroy,
     .begin = lfu_begin,
+    .ahead = lfu_ahead,
     .touch = lfu_touch,
     .insert = lfu_insert,
     .remove = lfu_remove,

@@ -39,6 +39,17 @@ static void lru_destroy(struct tier_policy *policy)
     free(lru_of(policy));
 }
 
+static void lru_ahead(const struct tier_policy *policy, uint32_t expert, bool near)
+{
+    const struct tier_ring *ring = ((const struct lru *)policy)->ring;
+    if (!near) {
+        __builtin_prefetch(&ring[expert], 1);
+    } else if (tier_ring_queued(ring, expert)) {
+        __builtin_prefetch(&ring[ring[expert].prev], 1);
+        __builtin_prefetch(&ring[ring[expert].next], 1);
+    }
+}
+
 static void lru_touch(struct tier_policy *policy, uint32_t expert)
 {
     struct lru *lru = lru_of(policy);
@@ -71,6 +82,7 @@ const struct tier_policy_ops tier_policy_lru_ops = {
     .name = "lru",
     .create = lru_create,
     .destroy = lru_destroy,
+    .ahead = lru_ahead,
     .touch = lru_touch,
     .insert = lru_insert,
     .remove = lru_remove,
@@ -82,6 +94,7 @@ const struct tier_policy_ops tier_policy_lru_global_ops = {
     .global = true,
     .create = lru_create,
     .destroy = lru_destroy,
+    .ahead = lru_ahead,
     .touch = lru_touch,
     .insert = lru_insert,
     .remove = lru_remove,

@@ -1,4 +1,4 @@
-#include "tiering/store_image.h"
+#include "tiering/store_priv.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -10,19 +10,7 @@
 #include "port/hash.h"
 #include "tiering/store_files.h"
 
-enum { STORE_MAGIC = 0x53544f52 };
 static const size_t index_bytes_max = (size_t)4 << 30;
-
-struct tier_store {
-    unsigned magic;
-    char *index_path;
-    char **paths;               /* [file_count] */
-    char *bytes;                /* the index; `image` points into it */
-    size_t size;
-    struct tier_image image;
-    struct tier_part parts[TIER_PARTS];
-    uint64_t slot_bytes;
-};
 
 /* Where a file of the table lies: shards in the model's folder, packs beside the index. */
 static char *file_path(const struct tier_store *store, const char *dir, uint32_t file)
@@ -89,10 +77,22 @@ static int check_shape(const struct tier_store *store, const struct model_shape 
     return 0;
 }
 
-static void derive(struct tier_store *store)
+void tier_store_slot_derive(struct tier_store *store)
 {
     const struct tier_format_header *h = store->image.header;
     struct tier_record record;
+    for (uint32_t layer = 0; layer < h->layers; layer++) {
+        for (uint32_t expert = 0; expert < h->experts; expert++) {
+            tier_image_record(&store->image, layer, expert, 0, &record);
+            uint64_t bytes = tier_image_slot_bytes(&record);
+            if (bytes > store->slot_bytes) store->slot_bytes = bytes;
+        }
+    }
+}
+
+static void derive(struct tier_store *store)
+{
+    const struct tier_format_header *h = store->image.header;
     for (unsigned p = 0; p < TIER_PARTS; p++) {
         int dtype = tier_image_dtype(h->parts[p].type);
         store->parts[p].dtype = dtype < 0 ? MODEL_DTYPE_COUNT : (enum model_dtype)dtype;
@@ -103,13 +103,7 @@ static void derive(struct tier_store *store)
             store->parts[p].block_cols = h->block_cols;
         }
     }
-    for (uint32_t layer = 0; layer < h->layers; layer++) {
-        for (uint32_t expert = 0; expert < h->experts; expert++) {
-            tier_image_record(&store->image, layer, expert, 0, &record);
-            uint64_t bytes = tier_image_slot_bytes(&record);
-            if (bytes > store->slot_bytes) store->slot_bytes = bytes;
-        }
-    }
+    tier_store_slot_derive(store);
 }
 
 int tier_store_open(struct tier_store **out, const char *dir, const char *path,
@@ -119,7 +113,7 @@ int tier_store_open(struct tier_store **out, const char *dir, const char *path,
     int rc = -ENOMEM;
     *out = NULL;
     if (!store) goto fail;
-    store->magic = STORE_MAGIC;
+    store->magic = TIER_STORE_MAGIC;
     store->index_path = tier_store_path(dir, path);
     if (!store->index_path) goto fail;
     rc = base_file_read(&store->bytes, &store->size, store->index_path, index_bytes_max, err);
@@ -144,13 +138,15 @@ fail:
 void tier_store_close(struct tier_store *store)
 {
     if (!store) return;
-    MUST_MAGIC(store, STORE_MAGIC);
+    MUST_MAGIC(store, TIER_STORE_MAGIC);
     if (store->paths) {
         for (uint32_t i = 0; i < store->image.header->file_count; i++) {
             free(store->paths[i]);
         }
     }
     free(store->paths);
+    free(store->kinds);
+    free(store->kind_of);
     free(store->bytes);
     free(store->index_path);
     store->magic = 0;
@@ -237,7 +233,22 @@ uint64_t tier_store_slot_bytes(const struct tier_store *store)
 
 uint64_t tier_store_expert_bytes(const struct tier_store *store)
 {
-    return store->image.expert_bytes;
+    return store->image.kind.bytes;
+}
+
+const uint64_t *tier_store_part_bytes(const struct tier_store *store, uint32_t moe_layer,
+                                      uint32_t expert)
+{
+    const struct tier_format_header *h = store->image.header;
+    MUST(moe_layer < h->layers && expert < h->experts);
+    return tier_image_kind(&store->image, (uint64_t)moe_layer * h->experts + expert)->part_bytes;
+}
+
+const uint64_t *tier_store_kind_bytes(const struct tier_store *store, uint32_t kind)
+{
+    const struct tier_image *image = &store->image;
+    if (kind >= image->kind_count) return kind == 0 ? image->kind.part_bytes : NULL;
+    return image->kinds[kind].part_bytes;
 }
 
 int tier_store_check(const struct tier_record *record, const void *slot)

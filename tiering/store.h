@@ -29,8 +29,9 @@
 #include "model/expert.h"
 #include "model/safetensors.h"
 #include "model/shape.h"
+#include "tiering/libtiering.h"
 
-enum { TIER_PARTS = 6, TIER_PAGE = 4096 };
+enum { TIER_PAGE = 4096 };
 
 struct tier_extent {
     uint32_t file;              /* index into the store's files */
@@ -72,15 +73,12 @@ struct tier_part {
     uint32_t block_rows, block_cols; /* of scales: weights that share one; else 0 */
 };
 
-struct tier_store;
-
 /* Opens an index and checks it against the files it points into. `path` may be NULL or empty: the
  * default place DIR/expertier.index. `shape` may be NULL: not compared with a model then. 0;
  * -ENOENT when there is none; BASE_EFORMAT, BASE_EVERSION, BASE_ECHECKSUM, BASE_ESTALE,
  * BASE_EMISMATCH with a sentence. */
 int tier_store_open(struct tier_store **out, const char *dir, const char *path,
                     const struct model_shape *shape, struct base_err *err);
-void tier_store_close(struct tier_store *store);
 
 /* Makes the index of a checkpoint: finds the experts' tensors, reads every byte once for its hash,
  * writes temp + fsync + rename. FP8 NaN codes in an expert are refused by name. `progress` may be
@@ -121,12 +119,10 @@ const char *tier_store_index_path(const struct tier_store *store);
 uint32_t tier_store_files(const struct tier_store *store);
 const char *tier_store_file_path(const struct tier_store *store, uint32_t file);
 uint32_t tier_store_layer_first(const struct tier_store *store);    /* first layer with experts */
-uint32_t tier_store_layers(const struct tier_store *store);         /* layers with experts */
 uint32_t tier_store_layer_of(const struct tier_store *store,
                              uint32_t moe_layer); /* model's layer */
 uint32_t tier_store_top_k(const struct tier_store *store);
 bool tier_store_packed(const struct tier_store *store); /* into pack files, not the checkpoint */
-uint32_t tier_store_experts(const struct tier_store *store);        /* per layer */
 const struct tier_part *tier_store_parts(const struct tier_store *store);   /* [TIER_PARTS] */
 const char *tier_store_part_name(unsigned part);    /* "gate", "gate scales", ... */
 
@@ -143,6 +139,8 @@ void tier_store_record_copy(const struct tier_store *store, uint32_t moe_layer, 
 
 /* Bytes of a slot that can hold any expert of the store, pads included; a multiple of 4096. */
 uint64_t tier_store_slot_bytes(const struct tier_store *store);
+/* [TIER_PARTS]: the sizes of each kind of expert there is, from 0; NULL past the last. */
+const uint64_t *tier_store_kind_bytes(const struct tier_store *store, uint32_t kind);
 /* Largest expert without pads. */
 uint64_t tier_store_expert_bytes(const struct tier_store *store);
 

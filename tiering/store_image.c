@@ -217,9 +217,9 @@ static int check_parts(struct tier_image *image, const char *name, struct base_e
                                 tier_store_part_name(p), part->type, part->rows, part->cols,
                                 h->expert_width, h->hidden, rows, cols);
         }
-        image->part_bytes[p] =
+        image->kind.part_bytes[p] =
             (uint64_t)part->rows * part->cols * tier_image_type_bytes(part->type);
-        image->expert_bytes += image->part_bytes[p];
+        image->kind.bytes += image->kind.part_bytes[p];
     }
     return 0;
 }
@@ -269,7 +269,7 @@ static int check_expert(const struct tier_image *image, uint64_t at, const char 
     const struct tier_format_expert *expert = &image->experts[at];
     unsigned layer = (unsigned)(at / h->experts), index = (unsigned)(at % h->experts);
     for (unsigned p = 0; p < TIER_PARTS; p++) {
-        uint64_t bytes = image->part_bytes[p];
+        uint64_t bytes = image->kind.part_bytes[p];
         uint32_t grain = tier_image_type_bytes(h->parts[p].type);
         if (bytes == 0) continue;
         if (expert->file[p] >= h->data_files / h->copies) {
@@ -295,12 +295,12 @@ static int check_packed(const struct tier_image *image, uint64_t at, const char 
     const struct tier_format_header *h = image->header;
     const struct tier_format_expert *expert = &image->experts[at];
     uint64_t layout[TIER_PARTS];
-    uint64_t record_bytes = tier_image_pack_layout(image->part_bytes, layout);
+    uint64_t record_bytes = tier_image_pack_layout(image->kind.part_bytes, layout);
     uint64_t start = expert->offset[0];
     bool good = start % TIER_PAGE == 0 &&
                 record_bytes <= image->files[expert->file[0]].bytes - start;
     for (unsigned p = 1; p < TIER_PARTS; p++) {
-        if (image->part_bytes[p] == 0) continue;
+        if (image->kind.part_bytes[p] == 0) continue;
         good = good && expert->file[p] == expert->file[0] &&
                expert->offset[p] - start == layout[p];
     }
@@ -334,12 +334,12 @@ int tier_image_check(struct tier_image *image, const void *bytes, size_t size, c
 }
 
 /* Parts that exist, by place in the files. Returns their number. */
-static unsigned order_parts(const struct tier_image *image, const struct tier_format_expert *expert,
+static unsigned order_parts(const struct tier_kind *kind, const struct tier_format_expert *expert,
                             unsigned order[TIER_PARTS])
 {
     unsigned count = 0;
     for (unsigned p = 0; p < TIER_PARTS; p++) {
-        if (image->part_bytes[p] == 0) continue;
+        if (kind->part_bytes[p] == 0) continue;
         unsigned at = count++;
         while (at > 0) {
             unsigned other = order[at - 1];
@@ -376,20 +376,21 @@ void tier_image_record(const struct tier_image *image, uint32_t moe_layer, uint3
 {
     const struct tier_format_header *h = image->header;
     MUST(moe_layer < h->layers && expert < h->experts && copy < h->copies);
-    const struct tier_format_expert *from =
-        &image->experts[(uint64_t)moe_layer * h->experts + expert];
+    uint64_t at = (uint64_t)moe_layer * h->experts + expert;
+    const struct tier_format_expert *from = &image->experts[at];
+    const struct tier_kind *kind = tier_image_kind(image, at);
     uint32_t first_file = copy * (h->data_files / h->copies);
     unsigned order[TIER_PARTS];
-    unsigned count = order_parts(image, from, order);
+    unsigned count = order_parts(kind, from, order);
     unsigned extents = 0;
 
     *record = (struct tier_record){ .layer = h->layer_first + moe_layer * h->layer_step,
                                     .index = expert,
-                                    .bytes = image->expert_bytes,
+                                    .bytes = kind->bytes,
                                     .hash = from->hash };
     for (unsigned i = 0; i < count; i++) {
         unsigned p = order[i];
-        uint64_t offset = from->offset[p], end = offset + image->part_bytes[p];
+        uint64_t offset = from->offset[p], end = offset + kind->part_bytes[p];
         struct tier_extent *last = extents ? &record->extents[extents - 1] : NULL;
         /* Parts on the same page or on neighbouring ones: one read brings both. */
         if (last && last->file == first_file + from->file[p] &&
@@ -403,7 +404,7 @@ void tier_image_record(const struct tier_image *image, uint32_t moe_layer, uint3
         }
         record->part_offset[p] =
             last->slot_offset + (offset - page_of(last->offset) * TIER_PAGE);
-        record->part_bytes[p] = image->part_bytes[p];
+        record->part_bytes[p] = kind->part_bytes[p];
     }
     record->extent_count = extents;
 }

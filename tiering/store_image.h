@@ -9,14 +9,27 @@
 #include "tiering/format.h"
 #include "tiering/store.h"
 
+/* Sizes that experts have; an index has one kind, a caller's table any number. */
+struct tier_kind {
+    uint64_t part_bytes[TIER_PARTS];
+    uint64_t bytes;             /* their sum */
+};
+
 struct tier_image {
     const struct tier_format_header *header;
     const struct tier_format_file *files;
     const struct tier_format_expert *experts;
     const char *names;
-    uint64_t part_bytes[TIER_PARTS];
-    uint64_t expert_bytes;
+    struct tier_kind kind;      /* of the largest experts; of all where kind_of is NULL */
+    const struct tier_kind *kinds;      /* with kind_of: [kind_count] */
+    const uint16_t *kind_of;    /* [layers * experts] */
+    uint32_t kind_count;
 };
+
+static inline const struct tier_kind *tier_image_kind(const struct tier_image *image, uint64_t at)
+{
+    return image->kind_of ? &image->kinds[image->kind_of[at]] : &image->kind;
+}
 
 /* `name` is used in messages only. 0, BASE_EFORMAT, BASE_EVERSION or BASE_ECHECKSUM. */
 int tier_image_check(struct tier_image *image, const void *bytes, size_t size, const char *name,

@@ -81,7 +81,7 @@ static int plan(struct packer *p, struct base_err *err)
     p->files = o->dir_count;
     p->stripes = o->mode == TIER_PACK_STRIPE ? o->dir_count : 1;
     p->count = (uint64_t)h->layers * h->experts;
-    p->record_bytes = tier_image_pack_layout(p->image->part_bytes, p->layout);
+    p->record_bytes = tier_image_pack_layout(p->image->kind.part_bytes, p->layout);
     port_hash_begin(&hash);
     for (uint64_t i = 0; i < p->count; i++) {
         port_hash_add(&hash, &p->image->experts[i].hash, sizeof p->image->experts[i].hash);
@@ -237,6 +237,17 @@ static int save_state(struct packer *p, struct base_err *err)
     return tier_store_file_replace(p->state_path, p->state, p->state_bytes, err);
 }
 
+static int pwrite_whole(int fd, const unsigned char *bytes, uint64_t size, uint64_t offset)
+{
+    for (uint64_t done = 0; done < size;) {
+        ssize_t put = pwrite(fd, bytes + done, size - done, (off_t)(offset + done));
+        if (put < 0 && errno == EINTR) continue;
+        if (put < 0) return -errno;
+        done += (uint64_t)put;
+    }
+    return 0;
+}
+
 /* The first page, the same at every run. */
 static int write_header(const struct packer *p, uint32_t file, struct base_err *err)
 {
@@ -251,11 +262,11 @@ static int write_header(const struct packer *p, uint32_t file, struct base_err *
     };
     memcpy(header.magic, TIER_PACK_MAGIC, sizeof header.magic);
     memcpy(page, &header, sizeof header);
-    if (pwrite(p->fds[file], page, sizeof page, 0) != (ssize_t)sizeof page) {
-        return base_err_set(err, -EIO, "%s: cannot be written: %s", p->parts[file],
-                            strerror(errno));
+    int rc = pwrite_whole(p->fds[file], page, sizeof page, 0);
+    if (rc < 0) {
+        base_err_set(err, rc, "%s: cannot be written: %s", p->parts[file], strerror(-rc));
     }
-    return 0;
+    return rc;
 }
 
 /* Opens a file at its full length. A run that was killed among the renames finds the final one. */
@@ -286,17 +297,6 @@ static int open_output(struct packer *p, uint32_t f, struct base_err *err)
     return write_header(p, f, err);
 }
 
-static int pwrite_whole(int fd, const unsigned char *bytes, uint64_t size, uint64_t offset)
-{
-    for (uint64_t done = 0; done < size;) {
-        ssize_t put = pwrite(fd, bytes + done, size - done, (off_t)(offset + done));
-        if (put < 0 && errno == EINTR) continue;
-        if (put < 0) return -errno;
-        done += (uint64_t)put;
-    }
-    return 0;
-}
-
 static int read_expert(const struct packer *p, uint64_t at, unsigned char *record,
                        struct base_err *err)
 {
@@ -306,7 +306,7 @@ static int read_expert(const struct packer *p, uint64_t at, unsigned char *recor
     memset(record, 0, p->record_bytes);
     port_hash_begin(&hash);
     for (unsigned part = 0; part < TIER_PARTS; part++) {
-        uint64_t bytes = p->image->part_bytes[part];
+        uint64_t bytes = p->image->kind.part_bytes[part];
         uint32_t file = expert->file[part];
         if (bytes == 0) continue;
         int rc = tier_store_pread(p->source_fds[file], record + p->layout[part], bytes,
@@ -486,7 +486,7 @@ static void fill_index_experts(const struct packer *p, struct pack_index *index)
         expert->hash = p->image->experts[i].hash;
         expert->record_hash = p->record_hashes[i];
         for (unsigned part = 0; part < TIER_PARTS; part++) {
-            if (p->image->part_bytes[part] == 0) continue;
+            if (p->image->kind.part_bytes[part] == 0) continue;
             expert->file[part] = (uint16_t)(i % p->stripes);
             expert->offset[part] = record_offset(p, i) + p->layout[part];
         }

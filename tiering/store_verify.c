@@ -42,9 +42,9 @@ static int64_t verify_item(void *context, uint64_t item, unsigned char *buffer,
     (void)err;
     port_hash_begin(&hash);
     for (unsigned p = 0; rc == 0 && p < TIER_PARTS; p++) {
-        if (v->image->part_bytes[p] == 0) continue;
+        if (v->image->kind.part_bytes[p] == 0) continue;
         rc = tier_scan_range(v->fds[first_file + expert->file[p]], expert->offset[p],
-                             v->image->part_bytes[p], buffer, &hash, NULL);
+                             v->image->kind.part_bytes[p], buffer, &hash, NULL);
     }
     const char *path = tier_store_file_path(v->store, first_file + expert->file[0]);
     if (rc < 0) {
@@ -65,7 +65,7 @@ static int64_t verify_item(void *context, uint64_t item, unsigned char *buffer,
         if (v->bad) v->bad(v->context, layer, index, why);
         pthread_mutex_unlock(&v->lock);
     }
-    return (int64_t)v->image->expert_bytes;
+    return (int64_t)v->image->kind.bytes;
 }
 
 int64_t tier_store_verify(const struct tier_store *store,
@@ -87,7 +87,7 @@ int64_t tier_store_verify(const struct tier_store *store,
     };
     if (h->kind == TIER_INDEX_PACK) {
         uint64_t layout[TIER_PARTS];
-        v.record_bytes = tier_image_pack_layout(image->part_bytes, layout);
+        v.record_bytes = tier_image_pack_layout(image->kind.part_bytes, layout);
     }
     if (!v.fds) return base_err_set(err, -ENOMEM, "out of memory");
     int rc = tier_scan_open(v.fds, h->data_files, data_path, &v, err);
@@ -96,7 +96,7 @@ int64_t tier_store_verify(const struct tier_store *store,
         struct tier_scan scan = {
             .threads = 4,
             .count = items,
-            .bytes_total = items * image->expert_bytes,
+            .bytes_total = items * image->kind.bytes,
             .progress = progress,
             .visit = verify_item,
             .context = &v,

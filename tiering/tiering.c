@@ -11,7 +11,7 @@
 #include "tiering/policy.h"
 #include "tiering/tiering_priv.h"
 
-enum { PUBLISH_EVERY_NS = 20000000 };
+enum { PUBLISH_EVERY_NS = 20000000, FETCH_FROM_EXPERTS = 32768 };
 
 _Static_assert(sizeof(struct tier_snapshot) % 8 == 0, "published word by word");
 _Static_assert(sizeof(struct tier_layer_stats) % 8 == 0, "published word by word");
@@ -252,6 +252,25 @@ static inline void lease_begin(struct tier *t, struct tier_lease *lease, uint32_
     if (tier_cache_place(&t->cache, key) == TIER_PLACE_FAILED) lease->status = BASE_EQUARANTINE;
 }
 
+/* With very many experts the tables are in main memory: all entries that an acquire needs are asked
+ * for together, else it would wait for one after the other. */
+static void fetch_entries(const struct tier *t, uint32_t layer, const uint32_t *ids, uint32_t n)
+{
+    const struct tier_cache *c = &t->cache;
+    uint32_t base = layer * t->experts;
+    for (uint32_t i = 0; i < n; i++) {
+        __builtin_prefetch(&c->top->slot_of[base + ids[i]]);
+        __builtin_prefetch(&c->leases[base + ids[i]], 1);
+        __builtin_prefetch(&t->expert_lookups[base + ids[i]], 1);
+    }
+    tier_decide_ahead(t->decide, layer, ids, n, false);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t slot = c->top->slot_of[base + ids[i]];
+        if (slot != TIER_NO_SLOT) __builtin_prefetch(&c->top->slots.at[slot], 1);
+    }
+    tier_decide_ahead(t->decide, layer, ids, n, true);
+}
+
 uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint32_t n,
                       enum tier_phase phase, struct tier_lease *leases)
 {
@@ -260,6 +279,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     struct tier_seats *top = cache->top;
     uint32_t base = layer * t->experts, resident = 0, hits = 0, below = 0;
     uint64_t begin_ns = base_clock_now_ns(t->clock);
+    if (t->layers * t->experts >= FETCH_FROM_EXPERTS) fetch_entries(t, layer, ids, n);
     uint32_t k = tier_decide_acquire(t->decide, layer, ids, n, phase, t->found);
     tier_carry_out(t, true);
     for (uint32_t i = 0; i < k; i++) {

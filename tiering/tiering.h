@@ -1,14 +1,10 @@
-/* Tiered residency of expert weights: the face of libtiering.
+/* Tiered residency of expert weights: what our own engine and programs see of the tiers.
  *
- * An engine asks for the experts of a layer, waits for some or all of them, reads them, gives them
- * back. Where they were, what had to leave for them, which reads were under way and what each wait
- * was spent on is this library's affair.
- *
- *      acquire ──> leases ──> wait(any) ──> use parts ──> ... ──> release
- *                     └ demand reads are submitted inside acquire, before it returns
+ * How experts are acquired, awaited and released stands in libtiering.h, which other engines link
+ * too. Here: settings as structs, metrics, snapshots, and the footprint that is printed at start.
  *
  * All calls on the engine thread unless stated. After open nothing here allocates except
- * reconfigure. A lease's parts stay valid from the wait that said it is ready to its release.
+ * reconfigure.
  */
 #ifndef TIERING_TIERING_H
 #define TIERING_TIERING_H
@@ -26,6 +22,7 @@
 #include "tiering/decide.h"
 #include "tiering/event.h"
 #include "tiering/io.h"
+#include "tiering/libtiering.h"
 #include "tiering/store.h"
 
 #define TIER_OPTIONS(O) \
@@ -96,19 +93,6 @@ extern const size_t tier_option_count;
 extern const struct base_option tier_prefetch_options[];
 extern const size_t tier_prefetch_option_count;
 
-struct tier;
-
-/* One expert, pinned. Filled by acquire and wait; the engine reads it and hands it back. */
-struct tier_lease {
-    uint32_t layer, expert;
-    int status;                 /* 0 readable, -EINPROGRESS on its way, else why it failed */
-    uint32_t slot;
-    uint64_t epoch;             /* of the slot: changes whenever the slot changes hands */
-    const void *parts[TIER_PARTS];  /* valid while status is 0 */
-};
-
-enum tier_wait_mode { TIER_WAIT_ANY, TIER_WAIT_ALL };
-
 /* Why the engine waited. */
 enum tier_wait_cause {
     TIER_WAIT_DEMAND,           /* a demand read from nvme */
@@ -129,38 +113,6 @@ struct tier_open_args {
 };
 
 int tier_open(struct tier **out, const struct tier_open_args *args, struct base_err *err);
-/* Waits for reads in flight, then frees everything. Accepts NULL. */
-void tier_close(struct tier *tier);
-
-/* Asks for experts of one layer: ids distinct, strongest first. Grants a prefix and returns its
- * length k; leases[0..k) are filled, demand reads are on their way. Never waits. k depends on slots
- * and leases only. Ask again for the rest after a release; k = 0 with nothing leased cannot
- * happen. */
-uint32_t tier_acquire(struct tier *tier, uint32_t layer, const uint32_t *ids, uint32_t n,
-                      enum tier_phase phase, struct tier_lease *leases);
-
-/* Waits until any (all) of the leases left -EINPROGRESS, or until the absolute deadline. Returns
- * how many are settled (status 0 or failed), possibly 0 at the deadline. Polls when the deadline is
- * 0. */
-uint32_t tier_wait(struct tier *tier, struct tier_lease *leases, uint32_t n,
-                   enum tier_wait_mode mode, uint64_t deadline_ns);
-
-/* Gives leases back, in this order. */
-void tier_release(struct tier *tier, const struct tier_lease *leases, uint32_t n);
-
-/* Reaps what has arrived, without waiting: call between pieces of compute. */
-void tier_poll(struct tier *tier);
-
-struct tier_hint {
-    uint32_t layer, expert;
-    float probability;
-    uint32_t distance;          /* layers ahead */
-};
-/* Predictions, in order of worth; cheap, may be refused, never waits. A hint for a resident expert
- * moves its place in the policy; one for an absent expert may be read ahead, as far as the governor
- * allows (tiering/governor.h). Returns how many were admitted. */
-uint32_t tier_hint(struct tier *tier, const struct tier_hint *hints, uint32_t n);
-
 /* Other settings from here on, between two steps, leases or not. What changed is decided at once
  * and recorded as one event; memory of fewer slots goes back bit by bit (tier_shrink), what is
  * leased stays until its release. More slots than addresses were set aside for at start (for all
@@ -178,14 +130,6 @@ bool tier_config_live(const char *key);
 int tier_config_check(const struct tier_config *config, struct base_err *err);
 int tier_config_fits(const struct tier_config *config, const struct tier_store *store,
                      uint32_t top_k, struct base_err *err);
-
-/* Ends a step: closes its account of waits and publishes the counters. */
-void tier_step_end(struct tier *tier);
-
-/* One sentence on why an expert was given up: its file, the place, what was wrong. Returns its code
- * (BASE_ECHECKSUM, -EIO ...), or 0 if it was not given up; `to` is then empty. */
-int tier_failure_text(const struct tier *tier, uint32_t layer, uint32_t expert, char *to,
-                      size_t size);
 
 #define TIER_METRICS(M)                                                                           \
     M(lookups, COUNTER, "", "distinct experts asked of this tier")                                \

@@ -14,6 +14,7 @@ static const char *const level_names[] = { "error", "warn", "info", "debug" };
 
 static atomic_int level_max = BASE_LOG_INFO;
 static atomic_bool as_json;
+static void (*_Atomic sink_now)(enum base_log_level level, const char *area, const char *text);
 
 static pthread_mutex_t repeat_lock = PTHREAD_MUTEX_INITIALIZER;
 static char last_text[LINE_BYTES];
@@ -42,6 +43,11 @@ static void write_line(enum base_log_level level, const char *area, const char *
 {
     char line[2 * LINE_BYTES];
     struct timespec now;
+    void (*sink)(enum base_log_level, const char *, const char *) = atomic_load(&sink_now);
+    if (sink) {
+        sink(level, area, text);
+        return;
+    }
     struct tm utc;
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &utc);
@@ -99,6 +105,11 @@ void base_log_level_set(enum base_log_level level)
 void base_log_json_set(bool json)
 {
     atomic_store(&as_json, json);
+}
+
+void base_log_sink_set(void (*sink)(enum base_log_level level, const char *area, const char *text))
+{
+    atomic_store(&sink_now, sink);
 }
 
 int base_log_level_parse(const char *text)

@@ -24,6 +24,11 @@ void base_log_level_set(enum base_log_level level);
 /* Turns on one JSON object a line: {"time","level","area","text"}. */
 void base_log_json_set(bool json);
 
+/* Lines go to this function instead, repeats and all that base_log does kept; NULL = stderr. Set it
+ * before other threads log. */
+void base_log_sink_set(void (*sink)(enum base_log_level level, const char *area,
+                                    const char *text));
+
 /* "error", "warn", "info", "debug" -> level, or -EINVAL. */
 int base_log_level_parse(const char *text);
 

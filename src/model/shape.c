@@ -512,15 +512,6 @@ int model_shape_load(struct model_shape *shape, const char *dir, struct base_err
     return generation_eos_add(shape, dir, err);
 }
 
-uint32_t model_shape_moe_layers(const struct model_shape *shape)
-{
-    uint32_t count = 0;
-    for (uint32_t layer = 0; layer < shape->layers; layer++) {
-        count += model_shape_is_moe(shape, layer);
-    }
-    return count;
-}
-
 static double yarn_mscale(double factor, double mscale)
 {
     return factor <= 1 ? 1.0 : 0.1 * mscale * log(factor) + 1.0;

@@ -73,7 +73,14 @@ static inline bool model_shape_is_moe(const struct model_shape *shape, uint32_t 
     return shape->experts > 0 && layer >= shape->dense_layers &&
            (layer - shape->dense_layers) % (shape->moe_layer_freq ? shape->moe_layer_freq : 1) == 0;
 }
-uint32_t model_shape_moe_layers(const struct model_shape *shape);
+static inline uint32_t model_shape_moe_layers(const struct model_shape *shape)
+{
+    uint32_t count = 0;
+    for (uint32_t layer = 0; layer < shape->layers; layer++) {
+        count += model_shape_is_moe(shape, layer);
+    }
+    return count;
+}
 
 /* Softmax scale of attention: (nope + rope)^-0.5, times YaRN's mscale(factor, mscale_all_dim)^2. */
 double model_shape_softmax_scale(const struct model_shape *shape);
