@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 enum { FETCH_MAX = 64 << 20, WAIT_SECONDS = 10 };
@@ -64,6 +65,22 @@ static int connect_to(const char *host, const char *port)
     return rc;
 }
 
+static int connect_unix(const char *path)
+{
+    struct sockaddr_un address = { .sun_family = AF_UNIX };
+    struct timeval limit = { .tv_sec = WAIT_SECONDS };
+    if (strlen(path) >= sizeof address.sun_path) return -ENAMETOOLONG;
+    memcpy(address.sun_path, path, strlen(path) + 1);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return -errno;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0) return fd;
+    int rc = -errno;
+    close(fd);
+    return rc;
+}
+
 /* Reads until the server closes: HTTP/1.0 bodies end there. */
 static int exchange(int fd, const char *host, const char *path, struct base_buf *all)
 {
@@ -83,13 +100,15 @@ static int exchange(int fd, const char *host, const char *path, struct base_buf 
 
 int cli_fetch(const char *url, const char *path, struct base_buf *body, struct base_err *err)
 {
-    char host[256], port[16];
+    static const char local[] = "unix:";
+    char host[256] = "localhost", port[16];
     struct base_buf all;
-    if (split_url(url, host, sizeof host, port, sizeof port) < 0) {
+    bool is_local = strncmp(url, local, sizeof local - 1) == 0;
+    if (!is_local && split_url(url, host, sizeof host, port, sizeof port) < 0) {
         return base_err_set(err, -EINVAL, "'%.200s' is no address of a server: it looks like "
                             "http://127.0.0.1:8000", url);
     }
-    int fd = connect_to(host, port);
+    int fd = is_local ? connect_unix(url + sizeof local - 1) : connect_to(host, port);
     if (fd < 0) {
         return base_err_set(err, fd, "no server answers at %.200s (%s): is tier-server running? "
                             "--url says where", url, strerror(-fd));

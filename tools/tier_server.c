@@ -12,17 +12,12 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "engine/stack.h"
-#include "port/yaml.h"
-#include "server/server.h"
+#include "server/admin_socket.h"
+#include "server/change.h"
 #include "tools/cli.h"
+#include "tools/server_config.h"
 
-/* configs/cpu-only.yaml, made into a string by the build. */
-static const char embedded_config[] =
-#include "tools/embedded_config.inc"
-    ;
-static const char embedded_name[] = "configs/cpu-only.yaml (built in)";
-
-enum { EXIT_MISUSE = 2, GROUPS_MAX = ENG_STACK_GROUPS + 1, POLL_MS = 100 };
+enum { EXIT_MISUSE = 2, POLL_MS = 100 };
 #define PORT_NOT_GIVEN UINT64_MAX
 
 static struct {
@@ -31,6 +26,7 @@ static struct {
     const char *listen;
     const char *trace;
     const char *log_level;
+    const char *diff;
     struct cli_list set;
     uint64_t port;
     bool log_json;
@@ -41,43 +37,20 @@ static struct {
     bool dry_run;
 } flags = { .port = PORT_NOT_GIVEN };
 
-static struct {
-    struct eng_stack_config stack;
-    struct srv_config server;
-} config;
+static struct srv_settings config;
 
-static size_t config_groups(struct base_option_group *groups)
+/* What the command line says, over this file. */
+static struct cli_server_source source_of(const char *file)
 {
-    size_t count = eng_stack_groups(&config.stack, groups);
-    groups[count++] = (struct base_option_group){ "server", srv_options, srv_option_count,
-                                                  &config.server };
-    return count;
-}
-
-/* Defaults, then the file (or the built-in one), then --set, then the flags of their own. */
-static int read_config(struct base_err *err)
-{
-    struct base_option_group groups[GROUPS_MAX];
-    size_t count = config_groups(groups);
-    base_option_defaults(groups, count);
-    int rc = flags.config ? port_yaml_load(flags.config, groups, count, err)
-                          : port_yaml_parse(embedded_config, sizeof embedded_config - 1,
-                                            embedded_name, groups, count, err);
-    for (unsigned i = 0; rc >= 0 && i < flags.set.count; i++) {
-        rc = base_option_set_pair(groups, count, flags.set.text[i], err);
+    static char port[24];
+    struct cli_server_source source = {
+        .file = file, .set = &flags.set, .listen = flags.listen, .trace = flags.trace,
+    };
+    if (flags.port != PORT_NOT_GIVEN) {
+        snprintf(port, sizeof port, "%llu", (unsigned long long)flags.port);
+        source.port = port;
     }
-    if (rc >= 0 && flags.listen) {
-        struct base_option_source source = { .file = "--listen" };
-        rc = base_option_set(groups, count, "server.listen", flags.listen, &source, false, err);
-    }
-    if (rc >= 0 && flags.port != PORT_NOT_GIVEN) {
-        struct base_option_source source = { .file = "--port" };
-        char port[24];
-        base_str_format(port, sizeof port, "%llu", (unsigned long long)flags.port);
-        rc = base_option_set(groups, count, "server.port", port, &source, false, err);
-    }
-    if (rc >= 0) rc = eng_stack_check(&config.stack, err);
-    return rc < 0 ? rc : 0;
+    return source;
 }
 
 static int print_metrics(void)
@@ -94,14 +67,17 @@ static int print_metrics(void)
 }
 
 static int signal_fd = -1;
-static volatile sig_atomic_t signal_count;
+static volatile sig_atomic_t signal_count, reread;
 
 static void on_signal(int number)
 {
     uint64_t one = 1;
     int saved = errno;
-    (void)number;
-    signal_count++;
+    if (number == SIGHUP) {
+        reread = 1;
+    } else {
+        signal_count++;
+    }
     ssize_t n = write(signal_fd, &one, sizeof one);
     (void)n;
     errno = saved;
@@ -117,6 +93,7 @@ static int catch_signals(struct base_err *err)
     struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
+    sigaction(SIGHUP, &action, NULL);
     return 0;
 }
 
@@ -131,11 +108,34 @@ static void wait_for_signal(int ms)
     }
 }
 
+/* SIGHUP: the file again, then the command line over it, as at start. */
+static void read_again(struct srv *srv)
+{
+    struct base_err err = { 0 };
+    struct cli_server_source source = source_of(flags.config);
+    struct srv_settings *next = calloc(1, sizeof *next);
+    char note[300];
+    if (!next) return;
+    int rc = cli_server_config_read(next, &source, &err);
+    if (rc == 0) rc = cli_server_config_check(next, NULL, note, sizeof note, &err);
+    if (rc < 0) {
+        base_log(BASE_LOG_ERROR, "server", "settings not changed: %s by=SIGHUP", err.text);
+    } else if (srv_change_apply(srv, next, "SIGHUP", NULL, &err) == 0) {
+        base_log(BASE_LOG_INFO, "server", "settings read again from %s",
+                 cli_server_config_name(&source));
+    }
+    free(next);
+}
+
 /* Serves until a signal comes, then lets running requests finish. 0, or how the engine failed. */
 static int serve(struct srv *srv)
 {
     while (signal_count == 0 && srv_failed(srv) == 0) {
         wait_for_signal(1000);
+        if (reread) {
+            reread = 0;
+            read_again(srv);
+        }
     }
     if (srv_failed(srv) < 0) {
         return srv_failed(srv);
@@ -176,10 +176,31 @@ static void report_degraded(const struct eng_stack *stack)
              snapshot.prefetch_note);
 }
 
+/* The admin socket of the port that was bound; -1 when there is none. What `auto` cannot have is
+ * done without. */
+static int open_admin(const struct srv_socket *socket, char path[SRV_ADMIN_PATH], int *fd,
+                      struct base_err *err)
+{
+    const char *colon = strrchr(socket->url, ':');
+    *fd = -1;
+    int rc = srv_admin_socket_path(path, &config.server, (unsigned)strtoul(colon + 1, NULL, 10),
+                                   err);
+    if (rc < 0 || !path[0]) return rc;
+    *fd = srv_admin_socket_open(path, err);
+    if (*fd >= 0) return 0;
+    path[0] = '\0';
+    if (strcmp(config.server.admin_listen, "auto") != 0) return *fd;
+    base_log(BASE_LOG_WARN, "server", "degraded: %s", err->text);
+    *err = (struct base_err){ 0 };
+    return 0;
+}
+
 static int run_server(const struct eng_stack_args *args, struct base_err *err)
 {
     static struct eng_stack stack;
     struct srv_socket socket = { .fd = -1 };
+    char admin[SRV_ADMIN_PATH] = "";
+    int admin_fd = -1;
     struct srv *srv = NULL;
     bool open = false;
     int rc = srv_bind(&socket, &config.server, err);
@@ -191,12 +212,14 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     open = true;
     report_degraded(&stack);
     rc = catch_signals(err);
+    if (rc == 0) rc = open_admin(&socket, admin, &admin_fd, err);
     if (rc < 0) goto done;
-    struct srv_open_args open_args = { &config.server, &stack, &socket };
+    struct srv_open_args open_args = { &config, &stack, &socket, admin_fd };
     rc = srv_open(&srv, &open_args, err);
     if (rc < 0) goto done;
+    if (admin[0]) fprintf(stderr, "admin socket %s\n", admin);
     fprintf(stderr, "listening on %s\n", socket.url);
-    socket.fd = -1;             /* the server's now */
+    socket.fd = admin_fd = -1;  /* the server's now */
     rc = serve(srv);
     if (rc < 0) {
         base_err_set(err, rc, "the engine stopped: %s", base_err_name(rc));
@@ -204,8 +227,29 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
 done:
     srv_close(srv);
     if (socket.fd >= 0) close(socket.fd);
+    if (admin_fd >= 0) close(admin_fd);
+    if (admin[0]) unlink(admin);
     if (open) eng_stack_close(&stack);
     return rc;
+}
+
+static int check_config(const struct cli_server_source *source)
+{
+    struct base_err err = { 0 };
+    char note[300];
+    int rc = cli_server_config_check(&config, flags.model, note, sizeof note, &err);
+    if (rc < 0) {
+        if (!strstr(err.text, cli_server_config_name(source))) {
+            base_err_prefix(&err, "%s", cli_server_config_name(source));
+        }
+        return cli_fail(rc == BASE_ECONFIG || rc == BASE_EBUDGET ? EXIT_MISUSE : EXIT_FAILURE,
+                        &err);
+    }
+    if (note[0]) fprintf(stderr, "%s\n", note);
+    if (flags.check_config) printf("%s: valid\n", cli_server_config_name(source));
+    if (!flags.diff) return EXIT_SUCCESS;
+    rc = cli_server_config_diff(&config, stdout, &err);
+    return rc < 0 ? cli_fail(EXIT_FAILURE, &err) : EXIT_SUCCESS;
 }
 
 static int run(int count, char **arguments)
@@ -222,28 +266,29 @@ static int run(int count, char **arguments)
     if (flags.metrics) {
         return print_metrics();
     }
-    struct base_option_group groups[GROUPS_MAX];
-    size_t group_count = config_groups(groups);
+    struct base_option_group groups[SRV_SETTINGS_GROUPS];
+    size_t group_count = srv_settings_groups(&config, groups);
     if (flags.options) {
         base_option_print_reference(stdout, groups, group_count);
         return EXIT_SUCCESS;
     }
-    if (read_config(&err) < 0) {
+    struct cli_server_source source = source_of(flags.diff ? flags.diff : flags.config);
+    if (cli_server_config_read(&config, &source, &err) < 0) {
         return cli_fail(EXIT_MISUSE, &err);
     }
     if (flags.print_config) {
         base_option_print_yaml(stdout, groups, group_count, true);
         return EXIT_SUCCESS;
     }
-    if (flags.check_config) {
-        printf("%s: valid\n", flags.config ? flags.config : embedded_name);
-        return EXIT_SUCCESS;
+    if (flags.check_config || flags.diff) {
+        return check_config(&source);
     }
     if (!flags.model) {
         return cli_misuse("--model DIR is missing: the folder with config.json and the "
                           "safetensors files, for example models/pebble");
     }
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);    /* until there is something to change */
     struct eng_stack_args args = {
         .model_dir = flags.model,
         .config = &config.stack,
@@ -268,7 +313,9 @@ static const struct cli_flag server_flags[] = {
     { "trace", CLI_TEXT, &flags.trace, "FILE", "record the routing for tier-replay" },
     { "dry-run", CLI_SWITCH, &flags.dry_run, NULL, "print what memory it would take, then stop" },
     { "check-config", CLI_SWITCH, &flags.check_config, NULL, "read the settings, say if they are "
-      "valid, then stop" },
+      "valid (with --model also if they fit it), then stop" },
+    { "diff", CLI_TEXT, &flags.diff, "FILE", "print what FILE would change in the running server "
+      "(found by its admin socket; else from the defaults), live or with a restart, then stop" },
     { "print-config", CLI_SWITCH, &flags.print_config, NULL, "print the effective settings as "
       "YAML, then stop" },
     { "options", CLI_SWITCH, &flags.options, NULL, "print every setting with its default and "
@@ -291,14 +338,17 @@ static const struct cli_program program = {
         "Serves OpenAI's API (/v1/completions, /v1/chat/completions, /v1/models) with /health, "
         "/metrics and /tier/stats beside it. Dense weights are read once; experts stay on disk and "
         "stream through a DRAM tier of the size set in tiers.dram.capacity. The expert index is "
-        "made at the first start. SIGTERM lets running requests finish and exits 0; a second "
-        "signal stops at once. Wrong settings exit with 2.",
+        "made at the first start. SIGHUP reads the settings again and changes what can change "
+        "while requests run; PUT /tier/config on the admin socket does the same. SIGTERM lets "
+        "running requests finish and exits 0; a second signal stops at once. Wrong settings exit "
+        "with 2.",
     .commands = commands,
     .command_count = 1,
     .examples = "tier-server --model models/pebble\n"
                 "tier-server --model /data/DeepSeek-V3 --set tiers.dram.capacity=512GiB\n"
                 "tier-server --model models/pebble --port 0 --trace routing.trace\n"
-                "tier-server --config configs/cpu-only.yaml --model models/pebble --dry-run\n",
+                "tier-server --config configs/cpu-only.yaml --model models/pebble --dry-run\n"
+                "tier-server --diff new.yaml\n",
     .files = "configs/default.yaml lists every setting with its default; DIR/expertier.index is "
              "the expert index (tiers.nvme.index moves it).",
 };

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/str.h"
+#include "server/change.h"
 #include "server/srv.h"
 
 enum { EXPERTS_LISTED = 64 };
@@ -322,7 +323,9 @@ static void put_report_line(struct base_buf *to, bool *any, const char *feature,
 static void put_report(struct srv *srv, struct base_buf *to, const struct tier_snapshot *tier)
 {
     struct base_option_group groups[ENG_STACK_GROUPS];
-    size_t count = eng_stack_groups(&srv->stack->config, groups);
+    struct srv_settings *now = malloc(sizeof *now);     /* too large for a worker's stack */
+    if (now) srv_change_current(srv, now);
+    size_t count = now ? eng_stack_groups(&now->stack, groups) : 0;
     const struct {
         const char *key;
         const char *note;
@@ -349,6 +352,7 @@ static void put_report(struct srv *srv, struct base_buf *to, const struct tier_s
         }
     }
     base_buf_puts(to, "],");
+    free(now);
 }
 
 void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,

@@ -1,13 +1,17 @@
 #include "server/drive.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "base/must.h"
+
+enum { IDLE_MS = 2, JOB_CHECK_MS = 100 };
 
 static void poke(struct srv_drive *d)
 {
@@ -150,9 +154,19 @@ static void end_all(struct srv_drive *d, int code, const char *sentence)
     }
 }
 
+static void run_job(struct srv_drive *d)
+{
+    struct srv_drive_job *job = atomic_exchange(&d->job, NULL);
+    if (!job) return;
+    job->run(job);
+    sem_post(&job->done);       /* last: it is the waiter's memory */
+}
+
 static void sleep_until_poked(struct srv_drive *d)
 {
     uint64_t count;
+    struct pollfd fd = { .fd = d->wake_fd, .events = POLLIN };
+    if (d->idle && d->idle(d->idle_context) && poll(&fd, 1, IDLE_MS) == 0) return;
     while (read(d->wake_fd, &count, sizeof count) < 0) {
         MUST(errno == EINTR);
     }
@@ -162,6 +176,7 @@ static void *drive(void *context)
 {
     struct srv_drive *d = context;
     while (!atomic_load(&d->stop)) {
+        run_job(d);
         submit_waiting(d);
         if (atomic_exchange(&d->cancels, false)) {
             sweep(d);
@@ -185,6 +200,7 @@ static void *drive(void *context)
             sleep_until_poked(d);
         }
     }
+    atomic_store(&d->over, true);
     end_all(d, -ESHUTDOWN, "the server stopped before the answer was complete");
     srv_hub_news(d->hub);
     return NULL;
@@ -193,7 +209,8 @@ static void *drive(void *context)
 int srv_drive_open(struct srv_drive *d, struct eng *engine, struct srv_hub *hub, unsigned held_max,
                    struct base_err *err)
 {
-    *d = (struct srv_drive){ .engine = engine, .hub = hub, .held_max = held_max, .wake_fd = -1 };
+    *d = (struct srv_drive){ .engine = engine, .hub = hub, .held_max = held_max, .wake_fd = -1,
+                             .idle = d->idle, .idle_context = d->idle_context };
     d->waiting_end = &d->waiting;
     d->active = calloc(held_max, sizeof *d->active);
     uint32_t places = 2;
@@ -240,6 +257,36 @@ void srv_drive_close(struct srv_drive *d)
     d->submission_memory = NULL;
     free(d->active);
     d->active = NULL;
+}
+
+static void soon(struct timespec *at, unsigned ms)
+{
+    clock_gettime(CLOCK_REALTIME, at);
+    at->tv_nsec += (long)ms * 1000000;
+    at->tv_sec += at->tv_nsec / 1000000000;
+    at->tv_nsec %= 1000000000;
+}
+
+int srv_drive_run(struct srv_drive *d, struct srv_drive_job *job)
+{
+    struct srv_drive_job *expected = NULL;
+    struct timespec at;
+    if (!d->running || atomic_load(&d->over)) return -ESHUTDOWN;
+    sem_init(&job->done, 0, 0);
+    MUST(atomic_compare_exchange_strong(&d->job, &expected, job));
+    poke(d);
+    for (;;) {
+        soon(&at, JOB_CHECK_MS);
+        if (sem_timedwait(&job->done, &at) == 0) break;
+        expected = job;
+        /* The thread ended before it saw the job: nobody will run it. */
+        if (atomic_load(&d->over) && atomic_compare_exchange_strong(&d->job, &expected, NULL)) {
+            sem_destroy(&job->done);
+            return -ESHUTDOWN;
+        }
+    }
+    sem_destroy(&job->done);
+    return 0;
 }
 
 int srv_drive_submit(struct srv_drive *d, struct srv_session *s)

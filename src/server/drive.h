@@ -1,6 +1,6 @@
 /* The engine thread: the only one that calls the engine.
  *
- *     loop: take submissions and cancellations, run one step, tell the hub; sleep when idle
+ *     loop: take a job, submissions and cancellations, run one step, tell the hub; sleep when idle
  *
  * Between steps it may allocate (the engine copies a prompt); inside a step it only puts records
  * into rings. It never waits for a client.
@@ -9,6 +9,7 @@
 #define SERVER_DRIVE_H
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -17,8 +18,19 @@
 #include "server/hub.h"
 #include "server/session.h"
 
+/* Something else to do on this thread, between two steps. */
+struct srv_drive_job {
+    void (*run)(struct srv_drive_job *job);
+    sem_t done;                 /* the drive's */
+};
+
 struct srv_drive {
     struct eng *engine;
+    /* Set before open. Called when there is nothing to do: true = again soon, unasked. */
+    bool (*idle)(void *context);
+    void *idle_context;
+    _Atomic(struct srv_drive_job *) job;
+    atomic_bool over;           /* the thread takes no jobs any more */
     struct srv_hub *hub;
     unsigned held_max;
     struct base_ring_many submissions;  /* of struct srv_session * */
@@ -43,6 +55,10 @@ int srv_drive_open(struct srv_drive *drive, struct eng *engine, struct srv_hub *
                    unsigned held_max, struct base_err *err);
 /* Tells every session that the server stops, then ends the thread. */
 void srv_drive_close(struct srv_drive *drive);
+
+/* Runs a job on the engine thread and waits for it; one at a time. 0, or -ESHUTDOWN: it was not
+ * run. Any thread but the engine's. */
+int srv_drive_run(struct srv_drive *drive, struct srv_drive_job *job);
 
 /* Any thread. Hands over the engine side's reference. -EBUSY when held_max sessions are there,
  * -ESHUTDOWN when the engine has failed; the reference then stays with the caller. */

@@ -18,12 +18,14 @@ enum { STREAM_BLOCK = 16384, DISCARD_FACTOR = 8 };
 
 struct srv_http {
     struct srv *srv;
+    struct srv_http_args args;
     struct MHD_Daemon *daemon;
 };
 
 /* One request on its way through the library's callbacks. */
 struct exchange {
     struct srv *srv;
+    const struct srv_http *http;
     struct MHD_Connection *connection;
     struct base_buf body;
     uint64_t received;
@@ -154,7 +156,7 @@ static enum MHD_Result answer(struct exchange *x, const char *method, const char
     if (x->too_large) {
         srv_reply_too_large(x->srv, &reply);
     } else {
-        srv_route(x->srv, &request, &reply);
+        x->http->args.route(x->srv, &request, &reply);
     }
     base_buf_fini(&x->body);
     base_buf_init(&x->body);
@@ -218,6 +220,7 @@ static void *begin(void *context, const char *uri, struct MHD_Connection *connec
     (void)uri, (void)connection;
     if (x) {
         x->srv = http->srv;
+        x->http = http;
         base_buf_init(&x->body);
     }
     return x;
@@ -256,7 +259,8 @@ static void log_line(void *context, const char *format, va_list args)
     base_log(BASE_LOG_DEBUG, "http", "%s", line);
 }
 
-int srv_http_open(struct srv_http **out, struct srv *srv, int listen_fd, struct base_err *err)
+int srv_http_open(struct srv_http **out, struct srv *srv, const struct srv_http_args *args,
+                  struct base_err *err)
 {
     const struct srv_config *config = &srv->config;
     struct srv_http *http = calloc(1, sizeof *http);
@@ -264,12 +268,12 @@ int srv_http_open(struct srv_http **out, struct srv *srv, int listen_fd, struct 
         return base_err_set(err, -ENOMEM, "out of memory");
     }
     http->srv = srv;
-    unsigned threads = (unsigned)config->http_threads;
-    unsigned connections = (unsigned)config->connections_max;
+    http->args = *args;
+    unsigned connections = args->connections, threads = args->threads;
     threads = threads > connections ? connections : threads;
     struct MHD_OptionItem options[] = {
         { MHD_OPTION_EXTERNAL_LOGGER, (intptr_t)log_line, NULL },   /* first: later ones may log */
-        { MHD_OPTION_LISTEN_SOCKET, listen_fd, NULL },
+        { MHD_OPTION_LISTEN_SOCKET, args->listen_fd, NULL },
         { MHD_OPTION_URI_LOG_CALLBACK, (intptr_t)begin, http },
         { MHD_OPTION_NOTIFY_COMPLETED, (intptr_t)completed, http },
         { MHD_OPTION_CONNECTION_LIMIT, (intptr_t)connections, NULL },

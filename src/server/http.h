@@ -12,8 +12,18 @@
 struct srv;
 struct srv_http;
 
-/* Serves an already listening socket, which it owns from success on. */
-int srv_http_open(struct srv_http **out, struct srv *srv, int listen_fd, struct base_err *err);
+struct srv_request;
+struct srv_reply;
+
+struct srv_http_args {
+    int listen_fd;              /* listens already; owned from success on */
+    unsigned threads, connections;
+    void (*route)(struct srv *srv, const struct srv_request *request, struct srv_reply *reply);
+};
+
+/* Serves a socket. */
+int srv_http_open(struct srv_http **out, struct srv *srv, const struct srv_http_args *args,
+                  struct base_err *err);
 /* No connection may be parked any more (srv_hub_shut). */
 void srv_http_close(struct srv_http *http);
 

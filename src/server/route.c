@@ -157,6 +157,12 @@ void srv_route(struct srv *srv, const struct srv_request *request, struct srv_re
         reply->allow = routes[i].method;
         return;
     }
+    if (strcmp(request->path, "/tier/config") == 0) {
+        srv_fault_set(&fault, 404, "invalid_request_error", "unknown_path", NULL,
+                      "/tier/config is served on the admin socket alone (server.admin_listen)");
+        srv_reply_fault(reply, &fault);
+        return;
+    }
     if (strncmp(request->path, models_prefix, sizeof models_prefix - 1) == 0 &&
         same_method("GET", request->method)) {
         one_model(srv, request->path + sizeof models_prefix - 1, reply);

@@ -12,10 +12,14 @@
 
 #include "base/clock.h"
 #include "base/must.h"
+#include "server/admin_config.h"
+#include "server/change.h"
 #include "server/http.h"
+#include "server/route.h"
 #include "server/srv.h"
 
 enum { BACKLOG = 128, SEND_BUFFER = 65536, POSITIONS_DEFAULT_MAX = 4096, CLOSE_FLUSH_MS = 1000 };
+enum { ADMIN_THREADS = 1, ADMIN_CONNECTIONS = 8 };
 
 #define BASE_OPTION_OWNER struct srv_config
 const struct base_option srv_options[] = { SRV_OPTIONS(BASE_OPTION_ROW) };
@@ -109,6 +113,14 @@ static void on_cancelled(void *context)
     srv_drive_cancelled(context);
 }
 
+static int settings_copy(struct srv *srv, const struct srv_settings *from, struct base_err *err)
+{
+    srv->settings = malloc(sizeof *srv->settings);
+    if (!srv->settings) return base_err_set(err, -ENOMEM, "out of memory");
+    *srv->settings = *from;
+    return 0;
+}
+
 int srv_open(struct srv **out, const struct srv_open_args *args, struct base_err *err)
 {
     *out = NULL;
@@ -116,10 +128,12 @@ int srv_open(struct srv **out, const struct srv_open_args *args, struct base_err
     if (!srv) {
         return base_err_set(err, -ENOMEM, "out of memory");
     }
-    srv->config = *args->config;
+    pthread_mutex_init(&srv->change_lock, NULL);
+    pthread_mutex_init(&srv->settings_lock, NULL);
+    srv->config = args->settings->server;
     srv->stack = args->stack;
     snprintf(srv->model_name, sizeof srv->model_name, "%s",
-             args->config->model_name[0] ? args->config->model_name : args->stack->shape.name);
+             srv->config.model_name[0] ? srv->config.model_name : args->stack->shape.name);
     srv->model = (struct srv_model){
         .name = srv->model_name,
         .tokenizer = args->stack->tokenizer,
@@ -129,11 +143,15 @@ int srv_open(struct srv **out, const struct srv_open_args *args, struct base_err
     };
     srv->started = (int64_t)time(NULL);
     srv->started_ns = base_now_ns();
-    int rc = srv_hub_open(&srv->hub, srv->config.keep_alive, err);
+    int rc = settings_copy(srv, args->settings, err);
+    if (rc < 0) goto fail;
+    rc = srv_hub_open(&srv->hub, srv->config.keep_alive, err);
     if (rc < 0) goto fail;
     srv->hub_open = true;
     srv->hub.cancelled = on_cancelled;
     srv->hub.cancelled_context = &srv->drive;
+    srv->drive.idle = srv_change_idle;
+    srv->drive.idle_context = srv;
     rc = srv_drive_open(&srv->drive, args->stack->engine, &srv->hub,
                         (unsigned)srv->config.requests_max, err);
     if (rc < 0) goto fail;
@@ -144,7 +162,15 @@ int srv_open(struct srv **out, const struct srv_open_args *args, struct base_err
                               : "cannot listen on %s", args->socket->url);
         goto fail;
     }
-    rc = srv_http_open(&srv->http, srv, args->socket->fd, err);
+    if (args->admin_fd >= 0) {
+        struct srv_http_args admin = { args->admin_fd, ADMIN_THREADS, ADMIN_CONNECTIONS,
+                                       srv_admin_route };
+        rc = srv_http_open(&srv->admin, srv, &admin, err);
+        if (rc < 0) goto fail;
+    }
+    struct srv_http_args public = { args->socket->fd, (unsigned)srv->config.http_threads,
+                                    (unsigned)srv->config.connections_max, srv_route };
+    rc = srv_http_open(&srv->http, srv, &public, err);
     if (rc < 0) goto fail;
     *out = srv;
     return 0;
@@ -185,10 +211,14 @@ void srv_close(struct srv *srv)
     if (srv->hub_open) {
         srv_hub_shut(&srv->hub);
     }
+    srv_http_close(srv->admin);
     srv_http_close(srv->http);
     if (srv->hub_open) {
         srv_hub_close(&srv->hub);
     }
+    pthread_mutex_destroy(&srv->change_lock);
+    pthread_mutex_destroy(&srv->settings_lock);
+    free(srv->settings);
     free(srv);
 }
 

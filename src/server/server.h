@@ -28,6 +28,8 @@
     O(listen, TEXTLINE, "server.listen", "127.0.0.1", "", "",                                     \
       "address to listen on; there is no authentication: put a proxy before anything public")     \
     O(port, UINT, "server.port", "8000", "0..65535", "", "TCP port; 0 = any free one")            \
+    O(admin_listen, TEXTLINE, "server.admin_listen", "auto", "", "",                              \
+      "unix socket for /tier/config: a path, off, or auto = PORT.sock in the runtime folder")     \
     O(model_name, TEXTLINE, "server.model_name", "", "", "",                                      \
       "name of the model in the API; empty = the model folder's name")                            \
     O(http_threads, UINT, "server.http_threads", "2", "1..64", "threads",                         \
@@ -65,6 +67,7 @@ extern const size_t srv_option_count;
     M(slow_clients, COUNTER, "", "generations given up because the client did not read")          \
     M(failed_generations, COUNTER, "", "generations that ended with an error of the engine")      \
     M(active_generations, GAUGE, "", "generations running or waiting")                            \
+    M(refused_changes, COUNTER, "", "changes of settings that were refused")                      \
     M(received_bytes, COUNTER, "bytes", "request bodies")                                         \
     M(first_token_latency, HIST, "seconds", "from the request to its first token")                \
     M(token_interval, HIST, "seconds", "between two tokens of one answer")                        \
@@ -85,11 +88,13 @@ struct srv_socket {
 int srv_bind(struct srv_socket *to, const struct srv_config *config, struct base_err *err);
 
 struct srv;
+struct srv_settings;
 
 struct srv_open_args {
-    const struct srv_config *config;
+    const struct srv_settings *settings;    /* server/settings.h */
     struct eng_stack *stack;            /* borrowed; its engine belongs to the server until close */
     const struct srv_socket *socket;    /* taken over when open succeeds */
+    int admin_fd;                       /* a listening unix socket, taken over too; -1 = none */
 };
 
 /* Starts the threads and listens. 0 or a negative code with a sentence. */

@@ -2,6 +2,7 @@
 #ifndef SERVER_SRV_H
 #define SERVER_SRV_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
@@ -11,6 +12,7 @@
 #include "server/server.h"
 
 struct srv_http;
+struct srv_settings;
 
 struct srv {
     struct srv_config config;
@@ -24,7 +26,10 @@ struct srv {
     bool hub_open;
     struct srv_drive drive;
     bool drive_open;
-    struct srv_http *http;
+    struct srv_http *http, *admin;
+    /* What holds now: changed by one change at a time, read under settings_lock. */
+    pthread_mutex_t change_lock, settings_lock;
+    struct srv_settings *settings;
 };
 
 #endif
