@@ -25,6 +25,8 @@ int cli_replay_export(int count, char **arguments);
 
 extern const struct cli_flag cli_replay_tune_flags[];
 int cli_replay_tune(int count, char **arguments);
+extern const struct cli_flag cli_replay_report_flags[];
+int cli_replay_report(int count, char **arguments);
 
 /* --as-recorded: prints live beside replayed counts; 0 same, 1 different or not possible. */
 int cli_replay_exact(const char *path, bool json, bool quiet);

@@ -143,6 +143,12 @@ static const struct cli_command commands[] = {
       "bootstrap over the held-out sequences leaves no doubt. The same traces and base give the "
       "same file.",
       1, 64, cli_replay_tune_flags, cli_replay_tune },
+    { "report", "TRACE", "one HTML page with plots of caches, predictors, layers and time",
+      "The page is whole in itself: plots are SVG within it, and nothing is fetched. It shows the "
+      "resident rate by capacity and policy with Belady's, the misses that each predictor would "
+      "cover against the bytes it would waste, how unevenly each layer uses its experts, and the "
+      "resident rate over time.",
+      1, 1, cli_replay_report_flags, cli_replay_report },
     { "info", "TRACE", "what a trace holds", NULL, 1, 1, cli_replay_info_flags, cli_replay_info },
     { "cut", "TRACE", "keep some sequences, steps or one phase",
       "The result holds routing and no cache events: those of a part would not tell the truth.", 1,
