@@ -43,7 +43,7 @@ struct tune {
 static bool same(const struct pred_tune_setting *a, const struct pred_tune_setting *b)
 {
     return strcmp(a->policy, b->policy) == 0 && a->half_life_tokens == b->half_life_tokens &&
-           a->prefill_share == b->prefill_share;
+           a->prefill_share == b->prefill_share && a->adaptive == b->adaptive;
 }
 
 static double expert_bytes(const struct tune *t, uint32_t layer)
@@ -152,14 +152,16 @@ static int run_create(struct tune *t, struct run *run, struct base_err *err)
         .experts = t->header->experts,
         .top_k = t->header->top_k,
         .tier_count = cache->tier_count,
-        .inclusive = cache->inclusive,
+        .inclusive = cache->inclusive, .adaptive = run->setting.adaptive,
         .half_life_tokens = run->setting.half_life_tokens,
         .prefill_share = run->setting.prefill_share,
         .strict = true,
     };
     for (uint32_t i = 0; i < cache->tier_count; i++) {
         config.tiers[i].slots = cache->slots[i];
-        memcpy(config.tiers[i].policy, run->setting.policy, sizeof config.tiers[i].policy);
+        bool own = i > 0 && cache->policy_below[0];
+        memcpy(config.tiers[i].policy, own ? cache->policy_below : run->setting.policy,
+               sizeof config.tiers[i].policy);
     }
     run->sum = (struct pred_tune_sum){ 0 };
     if (!run->bytes) run->bytes = calloc(t->parts.sequences, sizeof run->bytes[0]);
@@ -182,7 +184,7 @@ static int evaluate(struct tune *t, enum pred_tune_part part, const char *what,
     for (uint32_t c = 0; c < t->count; c++) {
         struct base_err refused = { 0 };
         rc = run_create(t, &t->runs[c], &refused);
-        if (rc < 0 && (c == 0 || rc != BASE_EBUDGET)) {
+        if (rc < 0 && (c == 0 || (rc != BASE_EBUDGET && rc != BASE_ECONFIG))) {
             return base_err_set(err, rc, "%s", refused.text);
         }
     }
@@ -266,6 +268,13 @@ static int search(struct tune *t, struct pred_tune_setting *best, struct base_er
         }
     }
     int rc = choose(t, best, "trying policies", err);
+    if (rc == 0) {
+        struct pred_tune_setting s = *best;
+        candidate_add(t, *best);
+        s.adaptive = !s.adaptive;
+        candidate_add(t, s);
+        rc = choose(t, best, "trying quotas", err);
+    }
     if (rc == 0 && t->parts.prefill_tokens > 0) {
         struct pred_tune_setting s = *best;
         candidate_add(t, *best);
@@ -303,6 +312,10 @@ static void path_make(struct tune *t, const struct pred_tune_setting *best)
     if (strcmp(s.policy, best->policy) != 0) {
         memcpy(s.policy, best->policy, sizeof s.policy);
         path_add(t->result, "policy.eviction", &s);
+    }
+    if (s.adaptive != best->adaptive) {
+        s.adaptive = best->adaptive;
+        path_add(t->result, "policy.quotas", &s);
     }
     if (s.half_life_tokens != best->half_life_tokens) {
         s.half_life_tokens = best->half_life_tokens;

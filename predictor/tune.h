@@ -24,6 +24,7 @@ struct pred_tune_setting {
     char policy[32];
     double half_life_tokens;
     double prefill_share;
+    bool adaptive;                      /* quotas of the layers follow what is missed; else equal */
 };
 
 /* What is not. */
@@ -31,9 +32,10 @@ struct pred_tune_cache {
     uint32_t tier_count;
     uint64_t slots[TIER_RESIDENT_TIERS_MAX];
     bool inclusive;
+    char policy_below[32];              /* of the lower of two tiers; "" = as above */
 };
 
-enum { PRED_TUNE_PATH_MAX = 4, PRED_TUNE_WINDOW = 16 };
+enum { PRED_TUNE_PATH_MAX = 5, PRED_TUNE_WINDOW = 16 };
 
 /* Sums over all sequences of one part. */
 struct pred_tune_sum {

@@ -83,6 +83,16 @@ static int cache_of(struct cli_replay_config *config, const struct pred_trace_he
         strcmp(cli_replay_config_get(config, "tiers.inclusion"), "inclusive") == 0;
     snprintf(args->base.policy, sizeof args->base.policy, "%s",
              cli_replay_config_get(config, "policy.eviction"));
+    const char *below = cli_replay_config_get(config, "policy.eviction_dram");
+    if (hbm > 0 && strcmp(below, "same") != 0) {
+        snprintf(args->cache.policy_below, sizeof args->cache.policy_below, "%s", below);
+    }
+    const char *quotas = cli_replay_config_get(config, "policy.quotas");
+    args->base.adaptive = strcmp(quotas, "adaptive") == 0;
+    if (!args->base.adaptive && strcmp(quotas, "equal") != 0) {
+        return base_err_set(err, BASE_ECONFIG, "policy.quotas: %s: equal and adaptive ones can be "
+                            "tuned; --set policy.quotas=equal begins there", quotas);
+    }
     rc = base_str_double_parse(cli_replay_config_get(config, "policy.half_life"), &half_life);
     if (rc == 0) {
         rc = base_str_share_parse(cli_replay_config_get(config, "policy.prefill_share"), &share);
@@ -99,11 +109,12 @@ static int write_yaml(struct cli_replay_config *config, const struct pred_tune_r
                       struct base_err *err)
 {
     const struct pred_tune_setting *s = &r->path[r->better ? r->path_count - 1 : 0].setting;
-    char pair[3][96], temporary[4096];
+    char pair[4][96], temporary[4096];
     snprintf(pair[0], sizeof pair[0], "policy.eviction=%s", s->policy);
     snprintf(pair[1], sizeof pair[1], "policy.half_life=%.0f", s->half_life_tokens);
     snprintf(pair[2], sizeof pair[2], "policy.prefill_share=%.6g%%", 100 * s->prefill_share);
-    for (int i = 0; i < 3; i++) {
+    snprintf(pair[3], sizeof pair[3], "policy.quotas=%s", s->adaptive ? "adaptive" : "equal");
+    for (int i = 0; i < 4; i++) {
         int rc = cli_replay_config_set(config, pair[i], err);
         if (rc < 0) return rc;
     }
@@ -135,6 +146,8 @@ static void knob_text(char *to, size_t size, const char *knob, const struct pred
 {
     if (strcmp(knob, "policy.eviction") == 0) {
         snprintf(to, size, "%s", s->policy);
+    } else if (strcmp(knob, "policy.quotas") == 0) {
+        snprintf(to, size, "%s", s->adaptive ? "adaptive" : "equal");
     } else if (strcmp(knob, "policy.half_life") == 0) {
         snprintf(to, size, "%.0f", s->half_life_tokens);
     } else {
@@ -174,6 +187,15 @@ static void bytes_text(char *to, size_t size, const struct pred_tune_result *r, 
     }
 }
 
+static void setting_print(const char *name, const struct pred_tune_setting *s, double rate,
+                          const char *reads)
+{
+    printf("%-8s %s, half-life %.0f, quotas %s, prefill share %.4g%%: resident %.2f%% held out, "
+           "reads %s\n",
+           name, s->policy, s->half_life_tokens, s->adaptive ? "adaptive" : "equal",
+           100 * s->prefill_share, rate, reads);
+}
+
 static void tell(const struct pred_tune_result *r)
 {
     const struct pred_tune_step *base = &r->path[0], *won = &r->path[r->path_count - 1];
@@ -182,14 +204,8 @@ static void tell(const struct pred_tune_result *r)
     bytes_text(after, sizeof after, r, won->held_out.bytes);
     printf("%" PRIu64 " candidates on %" PRIu64 " sequences; %" PRIu64 " others held out\n",
            r->candidates, r->sequences - r->held_out_sequences, r->held_out_sequences);
-    printf(
-        "base     %s, half-life %.0f, prefill share %.4g%%: resident %.2f%% held out, reads %s\n",
-        base->setting.policy, base->setting.half_life_tokens, 100 * base->setting.prefill_share,
-        resident(&base->held_out), before);
-    printf(
-        "tuned    %s, half-life %.0f, prefill share %.4g%%: resident %.2f%% held out, reads %s\n",
-        won->setting.policy, won->setting.half_life_tokens, 100 * won->setting.prefill_share,
-        resident(&won->held_out), after);
+    setting_print("base", &base->setting, resident(&base->held_out), before);
+    setting_print("tuned", &won->setting, resident(&won->held_out), after);
     printf("saved    %.2f%% of the bytes read, 95%% between %.2f%% and %.2f%% (bootstrap over the "
            "held-out sequences)\n",
            100 * r->saved, 100 * r->saved_low, 100 * r->saved_high);
@@ -245,10 +261,10 @@ static int print_json(const struct pred_tune_result *r)
         const struct pred_tune_step *s = &r->path[i];
         base_buf_printf(&buf,
                         "%s{\"knob\":%s%s%s,\"policy\":\"%s\",\"half_life\":%.0f,"
-                        "\"prefill_share\":%.6g,",
+                        "\"adaptive\":%s,\"prefill_share\":%.6g,",
                         i > 0 ? "," : "", s->knob ? "\"" : "", s->knob ? s->knob : "null",
                         s->knob ? "\"" : "", s->setting.policy, s->setting.half_life_tokens,
-                        s->setting.prefill_share);
+                        s->setting.adaptive ? "true" : "false", s->setting.prefill_share);
         json_sum(&buf, "tuned", &s->tuned);
         base_buf_puts(&buf, ",");
         json_sum(&buf, "held_out", &s->held_out);
