@@ -88,7 +88,7 @@ system_headers=$(echo "$system_headers" | tr '\n' ' ')
 # HEADER: glob of the files that may include it; empty for a system header; "?" if not known.
 home_of_header() {
     case $1 in
-    liburing.h | liburing/*) echo 'tiering/io_uring.c tests/unit/tiering/check_named_faults.c' ;;
+    liburing.h | liburing/*) echo 'tiering/io_uring.c' ;;
     hwloc.h | hwloc/*) echo 'src/port/topo.c' ;;
     xxhash.h) echo 'src/port/hash.c' ;;
     yaml.h) echo 'src/port/yaml.c' ;;

@@ -5,11 +5,11 @@
  * bytes that are served are right. */
 #include <check.h>
 #include <errno.h>
-#include <liburing.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -19,6 +19,8 @@
 enum { EXPERTS = 16, TOP_K = 4, LAYERS = 3 };
 
 /* -- refusals of the system ------------------------------------------------------------------- */
+
+struct io_uring;                /* liburing is included in one place */
 
 static int ring_code, lock_errno, buffers_code;
 static int64_t writes_left = -1;        /* then the disk is full; -1 = never */
