@@ -91,7 +91,7 @@ struct tier_format_expert {
     uint64_t record_hash;       /* pack: XXH3 of the record with its padding; else 0 */
     uint64_t offset[TIER_FORMAT_PARTS];
     uint16_t file[TIER_FORMAT_PARTS];   /* within the first copy */
-    uint32_t zero;
+    uint32_t zero;              /* in memory, of a caller's table: which sizes it has */
 };
 _Static_assert(sizeof(struct tier_format_expert) == 80, "on-disk size");
 

@@ -121,16 +121,14 @@ static int image_make(struct tier_store *store, const struct tier_lib_table *t,
     struct tier_format_header *header;
     store->size = sizeof *header + count * sizeof *experts;
     store->bytes = calloc(1, store->size);
-    store->kind_of = calloc(count, sizeof *store->kind_of);
-    if (!store->bytes || !store->kind_of) return -ENOMEM;
+    if (!store->bytes) return -ENOMEM;
     header = (void *)store->bytes;
     experts = (void *)(header + 1);
     *header = (struct tier_format_header){
         .kind = TIER_INDEX_CHECKPOINT, .layer_step = 1, .layers = t->layers,
         .experts = t->experts, .top_k = 1, .copies = 1,
     };
-    store->image = (struct tier_image){ .header = header, .experts = experts,
-                                        .kind_of = store->kind_of };
+    store->image = (struct tier_image){ .header = header, .experts = experts };
     int last = 0;
     for (uint64_t at = 0; at < count; at++) {
         struct tier_kind kind;
@@ -142,7 +140,7 @@ static int image_make(struct tier_store *store, const struct tier_lib_table *t,
                                 name_of(t), KINDS_MAX);
         }
         if (last < 0) return last;
-        store->kind_of[at] = (uint16_t)last;
+        experts[at].zero = (uint32_t)last;
         experts[at].hash = t->at[at].hash;
         for (unsigned p = 0; p < TIER_PARTS; p++) {
             experts[at].file[p] = (uint16_t)t->at[at].parts[p].file;

@@ -146,7 +146,6 @@ void tier_store_close(struct tier_store *store)
     }
     free(store->paths);
     free(store->kinds);
-    free(store->kind_of);
     free(store->bytes);
     free(store->index_path);
     store->magic = 0;

@@ -20,15 +20,14 @@ struct tier_image {
     const struct tier_format_file *files;
     const struct tier_format_expert *experts;
     const char *names;
-    struct tier_kind kind;      /* of the largest experts; of all where kind_of is NULL */
-    const struct tier_kind *kinds;      /* with kind_of: [kind_count] */
-    const uint16_t *kind_of;    /* [layers * experts] */
+    struct tier_kind kind;      /* of the largest experts; of all where kinds is NULL */
+    const struct tier_kind *kinds; /* a table's: [kind_count]; its experts' `zero` says which */
     uint32_t kind_count;
 };
 
 static inline const struct tier_kind *tier_image_kind(const struct tier_image *image, uint64_t at)
 {
-    return image->kind_of ? &image->kinds[image->kind_of[at]] : &image->kind;
+    return image->kinds ? &image->kinds[image->experts[at].zero] : &image->kind;
 }
 
 /* `name` is used in messages only. 0, BASE_EFORMAT, BASE_EVERSION or BASE_ECHECKSUM. */

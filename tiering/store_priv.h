@@ -14,7 +14,6 @@ struct tier_store {
     size_t size;
     struct tier_image image;
     struct tier_kind *kinds;    /* of a table: what its image points to */
-    uint16_t *kind_of;
     struct tier_part parts[TIER_PARTS];
     uint64_t slot_bytes;
 };

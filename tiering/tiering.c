@@ -306,8 +306,8 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
         base_hist_add(&t->submit_latency, base_clock_now_ns(t->clock) - begin_ns);
     }
     for (uint32_t i = 0; i < k; i++) {
-        uint64_t *lookups = &t->expert_lookups[base + ids[i]];
-        __atomic_store_n(lookups, *lookups + 1, __ATOMIC_RELAXED);
+        uint32_t *lookups = &t->expert_lookups[base + ids[i]];
+        if (*lookups < UINT32_MAX) __atomic_store_n(lookups, *lookups + 1, __ATOMIC_RELAXED);
         lease_begin(t, &leases[i], layer, ids[i]);
     }
     t->hits[0] += hits;

@@ -53,7 +53,7 @@ struct tier {
     struct tier_publish publish;        /* tier_snapshot, then tier_layer_stats[layers] */
     uint64_t published_ns;
     struct tier_snapshot scratch;
-    uint64_t *expert_lookups;   /* [keys] relaxed atomics: one writer, any reader */
+    uint32_t *expert_lookups;   /* [keys] relaxed atomics: one writer, any reader; up to 2^32 - 1 */
     uint8_t *expert_resident;
 };
 

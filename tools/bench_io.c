@@ -19,6 +19,7 @@
 #include "port/json.h"
 #include "tiering/io.h"
 #include "tools/bench.h"
+#include "tools/bench_io_tier.h"
 
 enum { LIST_MAX = 16, ROUNDS_MAX = 25, PAGE = 4096, PAUSE_US = 500000 };
 
@@ -26,7 +27,7 @@ enum way { WAY_URING, WAY_THREADS_ONE, WAY_THREADS_MANY, WAY_FIO, WAY_COUNT };
 static const char *const way_names[] = { "io_uring", "threads_1", "threads_n", "fio" };
 
 static struct {
-    bool json, quiet, no_fio;
+    bool json, quiet, no_fio, tiers;
     const char *file, *dir, *sizes, *depths;
     uint64_t bytes, rounds, time_ns, seed;
 } flags = { .dir = ".", .sizes = "512KiB,2MiB", .depths = "1,8,32", .bytes = UINT64_C(2) << 30,
@@ -49,6 +50,8 @@ struct bench {
     char fio_version[64], fio_skipped[200];
     char notes[WAY_COUNT][200];
     uint64_t seed;
+    struct tier_store *store;   /* with --tiers: the file's records, of store_size bytes each */
+    uint64_t store_size;
 };
 
 struct cell {
@@ -195,11 +198,31 @@ end:
     return rate;
 }
 
+static int run_tiers(struct bench *bench, enum way way, uint64_t size, uint64_t depth, double *rate,
+                     struct base_err *err)
+{
+    struct tier_io_config config;
+    configure(&config, way, size, depth);
+    if (bench->store_size != size) {
+        tier_store_close(bench->store);
+        bench->store = NULL;
+        int rc = bench_tier_store(&bench->store, bench->path, bench->file_bytes, size, err);
+        if (rc < 0) return rc;
+        bench->store_size = size;
+    }
+    struct bench_tier_args args = {
+        .io = &config, .store = bench->store, .depth = (uint32_t)depth, .time_ns = flags.time_ns,
+        .seed = bench->seed++, .interrupted = &interrupted,
+    };
+    return bench_tier_rate(&args, rate, bench->notes[way], sizeof bench->notes[way], err);
+}
+
 static int run_ours(struct bench *bench, enum way way, uint64_t size, uint64_t depth, double *rate,
                     struct base_err *err)
 {
     struct tier_io_config config;
     struct tier_io *io;
+    if (flags.tiers) return run_tiers(bench, way, size, depth, rate, err);
     configure(&config, way, size, depth);
     int rc = tier_io_create(&io, &config, base_clock_real(), err);
     if (rc < 0) {
@@ -467,6 +490,7 @@ static int run(int count, char **arguments)
     int rc = bench.path ? 0 : make_file(&bench, &err);
     if (rc == 0) rc = measure_size(&bench, &err);
     if (rc == 0) rc = measure(&bench, &err);
+    tier_store_close(bench.store);
     if (bench.temp[0]) unlink(bench.temp);
     return rc < 0 ? cli_fail(1, &err) : 0;
 }
@@ -480,6 +504,8 @@ static const struct cli_flag io_flags[] = {
     { "rounds", CLI_UINT, &flags.rounds, "N", "rounds of each measurement (5)" },
     { "time", CLI_TIME, &flags.time_ns, "TIME", "time of a round (1s)" },
     { "seed", CLI_UINT, &flags.seed, "N", "seed of the places that are read (1)" },
+    { "tiers", CLI_SWITCH, &flags.tiers, NULL,
+      "read through the tiers: cold experts, one record each as in a pack, hashes checked" },
     { "no-fio", CLI_SWITCH, &flags.no_fio, NULL, "leave fio out" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print the result as JSON" },
     { "quiet", CLI_SWITCH, &flags.quiet, NULL, "show no progress" },
