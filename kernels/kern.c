@@ -20,6 +20,7 @@ const struct kern_ops kern_ops_reference = {
     .gate = kern_ref_gate,
     .to_f32 = kern_ref_to_f32,
     .to_bf16 = kern_ref_to_bf16,
+    .to_x8 = kern_ref_to_x8,
 };
 
 size_t kern_dtype_bytes(enum kern_dtype dtype)

@@ -15,6 +15,12 @@
  *                       in ascending order of dots over [K*i/8, K*(i+1)/8), i = 0..7, starting
  *                       from the first: any of 1, 2, 4, 8 ranks can hold whole blocks. INT8 and
  *                       INT4: bounds rounded down to multiples of 128, so that groups stay whole.
+ *   matmul, x8          INT8 or INT4 weights against INT8 activations, k_blocks 1. Lane j takes the
+ *                       columns c with c / 4 % 16 = j. For each span of 128 columns: the lane's
+ *                       products of one group are summed as integers (exact in any order), then
+ *                       total_lane = fma(sum, weight scale * activation scale, total_lane), groups
+ *                       of 32 in ascending order (a lane sees two in a span, one each 64 columns);
+ *                       beyond the last column everything is zero. Then the tree.
  *   matmul_t            y[c] = sum over rows d ascending of fma(w[d][c], x[d] * scale(d, c), y[c]).
  *   exp, silu           kern_exp: one polynomial in fused multiply-adds, the same in every op set.
  *
@@ -84,7 +90,20 @@ struct kern_matmul {
     uint32_t m;
     size_t x_stride, y_stride;
     uint32_t k_blocks;          /* 1, or KERN_RANK_BLOCKS */
+    const void *x8;             /* not NULL: instead of x, [m] rows made by to_x8 in groups of
+                                 * w->scale_cols, one each x8_stride bytes */
+    size_t x8_stride;
 };
+
+/* A row of activations as INT8: codes, then the sum of each four codes (i32), then the scale of
+ * each group (f32), all filled up with zeros to a multiple of 128 columns. Bytes are a multiple of
+ * 16; rows begin at a multiple of 4. */
+static inline size_t kern_x8_bytes(uint32_t cols)
+{
+    const size_t filled =
+        ((size_t)cols + KERN_GROUP_LARGE - 1) / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
+    return 2 * filled + filled / KERN_GROUP_SMALL * sizeof(float);
+}
 
 /* One query token of absorbed latent attention over the paged latent cache.
  *
@@ -141,6 +160,10 @@ struct kern_ops {
     /* Element-wise conversions; n weights of one row, unscaled. */
     void (*to_f32)(float *y, const void *x, enum kern_dtype dtype, size_t n);
     void (*to_bf16)(uint16_t *y, const float *x, size_t n);     /* round to nearest even */
+    /* x[n] in groups of 32 or 128 into kern_x8_bytes(n): scale = max|x| / 127, code = x * 127 /
+     * max|x| rounded to nearest even. A group below 2^-100 becomes zeros; one with an infinity or
+     * a NaN gets zeros and a scale of NaN, so that products with it are NaN. */
+    void (*to_x8)(void *row, const float *x, uint32_t n, uint32_t group);
 };
 
 enum kern_cpu { KERN_CPU_REFERENCE = 0, KERN_CPU_AVX2 = 1, KERN_CPU_AVX512 = 2 };

@@ -26,6 +26,22 @@ void kern_ref_gate(const struct kern_gate *gate, const float *logits, uint32_t *
               float *scratch);
 void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n);
 void kern_ref_to_bf16(uint16_t *y, const float *x, size_t n);
+void kern_ref_to_x8(void *row, const float *x, uint32_t n, uint32_t group);
+
+/* Where the pieces of a row of INT8 activations lie. */
+struct cpu_x8 {
+    const int8_t *codes;
+    const int32_t *sums; /* of four codes */
+    const float *scales;
+};
+
+static inline struct cpu_x8 cpu_x8_row(const void *row, uint32_t cols)
+{
+    const size_t filled =
+        ((size_t)cols + KERN_GROUP_LARGE - 1) / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
+    const char *at = row;
+    return (struct cpu_x8){ row, (const void *)(at + filled), (const void *)(at + 2 * filled) };
+}
 
 /* Start of range `block` of `blocks` over the columns: the cut of row-parallel products. */
 static inline uint32_t cpu_range_begin(const struct kern_matrix *w, uint32_t block, uint32_t blocks)
@@ -42,6 +58,12 @@ static inline void cpu_matrix_check(const struct kern_matrix *w)
     MUST(!kern_dtype_grouped(w->dtype) ||
          (w->scales && w->scale_rows == 1 &&
           (w->scale_cols == KERN_GROUP_SMALL || w->scale_cols == KERN_GROUP_LARGE)));
+}
+
+static inline void cpu_x8_check(const struct kern_matmul *args)
+{
+    MUST(kern_dtype_grouped(args->w->dtype) && args->k_blocks == 1);
+    MUST((uintptr_t)args->x8 % 4 == 0 && args->x8_stride % 4 == 0);
 }
 
 /* End of the cut that begins at k0: where the scale changes next, at most k1. */

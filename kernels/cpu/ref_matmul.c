@@ -50,12 +50,51 @@ static float dot_range(const struct kern_matrix *w, uint32_t n, const float *x, 
     return tree(total);
 }
 
+static float dot_x8(const struct kern_matrix *w, uint32_t n, const void *x8)
+{
+    const uint8_t *row = (const uint8_t *)w->data + n * kern_row_bytes(w->dtype, w->cols);
+    const uint8_t *scales = scalar_scales(w, n);
+    const struct cpu_x8 x = cpu_x8_row(x8, w->cols);
+    const uint32_t groups = (w->cols + w->scale_cols - 1) / w->scale_cols;
+    float total[KERN_LANES] = { 0 };
+    for (uint32_t span = 0; span < w->cols; span += KERN_GROUP_LARGE) {
+        const uint32_t step = w->scale_cols == KERN_GROUP_SMALL ? 64 : KERN_GROUP_LARGE;
+        for (uint32_t k = span; k < span + KERN_GROUP_LARGE; k += step) {
+            int32_t sum[KERN_LANES] = { 0 };
+            for (uint32_t c = k; c < k + step && c < w->cols; c++)
+                sum[c / 4 % KERN_LANES] += (int32_t)scalar_weight(w->dtype, row, c) * x.codes[c];
+            for (uint32_t j = 0; j < KERN_LANES; j++) {
+                const uint32_t group = (k + 4 * j) / w->scale_cols;
+                const float scale =
+                    group < groups ? scalar_scale(w->dtype, scales, group) * x.scales[group] : 0.0f;
+                total[j] = fmaf((float)sum[j], scale, total[j]);
+            }
+        }
+    }
+    return tree(total);
+}
+
+static void matmul_x8(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
+{
+    cpu_x8_check(args);
+    for (uint32_t n = row_begin; n < row_end; n++) {
+        for (uint32_t m = 0; m < args->m; m++) {
+            const char *row = (const char *)args->x8 + m * args->x8_stride;
+            args->y[m * args->y_stride + n] = dot_x8(args->w, n, row);
+        }
+    }
+}
+
 void kern_ref_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
 {
     const struct kern_matrix *w = args->w;
     MUST(args->k_blocks == 1 || args->k_blocks == KERN_RANK_BLOCKS);
     MUST(row_begin <= row_end && row_end <= w->rows);
     cpu_matrix_check(w);
+    if (args->x8) {
+        matmul_x8(args, row_begin, row_end);
+        return;
+    }
     for (uint32_t n = row_begin; n < row_end; n++) {
         for (uint32_t m = 0; m < args->m; m++) {
             const float *x = args->x + m * args->x_stride;

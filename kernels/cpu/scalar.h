@@ -115,6 +115,46 @@ static inline float scalar_scale(enum kern_dtype dtype, const uint8_t *scales, s
     return scalar_from_bits(base_le_load32(scales + 4 * index));
 }
 
+/* Activations as INT8 (kern.h). Plain loops: each op set has them compiled for its processor. */
+#define X8_ROUND 0x1.8p23f /* added, it leaves a whole number in the low bits */
+#define X8_LEAST 0x1p-100f
+
+static inline void scalar_x8_group(int8_t *codes, float *scale, const float *x, uint32_t n)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t size = scalar_to_bits(x[i]) & 0x7fffffffu;
+        most = size > most ? size : most;
+    }
+    const float largest = scalar_from_bits(most);
+    if (!(largest >= X8_LEAST) || most >= 0x7f800000u) {
+        memset(codes, 0, n);
+        *scale = most >= 0x7f800000u ? scalar_from_bits(0x7fc00000u) : 0.0f;
+        return;
+    }
+    const float inverse = 127.0f / largest;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t bits = scalar_to_bits(x[i] * inverse + X8_ROUND);
+        codes[i] = (int8_t)(bits - scalar_to_bits(X8_ROUND));
+    }
+    *scale = largest / 127.0f;
+}
+
+static inline void scalar_to_x8(void *row, const float *x, uint32_t n, uint32_t group)
+{
+    const size_t filled = ((size_t)n + KERN_GROUP_LARGE - 1) / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
+    int8_t *codes = row;
+    int32_t *sums = (int32_t *)(void *)(codes + filled);
+    float *scales = (float *)(void *)(codes + 2 * filled);
+    memset(codes + n, 0, filled - n);
+    memset(scales, 0, filled / KERN_GROUP_SMALL * sizeof *scales);
+    for (uint32_t k = 0; k < n; k += group)
+        scalar_x8_group(codes + k, &scales[k / group], x + k, n - k < group ? n - k : group);
+    for (size_t i = 0; i < filled / 4; i++) {
+        sums[i] = codes[4 * i] + codes[4 * i + 1] + codes[4 * i + 2] + codes[4 * i + 3];
+    }
+}
+
 /* exp: x = n ln2 + r with |r| <= ln2 / 2, then a polynomial of degree 6 (fitted for least relative
  * error, see README.md), then times 2^n in two exact halves so that results below the normal range
  * round once. Outside [-104, 89] the result is 0 or infinity anyway. */

@@ -95,6 +95,15 @@ static void simd_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n
     }
 }
 
+static void simd_to_x8(void *row, const float *x, uint32_t n, uint32_t group)
+{
+    MUST(group == KERN_GROUP_SMALL || group == KERN_GROUP_LARGE);
+    if (group == KERN_GROUP_SMALL)
+        scalar_to_x8(row, x, n, KERN_GROUP_SMALL);
+    else
+        scalar_to_x8(row, x, n, KERN_GROUP_LARGE);
+}
+
 static void simd_to_bf16(uint16_t *y, const float *x, size_t n)
 {
     const size_t whole = n / KERN_LANES * KERN_LANES;

@@ -234,6 +234,77 @@ VEC_INLINE struct vec vec_from_fp8_usual(const uint8_t *from)
     return (struct vec){ vec_fp8_usual_half(from), vec_fp8_usual_half(from + 8) };
 }
 
+/* Sixteen i32 lanes: sums of four products of bytes. */
+struct ivec {
+    __m256i low, high;
+};
+
+VEC_INLINE struct ivec ivec_add(struct ivec a, struct ivec b)
+{
+    return (struct ivec){ _mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high) };
+}
+
+VEC_INLINE struct ivec ivec_zero(void)
+{
+    return (struct ivec){ _mm256_setzero_si256(), _mm256_setzero_si256() };
+}
+
+/* `times` x minus the sums of four activations: what codes moved up by `times` must be given back.
+ * Not needed for INT8 here. */
+VEC_INLINE struct ivec ivec_bias(const int32_t *sums, int shift)
+{
+    const __m256i low = _mm256_loadu_si256((const void *)sums);
+    const __m256i high = _mm256_loadu_si256((const void *)(sums + 8));
+    const __m256i zero = _mm256_setzero_si256();
+    return (struct ivec){ _mm256_sub_epi32(zero, _mm256_slli_epi32(low, shift)),
+                          _mm256_sub_epi32(zero, _mm256_slli_epi32(high, shift)) };
+}
+
+enum { VEC_INT8_SHIFT = -1, VEC_INT4_SHIFT = 3 };
+
+VEC_INLINE __m256i ivec_pair_sums(__m256i pairs, __m256i sum)
+{
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+/* 32 products of signed bytes as sixteen sums: |w| times x with w's sign. 128 x 127 x 2 fits. */
+VEC_INLINE __m256i ivec_int8_pairs(const uint8_t *w, const int8_t *x)
+{
+    const __m256i weight = _mm256_loadu_si256((const void *)w);
+    const __m256i value = _mm256_loadu_si256((const void *)x);
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(weight), _mm256_sign_epi8(value, weight));
+}
+
+/* sum += lane by lane the products of 64 INT8 weights. */
+VEC_INLINE struct ivec ivec_dot_int8(const uint8_t *w, const int8_t *x, struct ivec sum)
+{
+    return (struct ivec){ ivec_pair_sums(ivec_int8_pairs(w, x), sum.low),
+                          ivec_pair_sums(ivec_int8_pairs(w + 32, x + 32), sum.high) };
+}
+
+/* The same for 64 INT4 weights in 32 bytes, each code moved up by 8. */
+VEC_INLINE struct ivec ivec_dot_int4(const uint8_t *w, const int8_t *x, struct ivec sum)
+{
+    const __m256i codes =
+        _mm256_xor_si256(_mm256_loadu_si256((const void *)w), _mm256_set1_epi8((char)0x88));
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i low = _mm256_and_si256(codes, nibble);
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
+    const __m256i x_low = _mm256_loadu_si256((const void *)x);
+    const __m256i x_high = _mm256_loadu_si256((const void *)(x + 32));
+    return (struct ivec){ ivec_pair_sums(_mm256_maddubs_epi16(low, x_low), sum.low),
+                          ivec_pair_sums(_mm256_maddubs_epi16(high, x_high), sum.high) };
+}
+
+/* total + sums x scales; lanes 0-7 take the first scale, 8-15 the second. */
+VEC_INLINE struct vec ivec_scale(struct ivec a, float first, float second, struct vec total)
+{
+    return (struct vec){
+        _mm256_fmadd_ps(_mm256_cvtepi32_ps(a.low), _mm256_set1_ps(first), total.low),
+        _mm256_fmadd_ps(_mm256_cvtepi32_ps(a.high), _mm256_set1_ps(second), total.high)
+    };
+}
+
 /* Eight floats in a register: without the empty statement the compiler would rather read memory
  * once for each use, and a tile is bound by its loads. */
 VEC_INLINE __m256 vec_half_once(const float *from)

@@ -205,6 +205,81 @@ VEC_INLINE struct vec vec_from_fp8_usual(const uint8_t *from)
         _mm512_add_epi32(placed, _mm512_set1_epi32(120 << 23))) };
 }
 
+/* Sixteen i32 lanes: sums of four products of bytes. */
+struct ivec {
+    __m512i all;
+};
+
+VEC_INLINE struct ivec ivec_add(struct ivec a, struct ivec b)
+{
+    return (struct ivec){ _mm512_add_epi32(a.all, b.all) };
+}
+
+VEC_INLINE struct ivec ivec_zero(void)
+{
+    return (struct ivec){ _mm512_setzero_si512() };
+}
+
+/* Minus the sums of four activations, shifted: what codes that were moved up must be given back. */
+VEC_INLINE struct ivec ivec_bias(const int32_t *sums, int shift)
+{
+    return (struct ivec){ _mm512_sub_epi32(
+        _mm512_setzero_si512(), _mm512_slli_epi32(_mm512_loadu_si512(sums), (unsigned)shift)) };
+}
+
+#if defined(VEC_VNNI)
+/* Weights must be unsigned, so INT8 codes are moved up by 128. */
+enum { VEC_INT8_SHIFT = 7, VEC_INT4_SHIFT = 3 };
+
+VEC_INLINE __m512i ivec_dot(__m512i codes, __m512i x, __m512i sum)
+{
+    return _mm512_dpbusd_epi32(sum, codes, x);
+}
+
+/* sum += lane by lane the products of 64 INT8 weights. */
+VEC_INLINE struct ivec ivec_dot_int8(const uint8_t *w, const int8_t *x, struct ivec sum)
+{
+    const __m512i codes = _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8((char)0x80));
+    return (struct ivec){ ivec_dot(codes, _mm512_loadu_si512(x), sum.all) };
+}
+#else
+enum { VEC_INT8_SHIFT = -1, VEC_INT4_SHIFT = 3 };
+
+VEC_INLINE __m512i ivec_dot(__m512i codes, __m512i x, __m512i sum)
+{
+    const __m512i pairs = _mm512_maddubs_epi16(codes, x);
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+
+/* sum += lane by lane the products of 64 INT8 weights: |w| times x with w's sign. */
+VEC_INLINE struct ivec ivec_dot_int8(const uint8_t *w, const int8_t *x, struct ivec sum)
+{
+    const __m512i weight = _mm512_loadu_si512(w), value = _mm512_loadu_si512(x);
+    const __mmask64 negative = _mm512_movepi8_mask(weight);
+    const __m512i turned = _mm512_mask_sub_epi8(value, negative, _mm512_setzero_si512(), value);
+    return (struct ivec){ ivec_dot(_mm512_abs_epi8(weight), turned, sum.all) };
+}
+#endif
+
+/* The same for 64 INT4 weights in 32 bytes, each code moved up by 8. */
+VEC_INLINE struct ivec ivec_dot_int4(const uint8_t *w, const int8_t *x, struct ivec sum)
+{
+    enum { XOR_OF_AND = 0x78 }; /* a ^ (b & c) */
+    const __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)w));
+    const __m512i shifted = _mm512_srlv_epi64(both, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
+    const __m512i codes =
+        _mm512_ternarylogic_epi32(_mm512_set1_epi8(8), shifted, _mm512_set1_epi8(15), XOR_OF_AND);
+    return (struct ivec){ ivec_dot(codes, _mm512_loadu_si512(x), sum.all) };
+}
+
+/* total + sums x scales; lanes 0-7 take the first scale, 8-15 the second. */
+VEC_INLINE struct vec ivec_scale(struct ivec a, float first, float second, struct vec total)
+{
+    const __m512 scale =
+        _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first), _mm512_set1_ps(second));
+    return (struct vec){ _mm512_fmadd_ps(_mm512_cvtepi32_ps(a.all), scale, total.all) };
+}
+
 /* sum[m][n] = fma(w[n], x[m], sum[m][n]). */
 VEC_INLINE void vec_tile_step(uint32_t rows, struct vec sum[VEC_TILE_M][VEC_TILE_N], const float *w,
                               const float *x, size_t x_stride)

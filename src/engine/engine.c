@@ -117,6 +117,29 @@ static int learn_experts(struct eng *eng, const struct tier_store *store, struct
     return 0;
 }
 
+/* An option that could have no effect is refused. */
+static int check_activations(const struct eng *eng, const struct eng_config *config,
+                             struct base_err *err)
+{
+    const struct eng_core *core = &eng->core;
+    if (config->activations != ENG_ACTIVATIONS_INT8) return 0;
+    if (core->shape->experts == 0) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "engine.activations: int8 cannot take effect: %s "
+                            "has no routed experts",
+                            core->shape->name);
+    }
+    for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
+        if (kern_dtype_grouped(core->expert[m].dtype)) continue;
+        return base_err_set(err, BASE_ECONFIG,
+                            "engine.activations: int8 cannot take effect: the "
+                            "routed experts of %s are neither INT8 nor INT4 (tier-pack quantize "
+                            "makes such a model)",
+                            core->shape->name);
+    }
+    return 0;
+}
+
 static int prepare_rope(struct eng *eng)
 {
     const struct model_shape *s = eng->core.shape;
@@ -194,6 +217,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     eng->lock_made = true;
     int rc = eng_limits_of(&eng->limits, args->config, args->shape, err);
     if (rc == 0 && args->shape->experts > 0) rc = learn_experts(eng, args->store, err);
+    if (rc == 0) rc = check_activations(eng, args->config, err);
     if (rc == 0) rc = start_threads(eng, args->config, err);
     if (rc == 0) rc = make_room(eng, err);
     if (rc == 0) rc = eng_weights_load(&eng->core.weights, args->shape, args->files, err);

@@ -27,6 +27,9 @@ struct eng_advice;
       "compute threads; 0 = all cores this process may use") \
     O(cpu_mask, ENUM, "engine.cpu_mask", "avx512", "reference|avx2|avx512", "", \
       "best instruction set to use; results are the same bits with each") \
+    O(activations, ENUM, "engine.activations", "f32", "f32|int8", "", \
+      "inputs of the routed experts' products; int8 needs INT8 or INT4 experts and rounds, f32 " \
+      "is exact") \
     O(pin_threads, BOOL, "engine.pin_threads", "true", "", "", \
       "bind each compute thread to a core") \
     O(kv_dtype, ENUM, "kv.dtype", "f32", "f32|bf16", "", "how latent KV entries are kept") \
@@ -44,14 +47,17 @@ struct eng_advice;
       "tokens in one step") \
     O(max_chunked_prefill_tokens, UINT, "scheduler.max_chunked_prefill_tokens", "256", "1..", \
       "tokens", "prompt tokens of one chunk") \
-    O(scheduling, ENUM, "scheduler.policy", "fcfs", "fcfs", "",                                   \
-      "order in which requests are let in: first come, first served")                             \
-    O(prefix_caching, BOOL, "scheduler.enable_prefix_caching", "false", "", "",                   \
-      "share KV blocks of equal beginnings; not built yet, only the default is accepted")         \
-    O(batch_wait, TIME, "scheduler.batch_wait_timeout", "0", "", "",                              \
-      "wait this long for company; not built yet: a request joins at the next step")              \
+    O(scheduling, ENUM, "scheduler.policy", "fcfs", "fcfs", "", \
+      "order in which requests are let in: first come, first served") \
+    O(prefix_caching, BOOL, "scheduler.enable_prefix_caching", "false", "", "", \
+      "share KV blocks of equal beginnings; not built yet, only the default is accepted") \
+    O(batch_wait, TIME, "scheduler.batch_wait_timeout", "0", "", "", \
+      "wait this long for company; not built yet: a request joins at the next step") \
     O(max_model_len, UINT, "scheduler.max_model_len", "0", "", "tokens", \
       "longest sequence; 0 = what the model allows, at most 4096")
+
+/* The values of engine.activations, in their order. */
+enum { ENG_ACTIVATIONS_F32, ENG_ACTIVATIONS_INT8 };
 
 struct eng_config {
     BASE_OPTION_STRUCT(ENG_OPTIONS)

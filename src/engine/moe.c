@@ -28,13 +28,72 @@ static struct kern_matrix part_matrix(const struct eng_core *core, const struct 
     return w;
 }
 
+/* Chunk = one row: the experts' input as INT8. */
+static void row_to_x8(void *context, uint32_t row, unsigned thread)
+{
+    (void)thread;
+    const struct pass *pass = context;
+    const struct eng_core *core = pass->core;
+    uint32_t hidden = core->shape->hidden;
+    core->work.ops->to_x8(core->plan.normed_x8 + row * kern_x8_bytes(hidden),
+                          core->plan.normed + (size_t)row * hidden, hidden,
+                          core->expert[MODEL_GATE].scale_cols);
+}
+
+/* Chunk = one expert of the list: what goes into its down, as INT8. */
+static void run_to_x8(void *context, uint32_t chunk, unsigned thread)
+{
+    (void)thread;
+    const struct pass *pass = context;
+    const struct eng_core *core = pass->core;
+    const struct eng_run *run = &core->plan.runs[chunk];
+    uint32_t width = core->shape->expert_width;
+    for (uint32_t i = run->first; i < run->first + run->count; i++) {
+        core->work.ops->to_x8(core->plan.pair_x8 + i * kern_x8_bytes(width),
+                              core->plan.pair_gate + (size_t)i * width, width,
+                              core->expert[MODEL_DOWN].scale_cols);
+    }
+}
+
+/* A product of `m` pairs from `first` on with `down`. */
+static struct kern_matmul down_product(const struct eng_core *core, const struct kern_matrix *down,
+                                       uint32_t first, float *y, uint32_t m)
+{
+    const struct eng_plan *plan = &core->plan;
+    uint32_t width = core->shape->expert_width;
+    struct kern_matmul product = eng_product(down, plan->pair_gate + (size_t)first * width, width,
+                                             y, core->shape->hidden, m, 1);
+    if (plan->pair_x8) {
+        product.x8_stride = kern_x8_bytes(width);
+        product.x8 = plan->pair_x8 + first * product.x8_stride;
+    }
+    return product;
+}
+
+/* The INT8 inputs of `count` pairs from `first` on, as gather. */
+static const void *gather_x8(const struct pass *pass, uint32_t first, uint32_t count,
+                             unsigned thread)
+{
+    const struct eng_plan *plan = &pass->core->plan;
+    size_t bytes = kern_x8_bytes(pass->core->shape->hidden);
+    if (!plan->normed_x8) return NULL;
+    if (count == 1) return plan->normed_x8 + plan->pair_row[first] * bytes;
+    char *tile = plan->tile_x8 + thread * ENG_TILE * bytes;
+    for (uint32_t i = 0; i < count; i++) {
+        memcpy(tile + i * bytes, plan->normed_x8 + plan->pair_row[first + i] * bytes, bytes);
+    }
+    return tile;
+}
+
 /* The inputs of `count` pairs from `first` on, one after the other. A single one is used in
  * place. */
 static const float *gather(const struct pass *pass, uint32_t first, uint32_t count, unsigned thread)
 {
     const struct eng_plan *plan = &pass->core->plan;
     uint32_t hidden = pass->core->shape->hidden;
-    if (count == 1) return plan->normed + (size_t)plan->pair_row[first] * hidden;
+    if (count == 1 || plan->normed_x8) {
+        return plan->normed + (size_t)plan->pair_row[first] * hidden;
+    }
     float *tile = plan->tile_in + (size_t)thread * ENG_TILE * hidden;
     for (uint32_t i = 0; i < count; i++) {
         memcpy(tile + (size_t)i * hidden, plan->normed + (size_t)plan->pair_row[first + i] * hidden,
@@ -61,8 +120,11 @@ static void run_in(void *context, uint32_t chunk, unsigned thread)
         float *gated = plan->pair_gate + (size_t)first * width;
         float *raised = plan->pair_up + (size_t)first * width;
         struct kern_matmul product = eng_product(&gate, x, hidden, gated, width, m, 1);
+        product.x8 = gather_x8(pass, first, m, thread);
+        product.x8_stride = kern_x8_bytes(hidden);
         core->work.ops->matmul(&product, begin, end);
-        product = eng_product(&up, x, hidden, raised, width, m, 1);
+        product.w = &up;
+        product.y = raised;
         core->work.ops->matmul(&product, begin, end);
         for (uint32_t t = 0; t < m; t++) {
             float *to = gated + (size_t)t * width + begin;
@@ -78,13 +140,12 @@ static void run_out(void *context, uint32_t chunk, unsigned thread)
     const struct pass *pass = context;
     const struct eng_core *core = pass->core;
     const struct eng_run *run = &core->plan.runs[chunk / pass->parts];
-    uint32_t hidden = core->shape->hidden, width = core->shape->expert_width, begin, end;
+    uint32_t hidden = core->shape->hidden, begin, end;
     eng_work_rows(hidden, pass->parts, chunk % pass->parts, &begin, &end);
     if (begin == end) return;
     struct kern_matrix down = part_matrix(core, run->lease, MODEL_DOWN);
-    struct kern_matmul product = eng_product(
-        &down, core->plan.pair_gate + (size_t)run->first * width, width,
-        core->plan.pair_out + (size_t)run->first * hidden, hidden, run->count, 1);
+    struct kern_matmul product = down_product(
+        core, &down, run->first, core->plan.pair_out + (size_t)run->first * hidden, run->count);
     core->work.ops->matmul(&product, begin, end);
 }
 
@@ -94,7 +155,7 @@ static void runs_add(void *context, uint32_t chunk, unsigned thread)
     const struct pass *pass = context;
     const struct eng_core *core = pass->core;
     const struct eng_plan *plan = &core->plan;
-    uint32_t hidden = core->shape->hidden, width = core->shape->expert_width, begin, end;
+    uint32_t hidden = core->shape->hidden, begin, end;
     eng_work_rows(hidden, pass->parts, chunk, &begin, &end);
     if (begin == end) return;
     float *tile = plan->tile_out + (size_t)thread * ENG_TILE * hidden;
@@ -104,8 +165,7 @@ static void runs_add(void *context, uint32_t chunk, unsigned thread)
         for (uint32_t i = 0; i < run->count; i += ENG_TILE) {
             uint32_t first = run->first + i;
             uint32_t m = run->count - i < ENG_TILE ? run->count - i : ENG_TILE;
-            struct kern_matmul product = eng_product(&down, plan->pair_gate + (size_t)first * width,
-                                                     width, tile, hidden, m, 1);
+            struct kern_matmul product = down_product(core, &down, first, tile, m);
             core->work.ops->matmul(&product, begin, end);
             for (uint32_t t = 0; t < m; t++) {
                 float *to = plan->routed + (size_t)plan->pair_row[first + t] * hidden + begin;
@@ -125,6 +185,8 @@ static uint64_t runs_tokens(const struct pass *pass)
     return tokens;
 }
 
+enum { X8_COST = 4 }; /* multiply-adds that one number to INT8 is worth */
+
 /* Takes the listed experts through gate, up and activation. */
 static void compute_in(struct pass *pass)
 {
@@ -132,6 +194,10 @@ static void compute_in(struct pass *pass)
     uint64_t cost = runs_tokens(pass) * 2 * s->hidden * s->expert_width;
     pass->parts = eng_work_parts(&pass->core->work, pass->runs, cost / pass->runs, s->expert_width);
     eng_work_run(&pass->core->work, pass->runs * pass->parts, cost, run_in, pass);
+    if (pass->core->plan.pair_x8) {
+        eng_work_run(&pass->core->work, pass->runs, runs_tokens(pass) * s->expert_width * X8_COST,
+                     run_to_x8, pass);
+    }
     tier_poll(pass->core->tier);
 }
 
@@ -320,6 +386,10 @@ void eng_moe(struct eng_core *core, const struct eng_layer *layer, const struct 
     size_t hidden = core->shape->hidden;
     memset(plan->routed, 0, batch->count * hidden * sizeof *plan->routed);
     eng_gate(core, layer, batch);
+    if (plan->normed_x8) {
+        eng_work_run(&core->work, batch->count, (uint64_t)batch->count * hidden * X8_COST,
+                     row_to_x8, &pass);
+    }
     pass.end = batch->decode_count;
     if (pass.begin < pass.end) decode_rows(&pass);
     pass.begin = batch->decode_count;

@@ -1,6 +1,6 @@
 #include "engine/plan.h"
 
-#include <stdbool.h>
+#include "kernels/kern.h"
 
 struct layout {
     char *memory;
@@ -71,6 +71,12 @@ static void layout_experts(struct eng_plan *p, struct layout *l, const struct mo
     p->route_weights = take(l, routes, real);
     p->tile_in = take(l, (size_t)size->threads * ENG_TILE * s->hidden, real);
     p->tile_out = take(l, (size_t)size->threads * ENG_TILE * s->hidden, real);
+    if (size->x8) {
+        size_t row = kern_x8_bytes(s->hidden);
+        p->normed_x8 = take(l, size->rows, row);
+        p->pair_x8 = take(l, pairs, kern_x8_bytes(s->expert_width));
+        p->tile_x8 = take(l, (size_t)size->threads * ENG_TILE, row);
+    }
     p->gate_scratch = take(l, size->threads * 2 * experts, real);
 }
 

@@ -6,6 +6,7 @@
 #ifndef ENGINE_PLAN_H
 #define ENGINE_PLAN_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,6 +23,7 @@ struct eng_plan_size {
     uint32_t decode_rows;       /* generated tokens among them, at most */
     uint32_t threads;
     uint32_t blocks_per_seq;
+    bool x8; /* routed experts take their inputs as INT8 */
 };
 
 struct eng_plan {
@@ -57,6 +59,10 @@ struct eng_plan {
     float *route_weights;
     /* [threads] */
     float *tile_in, *tile_out;  /* [ENG_TILE][hidden] */
+    /* engine.activations int8; else NULL. Rows of kern_x8_bytes. */
+    char *normed_x8;            /* [rows] of hidden */
+    char *pair_x8;              /* [pairs] of expert_width */
+    char *tile_x8;              /* [threads][ENG_TILE] of hidden */
     float *gate_scratch;        /* [2 * experts] */
     /* head: [decode_rows + 1] */
     float *head_in;             /* [hidden] */

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # tier-pack quantize: what it writes runs like any model, with the same bits at any thread count, op
-# set, cache size and cut, also from a pack; it refuses what is no gain and leaves nothing half done.
+# set, cache size and cut, also from a pack and with INT8 activations; it refuses what is no gain and
+# leaves nothing half done.
 set -euo pipefail
 bin=${EXPERTIER_BUILD:?}/bin
 model=${EXPERTIER_SOURCE:?}/models/pebble
@@ -20,7 +21,7 @@ nats() { # MODEL SETTING...
     "$bin/tier-run" --model "$from" --perplexity "$work/text" --quiet "${@/#/--set=}"
 }
 
-head -c 2500 "$EXPERTIER_SOURCE/README.md" >"$work/text"
+head -c 1500 "$EXPERTIER_SOURCE/README.md" >"$work/text"
 for group in 32 128; do
     quantize --to int4 --group $group --json --text "$work/text" "$model" "$work/int4-$group" >"$work/report"
     grep -q '"group":'$group',"expert_bytes_before":49176,' "$work/report" || fail "$(cat "$work/report")"
@@ -33,15 +34,22 @@ done
 
 for kind in int4-32 int8-128; do
     "$bin/tier-pack" verify "$work/$kind" --json | grep -q '"bad":0' || fail "$kind: verify"
-    first=$(nats "$work/$kind" engine.threads=1)
-    for setting in engine.threads=2 engine.cpu_mask=avx2 tiers.dram.capacity=10% \
-        scheduler.max_chunked_prefill_tokens=7; do
-        [ "$first" = "$(nats "$work/$kind" $setting)" ] || fail "$kind: other bits with $setting"
+    for mode in f32 int8; do
+        first=$(nats "$work/$kind" engine.threads=1 engine.activations=$mode)
+        for setting in engine.threads=2 engine.cpu_mask=avx2 tiers.dram.capacity=10% \
+            scheduler.max_chunked_prefill_tokens=7; do
+            [ "$first" = "$(nats "$work/$kind" $setting engine.activations=$mode)" ] ||
+                fail "$kind with activations in $mode: other bits with $setting"
+        done
     done
+    [ "$first" != "$(nats "$work/$kind")" ] || fail "$kind: int8 activations change nothing"
 done
 # The reference is slow: a piece of the text.
 head -c 500 "$EXPERTIER_SOURCE/README.md" >"$work/text"
-[ "$(nats "$work/int4-32")" = "$(nats "$work/int4-32" engine.cpu_mask=reference)" ] || fail 'reference'
+for mode in f32 int8; do
+    [ "$(nats "$work/int4-32" engine.activations=$mode)" = \
+        "$(nats "$work/int4-32" engine.cpu_mask=reference engine.activations=$mode)" ] || fail 'reference'
+done
 "$bin/tier-pack" repack "$work/int4-32" --to "$work/pack" --quiet
 [ "$(nats "$work/int4-32")" = "$(nats "$work/int4-32" "tiers.nvme.index=$work/pack/expertier.index")" ] ||
     fail 'other bits from the pack'
@@ -56,6 +64,8 @@ refuse 1 'that is no smaller rung' quantize --to int8 "$model" "$work/no"
 refuse 1 'is there already' quantize --to int4 "$model" "$work/again"
 refuse 1 'quantize reads F32' quantize --to int4 "$work/int8-32" "$work/no"
 refuse 1 'no-such-text' quantize --to int4 --text "$work/no-such-text" "$model" "$work/no"
+refuse 1 'engine.activations: int8 cannot take effect' "$bin/tier-run" --model "$model" --prompt a \
+    --set engine.activations=int8
 refuse 2 '--to int8 or --to int4' quantize "$model" "$work/no"
 refuse 2 'groups have 32 or 128' quantize --to int4 --group 64 "$model" "$work/no"
 refuse 2 '--perplexity reads its file' "$bin/tier-run" --model "$model" --perplexity a --prompt b

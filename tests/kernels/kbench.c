@@ -2,7 +2,8 @@
  * multiply-adds. A sample is one product, short enough to fit between two turns of the scheduler,
  * and samples walk through more memory than the caches hold ("dram") or stay with one small matrix
  * ("cache": what the instructions allow). Each figure is the best and the median of the samples; on
- * a shared machine the best is nearer to the hardware. */
+ * a shared machine the best is nearer to the hardware. Products from DRAM take turns with reading
+ * as many bytes by as many threads: their share of reading is a ratio within one run. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,17 +41,37 @@ struct timing {
     double best, median;        /* seconds */
 };
 
-static struct timing timed(void (*work)(void *context, uint32_t sample), void *context)
+struct work {
+    void (*run)(void *context, uint32_t sample);
+    void *context;
+};
+
+/* Times several works in turns. */
+static void timed_turns(const struct work *works, struct timing *timings, unsigned count)
 {
-    double seconds[SAMPLES];
-    work(context, SAMPLES);
+    static double seconds[2][SAMPLES];
+    MUST(count <= 2);
+    for (unsigned w = 0; w < count; w++)
+        works[w].run(works[w].context, SAMPLES);
     for (uint32_t i = 0; i < SAMPLES; i++) {
-        const uint64_t begin = base_now_ns();
-        work(context, i);
-        seconds[i] = (double)(base_now_ns() - begin) * 1e-9;
+        for (unsigned w = 0; w < count; w++) {
+            const uint64_t begin = base_now_ns();
+            works[w].run(works[w].context, i);
+            seconds[w][i] = (double)(base_now_ns() - begin) * 1e-9;
+        }
     }
-    qsort(seconds, SAMPLES, sizeof *seconds, by_value);
-    return (struct timing){ seconds[0], seconds[SAMPLES / 2] };
+    for (unsigned w = 0; w < count; w++) {
+        qsort(seconds[w], SAMPLES, sizeof **seconds, by_value);
+        timings[w] = (struct timing){ seconds[w][0], seconds[w][SAMPLES / 2] };
+    }
+}
+
+static struct timing timed(void (*run)(void *context, uint32_t sample), void *context)
+{
+    const struct work work = { run, context };
+    struct timing timing;
+    timed_turns(&work, &timing, 1);
+    return timing;
 }
 
 /* Floors. */
@@ -58,6 +79,7 @@ static struct timing timed(void (*work)(void *context, uint32_t sample), void *c
 struct read_job {
     struct kern_par *par;
     const uint8_t *pool;
+    size_t bytes; /* of a sample */
     uint32_t sample;
     _Atomic(uint64_t) sink;
 };
@@ -116,10 +138,10 @@ static void fma_spin(void *context, uint32_t sample)
 static void read_chunk(void *context, uint32_t chunk, unsigned thread)
 {
     struct read_job *job = context;
-    const size_t part = READ_BYTES / CHUNKS;
+    const size_t part = job->bytes / CHUNKS / 256 * 256;
     (void)thread;
-    job->sink ^= read_all(job->pool + job->sample % (POOL_BYTES / READ_BYTES) * READ_BYTES +
-                          chunk * part, part);
+    job->sink ^= read_all(
+        job->pool + job->sample % (POOL_BYTES / job->bytes) * job->bytes + chunk * part, part);
 }
 
 static void read_run(void *context, uint32_t sample)
@@ -133,7 +155,7 @@ static void floors_measure(struct bench *b)
 {
     float sink;
     for (unsigned threads = 1; threads <= THREADS_MAX; threads++) {
-        struct read_job job = { .pool = b->pool };
+        struct read_job job = { .pool = b->pool, .bytes = READ_BYTES };
         MUST(kern_par_create(&job.par, threads, NULL, NULL) == 0);
         b->read_rate[threads] = (double)READ_BYTES / timed(read_run, &job).best;
         kern_par_destroy(job.par);
@@ -151,7 +173,8 @@ struct product_job {
     const struct kern_ops *ops;
     struct kern_par *par;
     struct kern_matrix w;
-    uint32_t matrices, m, sample;
+    uint32_t matrices, m, sample, shift;
+    const void *x8; /* or NULL: f32 activations */
 };
 
 static void product_chunk(void *context, uint32_t chunk, unsigned thread)
@@ -159,9 +182,16 @@ static void product_chunk(void *context, uint32_t chunk, unsigned thread)
     const struct product_job *job = context;
     struct kern_matrix w = job->w;
     const size_t bytes = w.rows * kern_row_bytes(w.dtype, w.cols);
-    w.data = job->bench->pool + job->sample % job->matrices * bytes;
-    const struct kern_matmul args = { .w = &w, .x = job->bench->x, .y = job->bench->y, .m = job->m,
-                                      .x_stride = w.cols, .y_stride = w.rows, .k_blocks = 1 };
+    w.data = job->bench->pool + (job->sample + job->shift) % job->matrices * bytes;
+    const struct kern_matmul args = { .w = &w,
+                                      .x = job->bench->x,
+                                      .y = job->bench->y,
+                                      .m = job->m,
+                                      .x_stride = w.cols,
+                                      .y_stride = w.rows,
+                                      .k_blocks = 1,
+                                      .x8 = job->x8,
+                                      .x8_stride = kern_x8_bytes(w.cols) };
     (void)thread;
     job->ops->matmul(&args, w.rows / CHUNKS * chunk, w.rows / CHUNKS * (chunk + 1));
 }
@@ -177,12 +207,17 @@ static const struct {
     const char *name;
     enum kern_dtype dtype;
     uint32_t scale;
+    bool x8;
 } weight_types[] = {
     { "fp8 128x128", KERN_FP8_E4M3, 128 },
     { "int8 32", KERN_INT8, KERN_GROUP_SMALL },
     { "int8 128", KERN_INT8, KERN_GROUP_LARGE },
     { "int4 32", KERN_INT4, KERN_GROUP_SMALL },
     { "int4 128", KERN_INT4, KERN_GROUP_LARGE },
+    { "int8 32 x8", KERN_INT8, KERN_GROUP_SMALL, true },
+    { "int8 128 x8", KERN_INT8, KERN_GROUP_LARGE, true },
+    { "int4 32 x8", KERN_INT4, KERN_GROUP_SMALL, true },
+    { "int4 128 x8", KERN_INT4, KERN_GROUP_LARGE, true },
     { "bf16", KERN_BF16, 0 },
     { "f16", KERN_F16, 0 },
     { "f32", KERN_F32, 0 },
@@ -203,29 +238,46 @@ static void product_line(struct product_job *job, const char *type, unsigned thr
     const size_t bytes = matrix_bytes(&job->w);
     job->matrices = cached ? 1 : (uint32_t)(POOL_BYTES / bytes);
     MUST(kern_par_create(&job->par, threads, NULL, NULL) == 0);
-    const struct timing time = timed(product_run, job);
+    /* Half the pool away: what one reads the other finds in no cache. */
+    struct read_job reading = { .par = job->par, .pool = b->pool, .bytes = bytes };
+    const struct work works[] = { { product_run, job }, { read_run, &reading } };
+    struct timing times[2];
+    job->shift = job->matrices / 2;
+    timed_turns(works, times, cached ? 1 : 2);
     kern_par_destroy(job->par);
-    const double read = (double)bytes / time.best;
-    const double flops = 2.0 * job->w.rows * job->w.cols * job->m / time.best;
-    printf("%-9s matmul %-11s m=%-3u threads=%u %-5s: %6.1f GB/s (%3.0f%% of reading; median %5.1f)"
-           "  %6.1f GFLOP/s (%3.0f%% of peak)\n", job->ops->name, type, job->m, threads,
-           cached ? "cache" : "dram", read * 1e-9, 100 * read / b->read_rate[threads],
-           (double)bytes / time.median * 1e-9, flops * 1e-9, 100 * flops / (b->fma_rate * threads));
+    const double rate = (double)bytes / times[0].best;
+    const double flops = 2.0 * job->w.rows * job->w.cols * job->m / times[0].best;
+    printf("%-9s matmul %-11s m=%-3u threads=%u %-5s: %6.1f GB/s", job->ops->name, type, job->m,
+           threads, cached ? "cache" : "dram", rate * 1e-9);
+    if (!cached)
+        printf(" of %5.1f read (%3.0f%%; medians %3.0f%%)", (double)bytes / times[1].best * 1e-9,
+               100 * times[1].best / times[0].best, 100 * times[1].median / times[0].median);
+    printf("  %6.1f GFLOP/s (%3.0f%% of peak)\n", flops * 1e-9,
+           100 * flops / (b->fma_rate * threads));
 }
 
-static void product_bench(const struct bench *b, const struct kern_ops *ops)
+static void product_bench(const struct bench *b, const struct kern_ops *ops, const char *type)
 {
     static const uint32_t ms[] = { 1, 2, 4, 8, 32, 128 };
     enum { ROWS = 1536, COLS = 2048, ROWS_CACHED = 128 };
     static float scales[ROWS * COLS / KERN_GROUP_SMALL]; /* bf16 pairs, for groups */
+    static uint8_t x8[128 * (COLS * 2 + COLS / 8)] __attribute__((aligned(64)));
     const bool reference = ops == kern_ops_variant(KERN_CPU_REFERENCE);
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
         scales[i] = 0.01f;
     for (size_t t = 0; t < sizeof weight_types / sizeof *weight_types; t++) {
+        if (type && !strstr(weight_types[t].name, type)) continue;
         for (size_t i = 0; i < sizeof ms / sizeof *ms; i++) {
             struct product_job job = { .bench = b, .ops = ops, .m = ms[i] };
             job.w = (struct kern_matrix){ .dtype = weight_types[t].dtype, .rows = ROWS_CACHED,
                                           .cols = COLS };
+            if (weight_types[t].x8) {
+                MUST(sizeof x8 >= job.m * kern_x8_bytes(COLS));
+                for (uint32_t m = 0; m < job.m; m++)
+                    ops->to_x8(x8 + m * kern_x8_bytes(COLS), b->x + (size_t)m * COLS, COLS,
+                               weight_types[t].scale);
+                job.x8 = x8;
+            }
             if (weight_types[t].scale) {
                 job.w.scales = scales;
                 job.w.scale_cols = weight_types[t].scale;
@@ -357,7 +409,7 @@ static void others_bench(const struct bench *b, const struct kern_ops *ops, cons
     }
 }
 
-int kbench_run(const char *only)
+int kbench_run(const char *only, const char *type)
 {
     struct bench b = { .pool = malloc(POOL_BYTES),
                        .x = malloc(sizeof(float) * 128 * 8192),
@@ -380,8 +432,7 @@ int kbench_run(const char *only)
         const struct kern_ops *ops = kern_ops_variant((enum kern_cpu)variant);
         if (!ops)
             continue;
-        if (!only || !strcmp(only, "matmul"))
-            product_bench(&b, ops);
+        if (!only || !strcmp(only, "matmul")) product_bench(&b, ops, type);
         others_bench(&b, ops, only);
     }
     free(b.pool);

@@ -4,7 +4,8 @@
  * is preceded by bytes that must not change.
  *
  *   kcheck [--seeds N] [--seed S] [OP]      compare; exit 77 when only the reference runs here
- *   kcheck --bench [OP]                     rates beside the measured floors (kbench.c)
+ *   kcheck --bench [OP [TYPE]]              rates beside the measured floors (kbench.c); of
+ *                                           products only the weight types with TYPE in the name
  *
  * A NaN equals any NaN: kern.h leaves sign and payload open. */
 #include <math.h>
@@ -194,6 +195,57 @@ static bool check_matmul(struct kcase *c)
              dtype_names[w.dtype], begin, end, rows, cols, m, args.k_blocks, !!w.scales,
              w.scale_rows, w.scale_cols, at / args.y_stride, at % args.y_stride, got[at],
              wanted[at]);
+    return false;
+}
+
+static bool check_matmul_x8(struct kcase *c)
+{
+    const uint32_t rows = 1 + below(c, 30), m = 1 + below(c, 6);
+    const uint32_t cols = 1 + below(c, below(c, 4) ? 500 : 5000);
+    struct kern_matrix w = { .dtype = below(c, 2) ? KERN_INT8 : KERN_INT4,
+                             .rows = rows,
+                             .cols = cols };
+    const uint32_t temper = temper_of(c);
+    w.data = codes(c, w.dtype, rows * kern_row_bytes(w.dtype, cols), 0);
+    group_scales(c, &w, temper);
+    const size_t stride = kern_x8_bytes(cols) + 4 * below(c, 5);
+    uint8_t *x8 = guard_get((m - 1) * stride + kern_x8_bytes(cols), 4 * below(c, 8));
+    for (uint32_t i = 0; i < m; i++)
+        c->reference->to_x8(x8 + i * stride, floats(c, cols, temper_of(c)), cols, w.scale_cols);
+    struct kern_matmul args = { .w = &w,
+                                .m = m,
+                                .y_stride = rows + below(c, 5),
+                                .k_blocks = 1,
+                                .x8 = x8,
+                                .x8_stride = stride };
+    const uint32_t begin = below(c, rows + 1), end = begin + below(c, rows + 1 - begin);
+    const size_t y_count = (size_t)(m - 1) * args.y_stride + rows;
+    float *wanted = floats(c, y_count, 0), *got = floats(c, y_count, 0);
+    memcpy(got, wanted, y_count * sizeof *got);
+    args.y = wanted;
+    c->reference->matmul(&args, begin, end);
+    args.y = got;
+    c->set->matmul(&args, begin, end);
+    size_t at;
+    if (same_floats(wanted, got, y_count, &at)) return true;
+    snprintf(c->what, sizeof c->what,
+             "%s groups of %u, rows=[%u,%u) of %u cols=%u m=%u: y[%zu][%zu] %a, not %a",
+             dtype_names[w.dtype], w.scale_cols, begin, end, rows, cols, m, at / args.y_stride,
+             at % args.y_stride, got[at], wanted[at]);
+    return false;
+}
+
+static bool check_to_x8(struct kcase *c)
+{
+    const uint32_t n = 1 + below(c, 700);
+    const uint32_t group = below(c, 2) ? KERN_GROUP_SMALL : KERN_GROUP_LARGE;
+    const float *x = floats(c, n, temper_of(c));
+    uint8_t *wanted = guard_get(kern_x8_bytes(n), 4 * below(c, 8));
+    uint8_t *got = guard_get(kern_x8_bytes(n), 4 * below(c, 8));
+    c->reference->to_x8(wanted, x, n, group);
+    c->set->to_x8(got, x, n, group);
+    if (!memcmp(wanted, got, kern_x8_bytes(n))) return true;
+    snprintf(c->what, sizeof c->what, "n=%u groups of %u: bytes differ", n, group);
     return false;
 }
 
@@ -389,12 +441,13 @@ static const struct {
     bool (*check)(struct kcase *c);
     uint32_t seeds;
 } checks[] = {
-    { "matmul", check_matmul, 1500 }, { "matmul_t", check_matmul_t, 400 },
-    { "mla", check_mla, 150 },        { "rmsnorm", check_rmsnorm, 400 },
-    { "swiglu", check_swiglu, 400 },  { "rope", check_rope, 100 },
-    { "axpy", check_axpy, 400 },      { "add", check_add, 400 },
-    { "gate", check_gate, 400 },      { "to_f32", check_to_f32, 400 },
-    { "to_bf16", check_to_bf16, 400 },
+    { "matmul", check_matmul, 1500 },  { "matmul_t", check_matmul_t, 400 },
+    { "mla", check_mla, 150 },         { "rmsnorm", check_rmsnorm, 400 },
+    { "swiglu", check_swiglu, 400 },   { "rope", check_rope, 100 },
+    { "axpy", check_axpy, 400 },       { "add", check_add, 400 },
+    { "gate", check_gate, 400 },       { "to_f32", check_to_f32, 400 },
+    { "to_bf16", check_to_bf16, 400 }, { "matmul_x8", check_matmul_x8, 800 },
+    { "to_x8", check_to_x8, 400 },
 };
 
 /* Number of failed cases of one op set. */
@@ -428,7 +481,7 @@ static unsigned set_check(const struct kern_ops *set, const char *only, uint64_t
 
 int main(int argc, char **argv)
 {
-    const char *only = NULL;
+    const char *only = NULL, *type = NULL;
     uint64_t first = 1, seeds = 0;
     bool bench = false;
     for (int i = 1; i < argc; i++) {
@@ -440,14 +493,13 @@ int main(int argc, char **argv)
             first = strtoull(argv[++i], NULL, 10);
             seeds = seeds ? seeds : 1;
         } else if (argv[i][0] != '-') {
-            only = argv[i];
+            *(only ? &type : &only) = argv[i];
         } else {
-            fprintf(stderr, "usage: kcheck [--bench] [--seed S] [--seeds N] [OP]\n");
+            fprintf(stderr, "usage: kcheck [--bench] [--seed S] [--seeds N] [OP [TYPE]]\n");
             return 2;
         }
     }
-    if (bench)
-        return kbench_run(only);
+    if (bench) return kbench_run(only, type);
     unsigned failed = 0, sets = 0;
     for (int variant = KERN_CPU_AVX2; variant <= KERN_CPU_AVX512; variant++) {
         const struct kern_ops *set = kern_ops_variant((enum kern_cpu)variant);

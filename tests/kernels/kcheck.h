@@ -3,6 +3,6 @@
 #define TESTS_KERNELS_KCHECK_H
 
 /* Prints rates of every op (or the named one) of every op set; returns an exit status. */
-int kbench_run(const char *only);
+int kbench_run(const char *only, const char *type);
 
 #endif
