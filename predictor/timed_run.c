@@ -173,7 +173,9 @@ static void step_run(struct run *run, const struct pred_step *step)
         step_layer(run, step, l);
     for (uint32_t c = 0; c < run->count; c++) {
         pred_timed_compute(run->timed[c], UINT32_MAX, rest_ns);
-        step_count(&run->results[c], step, pred_timed_now(run->timed[c]) - run->begin_ns[c]);
+        uint64_t ns = pred_timed_now(run->timed[c]) - run->begin_ns[c];
+        step_count(&run->results[c], step, ns);
+        if (run->cases[c].step_done) run->cases[c].step_done(run->cases[c].context, step, ns);
     }
 }
 
@@ -255,7 +257,7 @@ static int case_create(struct run *run, uint32_t i, struct base_err *err)
         .machine = run->machine,
         .decide = {
             .layers = h->layers, .experts = h->experts, .top_k = h->top_k,
-            .tier_count = c->tier_count, .inclusive = c->inclusive,
+            .tier_count = c->tier_count, .inclusive = c->inclusive, .adaptive = c->adaptive,
             .half_life_tokens = c->half_life_tokens, .prefill_share = c->prefill_share,
             .next_use = pred_future_next, .next_use_context = run->future,
         },
@@ -270,7 +272,7 @@ static int case_create(struct run *run, uint32_t i, struct base_err *err)
     for (uint32_t t = 0; t < c->tier_count; t++) {
         config.decide.tiers[t].slots = c->slots[t];
         snprintf(config.decide.tiers[t].policy, sizeof config.decide.tiers[t].policy, "%s",
-                 c->policy);
+                 t > 0 && c->policy_below[0] ? c->policy_below : c->policy);
     }
     return pred_timed_create(&run->timed[i], &config, err);
 }

@@ -24,7 +24,12 @@ struct pred_timed_case {
     uint64_t slots[TIER_RESIDENT_TIERS_MAX];
     bool inclusive;
     bool start_full;
+    bool adaptive;          /* quotas of the layers follow what is missed */
+    char policy_below[32];  /* of the lower of two tiers; "" = as above */
     double prefill_share, half_life_tokens;
+    /* Optional: told after each step what it took on this case's clock. */
+    void (*step_done)(void *context, const struct pred_step *step, uint64_t ns);
+    void *context;
 };
 
 struct pred_timed_result {

@@ -6,10 +6,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/must.h"
 #include "base/rng.h"
 #include "predictor/feed.h"
+#include "predictor/timed_run.h"
 #include "tiering/policy.h"
 
 enum { CANDIDATES_MAX = 128, SAMPLES = 4000, PROGRESS_EVERY = 1024 };
@@ -23,7 +25,7 @@ static const double shares[] = { 0.1, 0.25, 0.5, 0.75, 1 };
 struct run {
     struct pred_tune_setting setting;
     struct tier_decide *decide; /* NULL: a server would refuse it */
-    double *bytes;              /* [sequences] */
+    double *cost;               /* [sequences] */
     struct pred_tune_sum sum;
 };
 
@@ -36,6 +38,9 @@ struct tune {
     struct tier_found *found;
     struct pred_step step;   /* the part's tokens of the running step */
     uint32_t room, *numbers; /* [room] */
+    char folder[160];           /* on the clock: where the halves are; \"\" = nowhere */
+    struct pred_trace_reader *halves[2];
+    double tokens[2];           /* of each half */
     struct run runs[CANDIDATES_MAX];
     uint32_t count;
 };
@@ -137,9 +142,9 @@ static void acquire(struct tune *t, const struct pred_step *step, uint32_t layer
         uint32_t reads = reads_of(t, run->decide, layer, n, phase);
         run->sum.lookups += n;
         run->sum.reads += reads;
-        run->sum.bytes += reads * each;
+        run->sum.cost += reads * each;
         for (uint32_t i = 0; reads > 0 && i < step->token_count; i++) {
-            if (step->phases[i] == phase) run->bytes[t->numbers[i]] += reads * each / tokens;
+            if (step->phases[i] == phase) run->cost[t->numbers[i]] += reads * each / tokens;
         }
     }
 }
@@ -164,16 +169,28 @@ static int run_create(struct tune *t, struct run *run, struct base_err *err)
                sizeof config.tiers[i].policy);
     }
     run->sum = (struct pred_tune_sum){ 0 };
-    if (!run->bytes) run->bytes = calloc(t->parts.sequences, sizeof run->bytes[0]);
-    if (!run->bytes) return base_err_set(err, -ENOMEM, "no memory for a candidate");
-    memset(run->bytes, 0, t->parts.sequences * sizeof run->bytes[0]);
+    if (!run->cost) run->cost = calloc(t->parts.sequences, sizeof run->cost[0]);
+    if (!run->cost) return base_err_set(err, -ENOMEM, "no memory for a candidate");
+    memset(run->cost, 0, t->parts.sequences * sizeof run->cost[0]);
     return tier_decide_create(&run->decide, &config, err);
 }
 
-/* All candidates over one part. A candidate that a server would refuse keeps its core NULL; the
- * first one is somebody's configuration and must do. */
-static int evaluate(struct tune *t, enum pred_tune_part part, const char *what,
-                    struct base_err *err)
+/* A candidate that a server would refuse keeps its core NULL; the first one is somebody's
+ * configuration and must do. */
+static int runs_create(struct tune *t, struct base_err *err)
+{
+    for (uint32_t c = 0; c < t->count; c++) {
+        struct base_err refused = { 0 };
+        int rc = run_create(t, &t->runs[c], &refused);
+        if (rc < 0 && (c == 0 || (rc != BASE_EBUDGET && rc != BASE_ECONFIG))) {
+            return base_err_set(err, rc, "%s", refused.text);
+        }
+    }
+    return 0;
+}
+
+static int evaluate_bytes(struct tune *t, enum pred_tune_part part, const char *what,
+                          struct base_err *err)
 {
     static const enum tier_phase order[] = { TIER_DECODE, TIER_PREFILL };
     const struct pred_replay_progress *progress = t->args->progress;
@@ -181,14 +198,6 @@ static int evaluate(struct tune *t, enum pred_tune_part part, const char *what,
     struct pred_step step;
     uint64_t steps = 0;
     int rc = 0;
-    for (uint32_t c = 0; c < t->count; c++) {
-        struct base_err refused = { 0 };
-        rc = run_create(t, &t->runs[c], &refused);
-        if (rc < 0 && (c == 0 || (rc != BASE_EBUDGET && rc != BASE_ECONFIG))) {
-            return base_err_set(err, rc, "%s", refused.text);
-        }
-    }
-    rc = 0;
     for (uint32_t i = 0; rc >= 0 && i < t->args->trace_count; i++) {
         struct pred_trace_reader *reader = t->args->traces[i];
         while ((rc = pred_trace_reader_next(reader, PRED_WANT_STEPS, &item, err)) > 0) {
@@ -206,6 +215,67 @@ static int evaluate(struct tune *t, enum pred_tune_part part, const char *what,
         }
         if (rc == 0) rc = pred_trace_reader_rewind(reader, err);
     }
+    return rc;
+}
+
+/* What an engine would take for the part: cases on the clock of the machine. */
+static void step_done(void *context, const struct pred_step *step, uint64_t ns)
+{
+    struct run *run = context;
+    for (uint32_t i = 0; i < step->token_count; i++) {
+        run->cost[step->seqs[i]] += (double)ns / step->token_count;
+    }
+}
+
+static int evaluate_clock(struct tune *t, enum pred_tune_part part, const char *what,
+                          struct base_err *err)
+{
+    static struct pred_timed_case cases[CANDIDATES_MAX];
+    static struct pred_timed_result results[CANDIDATES_MAX];
+    const struct pred_tune_cache *cache = &t->args->cache;
+    struct pred_timed_summary summary;
+    uint32_t count = 0, of[CANDIDATES_MAX];
+    (void)what;
+    for (uint32_t c = 0; c < t->count; c++) {
+        struct run *run = &t->runs[c];
+        if (!run->decide) continue;
+        of[count] = c;
+        cases[count] = (struct pred_timed_case){
+            .tier_count = cache->tier_count, .inclusive = cache->inclusive,
+            .slots = { cache->slots[0], cache->slots[1] },
+            .prefill_share = run->setting.prefill_share,
+            .half_life_tokens = run->setting.half_life_tokens, .adaptive = run->setting.adaptive,
+            .step_done = step_done, .context = run,
+        };
+        memcpy(cases[count].policy_below, cache->policy_below, sizeof cases[0].policy_below);
+        memcpy(cases[count++].policy, run->setting.policy, sizeof cases[0].policy);
+    }
+    int rc = pred_timed_run(t->halves[part], t->args->machine, cases, results, count, &summary,
+                            t->args->progress, err);
+    for (uint32_t i = 0; rc >= 0 && i < count; i++) {
+        const struct pred_timed_stats *stats = &results[i].stats;
+        struct pred_tune_sum *sum = &t->runs[of[i]].sum;
+        for (int cell = 0; cell < TIER_CELL_COUNT; cell++) {
+            sum->lookups += (double)stats->cells[cell].lookups;
+            sum->reads += (double)stats->cells[cell].misses;
+        }
+        if (cache->tier_count == 2) {
+            sum->reads = (double)(stats->below_lookups - stats->below_hits);
+        }
+        sum->cost = (double)results[i].time_ns;
+    }
+    pred_timed_results_fini(results, count);
+    return rc < 0 ? rc : pred_trace_reader_rewind(t->halves[part], err);
+}
+
+/* All candidates over one part, by what counts. */
+static int evaluate(struct tune *t, enum pred_tune_part part, const char *what,
+                    struct base_err *err)
+{
+    int rc = runs_create(t, err);
+    if (rc < 0) return rc;
+    rc = (t->args->machine ? evaluate_clock : evaluate_bytes)(t, part, what, err);
+    for (uint32_t c = 0; c < t->count; c++) t->runs[c].sum.tokens = t->tokens[part];
     return rc;
 }
 
@@ -237,7 +307,7 @@ static int choose(struct tune *t, struct pred_tune_setting *best, const char *wh
     int rc = evaluate(t, PRED_TUNE_TUNED, what, err);
     for (uint32_t c = 1; rc == 0 && c < t->count; c++) {
         const struct run *run = &t->runs[c];
-        if (run->decide && run->sum.bytes < t->runs[winner].sum.bytes) winner = c;
+        if (run->decide && run->sum.cost < t->runs[winner].sum.cost) winner = c;
     }
     if (rc == 0) *best = t->runs[winner].setting;
     t->result->candidates += t->count;
@@ -373,13 +443,105 @@ static int judge(struct tune *t, const struct pred_tune_setting *best, struct ba
         }
     }
     const struct run *base = &t->runs[0], *won = &t->runs[r->path_count - 1];
-    if (base->sum.bytes > 0) r->saved = 1 - won->sum.bytes / base->sum.bytes;
-    int rc = bootstrap(t, base->bytes, won->bytes, err);
+    if (base->sum.cost > 0) r->saved = 1 - won->sum.cost / base->sum.cost;
+    int rc = bootstrap(t, base->cost, won->cost, err);
     r->better = rc == 0 && r->path_count > 1 && r->saved > 0 && r->saved_low > 0;
     return rc;
 }
 
 /* ------------------------------------------------------------------------------------ set-up -- */
+
+/* The tokens of each half as a trace whose sequences have the numbers of the parts. */
+static int half_write(struct tune *t, enum pred_tune_part part, const char *path,
+                      struct base_err *err)
+{
+    struct pred_trace_config config;
+    struct base_option_group group = { "trace", pred_trace_options, pred_trace_option_count,
+                                       &config };
+    struct pred_trace_header header = *t->header;
+    struct pred_trace_writer *writer;
+    struct pred_trace_item item;
+    struct pred_step step;
+    uint64_t *seqs = NULL;
+    uint32_t *positions = NULL;
+    base_option_defaults(&group, 1);
+    snprintf(config.path, sizeof config.path, "%.*s", (int)sizeof config.path - 1, path);
+    config.weights = PRED_WEIGHTS_F32;
+    header.decide.tier_count = 0;
+    header.yaml = NULL;
+    int rc = pred_trace_writer_open(&writer, &config, &header, false, err);
+    if (rc < 0) return rc;
+    pred_trace_writer_patient(writer);
+    for (uint32_t i = 0; rc >= 0 && i < t->args->trace_count; i++) {
+        struct pred_trace_reader *reader = t->args->traces[i];
+        while ((rc = pred_trace_reader_next(reader, PRED_WANT_STEPS, &item, err)) > 0) {
+            rc = step_take(t, &item.step, i, part, &step);
+            if (rc < 0) break;
+            uint64_t *more = realloc(seqs, (step.token_count + 1) * sizeof seqs[0]);
+            if (more) seqs = more;
+            uint32_t *zero = realloc(positions, (step.token_count + 1) * sizeof positions[0]);
+            if (zero) positions = zero;
+            if (!more || !zero) rc = -ENOMEM;
+            if (rc < 0 || step.token_count == 0) continue;
+            for (uint32_t k = 0; k < step.token_count; k++) {
+                seqs[k] = t->numbers[k];
+                positions[k] = 0;
+            }
+            step.seqs = seqs;
+            step.positions = positions;
+            pred_trace_writer_step(writer, &step);
+        }
+        if (rc == 0) rc = pred_trace_reader_rewind(reader, err);
+    }
+    free(seqs);
+    free(positions);
+    struct base_err closing = { 0 };
+    int end = pred_trace_writer_close(writer, &closing);
+    if (rc < 0) return base_err_set(err, rc, "cannot keep a half of the trace");
+    return end < 0 ? base_err_set(err, end, "%s", closing.text) : 0;
+}
+
+static void half_path(const struct tune *t, int part, char *to, size_t size)
+{
+    snprintf(to, size, "%s/half-%d", t->folder, part);
+}
+
+static void halves_end(struct tune *t)
+{
+    char path[200];
+    for (int part = 0; part < 2; part++) {
+        pred_trace_reader_close(t->halves[part]);
+        if (!t->folder[0]) continue;
+        half_path(t, part, path, sizeof path);
+        unlink(path);
+    }
+    if (t->folder[0]) rmdir(t->folder);
+}
+
+static int halves_make(struct tune *t, struct base_err *err)
+{
+    const char *dir = getenv("TMPDIR");
+    char path[200];
+    if (!dir || !*dir) dir = "/tmp";
+    int length = snprintf(t->folder, sizeof t->folder, "%s/expertier-tune-XXXXXX", dir);
+    if (length >= (int)sizeof t->folder) {
+        t->folder[0] = '\0';
+        return base_err_set(err, -ENAMETOOLONG, "TMPDIR: %.80s...: this path is too long", dir);
+    }
+    if (!mkdtemp(t->folder)) {
+        int rc = base_err_set(err, -errno, "%s: no temporary folder can be made there: %s",
+                              t->folder, strerror(errno));
+        t->folder[0] = '\0';
+        return rc;
+    }
+    for (int part = 0; part < 2; part++) {
+        half_path(t, part, path, sizeof path);
+        int rc = half_write(t, (enum pred_tune_part)part, path, err);
+        if (rc == 0) rc = pred_trace_reader_open(&t->halves[part], path, err);
+        if (rc < 0) return rc;
+    }
+    return 0;
+}
 
 static int prepare(struct tune *t, struct base_err *err)
 {
@@ -396,6 +558,7 @@ static int prepare(struct tune *t, struct base_err *err)
     if (!tier_policy_find(t->args->base.policy)) {
         return base_err_set(err, BASE_ECONFIG, "no policy is called \"%s\"", t->args->base.policy);
     }
+    t->result->on_clock = t->args->machine != NULL;
     t->result->known_bytes = h->expert_bytes || h->slot_bytes > 0;
     t->found = calloc(h->experts, sizeof t->found[0]);
     if (!t->found) return base_err_set(err, -ENOMEM, "no memory to tune");
@@ -406,7 +569,9 @@ static int prepare(struct tune *t, struct base_err *err)
     t->result->sequences = t->parts.sequences;
     t->result->held_out_sequences = t->parts.sequences / 2;
     t->result->shared_text = t->parts.shared_text;
-    if (t->parts.sequences >= 2) return 0;
+    t->tokens[0] = t->parts.tokens[0];
+    t->tokens[1] = t->parts.tokens[1];
+    if (t->parts.sequences >= 2) return t->args->machine ? halves_make(t, err) : 0;
     return base_err_set(err, BASE_ECONFIG,
                         "%" PRIu32 " sequence in all: at least 2 are needed, one to tune on and "
                         "one to hold out",
@@ -428,8 +593,9 @@ int pred_tune_run(const struct pred_tune_args *args, struct pred_tune_result *re
     if (rc == 0) rc = judge(t, &best, err);
     for (uint32_t c = 0; c < CANDIDATES_MAX; c++) {
         tier_decide_destroy(t->runs[c].decide);
-        free(t->runs[c].bytes);
+        free(t->runs[c].cost);
     }
+    halves_end(t);
     pred_union_fini(&t->joined);
     pred_tune_parts_fini(&t->parts);
     free(t->found);

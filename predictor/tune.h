@@ -2,10 +2,11 @@
  *
  * The sequences of the traces are dealt into two halves in the order in which they come up: one to
  * tune on, one held out. Every candidate runs through the decision core on the tuned half's
- * routing; what it costs is the bytes that were not in memory and had to be read. The winner is
- * then compared with the base on the held-out half, sequence by sequence, and is taken only where a
- * bootstrap over the sequences leaves no doubt. Memory: the cores of one round of candidates and a
- * few numbers for each candidate and sequence.
+ * routing. What it costs is the bytes that were not in memory and had to be read, or, given a
+ * machine's description, the time of the steps on its virtual clock. The winner is then compared
+ * with the base on the held-out half, sequence by sequence, and is taken only where a bootstrap
+ * over the sequences leaves no doubt. Memory: the cores of one round of candidates and a few
+ * numbers for each candidate and sequence.
  *
  * Same traces and base, same answer. One thread.
  */
@@ -16,6 +17,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "predictor/machine.h"
 #include "predictor/replay.h"
 #include "predictor/trace.h"
 
@@ -39,7 +41,9 @@ enum { PRED_TUNE_PATH_MAX = 5, PRED_TUNE_WINDOW = 16 };
 
 /* Sums over all sequences of one part. */
 struct pred_tune_sum {
-    double lookups, reads, bytes;       /* reads: lookups that no tier in memory could serve */
+    double lookups, reads;              /* reads: lookups that no tier in memory could serve */
+    double cost;                        /* bytes read, or nanoseconds */
+    double tokens;                      /* of the part */
 };
 
 /* base, then one knob after another turned to where the winner has it. */
@@ -51,10 +55,11 @@ struct pred_tune_step {
 
 struct pred_tune_result {
     uint64_t sequences, held_out_sequences, candidates;
-    bool known_bytes;                   /* else bytes count experts */
+    bool on_clock;                      /* costs are nanoseconds; else bytes, */
+    bool known_bytes;                   /* or experts where nobody knows their bytes */
     struct pred_tune_step path[PRED_TUNE_PATH_MAX];
     uint32_t path_count;
-    /* Share of the base's bytes that the winner saves on the held-out half, and 95% of the
+    /* Share of the base's cost that the winner saves on the held-out half, and 95% of the
      * bootstrap's samples. */
     double saved, saved_low, saved_high;
     bool better;                        /* saved_low > 0: the winner is worth writing */
@@ -68,11 +73,13 @@ struct pred_tune_args {
     uint32_t trace_count;
     struct pred_tune_cache cache;
     struct pred_tune_setting base;
+    const struct pred_machine *machine; /* NULL: bytes count */
     const struct pred_replay_progress *progress;    /* may be NULL */
 };
 
 /* BASE_EMISMATCH when the traces are of different models, BASE_ECONFIG when there is nothing to
- * hold out or the base is no cache. The traces are read several times. */
+ * hold out, the base is no cache or the machine's description lacks something. With a machine, each
+ * half is kept as a trace under TMPDIR meanwhile. The traces are read several times. */
 int pred_tune_run(const struct pred_tune_args *args, struct pred_tune_result *result,
                   struct base_err *err);
 
@@ -83,6 +90,7 @@ struct pred_tune_parts {
     void *numbers;                      /* [traces] maps of sequence numbers */
     uint32_t trace_count, sequences;
     uint64_t prefill_tokens;
+    double tokens[2];                   /* of each part */
     double shared_text;
 };
 enum pred_tune_part { PRED_TUNE_TUNED, PRED_TUNE_HELD_OUT };

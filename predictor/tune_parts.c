@@ -61,6 +61,7 @@ static int number_token(struct reading *r, const struct pred_step *step, uint32_
     int rc =
         pred_positions_number(numbers_of(parts, trace), step->seqs[i], parts->sequences, &number);
     if (rc == 0 && number == parts->sequences) parts->sequences++;
+    if (rc == 0) parts->tokens[number % 2]++;
     parts->prefill_tokens += step->phases[i] == TIER_PREFILL;
     return rc;
 }

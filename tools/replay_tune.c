@@ -17,7 +17,7 @@ enum { TRACES_MAX = 64 };
 #define SHARED_TEXT_MAX 0.05
 
 static struct {
-    const char *config, *to;
+    const char *config, *to, *machine;
     struct cli_list set;
     bool explain, json, quiet;
 } flags;
@@ -26,6 +26,8 @@ const struct cli_flag cli_replay_tune_flags[] = {
     { "config", CLI_TEXT, &flags.config, "FILE",
       "server YAML to start from; default: the defaults of every key" },
     { "set", CLI_REPEATED, &flags.set, "KEY=VALUE", "override one setting of the YAML" },
+    { "machine", CLI_TEXT, &flags.machine, "FILE",
+      "judge by the time on the virtual clock of this machine (YAML, see configs/machines)" },
     { "output|o", CLI_TEXT, &flags.to, "FILE", "where the tuned YAML goes" },
     { "explain", CLI_SWITCH, &flags.explain, NULL, "say in words what each setting gave" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print JSON" },
@@ -167,48 +169,54 @@ static void explain(const struct pred_tune_result *r)
         char before[40], after[40];
         knob_text(before, sizeof before, to->knob, &from->setting);
         knob_text(after, sizeof after, to->knob, &to->setting);
-        double saved = from->held_out.bytes - to->held_out.bytes,
+        double saved = from->held_out.cost - to->held_out.cost,
                points = resident(&to->held_out) - resident(&from->held_out);
-        printf("Turning %s from %s to %s %s %.2f%% of the base's bytes on the held-out half "
+        printf("Turning %s from %s to %s %s %.2f%% of the base's %s on the held-out half "
                "(resident %+.2f points; %+.2f on the tuned half).\n",
                to->knob, before, after, saved >= 0 ? "saves" : "costs",
-               base->held_out.bytes > 0 ? 100 * fabs(saved) / base->held_out.bytes : 0, points,
+               base->held_out.cost > 0 ? 100 * fabs(saved) / base->held_out.cost : 0,
+               r->on_clock ? "time" : "bytes", points,
                resident(&to->tuned) - resident(&from->tuned));
     }
 }
 
-static void bytes_text(char *to, size_t size, const struct pred_tune_result *r, double bytes)
+/* What a part cost, in words. */
+static void cost_text(char *to, size_t size, const struct pred_tune_result *r,
+                      const struct pred_tune_sum *sum)
 {
     char text[16];
-    if (r->known_bytes) {
-        snprintf(to, size, "%s", base_str_bytes(text, sizeof text, (uint64_t)bytes));
+    if (r->on_clock) {
+        snprintf(to, size, "%.2f tokens/s", sum->cost > 0 ? 1e9 * sum->tokens / sum->cost : 0);
+    } else if (r->known_bytes) {
+        snprintf(to, size, "reads %s", base_str_bytes(text, sizeof text, (uint64_t)sum->cost));
     } else {
-        snprintf(to, size, "%.0f experts", bytes);
+        snprintf(to, size, "reads %.0f experts", sum->cost);
     }
 }
 
 static void setting_print(const char *name, const struct pred_tune_setting *s, double rate,
-                          const char *reads)
+                          const char *cost)
 {
     printf("%-8s %s, half-life %.0f, quotas %s, prefill share %.4g%%: resident %.2f%% held out, "
-           "reads %s\n",
+           "%s\n",
            name, s->policy, s->half_life_tokens, s->adaptive ? "adaptive" : "equal",
-           100 * s->prefill_share, rate, reads);
+           100 * s->prefill_share, rate, cost);
 }
 
 static void tell(const struct pred_tune_result *r)
 {
     const struct pred_tune_step *base = &r->path[0], *won = &r->path[r->path_count - 1];
     char before[32], after[32];
-    bytes_text(before, sizeof before, r, base->held_out.bytes);
-    bytes_text(after, sizeof after, r, won->held_out.bytes);
+    cost_text(before, sizeof before, r, &base->held_out);
+    cost_text(after, sizeof after, r, &won->held_out);
     printf("%" PRIu64 " candidates on %" PRIu64 " sequences; %" PRIu64 " others held out\n",
            r->candidates, r->sequences - r->held_out_sequences, r->held_out_sequences);
     setting_print("base", &base->setting, resident(&base->held_out), before);
     setting_print("tuned", &won->setting, resident(&won->held_out), after);
-    printf("saved    %.2f%% of the bytes read, 95%% between %.2f%% and %.2f%% (bootstrap over the "
-           "held-out sequences)\n",
-           100 * r->saved, 100 * r->saved_low, 100 * r->saved_high);
+    printf("saved    %.2f%% of the %s, 95%% between %.2f%% and %.2f%% (bootstrap over the held-out "
+           "sequences)\n",
+           100 * r->saved, r->on_clock ? "time" : "bytes read", 100 * r->saved_low,
+           100 * r->saved_high);
     if (!r->better) printf("The base is kept: nothing is surely better on the held-out half.\n");
     if (flags.explain) explain(r);
 }
@@ -235,9 +243,9 @@ static void warn(const struct pred_tune_result *r)
 static void json_sum(struct base_buf *buf, const char *name, const struct pred_tune_sum *sum)
 {
     base_buf_printf(buf,
-                    "\"%s\":{\"lookups\":%.0f,\"reads\":%.0f,\"bytes\":%.0f,"
+                    "\"%s\":{\"lookups\":%.0f,\"reads\":%.0f,\"cost\":%.0f,"
                     "\"resident_rate\":%.6f}",
-                    name, sum->lookups, sum->reads, sum->bytes, resident(sum) / 100);
+                    name, sum->lookups, sum->reads, sum->cost, resident(sum) / 100);
 }
 
 static int print_json(const struct pred_tune_result *r)
@@ -245,10 +253,11 @@ static int print_json(const struct pred_tune_result *r)
     struct base_buf buf;
     base_buf_init(&buf);
     base_buf_printf(&buf,
-                    "{\"objective\":\"bytes read\",\"candidates\":%" PRIu64
+                    "{\"objective\":\"%s\",\"candidates\":%" PRIu64
                     ",\"sequences\":%" PRIu64 ",\"held_out_sequences\":%" PRIu64
                     ",\"saved\":%.6f,\"saved_low\":%.6f,"
                     "\"saved_high\":%.6f,\"better\":%s,\"known_bytes\":%s,\"shared_text\":",
+                    r->on_clock ? "time in ns" : r->known_bytes ? "bytes read" : "experts read",
                     r->candidates, r->sequences, r->held_out_sequences, r->saved, r->saved_low,
                     r->saved_high, r->better ? "true" : "false", r->known_bytes ? "true" : "false");
     if (r->shared_text < 0) {
@@ -290,12 +299,17 @@ static int tune(struct cli_replay_config *config, struct pred_trace_reader *cons
                 uint32_t count, struct pred_tune_result *result, struct base_err *err)
 {
     struct cli_progress bar;
+    struct pred_machine machine;
     struct pred_replay_progress progress = { show_progress, &bar };
     struct pred_tune_args args = { .traces = traces, .trace_count = count, .progress = &progress };
     int rc = cache_of(config, pred_trace_reader_header(traces[0]), &args, err);
     if (rc < 0) return rc;
     cli_progress_begin(&bar, "reading", flags.quiet);
-    rc = pred_tune_run(&args, result, err);
+    if (flags.machine) {
+        rc = pred_machine_load(&machine, flags.machine, err);
+        args.machine = &machine;
+    }
+    if (rc >= 0) rc = pred_tune_run(&args, result, err);
     cli_progress_end(&bar);
     return rc;
 }

@@ -138,10 +138,11 @@ static const struct cli_command commands[] = {
     { "tune", "TRACE...", "search the cache settings of a server",
       "Deals the sequences into two halves, tries eviction policies, half-lives, quotas and "
       "prefill shares on one, and compares the winner with the configuration it began with on "
-      "the other, sequence by sequence. What counts is bytes that had to be read from nvme. The "
-      "YAML it writes holds every key and is taken by tier-server as it is; it differs from the "
-      "base only where the bootstrap over the held-out sequences leaves no doubt. The same "
-      "traces and base give the same file.",
+      "the other, sequence by sequence. What counts is bytes that had to be read from nvme, or, "
+      "with --machine, the time on that machine's virtual clock. The YAML it writes holds every "
+      "key and is taken by tier-server as it is; it differs from the base only where the "
+      "bootstrap over the held-out sequences leaves no doubt. The same traces and base give the "
+      "same file.",
       1, 64, cli_replay_tune_flags, cli_replay_tune },
     { "report", "TRACE", "one HTML page with plots of caches, predictors, layers and time",
       "The page is whole in itself: plots are SVG within it, and nothing is fetched. It shows the "

@@ -30,6 +30,13 @@ grep -Eq 'Turning policy.|the base stays' "$work/told" || fail 'nothing was expl
 "$bin/tier-replay" tune "$work/day.trace" --config "$work/base.yaml" -o "$work/again.yaml" --json --quiet \
     >"$work/tune.json" 2>"$work/tune.err" || fail "tune: $(cat "$work/tune.err")"
 cmp "$work/tuned.yaml" "$work/again.yaml" || fail 'the same traces gave another YAML'
+mkdir "$work/tmp"
+TMPDIR=$work/tmp "$bin/tier-replay" tune "$work/day.trace" --config "$work/base.yaml" -o "$work/timed.yaml" --json --quiet \
+    --machine "$source_dir/configs/machines/cpu-only.yaml" >"$work/timed.json" 2>"$work/tune.err" ||
+    fail "tune on the clock: $(cat "$work/tune.err")"
+grep -q '"objective":"time in ns"' "$work/timed.json" || fail 'the clock did not judge'
+[ -z "$(ls "$work/tmp")" ] || fail 'temporary files are left'
+"$bin/tier-server" --config "$work/timed.yaml" --check-config >/dev/null || fail 'the server refuses the timed YAML'
 better=$(grep -Eo '"better":(true|false)' "$work/tune.json")
 if [ "$better" = '"better":false' ]; then
     grep -Eq '^ *eviction: lru$' "$work/tuned.yaml" || fail 'the base was not kept'

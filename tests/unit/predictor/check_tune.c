@@ -65,7 +65,8 @@ static void write_world(const char *path, const struct world *w)
     ck_assert_msg(pred_trace_writer_close(writer, &err) == 0, "%s", err.text);
 }
 
-static int tune_from(const struct world *w, const char *policy, struct pred_tune_result *result,
+static int tune_with(const struct world *w, const char *policy,
+                     const struct pred_machine *machine, struct pred_tune_result *result,
                      struct base_err *err)
 {
     const char *path = support_path("t.trace");
@@ -76,12 +77,19 @@ static int tune_from(const struct world *w, const char *policy, struct pred_tune
         .traces = &reader,
         .trace_count = 1,
         .cache = { .tier_count = 1, .slots = { SLOTS * LAYERS } },
+        .machine = machine,
         .base = { .half_life_tokens = 16, .prefill_share = 0.5 },
     };
     snprintf(args.base.policy, sizeof args.base.policy, "%s", policy);
     int rc = pred_tune_run(&args, result, err);
     pred_trace_reader_close(reader);
     return rc;
+}
+
+static int tune_from(const struct world *w, const char *policy, struct pred_tune_result *result,
+                     struct base_err *err)
+{
+    return tune_with(w, policy, NULL, result, err);
 }
 
 START_TEST(finds_what_pays)
@@ -103,14 +111,42 @@ START_TEST(finds_what_pays)
     /* What each part looked up, and the bytes of what it read. */
     ck_assert(a.path[0].held_out.lookups == 10.0 * 120 * LAYERS * TOP_K);
     ck_assert(a.path[0].tuned.lookups == 10.0 * 120 * LAYERS * TOP_K);
-    ck_assert(a.path[0].held_out.bytes > 1000 * a.path[0].held_out.reads &&
-              a.path[0].held_out.bytes < 3000 * a.path[0].held_out.reads);
+    ck_assert(a.path[0].held_out.cost > 1000 * a.path[0].held_out.reads &&
+              a.path[0].held_out.cost < 3000 * a.path[0].held_out.reads);
     ck_assert_double_lt(a.shared_text, 0.02);
     /* The same once more; and what was found is the base that stays. */
     ck_assert_int_eq(tune_from(&w, "lru", &b, &err), 0);
     ck_assert_mem_eq(&a.saved_low, &b.saved_low, sizeof a.saved_low);
     ck_assert_str_eq(a.path[a.path_count - 1].setting.policy,
                      b.path[b.path_count - 1].setting.policy);
+}
+END_TEST
+
+/* On a clock the same policies pay; where reading costs nothing, none does. */
+START_TEST(judges_by_the_clock)
+{
+    struct world w = { .seed = 1, .sequences = 20, .tokens = 120, .loyal = true };
+    struct pred_tune_result bytes, time, free_reads;
+    struct pred_machine machine;
+    struct base_err err = { 0 };
+    ck_assert_int_eq(pred_machine_load(&machine, NULL, &err), 0);
+    ck_assert_int_eq(pred_machine_set(&machine, "compute.layer_time=20us", &err), 0);
+    ck_assert_int_eq(pred_machine_set(&machine, "nvme.latency=100us", &err), 0);
+    ck_assert_int_eq(tune_from(&w, "lru", &bytes, &err), 0);
+    ck_assert_msg(tune_with(&w, "lru", &machine, &time, &err) == 0, "%s", err.text);
+    ck_assert(time.on_clock && !bytes.on_clock && time.better);
+    ck_assert_double_gt(time.saved, 0);
+    ck_assert(time.path[0].held_out.lookups == bytes.path[0].held_out.lookups);
+    ck_assert(time.path[0].held_out.reads == bytes.path[0].held_out.reads);
+    ck_assert(time.path[0].held_out.tokens == 1200);
+    /* 2 layers of 20 us a token at the least; and no more than all reads one after another. */
+    ck_assert_double_gt(time.path[0].held_out.cost, 1200 * 2 * 20e3);
+    ck_assert_double_lt(time.path[0].held_out.cost,
+                        1200 * 2 * 20e3 + time.path[0].held_out.reads * 110e3);
+    ck_assert_int_eq(pred_machine_set(&machine, "nvme.latency=0", &err), 0);
+    ck_assert_int_eq(pred_machine_set(&machine, "nvme.bandwidth=1000000TB", &err), 0);
+    ck_assert_int_eq(tune_with(&w, "lru", &machine, &free_reads, &err), 0);
+    ck_assert(!free_reads.better);
 }
 END_TEST
 
@@ -126,7 +162,7 @@ START_TEST(keeps_the_base_without_a_reason)
         ck_assert_msg(tune_from(&w, "lru", &r, &err) == 0, "%s", err.text);
         taken += r.better;
         if (!r.better) continue;
-        ck_assert_double_lt(r.path[r.path_count - 1].held_out.bytes, r.path[0].held_out.bytes);
+        ck_assert_double_lt(r.path[r.path_count - 1].held_out.cost, r.path[0].held_out.cost);
     }
     printf("seeds 1 to 10: %u taken\n", taken);
     ck_assert_uint_le(taken, 2);
@@ -169,6 +205,7 @@ int main(void)
     tcase_add_checked_fixture(tcase, support_begin, support_end);
     tcase_set_timeout(tcase, 60);
     tcase_add_loop_test(tcase, finds_what_pays, 0, 2);
+    tcase_add_test(tcase, judges_by_the_clock);
     tcase_add_test(tcase, keeps_the_base_without_a_reason);
     tcase_add_test(tcase, shared_text_is_seen);
     tcase_add_test(tcase, nothing_to_tune_on);
