@@ -715,7 +715,7 @@ static void fill(struct pred_timed *t)
         for (uint32_t l = 0; l < t->layers; l++) {
             for (uint32_t e = 0; e < t->experts; e++) {
                 const struct tier_action *actions;
-                tier_decide_restore(t->decide, tier, l, &e, 1);
+                tier_decide_restore(t->decide, tier, l, &e, NULL, 1);
                 uint32_t n = tier_decide_actions(t->decide, &actions);
                 for (uint32_t i = 0; i < n; i++) {
                     uint32_t key = l * t->experts + actions[i].expert;

@@ -350,7 +350,9 @@ static bool get_restore(struct pred_trace_reader *r, struct pred_in *in, struct 
     event->layer = (uint32_t)pred_get_upto(in, r->header->layers - 1);
     event->count = (uint32_t)pred_get_upto(in, r->header->experts);
     event->ids = r->event_ids;
-    return !in->bad && get_ids(r, in, r->event_ids, event->count);
+    if (in->bad || !get_ids(r, in, r->event_ids, event->count)) return false;
+    if (in->at < in->end) event->uses = pred_get(in, event->count);
+    return true;
 }
 
 static bool get_forget(struct pred_trace_reader *r, struct pred_in *in, struct tier_event *event)

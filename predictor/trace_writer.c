@@ -213,6 +213,7 @@ void pred_trace_writer_event(void *writer, const struct tier_event *event)
         pred_put_varint(&out, event->layer);
         pred_put_varint(&out, event->count);
         put_ids(w, &out, event->ids, event->count);
+        if (event->uses) pred_put(&out, event->uses, event->count);
         record_end(w, PRED_RECORD_RESTORE, &out);
         break;
     case TIER_EVENT_FORGET:

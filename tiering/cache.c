@@ -145,7 +145,9 @@ static void leave_dram(struct tier_cache *c, uint32_t key)
     uint32_t slot = c->dram.slot_of[key];
     if (slot == TIER_NO_SLOT) return;
     struct tier_slot *at = &c->dram.slots.at[slot];
-    if (at->prefetch && at->state != TIER_SLOT_QUEUED) c->stats.prefetch_wasted_bytes += at->bytes;
+    if (at->prefetch && !at->restore && at->state != TIER_SLOT_QUEUED) {
+        c->stats.prefetch_wasted_bytes += at->bytes;
+    }
     if (at->state == TIER_SLOT_READING) {
         prefetch_close(c, at);
         at->prefetch = false;
@@ -222,7 +224,7 @@ void tier_cache_demand(struct tier_cache *c, uint32_t key)
         }
     }
     prefetch_close(c, at);
-    at->prefetch = false;
+    at->prefetch = at->restore = false;
 }
 
 void tier_cache_layer_passed(struct tier_cache *c, uint32_t layer)
@@ -231,7 +233,7 @@ void tier_cache_layer_passed(struct tier_cache *c, uint32_t layer)
     while (slot != TIER_NO_SLOT) {
         struct tier_slot *at = &c->dram.slots.at[slot];
         uint32_t next = at->next;
-        if (at->key / c->experts == layer) {
+        if (at->key / c->experts == layer && !at->restore) {
             queue_remove(c, &c->prefetch, slot);
             give_slot(c, slot);
             c->stats.prefetch_cancelled++;
@@ -244,6 +246,20 @@ void tier_cache_layer_passed(struct tier_cache *c, uint32_t layer)
 bool tier_cache_prefetch_room(const struct tier_cache *c)
 {
     return c->prefetch_open < c->prefetch_open_max;
+}
+
+bool tier_cache_restore(struct tier_cache *c, uint32_t key)
+{
+    if (!needs_dram(c, key) || c->dram.slot_of[key] != TIER_NO_SLOT) return true;
+    if (c->flags[key] & TIER_KEY_IN_LINE) return true;
+    bool idle = c->demand.head == TIER_NO_SLOT && c->prefetch.head == TIER_NO_SLOT &&
+                c->dram.line.head == NO_KEY && c->outbox_count == 0 &&
+                c->io->in_flight < (c->io->depth + 1) / 2;
+    if (!idle || c->dram.slots.free_count == 0 || !tier_cache_prefetch_room(c)) return false;
+    seat(c, key);
+    c->dram.slots.at[c->dram.slot_of[key]].restore = true;
+    tier_cache_pump(c);
+    return true;
 }
 
 /* -- reads ------------------------------------------------------------------------------------ */
@@ -293,7 +309,10 @@ static void load_begin(struct tier_cache *c, uint32_t slot)
     at->load = index;
     at->state = TIER_SLOT_READING;
     outbox_push(c, load);
-    if (at->prefetch) {
+    if (at->restore) {
+        c->stats.restore_reads++;
+        c->stats.restore_bytes += record->bytes;
+    } else if (at->prefetch) {
         c->stats.prefetch_reads++;
         c->stats.prefetch_bytes += record->bytes;
     } else {
@@ -439,6 +458,7 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
     c->flags[key] |= TIER_KEY_VERIFIED;
     prefetch_close(c, at);
     at->state = TIER_SLOT_READY;
+    if (at->restore) at->prefetch = at->restore = false;    /* as if it had never left */
     account(c, load);
     load_free(c, load);
     tier_cache_settle(c, key);

@@ -53,6 +53,7 @@ struct tier_cache_stats {
     uint64_t demand_reads, demand_bytes;
     uint64_t prefetch_reads, prefetch_bytes, prefetch_wasted_bytes, prefetch_cancelled;
     uint64_t prefetch_useful, prefetch_late;
+    uint64_t restore_reads, restore_bytes;
     uint64_t checksum_failures, read_errors, mirror_reads, quarantined, stuck_reads;
     uint64_t copies_up, copies_down, copy_up_bytes, copy_down_bytes, copy_errors;
     uint64_t demotions_dropped;
@@ -162,6 +163,10 @@ bool tier_cache_shrink(struct tier_seats *seats, uint64_t slots, uint64_t bytes)
 void tier_cache_seat_waiting(struct tier_cache *cache);
 /* How much prefetch may be on its way from now on. */
 void tier_cache_prefetch_limit(struct tier_cache *cache, uint64_t inflight_bytes);
+/* Begins the read of a wanted expert that nobody waits for, into queue depth that is idle and
+ * within the bound on prefetch. False if there is no room now; true if it began, or none is
+ * needed. */
+bool tier_cache_restore(struct tier_cache *cache, uint32_t key);
 
 /* Hands the backend what it can take. */
 void tier_cache_pump(struct tier_cache *cache);

@@ -501,8 +501,18 @@ bool tier_decide_hint(struct tier_decide *d, uint32_t layer, uint32_t expert, fl
     return true;
 }
 
+/* Tells a policy what it would know of an expert that was just restored. */
+static void seed(const struct part *part, uint32_t key, uint8_t quarters)
+{
+    if (part->ops->seed) {
+        part->ops->seed(part->policy, key - part->key_first, quarters / 4.0);
+    } else if (quarters > 6) {
+        part->ops->touch(part->policy, key - part->key_first);
+    }
+}
+
 uint32_t tier_decide_restore(struct tier_decide *d, uint32_t tier, uint32_t layer,
-                             const uint32_t *ids, uint32_t n)
+                             const uint32_t *ids, const uint8_t *uses, uint32_t n)
 {
     MUST(d->magic == TIER_DECIDE_MAGIC && tier < d->tier_count && layer < d->layers);
     MUST(n <= d->experts);
@@ -520,11 +530,13 @@ uint32_t tier_decide_restore(struct tier_decide *d, uint32_t tier, uint32_t laye
             if (!(d->state[key] & IN_1)) {
                 if (below->used >= below->slots) continue;
                 enter(d, 1, below, key, false, FOR_DECODE);
+                if (uses) seed(below, key, uses[i]);
                 act(d, TIER_LOAD, 1, layer, key);
             }
             d->planes[1].held[key] = 1;
         }
         enter(d, tier, part, key, false, FOR_DECODE);
+        if (uses) seed(part, key, uses[i]);
         d->state[key] |= DECODES;
         act(d, through ? TIER_COPY_UP : TIER_LOAD, tier, layer, key);
         fitted++;

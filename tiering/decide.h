@@ -143,9 +143,10 @@ bool tier_decide_hint(struct tier_decide *decide, uint32_t layer, uint32_t exper
 float tier_decide_hinted(const struct tier_decide *decide, uint32_t layer, uint32_t expert);
 
 /* Makes absent experts resident in free slots without a lookup (warm start), the one to keep
- * longest last. Returns how many fitted. */
+ * longest last. `uses`: how often each was used before, in quarters, decayed; NULL = unknown.
+ * Returns how many fitted. */
 uint32_t tier_decide_restore(struct tier_decide *decide, uint32_t tier, uint32_t layer,
-                             const uint32_t *ids, uint32_t n);
+                             const uint32_t *ids, const uint8_t *uses, uint32_t n);
 
 /* Takes an expert out of every tier: its bytes cannot be had. */
 void tier_decide_forget(struct tier_decide *decide, uint32_t layer, uint32_t expert);

@@ -99,7 +99,8 @@ int tier_decide_apply(struct tier_decide *d, const struct tier_event *event, str
                             admitted ? "admitted" : "not admitted");
     }
     case TIER_EVENT_RESTORE: {
-        uint32_t n = tier_decide_restore(d, event->tier, event->layer, event->ids, event->count);
+        uint32_t n = tier_decide_restore(d, event->tier, event->layer, event->ids, event->uses,
+                                         event->count);
         if (n == event->count) return 0;
         return base_err_set(err, BASE_EMISMATCH, "warm start of layer %" PRIu32 ": %" PRIu32
                             " experts fitted when this was recorded, %" PRIu32 " now",

@@ -32,6 +32,7 @@ struct tier_event {
     const uint32_t *ids;
     float probability;          /* HINT */
     uint32_t distance;          /* HINT: layers ahead */
+    const uint8_t *uses;        /* RESTORE: [count] past uses of each, in quarters; or NULL */
     uint32_t admitted;          /* HINT: 1 if the core took it */
     const char *text;           /* SETTING */
 };

@@ -60,6 +60,9 @@ struct tier_policy_ops {
     /* The expert that should leave next, or TIER_NO_EXPERT if every resident one is held. Asked
      * again it gives the same answer; whether it does leave is told by remove. */
     uint32_t (*victim)(struct tier_policy *policy);
+    /* Optional. A resident expert that was just inserted had been used so often before (decayed, at
+     * its last use). Kinds without it are told of one more use where there were several. */
+    void (*seed)(struct tier_policy *policy, uint32_t expert, double uses);
     /* Optional. An expert that is not resident here is used in a higher tier. */
     void (*seen)(struct tier_policy *policy, uint32_t expert);
     /* Optional. From now on the partition has so many slots (it may hold more for a while) and uses

@@ -82,6 +82,13 @@ static void lfu_insert(struct tier_policy *policy, uint32_t expert, bool used)
     tier_heap_add(&lfu->heap, expert);
 }
 
+static void lfu_seed(struct tier_policy *policy, uint32_t expert, double uses)
+{
+    struct lfu *lfu = lfu_of(policy);
+    lfu->score.at[expert] = uses * lfu->score.weight;
+    tier_heap_fix(&lfu->heap, expert);
+}
+
 static void lfu_remove(struct tier_policy *policy, uint32_t expert)
 {
     tier_heap_remove(&lfu_of(policy)->heap, expert);
@@ -110,6 +117,7 @@ const struct tier_policy_ops tier_policy_lfu_ops = {
     .insert = lfu_insert,
     .remove = lfu_remove,
     .victim = lfu_victim,
+    .seed = lfu_seed,
     .seen = lfu_seen,
     .retune = lfu_retune,
 };

@@ -79,6 +79,12 @@ static void mixed_insert(struct tier_policy *policy, uint32_t expert, bool used)
     m->count++;
 }
 
+static void mixed_seed(struct tier_policy *policy, uint32_t expert, double uses)
+{
+    struct mixed *m = mixed_of(policy);
+    m->score.at[expert] = uses * m->score.weight;
+}
+
 static void mixed_remove(struct tier_policy *policy, uint32_t expert)
 {
     struct mixed *m = mixed_of(policy);
@@ -117,5 +123,6 @@ const struct tier_policy_ops tier_policy_lru_with_frequency_ops = {
     .remove = mixed_remove,
     .victim = mixed_victim,
     .retune = mixed_retune,
+    .seed = mixed_seed,
     .seen = mixed_seen,
 };

@@ -122,6 +122,13 @@ static void predicted_insert(struct tier_policy *policy, uint32_t expert, bool u
     tier_heap_add(&p->heap, expert);
 }
 
+static void predicted_seed(struct tier_policy *policy, uint32_t expert, double uses)
+{
+    struct predicted *p = predicted_of(policy);
+    p->score.at[expert] = uses * p->score.weight;
+    rerank(p, expert);
+}
+
 static void predicted_remove(struct tier_policy *policy, uint32_t expert)
 {
     tier_heap_remove(&predicted_of(policy)->heap, expert);
@@ -155,6 +162,7 @@ const struct tier_policy_ops tier_policy_lru_with_prediction_ops = {
     .insert = predicted_insert,
     .remove = predicted_remove,
     .victim = predicted_victim,
+    .seed = predicted_seed,
     .seen = predicted_seen,
     .hint = predicted_hint,
     .retune = predicted_retune,

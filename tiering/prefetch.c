@@ -119,7 +119,7 @@ uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
             continue;
         }
         bool taken = tier_decide_hint(t->decide, h->layer, h->expert, h->probability, h->distance);
-        tier_carry_out(t, false);
+        tier_carry_out(t, true, false);
         if (taken) {
             admitted++;
             t->layer_hinted[h->layer]++;

@@ -125,7 +125,7 @@ static int change(struct tier *t, const struct tier_config *config, const struct
     rc = grow(t, f, err);
     if (rc == 0) rc = tier_decide_reconfigure(t->decide, &to, err);
     if (rc < 0) return rc;
-    tier_carry_out(t, false);
+    tier_carry_out(t, true, false);
     tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_SETTING, .text = text });
     return 0;
 }

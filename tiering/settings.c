@@ -69,6 +69,12 @@ int tier_config_check(const struct tier_config *config, struct base_err *err)
                             "all layers at once (lru_global): take one per layer, or equal",
                             config->quotas);
     }
+    uint64_t save_every = 0;
+    base_str_duration_parse(tier_option_of("tiers.warm.save_every")->initial, &save_every);
+    if (config->warm_path[0] == '\0' && config->warm_save_every != save_every) {
+        return base_err_set(err, BASE_ECONFIG, "tiers.warm.save_every has no effect without "
+                            "tiers.warm.path: name the file to save in, or leave it out");
+    }
     unsigned long long initial = strtoull(tier_option_of("policy.half_life")->initial, NULL, 10);
     if (!decayed && config->half_life != initial) {
         return base_err_set(err, BASE_ECONFIG,

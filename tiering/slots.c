@@ -241,7 +241,7 @@ uint32_t tier_slots_take(struct tier_slots *s, uint32_t key)
     at->key = key;
     at->epoch++;
     at->state = TIER_SLOT_QUEUED;
-    at->prefetch = false;
+    at->prefetch = at->restore = false;
     at->moving = at->tries = 0;
     return slot;
 }

@@ -40,6 +40,7 @@ struct tier_slot {
     uint8_t moving;             /* hbm: a copy of it is under way */
     uint8_t tries;              /* hbm: of that copy */
     bool prefetch;              /* it was fetched for nobody, and nobody has asked since */
+    bool restore;               /* ... by a warm start: until it is there */
 };
 
 enum tier_pin { TIER_PIN_AUTO, TIER_PIN_ON, TIER_PIN_OFF };

@@ -80,6 +80,12 @@ void tier_stats_publish(struct tier *t, uint64_t now)
     for (uint32_t i = 0; i < t->tiers; i++) fill_tier(t, i, &s->tiers[i], s->cells[i]);
     fill_io(t, &s->io);
     s->steps = t->steps;
+    if (t->warm) {
+        tier_warm_stats(t->warm, &s->warm);
+        s->warm.restore_reads = t->cache.stats.restore_reads;
+        s->warm.restore_bytes = t->cache.stats.restore_bytes;
+        snprintf(s->warm_note, sizeof s->warm_note, "%s", tier_warm_note(t->warm));
+    }
     snprintf(s->io_note, sizeof s->io_note, "%s", t->io->note);
     snprintf(s->pin_note, sizeof s->pin_note, "%s", t->cache.dram.slots.note);
     if (t->device) snprintf(s->device_note, sizeof s->device_note, "%s", t->device->note);
@@ -115,7 +121,12 @@ void tier_step_end(struct tier *t)
     tier_prefetch_account(t);
     memset(t->step_waits_ns, 0, sizeof t->step_waits_ns);
     tier_shrink(t);
-    tier_stats_publish(t, base_clock_now_ns(t->clock));
+    uint64_t now = base_clock_now_ns(t->clock);
+    if (t->warm) {
+        tier_warm_feed(t);
+        tier_warm_tick(t, now);
+    }
+    tier_stats_publish(t, now);
 }
 
 void tier_step_waits(const struct tier *t, uint64_t wait_ns[TIER_WAIT_CAUSE_COUNT])

@@ -11,7 +11,11 @@
 #include "tiering/policy.h"
 #include "tiering/tiering_priv.h"
 
-enum { PUBLISH_EVERY_NS = 20000000, FETCH_FROM_EXPERTS = 32768 };
+enum {
+    PUBLISH_EVERY_NS = 20000000,
+    FETCH_FROM_EXPERTS = 32768,
+    IDLE_WAIT_NS = 2000000,
+};
 
 _Static_assert(sizeof(struct tier_snapshot) % 8 == 0, "published word by word");
 _Static_assert(sizeof(struct tier_layer_stats) % 8 == 0, "published word by word");
@@ -33,6 +37,11 @@ const size_t tier_metric_count = sizeof tier_metrics / sizeof tier_metrics[0];
 const struct base_metric tier_io_metrics[] = { TIER_IO_METRICS(BASE_METRIC_ROW) };
 #undef BASE_METRIC_OWNER
 const size_t tier_io_metric_count = sizeof tier_io_metrics / sizeof tier_io_metrics[0];
+
+#define BASE_METRIC_OWNER struct tier_warm_metrics
+const struct base_metric tier_warm_metrics[] = { TIER_WARM_METRICS(BASE_METRIC_ROW) };
+#undef BASE_METRIC_OWNER
+const size_t tier_warm_metric_count = sizeof tier_warm_metrics / sizeof tier_warm_metrics[0];
 
 /* -- open and close --------------------------------------------------------------------------- */
 
@@ -135,6 +144,8 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
     if (rc < 0) goto fail;
     rc = cache_create(t, args, &footprint, err);
     if (rc < 0) goto fail;
+    rc = tier_warm_open(&t->warm, t, err);
+    if (rc < 0) goto fail;
     tier_stats_publish(t, base_clock_now_ns(t->clock));
     *out = t;
     return 0;
@@ -147,6 +158,7 @@ void tier_close(struct tier *t)
 {
     if (!t) return;
     MUST(t->magic == TIER_MAGIC);
+    tier_warm_close(t->warm);
     tier_cache_destroy(&t->cache);
     tier_io_destroy(t->io);
     dev_destroy(t->own_device);
@@ -175,7 +187,7 @@ static void resident_set(struct tier *t, uint32_t key, uint8_t in, uint8_t out)
     __atomic_store_n(&t->expert_resident[key], bits, __ATOMIC_RELAXED);
 }
 
-void tier_carry_out(struct tier *t, bool demand)
+void tier_carry_out(struct tier *t, bool fetch_new, bool demand)
 {
     const struct tier_action *actions;
     uint32_t n = tier_decide_actions(t->decide, &actions);
@@ -183,7 +195,7 @@ void tier_carry_out(struct tier *t, bool demand)
     for (uint32_t i = 0; i < n; i++) {
         uint32_t key = actions[i].layer * t->experts + actions[i].expert;
         uint8_t in = 0, out = 0;
-        bool fetch = true;
+        bool fetch = fetch_new;
         switch (actions[i].kind) {
         case TIER_LOAD:
             in = (uint8_t)(1 << actions[i].tier);
@@ -281,7 +293,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     uint64_t begin_ns = base_clock_now_ns(t->clock);
     if (t->layers * t->experts >= FETCH_FROM_EXPERTS) fetch_entries(t, layer, ids, n);
     uint32_t k = tier_decide_acquire(t->decide, layer, ids, n, phase, t->found);
-    tier_carry_out(t, true);
+    tier_carry_out(t, true, true);
     for (uint32_t i = 0; i < k; i++) {
         uint32_t key = base + ids[i];
         if (t->found[i].from != 0) {
@@ -314,6 +326,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     t->late[0] += resident - hits;
     t->resident_below += below;
     t->layer_hinted[layer] = 0;
+    if (t->warm) tier_warm_used(t->warm, layer, ids, k);
     if (cache->prefetch.head != TIER_NO_SLOT) tier_cache_layer_passed(cache, layer);
     tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_ACQUIRE, .phase = phase,
                                           .layer = layer, .count = n, .granted = k, .ids = ids });
@@ -324,7 +337,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
 static void release_layer(struct tier *t, uint32_t layer, uint32_t n)
 {
     tier_decide_release(t->decide, layer, t->ids, n);
-    tier_carry_out(t, false);
+    tier_carry_out(t, true, false);
     tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_RELEASE, .layer = layer, .count = n,
                                           .ids = t->ids });
 }
@@ -416,6 +429,22 @@ uint32_t tier_wait(struct tier *t, struct tier_lease *leases, uint32_t n, enum t
 void tier_poll(struct tier *t)
 {
     tier_cache_reap(&t->cache, false, 0);
+    if (t->warm) tier_warm_feed(t);
+}
+
+uint32_t tier_idle(struct tier *t)
+{
+    MUST(t->magic == TIER_MAGIC);
+    uint64_t now = base_clock_now_ns(t->clock);
+    tier_poll(t);
+    if (!t->warm) return UINT32_MAX;
+    if (tier_warm_feeding(t->warm) || t->cache.prefetch_open > 0) {
+        tier_cache_reap(&t->cache, true, now + IDLE_WAIT_NS);
+        tier_poll(t);
+        tier_stats_publish(t, base_clock_now_ns(t->clock));
+        return t->io->in_flight > 0 ? 0 : 1;
+    }
+    return tier_warm_tick(t, now);
 }
 
 /* -- views ------------------------------------------------------------------------------------ */

@@ -61,7 +61,11 @@
     O(verify, ENUM, "tiers.verify", "always", "always|first", "", \
       "check an expert's checksum at every read, or only at its first") \
     O(stuck_after, TIME, "tiers.nvme.stuck_after", "10s", "", "", \
-      "a read that takes longer is named in the log; 0 = never")
+      "a read that takes longer is named in the log; 0 = never") \
+    O(warm_path, TEXTLINE, "tiers.warm.path", "", "", "", \
+      "file that keeps what is resident over a restart; empty = start cold") \
+    O(warm_save_every, TIME, "tiers.warm.save_every", "300s", "", "", \
+      "how often it is saved while serving, besides at the end; 0 = only at the end")
 
 /* For callers that give hints (tier_hint). A program without a predictor does not offer them. */
 #define TIER_PREFETCH_OPTIONS(O)                                                                  \
@@ -113,6 +117,17 @@ struct tier_open_args {
 };
 
 int tier_open(struct tier **out, const struct tier_open_args *args, struct base_err *err);
+/* What can be done while there is no step: reads of a warm start go on, the resident set is saved
+ * when its time has come. Takes a few milliseconds at most. Returns in how many it wants to be
+ * called again; UINT32_MAX = not before the next step. */
+uint32_t tier_idle(struct tier *tier);
+
+/* Makes the set that tiers.warm.path keeps resident again; nothing without it. Once, after open and
+ * before the first acquire. A file that cannot be used means a cold start, and the log says why. */
+void tier_warm_restore(struct tier *tier);
+/* Saves the set now, before close. A failure stands in the log. */
+void tier_warm_save(struct tier *tier);
+
 /* Other settings from here on, between two steps, leases or not. What changed is decided at once
  * and recorded as one event; memory of fewer slots goes back bit by bit (tier_shrink), what is
  * leased stays until its release. More slots than addresses were set aside for at start (for all
@@ -187,6 +202,19 @@ struct tier_io_metrics {
     BASE_METRIC_STRUCT(TIER_IO_METRICS)
 };
 
+#define TIER_WARM_METRICS(M)                                                                      \
+    M(saves, COUNTER, "", "times that the resident set was saved")                                \
+    M(save_errors, COUNTER, "", "times that it could not be")                                     \
+    M(saved_experts, GAUGE, "experts", "experts in the set saved last")                           \
+    M(restore_experts, GAUGE, "experts", "experts made resident from the saved set at start")     \
+    M(restore_left, GAUGE, "experts", "of those, still to be looked at for a read in idle time")  \
+    M(restore_reads, COUNTER, "", "of those, read in idle time; others came by demand or left")   \
+    M(restore_bytes, COUNTER, "bytes", "bytes of those reads")
+
+struct tier_warm_metrics {
+    BASE_METRIC_STRUCT(TIER_WARM_METRICS)
+};
+
 struct tier_layer_stats {
     uint64_t lookups, resident, misses, evictions;      /* top tier */
     uint64_t load_count, load_ns_sum, load_ns_min, load_ns_max;
@@ -200,12 +228,14 @@ struct tier_snapshot {
     struct tier_tier_metrics tiers[TIER_RESIDENT_TIERS_MAX];
     struct tier_counts cells[TIER_RESIDENT_TIERS_MAX][TIER_CELL_COUNT];
     struct tier_io_metrics io;
+    struct tier_warm_metrics warm;
     uint64_t steps;
     char io_note[200];                  /* which backend, and why */
     char pin_note[200];
     char device_note[200];              /* empty without an hbm tier */
     char prefetch_note[200];            /* what was made of prefetch.enabled, and why */
     char governor_note[200];            /* what prefetch does at present; empty without any */
+    char warm_note[200];                /* what became of the saved set; empty without a path */
     /* Where `auto` had to do with less than it wanted; the notes say why. */
     bool backend_degraded, direct_degraded, buffers_degraded, pin_degraded, prefetch_degraded;
 };
@@ -234,7 +264,7 @@ const struct tier_decide_config *tier_decide_config_of(const struct tier *tier);
 /* The last `tier_wait` causes of the running step, in nanoseconds (invariant 6). */
 void tier_step_waits(const struct tier *tier, uint64_t wait_ns[TIER_WAIT_CAUSE_COUNT]);
 
-extern const struct base_metric tier_metrics[], tier_io_metrics[];
-extern const size_t tier_metric_count, tier_io_metric_count;
+extern const struct base_metric tier_metrics[], tier_io_metrics[], tier_warm_metrics[];
+extern const size_t tier_metric_count, tier_io_metric_count, tier_warm_metric_count;
 
 #endif

@@ -8,6 +8,7 @@
 #include "tiering/governor.h"
 #include "tiering/publish.h"
 #include "tiering/tiering.h"
+#include "tiering/warm.h"
 
 enum { TIER_MAGIC = 0x71e2c0de };
 /* Most slots set aside for prefetches that are evicted before they arrive. */
@@ -49,6 +50,7 @@ struct tier {
     uint64_t step_waits_ns[TIER_WAIT_CAUSE_COUNT];
     uint64_t steps;
     struct base_hist submit_latency;
+    struct tier_warm *warm;     /* NULL: starts cold, saves nothing */
     /* For other threads. */
     struct tier_publish publish;        /* tier_snapshot, then tier_layer_stats[layers] */
     uint64_t published_ns;
@@ -68,8 +70,9 @@ int tier_settings_core(const struct tier_config *config, const struct tier_footp
                        struct base_err *err);
 const struct base_option *tier_option_of(const char *key);
 
-/* Carries out what the core's last call decided; tells the observer. */
-void tier_carry_out(struct tier *tier, bool demand);
+/* Does what the core's last call decided; `fetch`: bring what is new in a tier now, and `demand`:
+ * somebody waits for it. */
+void tier_carry_out(struct tier *tier, bool fetch, bool demand);
 void tier_observe(struct tier *tier, const struct tier_event *event);
 
 /* The configuration asks for an hbm tier. */

@@ -523,6 +523,12 @@ uint32_t eng_tokens_max(const struct eng *eng)
     return eng->limits.tokens_max;
 }
 
+uint32_t eng_idle(struct eng *eng)
+{
+    MUST_MAGIC(eng, ENG_MAGIC);
+    return tier_idle(eng->core.tier);
+}
+
 /* --------------------------------------------------------------------------------- counters -- */
 
 /* A reader that is copying just now keeps the older numbers; the engine never waits for it. */

@@ -152,6 +152,8 @@ void eng_cancel(struct eng *eng, uint64_t request);
  * requests still alive (0 = idle), or a negative code that no request can survive. */
 int eng_step(struct eng *eng);
 
+/* Between steps: the tiers do what waits for idle time. As tier_idle. */
+uint32_t eng_idle(struct eng *eng);
 /* Tokens of the longest sequence, prompt and answer together. */
 uint32_t eng_tokens_max(const struct eng *eng);
 

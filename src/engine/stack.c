@@ -274,6 +274,7 @@ int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, s
     if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);
     if (rc == 0) rc = open_tier(stack, err);
     if (rc == 0) rc = open_trace(stack, err);
+    if (rc == 0) tier_warm_restore(stack->tier);
     if (rc == 0) rc = open_advice(stack, err);
     if (rc == 0) rc = open_engine(stack, err);
     if (rc == 0) return 0;
@@ -284,6 +285,7 @@ int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, s
 
 void eng_stack_close(struct eng_stack *stack)
 {
+    if (stack->engine) tier_warm_save(stack->tier);
     eng_close(stack->engine);
     eng_advice_close(stack->advice);
     close_trace(stack);

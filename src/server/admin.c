@@ -138,6 +138,7 @@ void srv_admin_metrics(struct srv *srv, const struct srv_request *request,
         }
     }
     struct base_metric_sample io = { &all->tier.io, NULL };
+    struct base_metric_sample warm = { &all->tier.warm, NULL };
     struct base_metric_sample engine = { &all->engine, NULL };
     struct base_metric_sample predictor = { &all->predictor, NULL };
     struct base_metric_sample server = { &all->server, NULL };
@@ -148,6 +149,7 @@ void srv_admin_metrics(struct srv *srv, const struct srv_request *request,
     base_metric_prometheus(to, "tier_phase", cell_metrics, CELL_METRIC_COUNT, cells, cell_count);
     base_metric_prometheus(to, "io", tier_io_metrics, tier_io_metric_count, &io, 1);
     put_waits(to, &all->tier.io);
+    base_metric_prometheus(to, "warm", tier_warm_metrics, tier_warm_metric_count, &warm, 1);
     base_metric_prometheus(to, "engine", eng_metrics, eng_metric_count, &engine, 1);
     base_metric_prometheus(to, "predictor", eng_advice_metrics, eng_advice_metric_count, &predictor,
                            1);
@@ -162,6 +164,7 @@ void srv_metric_reference(struct base_buf *to)
     base_metric_reference(to, "tier", tier_metrics, tier_metric_count);
     base_metric_reference(to, "tier_phase", cell_metrics, CELL_METRIC_COUNT);
     base_metric_reference(to, "io", tier_io_metrics, tier_io_metric_count);
+    base_metric_reference(to, "warm", tier_warm_metrics, tier_warm_metric_count);
     base_metric_reference(to, "engine", eng_metrics, eng_metric_count);
     base_metric_reference(to, "predictor", eng_advice_metrics, eng_advice_metric_count);
     base_metric_reference(to, "server", srv_metrics, srv_metric_count);
@@ -385,6 +388,8 @@ void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
         base_buf_printf(to, "%s\"%s\":%.9g", cause ? "," : "", cause_names[cause],
                         *wait_seconds(&all->tier.io, cause));
     }
+    base_buf_puts(to, "},\"warm\":{");
+    base_metric_json(to, tier_warm_metrics, tier_warm_metric_count, &all->tier.warm);
     base_buf_puts(to, "},\"engine\":{");
     base_metric_json(to, eng_metrics, eng_metric_count, &all->engine);
     base_buf_puts(to, "},\"predictor\":{");

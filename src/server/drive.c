@@ -162,11 +162,14 @@ static void run_job(struct srv_drive *d)
     sem_post(&job->done);       /* last: it is the waiter's memory */
 }
 
-static void sleep_until_poked(struct srv_drive *d)
+/* Lets the tiers use the time, then sleeps until there is something to do for them or others. */
+static void idle(struct srv_drive *d)
 {
+    uint32_t ms = eng_idle(d->engine);
+    struct pollfd wake = { .fd = d->wake_fd, .events = POLLIN };
     uint64_t count;
-    struct pollfd fd = { .fd = d->wake_fd, .events = POLLIN };
-    if (d->idle && d->idle(d->idle_context) && poll(&fd, 1, IDLE_MS) == 0) return;
+    if (d->idle && d->idle(d->idle_context) && ms > IDLE_MS) ms = IDLE_MS;
+    if (ms < UINT32_MAX && poll(&wake, 1, (int)ms) <= 0) return;
     while (read(d->wake_fd, &count, sizeof count) < 0) {
         MUST(errno == EINTR);
     }
@@ -197,7 +200,7 @@ static void *drive(void *context)
             srv_hub_news(d->hub);
         }
         if (d->active_count == 0 && !d->waiting) {
-            sleep_until_poked(d);
+            idle(d);
         }
     }
     atomic_store(&d->over, true);

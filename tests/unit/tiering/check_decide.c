@@ -724,8 +724,8 @@ START_TEST(restore_fills_free_slots_only)
     struct tier_decide_config c = config_of(1, 8, 2, 3, "lru");
     uint32_t ids[4] = { 5, 1, 5, 2 };
     ck_assert_int_eq(tier_decide_create(&d, &c, NULL), 0);
-    ck_assert_uint_eq(tier_decide_restore(d, 0, 0, ids, 4), 3);
-    ck_assert_uint_eq(tier_decide_restore(d, 0, 0, (uint32_t[]){ 7 }, 1), 0);
+    ck_assert_uint_eq(tier_decide_restore(d, 0, 0, ids, NULL, 4), 3);
+    ck_assert_uint_eq(tier_decide_restore(d, 0, 0, (uint32_t[]){ 7 }, NULL, 1), 0);
     ck_assert_uint_eq(tier_decide_resident_count(d, 0), 3);
     ck_assert_uint_eq(tier_decide_counts(d, 0, TIER_CELL_COLD)->lookups, 0);
     /* The one given last stays longest. */

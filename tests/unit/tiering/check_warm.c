@@ -1,0 +1,463 @@
+/* A server that comes back has what it had: over random settings the saved set is resident again,
+ * replay of the recorded events still gives the live counts, and a file that is damaged, cut, of
+ * other weights or half-written is never taken for a good one. */
+#include <check.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/rng.h"
+#include "tests/support/make_tiny.h"
+#include "tiering/store_files.h"
+#include "tiering/tiering.h"
+#include "tiering/warm.h"
+
+#define NEED(cond) \
+    do { \
+        if (!(cond)) ck_abort_msg("%s, seed %d", #cond, seed); \
+    } while (0)
+static int seed;
+
+enum { EXPERTS = 16, TOP_K = 4, LAYERS = 3, KEYS = LAYERS * EXPERTS, KILLS = 25 };
+
+static char dir[3000], path[3100];
+static struct tier_store *store;
+
+static void setup(void)
+{
+    struct tiny_options options = tiny_defaults();
+    struct model_shape shape;
+    struct base_err err = { 0 };
+    options.layers = LAYERS + 1;
+    options.dense_layers = 1;
+    options.experts = EXPERTS;
+    options.top_k = TOP_K;
+    options.groups = options.top_groups = 1;
+    tiny_folder(dir, sizeof dir, "check_warm");
+    tiny_write(dir, &options);
+    int rc = model_shape_load(&shape, dir, &err);
+    if (rc == 0) rc = tier_store_index(dir, NULL, &shape, 1, NULL, &err);
+    if (rc == 0) rc = tier_store_open(&store, dir, NULL, &shape, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    snprintf(path, sizeof path, "%s/warm", dir);
+}
+
+static void teardown(void)
+{
+    tier_store_close(store);
+    tiny_remove(dir);
+}
+
+/* -- a server's life -------------------------------------------------------------------------- */
+
+struct life {
+    struct tier_config config;
+    struct tier_io_config io;
+    struct tier *tier;
+    struct tier_decide *twin;   /* fed with the recorded events */
+    uint32_t restores;
+};
+
+static void set(struct life *l, const char *format, ...) BASE_PRINTF(2, 3);
+static void set(struct life *l, const char *format, ...)
+{
+    struct base_option_group groups[] = {
+        { "tiers", tier_options, tier_option_count, &l->config },
+        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &l->config },
+        { "io", tier_io_options, tier_io_option_count, &l->io },
+    };
+    char pair[BASE_OPTION_TEXT * 2];
+    struct base_err err = { 0 };
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(pair, sizeof pair, format, arguments);
+    va_end(arguments);
+    ck_assert_msg(base_option_set_pair(groups, 3, pair, &err) == 0, "%s", err.text);
+}
+
+static void defaults(struct life *l)
+{
+    struct base_option_group groups[] = {
+        { "tiers", tier_options, tier_option_count, &l->config },
+        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &l->config },
+        { "io", tier_io_options, tier_io_option_count, &l->io },
+    };
+    memset(l, 0, sizeof *l);
+    base_option_defaults(groups, 3);
+    set(l, "io.backend=threads");
+    set(l, "tiers.warm.path=%s", path);
+}
+
+static void on_event(void *context, const struct tier_event *event)
+{
+    struct life *l = context;
+    struct base_err err = { 0 };
+    l->restores += event->kind == TIER_EVENT_RESTORE;
+    if (tier_decide_apply(l->twin, event, &err) < 0) {
+        ck_abort_msg("event %d: %s, seed %d", (int)event->kind, err.text, seed);
+    }
+}
+
+static int try_begin(struct life *l, struct base_err *err)
+{
+    struct tier_open_args args = {
+        .config = &l->config, .io = &l->io, .store = store, .top_k = TOP_K,
+        .observer = { on_event, l },
+    };
+    l->restores = 0;
+    return tier_open(&l->tier, &args, err);
+}
+
+static void begin(struct life *l)
+{
+    struct base_err err = { 0 };
+    int rc = try_begin(l, &err);
+    if (rc == 0) rc = tier_decide_create(&l->twin, tier_decide_config_of(l->tier), &err);
+    ck_assert_msg(rc == 0, "%s, seed %d", err.text, seed);
+    tier_warm_restore(l->tier);
+}
+
+static void end(struct life *l)
+{
+    tier_close(l->tier);
+    tier_decide_destroy(l->twin);
+}
+
+static void use(struct life *l, uint32_t layer, const uint32_t *ids, uint32_t n)
+{
+    struct tier_lease leases[EXPERTS];
+    uint32_t k = tier_acquire(l->tier, layer, ids, n, TIER_DECODE, leases);
+    NEED(k > 0);
+    NEED(tier_wait(l->tier, leases, k, TIER_WAIT_ALL, UINT64_MAX) == k);
+    for (uint32_t i = 0; i < k; i++) NEED(leases[i].status == 0);
+    tier_release(l->tier, leases, k);
+}
+
+/* Tokens that like the low numbers, and in between what serving does. */
+static void serve(struct life *l, struct base_rng *rng, unsigned tokens)
+{
+    for (unsigned i = 0; i < tokens; i++) {
+        for (uint32_t layer = 0; layer < LAYERS; layer++) {
+            uint32_t ids[TOP_K], n = 0;
+            while (n < TOP_K) {
+                uint64_t below = 1 + base_rng_below(rng, EXPERTS);
+                uint32_t id = (uint32_t)base_rng_below(rng, below);
+                bool there = false;
+                for (uint32_t j = 0; j < n; j++) there |= ids[j] == id;
+                if (!there) ids[n++] = id;
+            }
+            use(l, layer, ids, n);
+            if (base_rng_below(rng, 3) == 0) tier_poll(l->tier);
+        }
+        tier_step_end(l->tier);
+        if (base_rng_below(rng, 8) == 0) tier_idle(l->tier);
+    }
+}
+
+static void same_as_twin(struct life *l)
+{
+    static struct tier_snapshot s;
+    tier_snapshot(l->tier, &s);
+    for (uint32_t t = 0; t < s.tier_count; t++) {
+        for (int c = 0; c < TIER_CELL_COUNT; c++) {
+            NEED(memcmp(&s.cells[t][c], tier_decide_counts(l->twin, t, c), sizeof s.cells[t][c]) ==
+                 0);
+        }
+    }
+}
+
+static void residents(struct life *l, uint8_t *in)
+{
+    uint64_t lookups[KEYS];
+    NEED(tier_snapshot_experts(l->tier, lookups, in, KEYS) == 0);
+}
+
+static void draw(struct life *l, struct base_rng *rng)
+{
+    static const char *const policies[] = { "lru", "lru_global", "lfu", "lru_with_frequency", "arc",
+                                            "lru_with_prediction", "slru", "s3fifo", "sieve" };
+    defaults(l);
+    set(l, "policy.eviction=%s", policies[base_rng_below(rng, 9)]);
+    set(l, "io.depth=%d", 1 << base_rng_below(rng, 6));
+    set(l, "tiers.dram.capacity=%d%%", 50 + (int)base_rng_below(rng, 50));
+    if (base_rng_below(rng, 2)) {
+        set(l, "tiers.hbm.capacity=25%%");
+        set(l, "tiers.inclusion=%s", base_rng_below(rng, 2) ? "inclusive" : "exclusive");
+        set(l, "tiers.hbm.sim_bandwidth=0");
+    }
+}
+
+START_TEST(what_was_resident_is_resident_again)
+{
+    static struct life l;
+    static struct tier_snapshot s;
+    struct base_rng rng;
+    uint8_t before[KEYS], after[KEYS];
+    seed = _i;
+    base_rng_init(&rng, (uint64_t)seed);
+    unlink(path);
+    draw(&l, &rng);
+    begin(&l);
+    NEED(l.restores == 0);
+    serve(&l, &rng, 60);
+    residents(&l, before);
+    tier_warm_save(l.tier);
+    same_as_twin(&l);
+    end(&l);
+
+    begin(&l);
+    residents(&l, after);
+    uint32_t count = 0;
+    for (unsigned k = 0; k < KEYS; k++) {
+        NEED((before[k] != 0) == (after[k] != 0));
+        count += after[k] != 0;
+    }
+    NEED(l.restores == count);
+    if (base_rng_below(&rng, 2)) {
+        /* Nobody asks: all is read in idle time, and then found readable. */
+        while (tier_idle(l.tier) != UINT32_MAX) continue;
+        tier_snapshot(l.tier, &s);
+        NEED(s.warm.restore_reads == count && s.warm.restore_left == 0);
+        NEED(s.io.demand_reads == 0 && s.io.prefetch_wasted_bytes == 0);
+        for (unsigned k = 0; k < KEYS; k++) {
+            uint32_t id = k % EXPERTS;
+            if (after[k] & 1) use(&l, k / EXPERTS, &id, 1);
+        }
+        tier_step_end(l.tier);
+        tier_snapshot(l.tier, &s);
+        NEED(s.io.demand_reads == 0 && s.tiers[0].hits == s.tiers[0].lookups);
+    }
+    serve(&l, &rng, 40);
+    same_as_twin(&l);
+    end(&l);
+}
+END_TEST
+
+START_TEST(another_size_keeps_the_hottest)
+{
+    static struct life l;
+    uint8_t in[KEYS];
+    seed = _i;
+    unlink(path);
+    defaults(&l);
+    if (_i == 1) set(&l, "policy.eviction=lfu");
+    set(&l, "tiers.dram.capacity=75%%");
+    begin(&l);
+    /* Each expert is used once and later than the one before; the last four most often. */
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        for (uint32_t id = 0; id < EXPERTS; id++) use(&l, layer, &id, 1);
+        for (int i = 0; i < 5; i++) use(&l, layer, (uint32_t[]){ 12, 13, 14, 15 }, 4);
+    }
+    tier_step_end(l.tier);
+    tier_warm_save(l.tier);
+    end(&l);
+    set(&l, "tiers.dram.capacity=25%%");
+    begin(&l);
+    residents(&l, in);
+    for (unsigned k = 0; k < KEYS; k++) NEED((in[k] != 0) == (k % EXPERTS >= 12));
+    /* And the one used longest ago is the first to go. */
+    uint32_t id = 0;
+    use(&l, 0, &id, 1);
+    residents(&l, in);
+    NEED(in[0] && !in[12] && in[13] && in[14] && in[15]);
+    end(&l);
+}
+END_TEST
+
+START_TEST(it_is_saved_while_it_runs)
+{
+    static struct life l;
+    struct tier_warm_set saved;
+    struct base_rng rng;
+    struct base_err err = { 0 };
+    base_rng_init(&rng, 1);
+    unlink(path);
+    defaults(&l);
+    set(&l, "tiers.warm.save_every=1ms");
+    begin(&l);
+    serve(&l, &rng, 50);
+    for (int i = 0; i < 2000 && access(path, R_OK) < 0; i++) {
+        usleep(1000);
+        tier_idle(l.tier);
+    }
+    int rc = tier_warm_file_load(&saved, path, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    ck_assert_uint_gt(saved.count, 0);
+    free(saved.rows);
+    end(&l);
+}
+END_TEST
+
+/* -- the file --------------------------------------------------------------------------------- */
+
+static struct tier_warm_set example(uint32_t count, uint32_t age)
+{
+    struct tier_warm_set set = {
+        .model = 77, .layers = LAYERS, .experts = EXPERTS, .saved_at = 1234, .count = count,
+        .rows = calloc(KEYS, sizeof *set.rows),
+    };
+    for (uint32_t i = 0; i < count; i++) {
+        set.rows[i] =
+            (struct tier_warm_row){ (i * 5 + 3) % KEYS, age + count - i, i & 1, (uint8_t)i };
+    }
+    return set;
+}
+
+static void *encoded(const struct tier_warm_set *set, size_t *size)
+{
+    *size = tier_warm_file_bytes(set->count);
+    void *bytes = malloc(*size);
+    tier_warm_file_encode(set, bytes);
+    return bytes;
+}
+
+static void put(const void *bytes, size_t size)
+{
+    FILE *file = fopen(path, "w");
+    ck_assert(file && fwrite(bytes, 1, size, file) == size && fclose(file) == 0);
+}
+
+START_TEST(any_changed_byte_is_noticed)
+{
+    struct tier_warm_set set = example(9, 0), got;
+    struct base_err err = { 0 };
+    size_t size;
+    uint8_t *bytes = encoded(&set, &size);
+    put(bytes, size);
+    ck_assert_int_eq(tier_warm_file_load(&got, path, &err), 0);
+    ck_assert_uint_eq(got.count, 9);
+    ck_assert_uint_eq(got.model, 77);
+    for (unsigned i = 0; i < 9; i++) {
+        ck_assert_uint_eq(got.rows[i].key, set.rows[i].key);
+        ck_assert_uint_eq(got.rows[i].age, set.rows[i].age);
+        ck_assert_uint_eq(got.rows[i].hbm, set.rows[i].hbm);
+        ck_assert_uint_eq(got.rows[i].uses, set.rows[i].uses);
+    }
+    free(got.rows);
+    for (size_t i = 0; i < size; i++) {
+        bytes[i] ^= (uint8_t)(1 << i % 8);
+        put(bytes, size);
+        err = (struct base_err){ 0 };
+        ck_assert_int_lt(tier_warm_file_load(&got, path, &err), 0);
+        ck_assert(strstr(err.text, path));
+        ck_assert_ptr_null(got.rows);
+        bytes[i] ^= (uint8_t)(1 << i % 8);
+        put(bytes, i);
+        ck_assert_int_lt(tier_warm_file_load(&got, path, &err), 0);
+    }
+    free(bytes);
+    set.rows[3] = set.rows[2];
+    bytes = encoded(&set, &size);
+    put(bytes, size);
+    err = (struct base_err){ 0 };
+    ck_assert_int_eq(tier_warm_file_load(&got, path, &err), BASE_EFORMAT);
+    ck_assert(strstr(err.text, "once again"));
+    free(bytes);
+    free(set.rows);
+}
+END_TEST
+
+START_TEST(other_weights_mean_a_cold_start)
+{
+    static struct life l;
+    static struct tier_snapshot s;
+    struct tier_warm_set set = example(9, 0);
+    size_t size;
+    void *bytes = encoded(&set, &size);
+    seed = 0;
+    put(bytes, size);
+    defaults(&l);
+    begin(&l);
+    ck_assert_uint_eq(l.restores, 0);
+    tier_step_end(l.tier);
+    tier_snapshot(l.tier, &s);
+    ck_assert_msg(strstr(s.warm_note, "another model"), "%s", s.warm_note);
+    /* Nothing was used: what is there stays. */
+    tier_warm_save(l.tier);
+    end(&l);
+    struct tier_warm_set got;
+    ck_assert_int_eq(tier_warm_file_load(&got, path, NULL), 0);
+    ck_assert_uint_eq(got.model, 77);
+    free(got.rows);
+    free(bytes);
+    free(set.rows);
+}
+END_TEST
+
+START_TEST(a_place_that_cannot_be_written_is_refused)
+{
+    static struct life l;
+    struct base_err err = { 0 };
+    defaults(&l);
+    set(&l, "tiers.warm.path=%s/nowhere/warm", dir);
+    ck_assert_int_eq(try_begin(&l, &err), -ENOENT);
+    ck_assert_msg(strstr(err.text, "tiers.warm.path"), "%s", err.text);
+    defaults(&l);
+    set(&l, "tiers.warm.path=");
+    set(&l, "tiers.warm.save_every=7s");
+    err = (struct base_err){ 0 };
+    ck_assert_int_eq(try_begin(&l, &err), BASE_ECONFIG);
+    ck_assert_msg(strstr(err.text, "no effect without tiers.warm.path"), "%s", err.text);
+}
+END_TEST
+
+/* A child saves two sets by turns until it is killed: one of the two is there, whole. */
+START_TEST(a_killed_save_leaves_a_whole_file)
+{
+    struct tier_warm_set sets[2] = { example(KEYS, 0), example(KEYS / 2, 1000) }, got;
+    struct base_err err = { 0 };
+    struct base_rng rng;
+    void *bytes[2];
+    size_t size[2];
+    unsigned seen[2] = { 0, 0 };
+    base_rng_init(&rng, 5);
+    for (int i = 0; i < 2; i++) bytes[i] = encoded(&sets[i], &size[i]);
+    put(bytes[0], size[0]);
+    for (int i = 0; i < KILLS; i++) {
+        pid_t child = fork();
+        ck_assert_int_ge(child, 0);
+        for (int n = 1; child == 0; n++) {
+            tier_store_file_replace(path, bytes[n & 1], size[n & 1], &err);
+        }
+        usleep((useconds_t)(500 + base_rng_below(&rng, 6000)));
+        kill(child, SIGKILL);
+        ck_assert_int_eq(waitpid(child, NULL, 0), child);
+        int rc = tier_warm_file_load(&got, path, &err);
+        ck_assert_msg(rc == 0, "kill %d: %s", i, err.text);
+        ck_assert(got.count == sets[0].count || got.count == sets[1].count);
+        seen[got.count == sets[1].count]++;
+        free(got.rows);
+    }
+    printf("%d kills: the older set %u times, the newer %u times, never another\n", KILLS, seen[0],
+           seen[1]);
+    for (int i = 0; i < 2; i++) {
+        free(bytes[i]);
+        free(sets[i].rows);
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("warm");
+    TCase *tests = tcase_create("warm");
+    tcase_add_unchecked_fixture(tests, setup, teardown);
+    tcase_set_timeout(tests, 60);
+    tcase_add_loop_test(tests, what_was_resident_is_resident_again, 1, 41);
+    tcase_add_loop_test(tests, another_size_keeps_the_hottest, 0, 2);
+    tcase_add_test(tests, it_is_saved_while_it_runs);
+    tcase_add_test(tests, any_changed_byte_is_noticed);
+    tcase_add_test(tests, other_weights_mean_a_cold_start);
+    tcase_add_test(tests, a_place_that_cannot_be_written_is_refused);
+    tcase_add_test(tests, a_killed_save_leaves_a_whole_file);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
