@@ -78,10 +78,17 @@ static int device_create(struct tier *t, const struct tier_footprint *footprint,
         .memory_bytes = slots_most(t) * footprint->slot_bytes[0],
         .bandwidth = t->config.hbm_bandwidth,
         .fault_share = t->config.hbm_faults,
+        .headroom_share = t->config.hbm_headroom,
         .seed = 1,
     };
     base_option_choice(tier_option_of("tiers.hbm.device"), t->config.hbm_device, name, sizeof name);
-    int rc = dev_create(&t->own_device, dev_find(name), &config, t->clock, err);
+    const struct dev_ops *ops = dev_find(name);
+    if (!ops) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "tiers.hbm.device: this build has no device %s; configure it where the "
+                            "CUDA toolkit is (meson option cuda), or take sim or host", name);
+    }
+    int rc = dev_create(&t->own_device, ops, &config, t->clock, err);
     t->device = t->own_device;
     return rc;
 }
@@ -346,6 +353,8 @@ void tier_release(struct tier *t, const struct tier_lease *leases, uint32_t n)
 {
     MUST(t->magic == TIER_MAGIC);
     uint32_t count = 0;
+    /* Before any slot can change hands: what was launched on these leases may still read them. */
+    if (t->device) dev_mark(t->device);
     for (uint32_t i = 0; i < n; i++) {
         const struct tier_lease *lease = &leases[i];
         uint32_t key = lease->layer * t->experts + lease->expert;

@@ -29,14 +29,14 @@
     O(hbm_capacity, TEXTLINE, "tiers.hbm.capacity", "0", "", "", \
       "device memory for expert slots: a size (40GiB), or a share of the model's experts; 0 = " \
       "none") \
-    O(hbm_device, ENUM, "tiers.hbm.device", "sim", "sim|host", "", \
-      "the device: sim emulates one in host memory, host makes the CPU one") \
+    O(hbm_device, ENUM, "tiers.hbm.device", "sim", "sim|host|cuda", "", \
+      "the device: sim emulates one in host memory, host makes the CPU one, cuda is a card") \
     O(hbm_bandwidth, BYTES, "tiers.hbm.sim_bandwidth", "16GiB", "", "bytes/s", \
       "sim device: bytes per second of copies each way; 0 = as fast as memory") \
     O(hbm_faults, SHARE, "tiers.hbm.sim_faults", "0%", "", "", \
       "sim device: share of copies that fail (tests)") \
     O(hbm_headroom, SHARE, "tiers.hbm.headroom", "0%", "", "",                                    \
-      "share of the device's memory kept free; for real devices, which are not built yet")        \
+      "cuda device: share of the card's memory kept free beside the slots")                        \
     O(inclusion, ENUM, "tiers.inclusion", "exclusive", "exclusive|inclusive", "", \
       "exclusive: an expert is in hbm or in dram; inclusive: dram keeps what moved up") \
     O(dram_capacity, TEXTLINE, "tiers.dram.capacity", "25%", "", "", \

@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(THREADS) mla_fold(const kern_cuda_mla a, uint3
 
 /* Block = one head of up to eight rows of one sequence; folds as it goes. */
 template <class C, int Q, int A>
-__global__ void __launch_bounds__(THREADS) mla_tile(const kern_cuda_mla a)
+__global__ void __launch_bounds__(THREADS, 1) mla_tile(const kern_cuda_mla a)
 {
     const kern_cuda_run tile = a.tiles[blockIdx.x];
     const uint32_t head = blockIdx.y, warp = threadIdx.x / WARP;

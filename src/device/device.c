@@ -5,7 +5,13 @@
 
 #include "base/must.h"
 
-static const struct dev_ops *const registry[] = { &dev_sim_ops, &dev_host_ops };
+static const struct dev_ops *const registry[] = {
+    &dev_sim_ops,
+    &dev_host_ops,
+#ifdef EXPERTIER_CUDA
+    &dev_cuda_ops,
+#endif
+};
 
 const struct dev_ops *dev_find(const char *name)
 {
@@ -46,6 +52,16 @@ bool dev_memory_give(struct dev *dev, void *memory, size_t bytes)
 int dev_host_register(struct dev *dev, void *memory, size_t bytes)
 {
     return dev->ops->host_register ? dev->ops->host_register(dev, memory, bytes) : -ENOTSUP;
+}
+
+void *dev_stream(struct dev *dev)
+{
+    return dev->ops->stream ? dev->ops->stream(dev) : NULL;
+}
+
+void dev_mark(struct dev *dev)
+{
+    if (dev->ops->mark) dev->ops->mark(dev);
 }
 
 void dev_submit(struct dev *dev, struct dev_copy *copy)

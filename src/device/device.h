@@ -1,8 +1,8 @@
 /* A device: memory of its own, and copies into and out of it. No arithmetic here.
  *
  * Kinds (registry order): sim (HBM emulated in host memory, copies at a set bandwidth), host (the
- * CPU is the device: copies are done at once). libtiering takes a device from its caller, so others
- * can be brought along.
+ * CPU is the device: copies are done at once), cuda (a card; in builds with the CUDA toolkit).
+ * libtiering takes a device from its caller, so others can be brought along.
  *
  * A copy is a list of pieces that go in one direction on one queue. Copies on a queue happen one
  * after the other, the queues beside each other and beside whatever the caller does meanwhile.
@@ -44,6 +44,8 @@ struct dev_copy {
 
 struct dev_config {
     uint64_t memory_bytes;      /* what the device has; allocations beyond are refused */
+    double headroom_share;      /* of a card's memory, stays free beside that (cuda) */
+    unsigned ordinal;           /* which card (cuda) */
     uint64_t bandwidth;         /* bytes per second each way; 0 = as fast as memory (sim) */
     uint64_t latency_ns;        /* of each copy (sim) */
     double fault_share;         /* of copies that fail, drawn from the seed (sim, tests) */
@@ -64,6 +66,9 @@ struct dev_ops {
     void (*memory_give)(struct dev *dev, void *memory, size_t bytes);
     /* Optional: host memory that copies come from, pinned once. */
     int (*host_register)(struct dev *dev, void *memory, size_t bytes);
+    /* Optional, together: see dev_stream and dev_mark. */
+    void *(*stream)(struct dev *dev);
+    void (*mark)(struct dev *dev);
     void (*submit)(struct dev *dev, struct dev_copy *copy);
     int (*reap)(struct dev *dev, struct dev_copy **done, unsigned max, unsigned min,
                 uint64_t deadline_ns);
@@ -75,10 +80,12 @@ struct dev {
     struct base_clock *clock;
     unsigned in_flight;
     bool host_readable;         /* the CPU may read its memory: kernels on the CPU can use it */
+    bool lost;                  /* nothing on it succeeds any more; lost_why says why, in a */
+    char lost_why[300];         /* sentence, and the process has to end */
     char note[200];             /* what it is, for the start report */
 };
 
-/* "sim", "host". NULL if no device is called so. */
+/* "sim", "host", "cuda". NULL if no device is called so in this build. */
 const struct dev_ops *dev_find(const char *name);
 
 int dev_create(struct dev **out, const struct dev_ops *ops, const struct dev_config *config,
@@ -92,6 +99,12 @@ int dev_memory_alloc(struct dev *dev, size_t bytes, void **out, struct base_err 
 bool dev_memory_give(struct dev *dev, void *memory, size_t bytes);
 int dev_host_register(struct dev *dev, void *memory, size_t bytes);    /* -ENOTSUP: no need */
 
+/* The stream that kernels run on (a cudaStream_t), or NULL: the CPU computes. */
+void *dev_stream(struct dev *dev);
+/* Kernels launched on that stream so far may still read device memory: copies up that are submitted
+ * from now on begin after them. Costs nothing where there is no stream. */
+void dev_mark(struct dev *dev);
+
 void dev_submit(struct dev *dev, struct dev_copy *copy);
 /* Moves finished copies to `done`, in order per queue. Waits until at least `min` finished or the
  * absolute deadline passed; min = 0 polls. Returns their number. */
@@ -99,5 +112,8 @@ int dev_reap(struct dev *dev, struct dev_copy **done, unsigned max, unsigned min
              uint64_t deadline_ns);
 
 extern const struct dev_ops dev_sim_ops, dev_host_ops;
+#ifdef EXPERTIER_CUDA
+extern const struct dev_ops dev_cuda_ops;
+#endif
 
 #endif

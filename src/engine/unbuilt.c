@@ -21,6 +21,14 @@ static const struct {
                                            "for company" },
 };
 
+/* Values of built keys. */
+static const struct {
+    const char *key, *value, *why, *instead;
+} unbuilt_values[] = {
+    { "tiers.hbm.device", "cuda", "the engine computes on the CPU, which cannot read the memory of "
+                                  "a card", "sim or host" },
+};
+
 int eng_unbuilt_check(const struct base_option_group *groups, size_t count, struct base_err *err)
 {
     char value[BASE_OPTION_TEXT];
@@ -30,6 +38,14 @@ int eng_unbuilt_check(const struct base_option_group *groups, size_t count, stru
         if (strcmp(value, unbuilt[i].initial) == 0) continue;
         return base_err_set(err, BASE_ECONFIG, "%s: %s cannot take effect: %s; leave it at %s",
                             unbuilt[i].key, value, unbuilt[i].why, unbuilt[i].initial);
+    }
+    for (size_t i = 0; i < sizeof unbuilt_values / sizeof unbuilt_values[0]; i++) {
+        int rc = base_option_get(groups, count, unbuilt_values[i].key, value, sizeof value);
+        MUST(rc >= 0);
+        if (strcmp(value, unbuilt_values[i].value) != 0) continue;
+        return base_err_set(err, BASE_ECONFIG, "%s: %s cannot take effect: %s; take %s",
+                            unbuilt_values[i].key, value, unbuilt_values[i].why,
+                            unbuilt_values[i].instead);
     }
     return 0;
 }

@@ -39,6 +39,9 @@ struct cudahost_machine {
 };
 extern struct cudahost_machine cudahost_machine;
 
+/* Launches a kernel that copies bytes (keep.cc). */
+void cudahost_keep(void *to, const void *from, size_t bytes, void *stream);
+
 /* Forgets streams, events, memory and sticky errors; all must have been given back. Returns how
  * many things were not. */
 unsigned cudahost_reset(void);

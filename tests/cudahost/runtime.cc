@@ -30,6 +30,7 @@ struct operation {
 
 struct CUstream_st {
     std::deque<operation> list;
+    bool destroyed; /* what was asked of it still runs */
 };
 
 struct CUevent_st {
@@ -65,13 +66,24 @@ bool code_sticky(int code)
            code == cudaErrorIllegalInstruction || code == cudaErrorAssert;
 }
 
+/* The context is gone: nothing that was asked for happens any more. */
+void lose(int code)
+{
+    sticky = code;
+    for (CUstream_st *stream : streams) {
+        for (operation &op : stream->list)
+            if (op.kind == KERNEL) op.drop(op.grid.context);
+        stream->list.clear();
+    }
+}
+
 /* What a call answers before it does anything. */
 cudaError_t refuse()
 {
     int code = sticky;
     if (!code && cudahost_machine.fail_at > 0 && --cudahost_machine.fail_at == 0)
         code = cudahost_machine.fail_code;
-    if (code_sticky(code)) sticky = code;
+    if (code_sticky(code) && !sticky) lose(code);
     if (code) last_error = code;
     return (cudaError_t)code;
 }
@@ -156,12 +168,14 @@ void drain(CUstream_st *stream, uint64_t last)
     }
 }
 
-/* A card works whenever it likes. */
+/* A card works whenever it likes, and for a while on anything but one of its streams. */
 void some_time_passes()
 {
-    for (uint64_t steps = cudahost_random(4); steps > 0; steps--) {
-        CUstream_st *stream = streams[(size_t)cudahost_random(streams.size())];
-        if (head_ready(stream)) head_run(stream);
+    static uint64_t lazy, calls;
+    if (calls++ % 256 == 0) lazy = cudahost_random(streams.size());
+    for (uint64_t steps = cudahost_random(8); steps > 0; steps--) {
+        const uint64_t at = cudahost_random(streams.size());
+        if (at != lazy && head_ready(streams[(size_t)at])) head_run(streams[(size_t)at]);
     }
 }
 
@@ -196,8 +210,12 @@ uint64_t cudahost_operations(void)
 
 unsigned cudahost_reset(void)
 {
-    unsigned left = (unsigned)(streams.size() - 1 + events.size() + regions.size());
+    /* The work of destroyed streams comes to its end, whatever it touches now. */
+    for (CUstream_st *stream : streams)
+        if (stream->destroyed) drain(stream, UINT64_MAX);
+    unsigned left = (unsigned)(events.size() + regions.size());
     for (CUstream_st *stream : streams) {
+        left += stream != &default_stream && !stream->destroyed;
         left += (unsigned)stream->list.size();
         for (operation &op : stream->list)
             if (op.kind == KERNEL) op.drop(op.grid.context);
@@ -297,6 +315,9 @@ cudaError_t cudaFree(void *memory)
         cudahost_report("cudaFree of what is not device memory");
         return give(cudaErrorInvalidValue);
     }
+    for (CUstream_st *stream : streams)
+        for (const operation &op : stream->list)
+            if (op.kind == KERNEL) cudahost_report("cudaFree while %s may still run", op.grid.name);
     memset(memory, 0xdd, it->second.bytes);
     regions.erase(it);
     free(memory);
@@ -333,13 +354,12 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
     return cudaSuccess;
 }
 
+/* Returns at once, as on a card: what was asked of the stream runs on. */
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
-    for (size_t i = 1; i < streams.size(); i++) {
-        if (streams[i] != stream) continue;
-        drain(stream, UINT64_MAX);
-        streams.erase(streams.begin() + (long)i);
-        delete stream;
+    for (CUstream_st *each : streams) {
+        if (each != stream || stream->destroyed || stream == &default_stream) continue;
+        stream->destroyed = true;
         return (cudaError_t)sticky;
     }
     cudahost_report("cudaStreamDestroy of what is no stream");

@@ -1,6 +1,7 @@
 /* Devices move the right bytes, in order per queue, at the speed they were given, and keep to their
  * memory; on real and on virtual time. */
 #include <check.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -138,6 +139,20 @@ START_TEST(faults_come_from_the_seed)
 }
 END_TEST
 
+/* In a build with the CUDA toolkit: a card, or a sentence. Without: no such device. */
+START_TEST(cuda_is_a_card_or_a_sentence)
+{
+    struct dev_config config = { .memory_bytes = SLOT };
+    struct base_err err = { 0 };
+    struct dev *dev = NULL;
+    if (!dev_find("cuda")) return;
+    int rc = dev_create(&dev, dev_find("cuda"), &config, base_clock_real(), &err);
+    ck_assert(rc == 0 || (rc == BASE_EDEVICE && strstr(err.text, "device cuda: ") && !dev));
+    printf("cuda: %s\n", rc == 0 ? dev->note : err.text);
+    dev_destroy(dev);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("device");
@@ -146,6 +161,7 @@ int main(void)
     tcase_add_test(all, queues_run_beside_each_other);
     tcase_add_loop_test(all, memory_is_bounded, 0, 2);
     tcase_add_test(all, faults_come_from_the_seed);
+    tcase_add_test(all, cuda_is_a_card_or_a_sentence);
     suite_add_tcase(suite, all);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
