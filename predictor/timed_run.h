@@ -25,6 +25,7 @@ struct pred_timed_case {
     bool inclusive;
     bool start_full;
     double prefill_share, half_life_tokens;
+    bool adaptive;              /* quotas of the layers */
 };
 
 struct pred_timed_result {
