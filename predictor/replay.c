@@ -119,6 +119,7 @@ static int cache_create(struct run *run, uint32_t i, struct base_err *err)
         .layers = h->layers, .experts = h->experts, .top_k = h->top_k, .tier_count = 1,
         .tiers = { { .slots = c->slots } },
         .half_life_tokens = c->half_life_tokens, .prefill_share = c->prefill_share,
+        .adaptive = c->adaptive,
         .next_use = pred_future_next, .next_use_context = run->future,
     };
     snprintf(config.tiers[0].policy, sizeof config.tiers[0].policy, "%s", c->policy);

@@ -31,6 +31,7 @@ struct pred_case {
     double half_life_tokens;
     bool one_at_a_time;         /* each lookup an acquire of its own, as the caches of the books see
                                  * requests; half-lives then count lookups. Not with a budget. */
+    bool adaptive;              /* quotas of the layers follow what is missed */
 };
 
 struct pred_case_result {

@@ -259,6 +259,7 @@ static int case_create(struct run *run, uint32_t i, struct base_err *err)
             .layers = h->layers, .experts = h->experts, .top_k = h->top_k,
             .tier_count = c->tier_count, .inclusive = c->inclusive, .adaptive = c->adaptive,
             .half_life_tokens = c->half_life_tokens, .prefill_share = c->prefill_share,
+            .adaptive = c->adaptive,
             .next_use = pred_future_next, .next_use_context = run->future,
         },
         .expert_bytes = run->expert_bytes, .read_bytes = run->read_bytes,

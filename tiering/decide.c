@@ -419,7 +419,7 @@ uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32
     }
     d->acquires++;
     d->layer_acquires[layer]++;
-    if (d->config.adaptive && phase == TIER_DECODE) tier_decide_adapt(d);
+    if (d->config.adaptive && phase == TIER_DECODE) tier_decide_adapt(d, n);
     return k;
 }
 

@@ -30,7 +30,8 @@
  * Quotas of a tier's layers: equal, given, or adaptive. Adaptive ones begin equal; every 128 decode
  * acquires a layer, one slot moves to the layer that lost most lately by having too few: whose
  * misses were most often among its last 4 evictions. It comes from the layer that lost least, which
- * keeps 2 x top_k: below that the next slot says nothing about the last one.
+ * keeps twice what one decode acquire lately asked for at most: below that the next slot says
+ * nothing about the last one.
  *
  * Reconfigured, a core keeps its residents. Partitions that become smaller let go of prefill's
  * surplus, then of the policy's victims; leased ones stay, beyond the slots, until their release. A

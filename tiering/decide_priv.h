@@ -84,6 +84,7 @@ struct tier_decide {
     uint64_t *marks;            /* a bit an expert, scratch of apply */
     uint32_t *apply_quotas;     /* [tiers x layers] scratch of apply */
     uint64_t decode_acquires;
+    uint32_t widths[2];         /* largest decode acquire of this period and of the last */
 };
 
 static inline struct part *tier_part_of(struct tier_decide *d, uint32_t tier, uint32_t layer)
@@ -120,8 +121,8 @@ void tier_decide_plane_empty(struct tier_plane *plane);
 double tier_decide_half_life(const struct tier_decide *decide, const struct tier_plane *plane);
 uint32_t tier_decide_prefill_slots(const struct tier_decide *decide, uint32_t slots);
 
-/* decide_quotas.c: an acquire has ended; a slot may move. */
-void tier_decide_adapt(struct tier_decide *decide);
+/* decide_quotas.c: a decode acquire of so many experts has ended; a slot may move. */
+void tier_decide_adapt(struct tier_decide *decide, uint32_t width);
 /* A lookup missed this expert: was it let go of too early? */
 void tier_decide_regret(struct tier_decide *decide, uint32_t tier, struct part *part, uint32_t key);
 

@@ -39,7 +39,9 @@ static void set_slots(struct tier_decide *d, uint32_t tier, uint32_t layer, uint
 static void move_slot(struct tier_decide *d, uint32_t tier)
 {
     struct tier_plane *plane = &d->planes[tier];
-    uint32_t least = 2 * d->config.top_k, from = UINT32_MAX, to = UINT32_MAX;
+    uint32_t width = d->widths[0] > d->widths[1] ? d->widths[0] : d->widths[1];
+    uint32_t least = 2 * (width > d->config.top_k ? width : d->config.top_k);
+    uint32_t from = UINT32_MAX, to = UINT32_MAX;
     for (uint32_t l = 0; l < d->layers; l++) {
         const struct part *part = &plane->parts[l];
         /* Quotas of a tier that still fills say nothing. */
@@ -64,8 +66,9 @@ static void move_slot(struct tier_decide *d, uint32_t tier)
     d->over |= plane->parts[from].used > plane->parts[from].slots;
 }
 
-void tier_decide_adapt(struct tier_decide *d)
+void tier_decide_adapt(struct tier_decide *d, uint32_t width)
 {
+    if (width > d->widths[0]) d->widths[0] = width;
     if (++d->decode_acquires % ((uint64_t)ACQUIRES_A_MOVE * d->layers) != 0) return;
     for (uint32_t t = 0; t < d->tier_count; t++) {
         struct tier_plane *plane = &d->planes[t];
@@ -76,4 +79,6 @@ void tier_decide_adapt(struct tier_decide *d)
             part->regrets -= part->regrets >> FADE_SHIFT;
         }
     }
+    d->widths[1] = d->widths[0];
+    d->widths[0] = 0;
 }

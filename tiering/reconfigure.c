@@ -83,13 +83,15 @@ static struct tier_seats *seats_of(struct tier *t, uint32_t tier)
 bool tier_shrink(struct tier *t)
 {
     MUST(t->magic == TIER_MAGIC);
-    bool more = false;
+    bool more = false, any = false;
     for (uint32_t i = 0; i < t->tiers; i++) {
         struct tier_seats *seats = seats_of(t, i);
         if (seats->slots.count <= t->slots_wanted[i]) continue;
+        any = true;
         uint64_t keep = t->slots_wanted[i] + tier_decide_over(t->decide, i);
         more |= tier_cache_shrink(seats, keep, SHRINK_BYTES);
     }
+    if (any) tier_stats_publish(t, base_clock_now_ns(t->clock));
     return more;
 }
 

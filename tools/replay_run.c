@@ -15,7 +15,7 @@ static struct {
     const char *config, *policy, *capacity, *budget, *phase, *machine, *top, *dram;
     struct cli_list set, machine_set;
     uint64_t slots;
-    bool as_recorded, one_at_a_time, layers, json, quiet;
+    bool as_recorded, one_at_a_time, layers, json, quiet, adaptive;
 } flags;
 
 const struct cli_flag cli_replay_run_flags[] = {
@@ -29,6 +29,8 @@ const struct cli_flag cli_replay_run_flags[] = {
     { "slots", CLI_UINT, &flags.slots, "N", "slots a layer, instead of a share" },
     { "budget", CLI_TEXT, &flags.budget, "A,B",
       "bytes over all layers, such as 750MiB, with each layer's own expert size" },
+    { "adaptive", CLI_SWITCH, &flags.adaptive, NULL,
+      "quotas of the layers that follow what is missed (policy.quotas: adaptive)" },
     { "phase", CLI_TEXT, &flags.phase, "PHASE",
       "totals of decode or prefill alone; the other phase still warms the cache" },
     { "machine", CLI_TEXT, &flags.machine, "FILE",
@@ -54,6 +56,7 @@ struct plan {
     double capacities[CASES_MAX];       /* share of a layer's experts; < 0 for budgets */
     uint32_t count;
     double prefill_share, half_life;
+    bool adaptive;
 };
 
 /* Calls `each` for every item of a comma list; stops at a negative code. */
@@ -183,6 +186,7 @@ static int add_policy(void *context, const char *item, struct base_err *err)
         c->prefill_share = plan->prefill_share;
         c->half_life_tokens = plan->half_life;
         c->one_at_a_time = flags.one_at_a_time;
+        c->adaptive = plan->adaptive;
         plan->capacities[plan->count++] = a->sizes->shares[i];
     }
     return 0;
@@ -201,7 +205,14 @@ static int make_plan(struct plan *plan, const struct pred_trace_header *header,
     sizes.header = header;
     plan->prefill_share = 1;
     plan->half_life = 16;
+    plan->adaptive = flags.adaptive || (!configured && header->decide.adaptive);
     if (configured) {
+        const char *quotas = cli_replay_config_get(config, "policy.quotas");
+        if (strcmp(quotas, "equal") != 0 && strcmp(quotas, "adaptive") != 0) {
+            return base_err_set(err, BASE_ECONFIG, "policy.quotas: %s cannot be tried: what-if "
+                                "runs know equal and adaptive", quotas);
+        }
+        plan->adaptive |= strcmp(quotas, "adaptive") == 0;
         if (base_str_share_parse(cli_replay_config_get(config, "policy.prefill_share"), &value) ==
             0) {
             plan->prefill_share = value;
@@ -269,7 +280,8 @@ static int print_json(const struct plan *plan, const struct pred_case_result *re
     for (uint32_t i = 0; i < plan->count; i++) {
         const struct pred_case *c = &plan->cases[i];
         struct tier_counts sum = totals(&results[i]);
-        base_buf_printf(&buf, "%s{\"policy\":\"%s\",", i > 0 ? "," : "", c->policy);
+        base_buf_printf(&buf, "%s{\"policy\":\"%s\",\"quotas\":\"%s\",", i > 0 ? "," : "",
+                        c->policy, c->adaptive ? "adaptive" : "equal");
         if (c->budget_bytes > 0) {
             base_buf_printf(
                 &buf, "\"capacity\":null,\"slots_per_layer\":null,\"budget_bytes\":%" PRIu64 ",",
@@ -436,7 +448,7 @@ static int check_flags(void)
 {
     bool choosing = flags.policy || flags.capacity || flags.slots > 0 || flags.budget ||
                     flags.config || flags.set.count > 0 || flags.phase || flags.machine ||
-                    flags.one_at_a_time || flags.layers;
+                    flags.one_at_a_time || flags.layers || flags.adaptive;
     bool timing = flags.machine_set.count > 0 || flags.top || flags.dram;
     if (timing && !flags.machine) {
         return cli_misuse("--machine-set, --top and --dram need --machine FILE");

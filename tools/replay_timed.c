@@ -65,7 +65,8 @@ static int case_add(struct plan *plan, const struct pred_case *from, const char 
     }
     struct pred_timed_case *to = &plan->cases[plan->count];
     *to = (struct pred_timed_case){ .prefill_share = from->prefill_share,
-                                    .half_life_tokens = from->half_life_tokens };
+                                    .half_life_tokens = from->half_life_tokens,
+                                    .adaptive = from->adaptive };
     snprintf(to->policy, sizeof to->policy, "%s", policy);
     int rc = tiers_of(plan, to, from, err);
     if (rc < 0) return rc;

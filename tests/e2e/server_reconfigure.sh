@@ -138,14 +138,23 @@ start_server --set tiers.dram.capacity=100% --set tiers.dram.pin=off
 find_admin
 ask_all "$work/plain"; wait_all
 resident() { awk '/^VmRSS/ { print $2 }' "/proc/$server/status"; }
+# A sanitizer's own tables come and go beside ours.
+sanitized=0
+if grep -q '__[at]san_init' "$bin/tier-server"; then sanitized=1; fi
 full=$(resident)
 slots() { curl -sS "$url/metrics" | awk '/^expertier_tier_slots\{tier="dram"\}/ { print $2 }'; }
 all=$(slots)
 [ "$(put 'tiers: {dram: {capacity: 25%}}')" = 200 ] || fail "shrinking: $(cat "$work/put")"
 small=$full
-for _ in $(seq 50); do small=$(resident); [ $((full - small)) -lt 8000 ] || break; sleep 0.1; done
+for _ in $(seq 50); do
+    small=$(resident)
+    [ $((full - small)) -lt 8000 ] && [ "$sanitized" = 0 ] || break
+    sleep 0.1
+done
+for _ in $(seq 50); do [ "$(slots)" != 96 ] || break; sleep 0.1; done
+[ "$(slots)" = 96 ] || fail "$(slots) slots are left, not 96"
 # 384 slots of 56 KiB are 21 MiB; three quarters of those that were used go.
-[ $((full - small)) -ge 8000 ] || fail "resident $full KiB before, $small KiB after"
+[ $((full - small)) -ge 8000 ] || [ "$sanitized" = 1 ] || fail "resident $full KiB before, $small KiB after"
 echo "resident $full KiB with all experts, $small KiB with a quarter of the slots"
 [ "$all" = 384 ] || fail "$all slots at first"
 [ "$(put 'tiers: {dram: {capacity: 100%}}')" = 200 ] || fail "growing: $(cat "$work/put")"
