@@ -16,10 +16,11 @@ enum {
     LINE_DRAM = 16,
     LINE_HBM = 32, /* waits for a slot */
     HINTED = 64,   /* a hint brought it, nobody looked it up since */
+    COPY_AHEAD = 128,           /* its copy up was begun for nobody */
 };
 
 enum seat_state { SEAT_NONE, SEAT_QUEUED, SEAT_READING, SEAT_READY };
-enum moving { STILL, MOVING_UP, MOVING_DOWN, HELD_UP }; /* held: a prefetch copy not begun */
+enum moving { STILL, MOVING_UP, MOVING_DOWN };
 
 struct seat {
     uint8_t state, moving;
@@ -58,12 +59,19 @@ struct pred_timed {
     struct seat *top;
     uint32_t dram_free, hbm_free;
     struct list demand, prefetch; /* QUEUED, sharing nodes */
-    struct list dram_line, hbm_line, held;
+    struct list dram_line, hbm_line;
     struct link reads, up, down;
     uint32_t reads_in_flight;
-    uint64_t up_bytes; /* on their way up */
+    uint32_t copies_ahead;      /* on their way up for nobody, or begun so */
     uint32_t prefetch_open, prefetch_open_max;
     uint32_t *hinted; /* [layers] admitted since the layer's last acquire */
+    struct tier_governor governor;
+    struct tier_governor copy_pace;     /* pace of the lane up; else unused */
+    uint64_t step_acquires, step_began_ns;
+    uint64_t copies, copy_ns;   /* up, under transfer */
+    uint64_t earned_ns;         /* when the governor's credit was last earned */
+    uint64_t busy_since_ns, busy_ns, busy_bytes;    /* while any read was under way */
+    struct pred_timed_stats marks;                  /* as of the last step's end */
     struct tier_found *found;
     struct pred_timed_stats stats;
     struct pred_timed_layer *layer_stats;
@@ -220,43 +228,29 @@ static void leave_dram(struct pred_timed *t, uint32_t key)
 
 /* -- copies ----------------------------------------------------------------------------------- */
 
-static void copy_begin_up(struct pred_timed *t, uint32_t key)
-{
-    uint64_t bytes = t->config.expert_bytes[key / t->experts];
-    t->hbm[key].moving = MOVING_UP;
-    t->up_bytes += bytes;
-    t->stats.copy_up_bytes += bytes;
-    t->stats.copy_busy_ns += link_send(&t->up, key, t->now + t->machine->copy_latency, bytes,
-                                       t->machine->copy_bandwidth);
-}
-
-/* Prefetch copies go while few bytes are on their way. */
-static void copy_held(struct pred_timed *t)
-{
-    while (t->held.head != NO_KEY) {
-        uint64_t bytes = t->config.expert_bytes[t->held.head / t->experts];
-        if (t->up_bytes > 0 && t->up_bytes + bytes > t->config.prefetch_inflight) return;
-        copy_begin_up(t, list_pop(&t->held));
-    }
-}
-
 static void copy_up(struct pred_timed *t, uint32_t key)
 {
-    struct seat *at = &t->hbm[key];
     if (t->hbm_free == 0) {
         line_push(t, &t->hbm_line, key, LINE_HBM);
         return;
     }
+    uint64_t bytes = t->config.expert_bytes[key / t->experts];
     t->hbm_free--;
-    *at = (struct seat){ .state = SEAT_READING, .prefetch = !(t->flags[key] & DEMAND) };
+    t->hbm[key] = (struct seat){ .state = SEAT_READING, .moving = MOVING_UP,
+                                 .prefetch = !(t->flags[key] & DEMAND) };
     t->dram[key].prefetch = false;
-    if (!at->prefetch) {
-        copy_begin_up(t, key);
-        return;
+    t->stats.copy_up_bytes += bytes;
+    if (t->hbm[key].prefetch) {
+        t->flags[key] |= COPY_AHEAD;
+        t->copies_ahead++;
+    } else {
+        t->stats.demand_copy_bytes += bytes;
     }
-    at->moving = HELD_UP;
-    list_push(&t->held, key);
-    copy_held(t);
+    uint64_t ns = link_send(&t->up, key, t->now + t->machine->copy_latency, bytes,
+                            t->machine->copy_bandwidth);
+    t->stats.copy_busy_ns += ns;
+    t->copies++;
+    t->copy_ns += ns;
 }
 
 static bool copy_down(struct pred_timed *t, uint32_t key)
@@ -279,7 +273,6 @@ static bool copy_down(struct pred_timed *t, uint32_t key)
 
 static void hbm_give(struct pred_timed *t, uint32_t key)
 {
-    if (t->hbm[key].moving == HELD_UP) list_remove(&t->held, key);
     t->hbm[key] = (struct seat){ 0 };
     t->hbm_free++;
     while (t->hbm_free > 0) {
@@ -317,19 +310,10 @@ static void demand(struct pred_timed *t, uint32_t key)
     if (t->tiers == 2 && t->hbm[key].state != SEAT_NONE && t->hbm[key].prefetch) {
         t->flags[key] |= LATE;
         t->hbm[key].prefetch = false;
-        if (t->hbm[key].moving == HELD_UP) {
-            list_remove(&t->held, key);
-            copy_begin_up(t, key);
-        }
     }
     struct seat *at = &t->dram[key];
     if (at->state == SEAT_NONE) {
         if (needs_dram(t, key)) queue(t, key);
-        return;
-    }
-    /* Its prefetch copy was cancelled before it began. */
-    if (t->tiers == 2 && at->state == SEAT_READY && t->hbm[key].state == SEAT_NONE) {
-        settle(t, key);
         return;
     }
     if (!at->prefetch) return;
@@ -348,7 +332,11 @@ static void move(struct pred_timed *t, uint32_t key, uint8_t in, uint8_t out, bo
 {
     t->flags[key] = (uint8_t)((t->flags[key] | in) & ~out);
     if (out & (t->tiers == 2 ? WANT_HBM : WANT_DRAM)) {
-        t->flags[key] &= (uint8_t) ~(DEMAND | LATE | HINTED);
+        /* What a hint moved up and nobody asked for. */
+        if (t->flags[key] & HINTED && t->top[key].state >= SEAT_READING) {
+            t->stats.wasted_bytes += t->config.expert_bytes[key / t->experts];
+        }
+        t->flags[key] &= (uint8_t)~(DEMAND | LATE | HINTED);
     }
     if (is_demand && in & (t->tiers == 2 ? WANT_HBM : WANT_DRAM)) t->flags[key] |= DEMAND;
     settle(t, key);
@@ -396,6 +384,8 @@ static void read_begin(struct pred_timed *t, uint32_t key)
     struct seat *at = &t->dram[key];
     uint64_t bytes = t->config.read_bytes[key / t->experts];
     at->state = SEAT_READING;
+    if (t->reads_in_flight == 0) t->busy_since_ns = t->now;
+    t->busy_bytes += bytes;
     t->reads_in_flight += (uint32_t)t->machine->expert_reads;
     if (at->prefetch) {
         t->stats.prefetch_reads++;
@@ -426,6 +416,7 @@ static void read_end(struct pred_timed *t, uint32_t key)
 {
     struct seat *at = &t->dram[key];
     t->reads_in_flight -= (uint32_t)t->machine->expert_reads;
+    if (t->reads_in_flight == 0) t->busy_ns += t->reads.free_ns - t->busy_since_ns;
     if (!needs_dram(t, key)) {
         dram_give(t, key);
         return;
@@ -437,11 +428,11 @@ static void read_end(struct pred_timed *t, uint32_t key)
 
 static void up_end(struct pred_timed *t, uint32_t key)
 {
-    t->up_bytes -= t->config.expert_bytes[key / t->experts];
+    if (t->flags[key] & COPY_AHEAD) t->copies_ahead--;
+    t->flags[key] &= (uint8_t)~COPY_AHEAD;
     t->hbm[key].moving = STILL;
     t->hbm[key].state = SEAT_READY;
     settle(t, key);
-    copy_held(t);
 }
 
 static void down_end(struct pred_timed *t, uint32_t key)
@@ -524,14 +515,6 @@ static void layer_passed(struct pred_timed *t, uint32_t layer)
         }
         key = next;
     }
-    for (key = t->held.head; key != NO_KEY;) {
-        uint32_t next = t->held.nodes[key].next;
-        if (key / t->experts == layer) {
-            hbm_give(t, key);
-            t->stats.prefetch_cancelled++;
-        }
-        key = next;
-    }
 }
 
 /* A hint's expert is looked up for the first time. */
@@ -551,6 +534,7 @@ uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t
     for (int c = 0; c < TIER_CELL_COUNT; c++) {
         before[c] = tier_decide_counts(t->decide, 0, (enum tier_cell)c)->lookups;
     }
+    if (t->step_acquires++ == 0) t->step_began_ns = t->now;
     uint32_t k = tier_decide_acquire(t->decide, layer, ids, n, phase, t->found);
     carry_out(t, true);
     for (uint32_t i = 0; i < k; i++) {
@@ -615,28 +599,110 @@ void pred_timed_release(struct pred_timed *t, uint32_t layer, const uint32_t *id
     tier_decide_release(t->decide, layer, ids, n);
 }
 
-bool pred_timed_hint(struct pred_timed *t, const struct tier_hint *hint)
+/* -- hints ------------------------------------------------------------------------------------ */
+
+/* Credit grows with what reads have reached so far; before anything was measured it is full. */
+static void credit_earn(struct pred_timed *t)
 {
-    uint32_t key = hint->layer * t->experts + hint->expert;
-    bool top = tier_decide_resident(t->decide, 0, hint->layer, hint->expert);
-    bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, hint->layer, hint->expert);
+    if (t->busy_ns > 0) {
+        double rate = (double)t->busy_bytes / (double)t->busy_ns;
+        tier_governor_earn(&t->governor, (uint64_t)(rate * (double)(t->now - t->earned_ns)));
+    } else {
+        tier_governor_earn(&t->governor, UINT64_MAX);
+    }
+    t->earned_ns = t->now;
+}
+
+/* A read ahead needs credit and an idle place in the queue; a copy ahead only the place: the lane
+ * up has no other traffic than experts that were asked for. */
+static bool may_fetch_ahead(struct pred_timed *t, const struct tier_hint *h, bool below)
+{
+    if (!t->config.decide.prefetch || t->hinted[h->layer] >= t->config.prefetch_per_layer) {
+        return false;
+    }
+    uint32_t open = below ? t->copies_ahead : t->prefetch_open;
+    uint32_t idle = open < t->prefetch_open_max ? t->prefetch_open_max - open : 0;
+    struct tier_governor *pace = below ? &t->copy_pace : &t->governor;
+    if ((double)h->probability < tier_governor_worth(pace, h->distance, open)) return false;
+    if (!below) return tier_governor_admit(&t->governor, h->probability, idle);
+    return idle > 0 && tier_governor_on(&t->governor) &&
+           (double)h->probability >= t->governor.probability;
+}
+
+static bool hint_one(struct pred_timed *t, const struct tier_hint *h)
+{
+    uint32_t key = h->layer * t->experts + h->expert;
+    bool top = tier_decide_resident(t->decide, 0, h->layer, h->expert);
+    bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert);
+    if (top && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) return false;
     t->stats.hints++;
-    if (!top && (t->hinted[hint->layer] >= t->config.prefetch_per_layer ||
-                 (!below && t->prefetch_open >= t->prefetch_open_max))) {
+    if (!top && !may_fetch_ahead(t, h, below)) {
         t->stats.hints_refused++;
         return false;
     }
-    bool taken =
-        tier_decide_hint(t->decide, hint->layer, hint->expert, hint->probability, hint->distance);
+    bool taken = tier_decide_hint(t->decide, h->layer, h->expert, h->probability, h->distance);
     carry_out(t, false);
     if (!taken) return false;
     t->flags[key] |= HINTED;
-    t->hinted[hint->layer]++;
+    t->hinted[h->layer]++;
     t->stats.hints_admitted++;
-    t->stats.hinted_bytes += t->config.expert_bytes[hint->layer];
-    pump(t);
+    t->stats.hinted_bytes += t->config.expert_bytes[h->layer];
     return true;
 }
+
+uint32_t pred_timed_hint(struct pred_timed *t, const struct tier_hint *hints, uint32_t n)
+{
+    uint32_t admitted = 0;
+    if (t->config.decide.prefetch) credit_earn(t);
+    for (uint32_t i = 0; i < n; i++) admitted += hint_one(t, &hints[i]);
+    if (admitted > 0) pump(t);
+    return admitted;
+}
+
+/* Between two acquires of the step, what was not waited. */
+static void pace(struct pred_timed *t, uint64_t stall_ns)
+{
+    const struct pred_timed_stats *s = &t->stats;
+    if (t->step_acquires == 0) return;
+    double idle = (double)(t->now - t->step_began_ns - stall_ns) / (double)t->step_acquires;
+    double bytes = (double)t->config.governor.read_bytes;
+    if (t->busy_ns > 0) {
+        tier_governor_pace(&t->governor, idle,
+                           bytes * (double)t->busy_ns / (double)t->busy_bytes);
+    }
+    if (s->copy_up_bytes > 0) {
+        tier_governor_pace(&t->copy_pace, idle, (double)t->copy_ns / (double)t->copies);
+    }
+    t->step_acquires = 0;
+}
+
+void pred_timed_step_end(struct pred_timed *t)
+{
+    const struct pred_timed_stats *m = &t->marks;
+    struct pred_timed_stats *s = &t->stats;
+    struct tier_governor_account account = {
+        .demand_bytes = s->demand_bytes - m->demand_bytes + s->demand_copy_bytes -
+                        m->demand_copy_bytes,
+        .useful_bytes = s->useful_bytes - m->useful_bytes,
+        .late_bytes = s->late_bytes - m->late_bytes,
+        .wasted_bytes = s->wasted_bytes - m->wasted_bytes,
+    };
+    s->steps++;
+    if (!t->config.decide.prefetch) return;
+    for (int c = 0; c < TIER_CELL_COUNT; c++) {
+        account.lookups += s->cells[c].lookups - m->cells[c].lookups;
+    }
+    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) {
+        account.stall_ns += s->wait_ns[w] - m->wait_ns[w];
+    }
+    pace(t, account.stall_ns);
+    s->governed_steps += !tier_governor_on(&t->governor);
+    tier_governor_step(&t->governor, &account);
+    s->governor_switches = t->governor.switches;
+    t->marks = *s;
+}
+
+/* -- views ------------------------------------------------------------------------------------ */
 
 const struct tier_decide *pred_timed_decide(const struct pred_timed *t)
 {
@@ -699,7 +765,6 @@ static int tables_create(struct pred_timed *t)
     t->prefetch = t->demand;
     if (rc == 0) rc = list_create(&t->dram_line, t->keys);
     if (rc == 0) rc = list_create(&t->hbm_line, t->keys);
-    if (rc == 0) rc = list_create(&t->held, t->keys);
     if (rc == 0) rc = link_create(&t->reads, depth);
     if (rc == 0) rc = link_create(&t->up, t->keys);
     if (rc == 0) rc = link_create(&t->down, t->keys);
@@ -754,6 +819,12 @@ int pred_timed_create(struct pred_timed **out, const struct pred_timed_config *c
         base_err_set(err, rc, "no memory for a cache in time of %u experts", t->keys);
         goto fail;
     }
+    t->config.governor.read_bytes = most;
+    t->config.governor.inflight_bytes = config->prefetch_inflight;
+    if (config->decide.prefetch) {
+        tier_governor_init(&t->governor, &t->config.governor);
+        t->copy_pace = t->governor;
+    }
     slots_count(t);
     if (config->start_full) fill(t);
     *out = t;
@@ -776,7 +847,6 @@ void pred_timed_destroy(struct pred_timed *t)
     free(t->demand.nodes);
     free(t->dram_line.nodes);
     free(t->hbm_line.nodes);
-    free(t->held.nodes);
     free(t->reads.ring);
     free(t->up.ring);
     free(t->down.ring);

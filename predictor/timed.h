@@ -8,8 +8,8 @@
  * Reads: one link. A read starts `nvme.latency` after it was begun, or when the link is free, and
  * takes bytes / bandwidth; at most `nvme.depth` are under way. Demand is begun before prefetch;
  * prefetch takes the lower half of the depth and at most `prefetch_inflight` bytes, which is what a
- * demand read may find ahead of it. Copies: a lane each way, one after another; a prefetch copy is
- * begun only while fewer than `prefetch_inflight` bytes are on their way up.
+ * demand read may find ahead of it. Copies: a lane each way, one after another, and no more than
+ * `prefetch_inflight` bytes of them ahead of need.
  *
  * As live, what arrives is noticed when the engine looks: between two pieces of compute and while
  * it waits. Differences from tiering.c: reads are served in order, where a disk interleaves them;
@@ -26,6 +26,7 @@
 #include "base/err.h"
 #include "predictor/machine.h"
 #include "tiering/decide.h"
+#include "tiering/governor.h"
 #include "tiering/tiering.h"
 
 struct pred_timed;
@@ -37,6 +38,7 @@ struct pred_timed_config {
     const uint64_t *read_bytes;         /* [layers], kept by the caller: read from disk */
     uint64_t prefetch_inflight;         /* bytes; at least one expert goes */
     uint32_t prefetch_per_layer;        /* admitted between two acquires of a layer */
+    struct tier_governor_options governor;  /* read_bytes and inflight_bytes are filled in */
     bool start_full;                    /* both tiers hold what fits before the first event */
 };
 
@@ -56,9 +58,10 @@ struct pred_timed_stats {
     uint64_t demand_bytes, prefetch_bytes, prefetch_wasted_bytes; /* nvme */
     uint64_t demand_reads, prefetch_reads, prefetch_cancelled;
     /* nvme -> top or dram -> top: what hints moved, and what of it was looked up before it left. */
-    uint64_t hinted_bytes, useful_bytes, late_bytes;
-    uint64_t copy_up_bytes, copy_down_bytes, demotions_dropped;
+    uint64_t hinted_bytes, useful_bytes, late_bytes, wasted_bytes;
+    uint64_t copy_up_bytes, demand_copy_bytes, copy_down_bytes, demotions_dropped;
     uint64_t hints, hints_admitted, hints_refused;
+    uint64_t governor_switches, governed_steps, steps;  /* governed: prefetch was off */
     uint64_t read_busy_ns, copy_busy_ns; /* links under transfer */
     uint64_t compute_ns, wait_ns[TIER_WAIT_CAUSE_COUNT];
 };
@@ -81,8 +84,10 @@ bool pred_timed_ready(const struct pred_timed *timed, uint32_t layer, uint32_t e
 void pred_timed_wait(struct pred_timed *timed, uint32_t layer, const uint32_t *ids, uint32_t n);
 void pred_timed_release(struct pred_timed *timed, uint32_t layer, const uint32_t *ids, uint32_t n);
 
-/* As tier_hint for one; true if admitted. */
-bool pred_timed_hint(struct pred_timed *timed, const struct tier_hint *hint);
+/* As tier_hint, in order of worth; returns how many were admitted. */
+uint32_t pred_timed_hint(struct pred_timed *timed, const struct tier_hint *hints, uint32_t n);
+/* As tier_step_end: the governor hears of the step. */
+void pred_timed_step_end(struct pred_timed *timed);
 
 const struct tier_decide *pred_timed_decide(const struct pred_timed *timed);
 const struct pred_timed_stats *pred_timed_stats_get(const struct pred_timed *timed);

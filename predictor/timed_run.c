@@ -32,6 +32,10 @@ struct run {
     struct pred_union joined;
     uint32_t *rows, *pending; /* [experts] */
     uint64_t *begin_ns;       /* [count] */
+    struct pred_predictor *predictor;       /* NULL when nothing is hinted */
+    struct pred_adviser *adviser;
+    const struct tier_hint *hints;          /* that the running layer gives */
+    uint32_t hint_count;
     struct pred_future *future;
     const struct pred_replay_progress *progress;
 };
@@ -49,6 +53,13 @@ static void compute_expert(struct run *run, struct pred_timed *t, const struct g
     uint64_t ns = pred_machine_compute_ns(run->machine, PRED_PART_EXPERT,
                                           run->expert_bytes[g->layer], g->rows[id]);
     pred_timed_compute(t, g->layer, ns);
+}
+
+static void hint(const struct run *run, uint32_t c)
+{
+    if (run->cases[c].hinted && run->hint_count > 0) {
+        pred_timed_hint(run->timed[c], run->hints, run->hint_count);
+    }
 }
 
 /* As they arrive; what arrives during a piece of compute is in the next piece. */
@@ -91,12 +102,18 @@ static void serve_prefill(struct run *run, struct pred_timed *t, const struct gr
     }
 }
 
-static void serve(struct run *run, struct pred_timed *t, const struct group *g, uint64_t shared_ns)
+/* `first`: the layer's first acquire, behind which its hints go out. */
+static void serve(struct run *run, uint32_t c, const struct group *g, uint64_t shared_ns,
+                  bool first)
 {
+    struct pred_timed *t = run->timed[c];
     for (uint32_t done = 0; done < g->count;) {
         uint32_t k = pred_timed_acquire(t, g->layer, g->ids + done, g->count - done, g->phase);
         MUST(k > 0); /* nothing is leased between two waves */
-        if (done == 0) pred_timed_compute(t, g->layer, shared_ns);
+        if (done == 0 && first) {
+            hint(run, c);
+            pred_timed_compute(t, g->layer, shared_ns);
+        }
         if (g->phase == TIER_DECODE) {
             serve_decode(run, t, g, g->ids + done, k);
         } else {
@@ -134,19 +151,23 @@ static void step_layer(struct run *run, const struct pred_step *step, uint32_t l
     const struct pred_machine *m = run->machine;
     uint64_t before_ns = pred_machine_compute_ns(m, PRED_PART_LAYER, 0, step->token_count);
     uint64_t shared_ns = pred_machine_compute_ns(m, PRED_PART_SHARED, 0, step->token_count);
-    for (uint32_t c = 0; c < run->count; c++)
-        pred_timed_compute(run->timed[c], layer, before_ns);
+    bool first = true;
+    for (uint32_t c = 0; c < run->count; c++) pred_timed_compute(run->timed[c], layer, before_ns);
+    if (run->adviser) {
+        const uint32_t *ids =
+            step->expert_ids + (size_t)layer * step->token_count * run->header->top_k;
+        run->hint_count = pred_adviser_routed(run->adviser, layer, ids, &run->hints);
+    }
     for (int p = 0; p < 2; p++) {
         struct group g;
         if (!group_make(run, step, layer, order[p], &g)) continue;
         if (run->future) pred_future_load(run->future, layer, g.ids, g.count);
-        for (uint32_t c = 0; c < run->count; c++)
-            serve(run, run->timed[c], &g, shared_ns);
-        shared_ns = 0;
+        for (uint32_t c = 0; c < run->count; c++) serve(run, c, &g, shared_ns, first);
+        first = false;
     }
-    if (shared_ns == 0) return;
-    for (uint32_t c = 0; c < run->count; c++)
+    for (uint32_t c = 0; c < run->count && first; c++) {
         pred_timed_compute(run->timed[c], layer, shared_ns);
+    }
 }
 
 static void step_count(struct pred_timed_result *r, const struct pred_step *step, uint64_t ns)
@@ -167,12 +188,17 @@ static void step_count(struct pred_timed_result *r, const struct pred_step *step
 static void step_run(struct run *run, const struct pred_step *step)
 {
     uint64_t rest_ns = pred_machine_compute_ns(run->machine, PRED_PART_STEP, 0, step->token_count);
-    for (uint32_t c = 0; c < run->count; c++)
-        run->begin_ns[c] = pred_timed_now(run->timed[c]);
-    for (uint32_t l = 0; l < run->header->layers; l++)
-        step_layer(run, step, l);
+    for (uint32_t c = 0; c < run->count; c++) run->begin_ns[c] = pred_timed_now(run->timed[c]);
+    if (run->adviser) {
+        run->hint_count = pred_adviser_begin(run->adviser, step->seqs, step->tokens, step->phases,
+                                             step->token_count, &run->hints);
+        for (uint32_t c = 0; c < run->count; c++) hint(run, c);
+    }
+    for (uint32_t l = 0; l < run->header->layers; l++) step_layer(run, step, l);
+    if (run->adviser) pred_adviser_end(run->adviser, PRED_LEARN);
     for (uint32_t c = 0; c < run->count; c++) {
         pred_timed_compute(run->timed[c], UINT32_MAX, rest_ns);
+        pred_timed_step_end(run->timed[c]);
         uint64_t ns = pred_timed_now(run->timed[c]) - run->begin_ns[c];
         step_count(&run->results[c], step, ns);
         if (run->cases[c].step_done) run->cases[c].step_done(run->cases[c].context, step, ns);
@@ -259,12 +285,21 @@ static int case_create(struct run *run, uint32_t i, struct base_err *err)
             .layers = h->layers, .experts = h->experts, .top_k = h->top_k,
             .tier_count = c->tier_count, .inclusive = c->inclusive, .adaptive = c->adaptive,
             .half_life_tokens = c->half_life_tokens, .prefill_share = c->prefill_share,
-            .adaptive = c->adaptive,
+            .prefetch = c->prefetch,
             .next_use = pred_future_next, .next_use_context = run->future,
         },
         .expert_bytes = run->expert_bytes, .read_bytes = run->read_bytes,
+        .prefetch_inflight = c->prefetch_inflight, .prefetch_per_layer = c->prefetch_per_layer,
+        .governor = c->governor,
         .start_full = c->start_full,
     };
+    if (c->prefetch && c->slots[0] < (uint64_t)h->layers * (h->top_k + c->prefetch_per_layer)) {
+        return base_err_set(err, BASE_ECONFIG, "prefetch of %" PRIu32 " experts a layer beside its "
+                            "top_k %" PRIu32 " needs %" PRIu64 " slots, but there are %" PRIu64
+                            ": set prefetch.experts_per_layer_max lower, or give it more",
+                            c->prefetch_per_layer, h->top_k,
+                            (uint64_t)h->layers * (h->top_k + c->prefetch_per_layer), c->slots[0]);
+    }
     if (c->tier_count == 2 && run->machine->copy_bandwidth == 0) {
         return base_err_set(err, BASE_ECONFIG,
                             "the machine has no device (copy.bandwidth is 0): "
@@ -276,6 +311,41 @@ static int case_create(struct run *run, uint32_t i, struct base_err *err)
                  t > 0 && c->policy_below[0] ? c->policy_below : c->policy);
     }
     return pred_timed_create(&run->timed[i], &config, err);
+}
+
+/* The predictor, with what it learns from the other trace. */
+static int advice_prepare(struct run *run, const struct pred_timed_advice *advice,
+                          struct base_err *err)
+{
+    const struct pred_trace_header *h = run->header;
+    struct pred_shape shape = { .layers = h->layers, .experts = h->experts, .top_k = h->top_k,
+                                .tokens_max = advice->tokens_max };
+    struct pred_trace_item item;
+    const struct tier_hint *unused;
+    if (advice->predictor[0] == '\0') return 0;
+    int rc = pred_predictor_create(&run->predictor, advice->predictor, &shape);
+    if (rc == -ENOENT) {
+        return base_err_set(err, BASE_ECONFIG, "no predictor is called \"%s\"", advice->predictor);
+    }
+    if (rc == 0) rc = pred_adviser_create(&run->adviser, run->predictor, &advice->options);
+    if (rc < 0) return base_err_set(err, rc, "cannot make the predictor: %s", base_err_name(rc));
+    if (!advice->train) return 0;
+    const struct pred_trace_header *t = pred_trace_reader_header(advice->train);
+    if (t->layers != h->layers || t->experts != h->experts || t->top_k != h->top_k) {
+        return base_err_set(err, BASE_EMISMATCH, "the trace to learn from is of another model");
+    }
+    while ((rc = pred_trace_reader_next(advice->train, PRED_WANT_STEPS, &item, err)) > 0) {
+        const struct pred_step *step = &item.step;
+        pred_adviser_begin(run->adviser, step->seqs, step->tokens, step->phases, step->token_count,
+                           &unused);
+        for (uint32_t l = 0; l < h->layers; l++) {
+            pred_adviser_routed(run->adviser, l,
+                                step->expert_ids + (size_t)l * step->token_count * h->top_k,
+                                &unused);
+        }
+        pred_adviser_end(run->adviser, PRED_LEARN);
+    }
+    return rc;
 }
 
 static int prepare(struct run *run, struct pred_timed_summary *summary, struct base_err *err)
@@ -319,28 +389,28 @@ static int finish(struct run *run)
     return 0;
 }
 
-int pred_timed_run(struct pred_trace_reader *reader, const struct pred_machine *machine,
-                   const struct pred_timed_case *cases, struct pred_timed_result *results,
-                   uint32_t count, struct pred_timed_summary *summary,
-                   const struct pred_replay_progress *progress, struct base_err *err)
+int pred_timed_run(const struct pred_timed_args *args, struct pred_timed_result *results,
+                   struct pred_timed_summary *summary, struct base_err *err)
 {
-    struct run run = { .reader = reader,
-                       .header = pred_trace_reader_header(reader),
-                       .machine = machine,
-                       .cases = cases,
+    struct run run = { .reader = args->reader,
+                       .header = pred_trace_reader_header(args->reader),
+                       .machine = args->machine,
+                       .cases = args->cases,
                        .results = results,
-                       .count = count,
-                       .progress = progress };
-    memset(results, 0, count * sizeof results[0]);
+                       .count = args->count,
+                       .progress = args->progress };
+    memset(results, 0, run.count * sizeof results[0]);
     *summary = (struct pred_timed_summary){
         .composed = strncmp(run.header->source, "composed", 8) == 0,
         .sampled = run.header->sample < 1,
     };
     int rc = prepare(&run, summary, err);
+    if (rc >= 0) rc = advice_prepare(&run, &args->advice, err);
     if (rc >= 0) rc = pass(&run, false, summary, err);
     if (rc >= 0) rc = finish(&run);
-    for (uint32_t i = 0; run.timed && i < count; i++)
-        pred_timed_destroy(run.timed[i]);
+    for (uint32_t i = 0; run.timed && i < run.count; i++) pred_timed_destroy(run.timed[i]);
+    pred_adviser_destroy(run.adviser);
+    pred_predictor_destroy(run.predictor);
     free(run.timed);
     free(run.begin_ns);
     free(run.expert_bytes);

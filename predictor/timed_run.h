@@ -14,6 +14,7 @@
 #ifndef PREDICTOR_TIMED_RUN_H
 #define PREDICTOR_TIMED_RUN_H
 
+#include "predictor/adviser.h"
 #include "predictor/machine.h"
 #include "predictor/replay.h"
 #include "predictor/timed.h"
@@ -30,6 +31,29 @@ struct pred_timed_case {
     /* Optional: told after each step what it took on this case's clock. */
     void (*step_done)(void *context, const struct pred_step *step, uint64_t ns);
     void *context;
+    /* What the live engine makes hints with, and what the tiers make of them. */
+    bool hinted;                /* by the run's predictor; else nobody hints */
+    bool prefetch;              /* hints may bring experts in */
+    uint64_t prefetch_inflight;
+    uint32_t prefetch_per_layer;
+    struct tier_governor_options governor;
+};
+
+/* The predictor of a run: the cases that are hinted hear the same hints. */
+struct pred_timed_advice {
+    char predictor[32];         /* "" = none */
+    struct pred_adviser_options options;
+    uint32_t tokens_max;
+    struct pred_trace_reader *train;    /* learned from beforehand; NULL = nothing */
+};
+
+struct pred_timed_args {
+    struct pred_trace_reader *reader;
+    const struct pred_machine *machine;
+    const struct pred_timed_case *cases;
+    uint32_t count;
+    struct pred_timed_advice advice;
+    const struct pred_replay_progress *progress;        /* or NULL */
 };
 
 struct pred_timed_result {
@@ -49,11 +73,9 @@ struct pred_timed_summary {
 };
 
 /* results[count] is filled; end it with pred_timed_results_fini. BASE_ECONFIG names what the
- * machine's description lacks or what cannot be tried. `progress` may be NULL. */
-int pred_timed_run(struct pred_trace_reader *reader, const struct pred_machine *machine,
-                   const struct pred_timed_case *cases, struct pred_timed_result *results,
-                   uint32_t count, struct pred_timed_summary *summary,
-                   const struct pred_replay_progress *progress, struct base_err *err);
+ * machine's description lacks or what cannot be tried. */
+int pred_timed_run(const struct pred_timed_args *args, struct pred_timed_result *results,
+                   struct pred_timed_summary *summary, struct base_err *err);
 void pred_timed_results_fini(struct pred_timed_result *results, uint32_t count);
 
 /* The least time in which a run that moves these bytes can be done. */

@@ -250,8 +250,11 @@ static int evaluate_clock(struct tune *t, enum pred_tune_part part, const char *
         memcpy(cases[count].policy_below, cache->policy_below, sizeof cases[0].policy_below);
         memcpy(cases[count++].policy, run->setting.policy, sizeof cases[0].policy);
     }
-    int rc = pred_timed_run(t->halves[part], t->args->machine, cases, results, count, &summary,
-                            t->args->progress, err);
+    const struct pred_timed_args args = {
+        .reader = t->halves[part], .machine = t->args->machine, .cases = cases, .count = count,
+        .progress = t->args->progress,
+    };
+    int rc = pred_timed_run(&args, results, &summary, err);
     for (uint32_t i = 0; rc >= 0 && i < count; i++) {
         const struct pred_timed_stats *stats = &results[i].stats;
         struct pred_tune_sum *sum = &t->runs[of[i]].sum;

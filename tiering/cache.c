@@ -186,6 +186,7 @@ void tier_cache_move(struct tier_cache *c, uint32_t key, uint8_t in, uint8_t out
     if (out & (c->device ? TIER_KEY_HBM : TIER_KEY_DRAM)) {
         c->flags[key] &= (uint8_t)~(TIER_KEY_DEMAND | TIER_KEY_LATE);
     }
+    if (demand && in & (c->device ? TIER_KEY_HBM : TIER_KEY_DRAM)) c->flags[key] |= TIER_KEY_DEMAND;
     tier_cache_settle(c, key);
     if (!fetch || !needs_dram(c, key)) return;
     if (demand) {

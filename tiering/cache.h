@@ -56,6 +56,7 @@ struct tier_cache_stats {
     uint64_t restore_reads, restore_bytes;
     uint64_t checksum_failures, read_errors, mirror_reads, quarantined, stuck_reads;
     uint64_t copies_up, copies_down, copy_up_bytes, copy_down_bytes, copy_errors;
+    uint64_t demand_copy_bytes;     /* of the copies up, those that somebody waited for */
     uint64_t demotions_dropped;
     uint64_t copy_ns;           /* sum over copies, waiting in the queue included */
     struct base_hist read_latency, copy_latency;
@@ -126,6 +127,7 @@ struct tier_cache {
     struct dev_copy *copies;    /* [hbm slots, at most]: one copy a slot */
     struct tier_queue demand, prefetch;
     uint32_t prefetch_open, prefetch_open_max;
+    uint32_t copies_ahead;      /* on their way up, begun for nobody */
     struct tier_load *loads;
     uint32_t load_count, free_load;
     struct tier_io_req **outbox;        /* ring of requests the backend has not taken yet */

@@ -17,6 +17,7 @@ enum {
 #define COMES_BELOW 0.97
 #define RISE 0.2                /* of the way to 1 that the least probability rises at once */
 #define FALL 0.9
+#define PACE_PART 0.125         /* of a step in the means of idle and fetch time */
 
 void tier_governor_init(struct tier_governor *g, const struct tier_governor_options *options)
 {
@@ -38,6 +39,23 @@ void tier_governor_earn(struct tier_governor *g, uint64_t bytes)
     if (g->credit > (double)g->options.inflight_bytes) {
         g->credit = (double)g->options.inflight_bytes;
     }
+}
+
+void tier_governor_pace(struct tier_governor *g, double idle_ns, double fetch_ns)
+{
+    if (!(idle_ns >= 0) || !(fetch_ns > 0)) return;
+    double part = g->fetch_ns > 0 ? PACE_PART : 1;
+    g->idle_ns += (idle_ns - g->idle_ns) * part;
+    g->fetch_ns += (fetch_ns - g->fetch_ns) * part;
+}
+
+double tier_governor_worth(const struct tier_governor *g, uint32_t distance, uint32_t ahead)
+{
+    if (g->options.fixed) return 0;
+    if (g->fetch_ns <= 0) return 1;
+    double room = g->idle_ns * distance - g->fetch_ns * ahead;
+    if (room <= 0) return 1;
+    return room < g->fetch_ns ? 1 - room / g->fetch_ns : 0;
 }
 
 bool tier_governor_admit(struct tier_governor *g, float probability, uint32_t idle)

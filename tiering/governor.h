@@ -13,8 +13,10 @@
  *      on  on  on [pause] on ...     prefetch pays: the next pause is twice as far off
  *      off off off [probe] off ...   it does not: the next probe is twice as far off
  *
- * The least probability follows the bytes: it rises while more was wasted than `waste_max` allows
- * for each byte that was needed, and falls again to its floor when there is room.
+ * A read ahead pays where it hides in time that nothing else fills, so a saturated disk admits
+ * next to nothing from the start (worth). Beside that the least probability follows the bytes: it
+ * rises while more was wasted than `waste_max` allows for each byte that was needed, and falls
+ * again to its floor when there is room.
  *
  * Pure: no clock, no IO, no allocation. The live tiers and the replay on a virtual clock run this
  * very code. What it changes is told as the text of a setting, so that a trace says when prefetch
@@ -58,6 +60,7 @@ struct tier_governor {
     enum tier_governor_state state;
     double probability;         /* least that is worth a read */
     double credit;              /* bytes */
+    double idle_ns, fetch_ns;   /* means of late; 0 = not known */
     /* of the running window */
     uint32_t steps;
     struct tier_governor_account window;
@@ -75,6 +78,17 @@ void tier_governor_init(struct tier_governor *governor,
 
 /* The disk could have read so many bytes since the last call. */
 void tier_governor_earn(struct tier_governor *governor, uint64_t bytes);
+
+/* What the steps leave room for, told at the end of each: between two acquires nothing was waited
+ * for during `idle_ns`; an expert takes `fetch_ns` to come. */
+void tier_governor_pace(struct tier_governor *governor, double idle_ns, double fetch_ns);
+
+/* The least probability at which fetching an expert ahead saves more than it costs, `distance`
+ * acquires before its own and behind `ahead` others that are under way. Fetched in time that is
+ * idle anyway it costs nothing. What does not fit in there only moves a wait forward, and is lost
+ * if the expert is not asked for. 1 before anything was measured, 0 when fixed. */
+double tier_governor_worth(const struct tier_governor *governor, uint32_t distance,
+                           uint32_t ahead);
 
 /* May an expert of this probability be read ahead now? `idle`: reads that the queue could take
  * without any demand read waiting for them. Takes the credit when it may. */

@@ -46,7 +46,9 @@ void tier_mover_up(struct tier_cache *c, uint32_t key)
     at->moving = TIER_MOVING_UP;
     at->bytes = low->bytes;
     /* Fetched for nobody: from now on that is this slot's affair. */
-    at->prefetch = low->prefetch;
+    at->prefetch = at->ahead = !(c->flags[key] & TIER_KEY_DEMAND);
+    c->copies_ahead += at->ahead;
+    if (!at->ahead) c->stats.demand_copy_bytes += low->bytes;
     low->prefetch = false;
     const uint64_t *bytes = part_bytes(c, key);
     uint64_t offset = 0;
@@ -116,6 +118,7 @@ static void up_end(struct tier_cache *c, uint32_t slot, const struct dev_copy *c
             send(c, slot);
             return;
         }
+        c->copies_ahead -= at->ahead;
         at->moving = 0;
         bool wanted = c->flags[key] & TIER_KEY_HBM;
         tier_mover_give(c, slot);
@@ -126,6 +129,7 @@ static void up_end(struct tier_cache *c, uint32_t slot, const struct dev_copy *c
         }
         return;
     }
+    c->copies_ahead -= at->ahead;
     at->moving = 0;
     at->state = TIER_SLOT_READY;
     c->stats.copies_up++;

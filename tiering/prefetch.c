@@ -36,6 +36,7 @@ int tier_prefetch_settle(struct tier *t, bool first, struct base_err *err)
     };
     uint64_t spare = slots_to_spare(t), wanted = c->prefetch_per_layer;
     tier_governor_init(&t->governor, &options);
+    t->copy_pace = t->governor;
     t->prefetch = c->prefetch != 0;
     t->prefetch_per_layer = (uint32_t)(spare < wanted ? spare : wanted);
     t->prefetch_degraded = t->prefetch && spare < wanted;
@@ -80,22 +81,19 @@ static void credit_earn(struct tier *t)
     t->credit_ns = now;
 }
 
-static bool may_read_ahead(struct tier *t, const struct tier_hint *h)
+/* A read ahead needs credit and an idle place in the queue; a copy ahead only the place: the lane
+ * up has no other traffic than experts that were asked for. Both must be worth it. */
+static bool may_fetch_ahead(struct tier *t, const struct tier_hint *h, bool below)
 {
     const struct tier_cache *c = &t->cache;
     if (!t->prefetch || t->layer_hinted[h->layer] >= t->prefetch_per_layer) return false;
-    uint32_t idle = c->prefetch_open < c->prefetch_open_max ?
-                    c->prefetch_open_max - c->prefetch_open : 0;
-    return tier_governor_admit(&t->governor, h->probability, idle);
-}
-
-/* Nothing of it would have to be read from disk. */
-static bool is_resident(const struct tier *t, uint32_t layer, uint32_t expert)
-{
-    for (uint32_t tier = 0; tier < t->tiers; tier++) {
-        if (tier_decide_resident(t->decide, tier, layer, expert)) return true;
-    }
-    return false;
+    uint32_t open = below ? c->copies_ahead : c->prefetch_open;
+    uint32_t idle = open < c->prefetch_open_max ? c->prefetch_open_max - open : 0;
+    const struct tier_governor *pace = below ? &t->copy_pace : &t->governor;
+    if ((double)h->probability < tier_governor_worth(pace, h->distance, open)) return false;
+    if (!below) return tier_governor_admit(&t->governor, h->probability, idle);
+    return idle > 0 && tier_governor_on(&t->governor) &&
+           (double)h->probability >= t->governor.probability;
 }
 
 uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
@@ -107,14 +105,13 @@ uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
     for (uint32_t i = 0; i < n; i++) {
         const struct tier_hint *h = &hints[i];
         MUST(h->layer < t->layers && h->expert < t->experts);
-        bool resident = is_resident(t, h->layer, h->expert);
+        bool top = tier_decide_resident(t->decide, 0, h->layer, h->expert);
+        bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert);
         /* The same again about an expert that is there tells nobody anything. */
-        if (resident && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) {
-            continue;
-        }
+        if (top && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) continue;
         t->hint_count++;
         t->layer_hints[h->layer]++;
-        if (!resident && !may_read_ahead(t, h)) {
+        if (!top && !may_fetch_ahead(t, h, below)) {
             t->prefetch_refused += t->prefetch;
             continue;
         }
@@ -134,11 +131,34 @@ uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
     return admitted;
 }
 
+/* Between two acquires of the step, what was not waited; and how long an expert takes to come. */
+static void pace(struct tier *t)
+{
+    const struct tier_cache *c = &t->cache;
+    uint64_t busy = base_clock_now_ns(t->clock) - t->step_began_ns;
+    if (t->step_acquires == 0) return;
+    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) {
+        busy -= t->step_waits_ns[w] < busy ? t->step_waits_ns[w] : busy;
+    }
+    double idle = (double)busy / (double)t->step_acquires;
+    t->step_acquires = 0;
+    if (c->busy_ns > 0) {
+        tier_governor_pace(&t->governor, idle, (double)t->expert_bytes * (double)c->busy_ns /
+                                               (double)c->busy_bytes);
+    }
+    if (c->stats.copies_up > 0) {
+        tier_governor_pace(&t->copy_pace, idle, (double)c->stats.copy_ns /
+                                                (double)(c->stats.copies_up +
+                                                         c->stats.copies_down));
+    }
+}
+
 void tier_prefetch_account(struct tier *t)
 {
     const struct tier_cache_stats *s = &t->cache.stats;
     struct tier_account_marks now = {
-        .demand_bytes = s->demand_bytes, .useful = s->prefetch_useful, .late = s->prefetch_late,
+        .demand_bytes = s->demand_bytes + s->demand_copy_bytes,
+        .useful = s->prefetch_useful, .late = s->prefetch_late,
         .wasted_bytes = s->prefetch_wasted_bytes,
     };
     if (!t->prefetch) return;
@@ -154,6 +174,7 @@ void tier_prefetch_account(struct tier *t)
         .wasted_bytes = now.wasted_bytes - t->marks.wasted_bytes,
     };
     for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) account.stall_ns += t->step_waits_ns[w];
+    pace(t);
     t->marks = now;
     t->hint_ns = 0;
     if (tier_governor_step(&t->governor, &account)) {

@@ -39,6 +39,7 @@ struct tier_slot {
     uint8_t state;
     uint8_t moving;             /* hbm: a copy of it is under way */
     uint8_t tries;              /* hbm: of that copy */
+    bool ahead;                 /* hbm: that copy was begun for nobody */
     bool prefetch;              /* it was fetched for nobody, and nobody has asked since */
     bool restore;               /* ... by a warm start: until it is there */
 };

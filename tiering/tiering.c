@@ -298,6 +298,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     struct tier_seats *top = cache->top;
     uint32_t base = layer * t->experts, resident = 0, hits = 0, below = 0;
     uint64_t begin_ns = base_clock_now_ns(t->clock);
+    if (t->step_acquires++ == 0) t->step_began_ns = begin_ns;
     if (t->layers * t->experts >= FETCH_FROM_EXPERTS) fetch_entries(t, layer, ids, n);
     uint32_t k = tier_decide_acquire(t->decide, layer, ids, n, phase, t->found);
     tier_carry_out(t, true, true);

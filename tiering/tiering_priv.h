@@ -37,6 +37,8 @@ struct tier {
     uint32_t prefetch_per_layer;
     char prefetch_note[200];
     struct tier_governor governor;
+    struct tier_governor copy_pace;     /* pace of copies to hbm; else unused */
+    uint64_t step_acquires, step_began_ns;      /* of the running step: its first acquire */
     uint64_t credit_ns;         /* until when the governor's credit was earned */
     uint64_t hint_ns;           /* spent on hints by the running step */
     uint64_t hint_count, prefetch_refused;

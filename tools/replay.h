@@ -16,12 +16,14 @@ int cli_replay_run(int count, char **arguments);
 extern const struct cli_flag cli_replay_predict_flags[];
 int cli_replay_predict(int count, char **arguments);
 extern const struct cli_flag cli_replay_info_flags[], cli_replay_cut_flags[],
-    cli_replay_sample_flags[], cli_replay_merge_flags[], cli_replay_export_flags[];
+    cli_replay_sample_flags[], cli_replay_compose_flags[], cli_replay_merge_flags[],
+    cli_replay_export_flags[];
 int cli_replay_info(int count, char **arguments);
 int cli_replay_cut(int count, char **arguments);
 int cli_replay_sample(int count, char **arguments);
 int cli_replay_merge(int count, char **arguments);
 int cli_replay_export(int count, char **arguments);
+int cli_replay_compose(int count, char **arguments);
 
 extern const struct cli_flag cli_replay_tune_flags[];
 int cli_replay_tune(int count, char **arguments);

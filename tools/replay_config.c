@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "engine/advice.h"
 #include "engine/engine.h"
 #include "engine/unbuilt.h"
 #include "port/yaml.h"
@@ -12,6 +13,12 @@
  * server. */
 #define BASE_OPTION_OWNER struct tier_config
 static const struct base_option tier_table[] = { TIER_OPTIONS(BASE_OPTION_ROW) };
+#undef BASE_OPTION_OWNER
+#define BASE_OPTION_OWNER struct tier_config
+static const struct base_option prefetch_table[] = { TIER_PREFETCH_OPTIONS(BASE_OPTION_ROW) };
+#undef BASE_OPTION_OWNER
+#define BASE_OPTION_OWNER struct eng_advice_config
+static const struct base_option advice_table[] = { ENG_ADVICE_OPTIONS(BASE_OPTION_ROW) };
 #undef BASE_OPTION_OWNER
 #define BASE_OPTION_OWNER struct tier_io_config
 static const struct base_option io_table[] = { TIER_IO_OPTIONS(BASE_OPTION_ROW) };
@@ -30,7 +37,7 @@ static const struct base_option server_table[] = { SRV_OPTIONS(BASE_OPTION_ROW) 
 static const struct base_option unbuilt_table[] = { ENG_UNBUILT_OPTIONS(BASE_OPTION_ROW) };
 #undef BASE_OPTION_OWNER
 
-enum { GROUPS = 6 };
+enum { GROUPS = 8 };
 
 struct cli_replay_config {
     struct tier_config tier;
@@ -39,6 +46,7 @@ struct cli_replay_config {
     struct pred_trace_config trace;
     struct srv_config server;
     struct eng_unbuilt_config unbuilt;
+    struct eng_advice_config advice;
     struct base_option_group groups[GROUPS];
     char text[BASE_OPTION_TEXT];
 };
@@ -61,6 +69,10 @@ int cli_replay_config_load(struct cli_replay_config **out, const char *path,
         (struct base_option_group){ "server", server_table, COUNT(server_table), &c->server };
     c->groups[5] = (struct base_option_group){ "unbuilt", unbuilt_table, COUNT(unbuilt_table),
                                                &c->unbuilt };
+    c->groups[6] = (struct base_option_group){ "prefetch", prefetch_table, COUNT(prefetch_table),
+                                               &c->tier };
+    c->groups[7] =
+        (struct base_option_group){ "predictor", advice_table, COUNT(advice_table), &c->advice };
     base_option_defaults(c->groups, GROUPS);
     int rc = path ? port_yaml_load(path, c->groups, GROUPS, err) : 0;
     for (unsigned i = 0; rc >= 0 && i < set->count; i++) {

@@ -12,7 +12,8 @@
 enum { CASES_MAX = 256, TEXT_MAX = 1024 };
 
 static struct {
-    const char *config, *policy, *capacity, *budget, *phase, *machine, *top, *dram;
+    const char *config, *policy, *capacity, *budget, *phase;
+    const char *machine, *top, *dram, *predictor, *train;
     struct cli_list set, machine_set;
     uint64_t slots;
     bool as_recorded, one_at_a_time, layers, json, quiet, adaptive;
@@ -43,6 +44,10 @@ const struct cli_flag cli_replay_run_flags[] = {
       "with --machine and hbm on top: share of the experts in dram; default all the others" },
     { "one-at-a-time", CLI_SWITCH, &flags.one_at_a_time, NULL,
       "each lookup by itself, as caches in books see requests; half-lives then count lookups" },
+    { "predictor", CLI_TEXT, &flags.predictor, "KIND",
+      "with --machine: who gives hints, over predictor.kind of the YAML; none, blend, ..." },
+    { "train", CLI_TEXT, &flags.train, "TRACE2",
+      "with --predictor: learn from this trace first; learning goes on either way" },
     { "layers", CLI_SWITCH, &flags.layers, NULL, "counts of each layer too, of both phases" },
     { "as-recorded", CLI_SWITCH, &flags.as_recorded, NULL,
       "replay the server's own events and compare with its own counts" },
@@ -414,7 +419,7 @@ static void show_progress(void *context, const char *what, uint64_t done, uint64
 }
 
 static int what_if(const char *path, struct pred_trace_reader *reader, const struct plan *plan,
-                   struct base_err *err)
+                   struct cli_replay_config *config, struct base_err *err)
 {
     static struct pred_case_result results[CASES_MAX];
     struct pred_replay_summary summary;
@@ -426,6 +431,7 @@ static int what_if(const char *path, struct pred_trace_reader *reader, const str
             .path = path, .reader = reader, .machine = flags.machine,
             .machine_set = &flags.machine_set, .top = flags.top, .dram = flags.dram,
             .cases = plan->cases, .capacities = plan->capacities, .count = plan->count,
+            .config = config, .predictor = flags.predictor, .train = flags.train,
             .layers = flags.layers, .json = flags.json, .quiet = flags.quiet,
             .progress = &progress,
         };
@@ -449,9 +455,11 @@ static int check_flags(void)
     bool choosing = flags.policy || flags.capacity || flags.slots > 0 || flags.budget ||
                     flags.config || flags.set.count > 0 || flags.phase || flags.machine ||
                     flags.one_at_a_time || flags.layers || flags.adaptive;
-    bool timing = flags.machine_set.count > 0 || flags.top || flags.dram;
+    bool timing = flags.machine_set.count > 0 || flags.top || flags.dram || flags.predictor ||
+                  flags.train;
     if (timing && !flags.machine) {
-        return cli_misuse("--machine-set, --top and --dram need --machine FILE");
+        return cli_misuse("--machine-set, --top, --dram, --predictor and --train need "
+                          "--machine FILE");
     }
     if (flags.machine && flags.phase) {
         return cli_misuse("--phase has no effect with --machine: its report has all phases apart");
@@ -490,7 +498,7 @@ int cli_replay_run(int count, char **arguments)
     if (rc == 0) {
         rc = make_plan(&plan, pred_trace_reader_header(reader), config, &err);
         if (rc == -EINVAL || rc == -E2BIG) code = 2;
-        if (rc >= 0) rc = what_if(arguments[0], reader, &plan, &err);
+        if (rc >= 0) rc = what_if(arguments[0], reader, &plan, config, &err);
     }
     pred_trace_reader_close(reader);
     cli_replay_config_free(config);

@@ -17,6 +17,7 @@ struct plan {
     const struct cli_timed_args *args;
     const struct pred_trace_header *header;
     struct pred_machine machine;
+    struct pred_timed_advice advice;
     struct pred_timed_case cases[CASES_MAX];
     struct pred_timed_result results[CASES_MAX];
     uint32_t count;             /* the asked ones first, then Belady's where nobody asked */
@@ -54,6 +55,62 @@ static int tiers_of(struct plan *plan, struct pred_timed_case *to, const struct 
     return 0;
 }
 
+/* Settings that have been read and checked as options: what is there parses. */
+static double real_of(struct cli_replay_config *config, const char *key)
+{
+    const char *text = cli_replay_config_get(config, key);
+    uint64_t bytes;
+    double value = 0;
+    if (strchr(text, '%')) base_str_share_parse(text, &value);
+    else if (base_str_bytes_parse(text, &bytes) == 0) value = (double)bytes;
+    else base_str_double_parse(text, &value);
+    return value;
+}
+
+static bool is(struct cli_replay_config *config, const char *key, const char *value)
+{
+    return strcmp(cli_replay_config_get(config, key), value) == 0;
+}
+
+static void advice_fill(struct plan *plan)
+{
+    struct cli_replay_config *c = plan->args->config;
+    const char *kind = plan->args->predictor;
+    if (!kind) kind = cli_replay_config_get(c, "predictor.kind");
+    if (strcmp(kind, "none") == 0) return;
+    snprintf(plan->advice.predictor, sizeof plan->advice.predictor, "%s", kind);
+    plan->advice.tokens_max = (uint32_t)real_of(c, "predictor.tokens_max");
+    plan->advice.options = (struct pred_adviser_options){
+        .lead = (uint32_t)real_of(c, "predictor.lead"),
+        .hints_max = (uint32_t)real_of(c, "predictor.hints_max"),
+        .probability_min = real_of(c, "predictor.probability_min"),
+        .rows_max = (uint32_t)real_of(c, "predictor.rows_max"),
+        .whole_pass = is(c, "predictor.whole_pass", "true"),
+    };
+}
+
+/* What hints do to a case, as the server would set it up: with `auto` as much prefetch as the slots
+ * allow. Belady knows better than any hint. */
+static void case_hint(const struct plan *plan, struct pred_timed_case *to)
+{
+    struct cli_replay_config *c = plan->args->config;
+    uint64_t a_layer = to->slots[0] / plan->header->layers;
+    uint64_t spare = a_layer > plan->header->top_k ? a_layer - plan->header->top_k : 0;
+    uint64_t wanted = (uint64_t)real_of(c, "prefetch.experts_per_layer_max");
+    if (plan->advice.predictor[0] == '\0' || strcmp(to->policy, "belady") == 0) return;
+    to->hinted = true;
+    to->prefetch_inflight = (uint64_t)real_of(c, "prefetch.inflight");
+    bool automatic = is(c, "prefetch.enabled", "auto");
+    to->prefetch_per_layer = (uint32_t)(automatic && wanted > spare ? spare : wanted);
+    to->prefetch = !is(c, "prefetch.enabled", "false") && to->prefetch_per_layer > 0;
+    to->governor = (struct tier_governor_options){
+        .share = real_of(c, "prefetch.bandwidth_share"),
+        .waste_max = real_of(c, "prefetch.waste_max"),
+        .probability_min = real_of(c, "prefetch.probability_min"),
+        .fixed = is(c, "prefetch.governor", "fixed"),
+    };
+}
+
 static int case_add(struct plan *plan, const struct pred_case *from, const char *policy,
                     struct base_err *err)
 {
@@ -70,6 +127,7 @@ static int case_add(struct plan *plan, const struct pred_case *from, const char 
     snprintf(to->policy, sizeof to->policy, "%s", policy);
     int rc = tiers_of(plan, to, from, err);
     if (rc < 0) return rc;
+    case_hint(plan, to);
     plan->count++;
     return 0;
 }
@@ -83,6 +141,11 @@ static int plan_make(struct plan *plan, struct base_err *err)
     int rc = pred_machine_load(&plan->machine, a->machine, err);
     for (unsigned i = 0; i < a->machine_set->count && rc >= 0; i++) {
         rc = pred_machine_set(&plan->machine, a->machine_set->text[i], err);
+    }
+    advice_fill(plan);
+    if (a->train && plan->advice.predictor[0] == '\0') {
+        return base_err_set(err, -EINVAL, "--train has no effect without a predictor: give "
+                            "--predictor blend");
     }
     for (uint32_t i = 0; i < a->count && rc >= 0; i++) {
         rc = case_add(plan, &a->cases[i], a->cases[i].policy, err);
@@ -205,6 +268,15 @@ static void json_run(struct base_buf *to, const struct plan *plan, uint32_t i)
                     s->demand_bytes, s->prefetch_bytes, s->prefetch_wasted_bytes, s->copy_up_bytes,
                     s->copy_down_bytes, overlap(r));
     json_counts(to, &all);
+    if (plan->cases[i].hinted) {
+        base_buf_printf(to, ",\"predictor\":\"%s\",\"hints\":%" PRIu64
+                        ",\"hints_admitted\":%" PRIu64 ",\"hinted_bytes\":{\"all\":%" PRIu64
+                        ",\"useful\":%" PRIu64
+                        ",\"late\":%" PRIu64 "},\"governor\":{\"switches\":%" PRIu64
+                        ",\"off_share\":%.4f}", plan->advice.predictor, s->hints,
+                        s->hints_admitted, s->hinted_bytes, s->useful_bytes, s->late_bytes,
+                        s->governor_switches, ratio((double)s->governed_steps, (double)s->steps));
+    }
     base_buf_puts(to, ",\"by_phase\":{");
     for (int c = 0; c < TIER_CELL_COUNT; c++) {
         base_buf_printf(to, "%s\"%s\":{", c > 0 ? "," : "", cli_replay_cells[c]);
@@ -338,9 +410,13 @@ int cli_replay_timed(const struct cli_timed_args *args, struct base_err *err)
     plan.args = args;
     plan.header = pred_trace_reader_header(args->reader);
     int rc = plan_make(&plan, err);
+    if (rc >= 0 && args->train) rc = pred_trace_reader_open(&plan.advice.train, args->train, err);
     if (rc < 0) return rc;
-    rc = pred_timed_run(args->reader, &plan.machine, plan.cases, plan.results, plan.count, &summary,
-                        args->progress, err);
+    struct pred_timed_args run = { .reader = args->reader, .machine = &plan.machine,
+                                   .cases = plan.cases, .count = plan.count,
+                                   .advice = plan.advice, .progress = args->progress };
+    rc = pred_timed_run(&run, plan.results, &summary, err);
+    pred_trace_reader_close(plan.advice.train);
     if (rc >= 0) {
         if (!args->quiet) remarks(&plan, &summary);
         rc = args->json ? print_json(&plan, &summary) : print_table(&plan);

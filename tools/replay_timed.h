@@ -4,6 +4,7 @@
 
 #include "predictor/replay.h"
 #include "tools/cli.h"
+#include "tools/replay.h"
 
 struct cli_timed_args {
     const char *path; /* of the trace */
@@ -15,6 +16,9 @@ struct cli_timed_args {
     const struct pred_case *cases; /* policy and slots of the top tier */
     const double *capacities;
     uint32_t count;
+    struct cli_replay_config *config;   /* predictor.* and prefetch.* count here */
+    const char *predictor;              /* over predictor.kind; NULL = as configured */
+    const char *train;                  /* trace to learn from beforehand, or NULL */
     bool layers, json, quiet;
     const struct pred_replay_progress *progress;
 };

@@ -159,6 +159,10 @@ static const struct cli_command commands[] = {
     { "merge", "TRACE TRACE...", "put traces of one model one after another",
       "Their sequences are numbered anew, without holes, in the order in which they come up.", 2,
       64, cli_replay_merge_flags, cli_replay_merge },
+    { "compose", "TRACE", "make batches of single sequences and an arrival file",
+      "Requests arrive, and are as long, as the file says; each plays the next sequence of TRACE. "
+      "The result says that it was composed, and so does every report on it.",
+      1, 1, cli_replay_compose_flags, cli_replay_compose },
     { "export", "TRACE", "write the routing as JSONL or CSV", NULL, 1, 1, cli_replay_export_flags,
       cli_replay_export },
 };
@@ -181,6 +185,7 @@ int main(int argc, char **argv)
             "tier-replay cut routing.trace --sequences even -o even.trace\n"
             "tier-replay predict odd.trace --train even.trace --capacity 25%\n"
             "tier-replay tune day.trace --config server.yaml -o tuned.yaml --explain\n"
+            "tier-replay compose routing.trace --arrivals arrivals.csv --users 8 -o batches.trace\n"
             "tier-replay import --from jsonl routing.jsonl.xz -o routing.trace",
     };
     return cli_main(&program, argc, argv);

@@ -113,15 +113,20 @@ static void pair_options(struct pair *p)
     }
     set(p, "policy.eviction=%s", policies[base_rng_below(&p->rng, 4)]);
     set(p, "prefetch.enabled=%s", p->hints ? "true" : "false");
-    set(p, "prefetch.bandwidth_share=100%%");
-    set(p, "tiers.dram.capacity=%d%%", 30 + (int)base_rng_below(&p->rng, 40));
+    if (p->hints) {
+        set(p, "prefetch.bandwidth_share=100%%");
+        set(p, "prefetch.governor=fixed");
+        set(p, "prefetch.probability_min=0%%");
+        set(p, "prefetch.experts_per_layer_max=2");
+    }
+    set(p, "tiers.dram.capacity=%d%%", 40 + (int)base_rng_below(&p->rng, 40));
     if (!p->hbm) return;
     p->machine.copy_bandwidth = (200 + base_rng_below(&p->rng, 4000)) << 20;
     p->machine.copy_latency = 0;
-    set(p, "tiers.hbm.capacity=%d%%", 25 + (int)base_rng_below(&p->rng, 20));
+    set(p, "tiers.hbm.capacity=%d%%", 40 + (int)base_rng_below(&p->rng, 20));
     set(p, "tiers.hbm.sim_bandwidth=%llu", (unsigned long long)p->machine.copy_bandwidth);
     set(p, "tiers.inclusion=%s", base_rng_below(&p->rng, 2) ? "exclusive" : "inclusive");
-    if (p->config.inclusion == 1) set(p, "tiers.dram.capacity=%d%%", 50 + p->seed % 40);
+    if (p->config.inclusion == 1) set(p, "tiers.dram.capacity=%d%%", 65 + p->seed % 30);
 }
 
 static void pair_open(struct pair *p, int seed)
@@ -150,6 +155,7 @@ static void pair_open(struct pair *p, int seed)
         .read_bytes = p->read_bytes,
         .prefetch_inflight = p->config.prefetch_inflight,
         .prefetch_per_layer = (uint32_t)p->config.prefetch_per_layer,
+        .governor = { .share = 1, .fixed = true },
     };
     rc = pred_timed_create(&p->timed, &config, &err);
     ck_assert_msg(rc == 0, "seed %d: %s", seed, err.text);
@@ -200,8 +206,7 @@ static void layer_timed(struct pair *p, uint32_t layer, const uint32_t *ids, uin
     uint32_t pending[EXPERTS], left = n;
     pred_timed_compute(p->timed, layer, p->before_ns);
     ck_assert_uint_eq(pred_timed_acquire(p->timed, layer, ids, n, TIER_DECODE), n);
-    for (uint32_t i = 0; i < hint_count; i++)
-        pred_timed_hint(p->timed, &hints[i]);
+    pred_timed_hint(p->timed, hints, hint_count);
     pred_timed_compute(p->timed, layer, p->shared_ns);
     memcpy(pending, ids, n * sizeof ids[0]);
     while (left > 0) {
@@ -244,6 +249,7 @@ static void pair_run(struct pair *p)
         for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++)
             p->waits_ns[w] += wait_ns[w];
         tier_step_end(p->tier);
+        pred_timed_step_end(p->timed);
     }
 }
 
@@ -296,6 +302,34 @@ START_TEST(demand_agrees)
 }
 END_TEST
 
+/* With random hints: what is read ahead is bounded by what is under way, so the two admit the same
+ * experts only as long as they agree on when each arrives. */
+START_TEST(hints_agree)
+{
+    struct tier_snapshot live;
+    double worst = 0;
+    for (int seed = 1; seed <= SEEDS; seed++) {
+        struct pair p = { .hbm = _i & 1, .hints = true, .in_order = true };
+        pair_open(&p, seed);
+        pair_run(&p);
+        tier_snapshot(p.tier, &live);
+        const struct pred_timed_stats *s = pred_timed_stats_get(p.timed);
+        double off = difference((double)pred_timed_now(p.timed), (double)(p.clock.time_ns - 1000));
+        double reads = difference((double)s->prefetch_reads, (double)live.io.prefetch_reads);
+        ck_assert_uint_gt(s->hints_admitted, 20);
+        ck_assert_uint_eq(s->prefetch_bytes, s->prefetch_reads * p.read_bytes[0]);
+        if (off > worst) worst = off;
+        ck_assert_msg(off < 0.05 && (live.io.prefetch_reads < 50 || reads < 0.1),
+                      "seed %d: time off by %.1f%%, %llu reads ahead here, %llu live", seed,
+                      100 * off, (unsigned long long)s->prefetch_reads,
+                      (unsigned long long)live.io.prefetch_reads);
+        pair_close(&p);
+    }
+    printf("%s, random hints, %d seeds: time off by %.2f%% at most\n",
+           _i & 1 ? "hbm over dram" : "dram", SEEDS, 100 * worst);
+}
+END_TEST
+
 /* -- by hand ---------------------------------------------------------------------------------- */
 
 /* One layer of 4 experts in 2 slots: a read takes 10 us to start and 100 us to come. */
@@ -315,6 +349,7 @@ START_TEST(by_hand)
         .read_bytes = bytes,
         .prefetch_inflight = 100000,
         .prefetch_per_layer = 1,
+        .governor = { .share = 1, .fixed = true },
         .decide = { .layers = 1,
                     .experts = 4,
                     .top_k = 1,
@@ -330,8 +365,8 @@ START_TEST(by_hand)
     ck_assert_uint_eq(pred_timed_now(t), 110500);
     pred_timed_release(t, 0, &id, 1);
     /* Prefetched for 50 us: what is left is a late wait. */
-    ck_assert(pred_timed_hint(t, &(struct tier_hint){ 0, 1, 0.9f, 1 }));
-    ck_assert(!pred_timed_hint(t, &(struct tier_hint){ 0, 2, 0.9f, 1 })); /* one a layer */
+    ck_assert(pred_timed_hint(t, &(struct tier_hint){ 0, 1, 0.9f, 1 }, 1));
+    ck_assert(!pred_timed_hint(t, &(struct tier_hint){ 0, 2, 0.9f, 1 }, 1)); /* one a layer */
     pred_timed_compute(t, 0, 50000);
     id = 1;
     pred_timed_acquire(t, 0, &id, 1, TIER_DECODE);
@@ -339,7 +374,7 @@ START_TEST(by_hand)
     ck_assert_uint_eq(pred_timed_now(t), 221000);
     pred_timed_release(t, 0, &id, 1);
     /* Prefetched for 200 us: a hit. */
-    ck_assert(pred_timed_hint(t, &(struct tier_hint){ 0, 2, 0.9f, 1 }));
+    ck_assert(pred_timed_hint(t, &(struct tier_hint){ 0, 2, 0.9f, 1 }, 1));
     pred_timed_compute(t, 0, 200000);
     id = 2;
     pred_timed_acquire(t, 0, &id, 1, TIER_DECODE);
@@ -431,7 +466,9 @@ START_TEST(runs_add_up)
     cases[5].start_full = true;
     cases[5].slots[1] = 40;
     ck_assert_int_eq(pred_trace_reader_open(&reader, path, &err), 0);
-    int rc = pred_timed_run(reader, &machine, cases, results, 8, &summary, NULL, &err);
+    struct pred_timed_args args = { .reader = reader, .machine = &machine, .cases = cases,
+                                    .count = 8 };
+    int rc = pred_timed_run(&args, results, &summary, &err);
     ck_assert_msg(rc == 0, "%s", err.text);
     for (uint32_t i = 0; i < 8; i++) {
         const struct pred_timed_result *r = &results[i];
@@ -444,7 +481,9 @@ START_TEST(runs_add_up)
         ck_assert_uint_eq(r->layers[0].counts.lookups, results[0].layers[0].counts.lookups);
         if (i < 4) ck_assert_uint_ge(r->stats.demand_bytes, results[0].stats.demand_bytes);
         ck_assert_int_eq(pred_trace_reader_rewind(reader, &err), 0);
-        rc = pred_timed_run(reader, &machine, &cases[i], &alone, 1, &summary, NULL, &err);
+        args.cases = &cases[i];
+        args.count = 1;
+        rc = pred_timed_run(&args, &alone, &summary, &err);
         ck_assert_int_eq(rc, 0);
         ck_assert_uint_eq(alone.time_ns, r->time_ns);
         ck_assert_mem_eq(&alone.stats, &r->stats, sizeof alone.stats);
@@ -453,7 +492,7 @@ START_TEST(runs_add_up)
     ck_assert_uint_eq(results[5].stats.demand_bytes, 0); /* both tiers hold everything */
     pred_timed_results_fini(results, 8);
     machine.expert_bytes = 0;
-    rc = pred_timed_run(reader, &machine, cases, results, 1, &summary, NULL, &err);
+    rc = pred_timed_run(&args, results, &summary, &err);
     ck_assert_int_eq(rc, BASE_ECONFIG);
     ck_assert_ptr_nonnull(strstr(err.text, "model.expert_bytes"));
     pred_trace_reader_close(reader);
@@ -494,6 +533,7 @@ int main(void)
     tcase_add_unchecked_fixture(tcase, setup, teardown);
     tcase_set_timeout(tcase, 120);
     tcase_add_loop_test(tcase, demand_agrees, 0, 4);
+    tcase_add_loop_test(tcase, hints_agree, 0, 2);
     tcase_add_test(tcase, by_hand);
     tcase_add_loop_test(tcase, runs_add_up, 0, 3);
     tcase_add_test(tcase, machines_load);

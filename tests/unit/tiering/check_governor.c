@@ -178,12 +178,37 @@ START_TEST(changes_are_told)
 }
 END_TEST
 
+/* A fetch ahead that hides in idle time is worth it at any odds, one that only moves a wait forward
+ * at none; in between the odds must be better the less of it is hidden. */
+START_TEST(worth_follows_idle_time)
+{
+    struct tier_governor g = make(false), fixed = make(true);
+    ck_assert_double_eq(tier_governor_worth(&g, 1, 0), 1);      /* nothing measured yet */
+    ck_assert_double_eq(tier_governor_worth(&fixed, 1, 0), 0);
+    tier_governor_pace(&g, 30, 100);
+    ck_assert_double_eq_tol(tier_governor_worth(&g, 1, 0), 0.7, 1e-9);
+    ck_assert_double_eq_tol(tier_governor_worth(&g, 2, 0), 0.4, 1e-9);
+    ck_assert_double_eq(tier_governor_worth(&g, 4, 0), 0);      /* 120 ns for 100 */
+    ck_assert_double_eq_tol(tier_governor_worth(&g, 4, 1), 0.8, 1e-9);  /* behind another: 20 */
+    ck_assert_double_eq(tier_governor_worth(&g, 2, 1), 1);
+    /* The disk fills up: soon nothing is worth it but what is certain. */
+    for (int i = 0; i < 100; i++) tier_governor_pace(&g, 1, 100);
+    ck_assert_double_gt(tier_governor_worth(&g, 1, 0), 0.98);
+    /* What cannot be a time changes nothing. */
+    struct tier_governor before = g;
+    tier_governor_pace(&g, 5, 0);
+    tier_governor_pace(&g, -1, 100);
+    ck_assert_mem_eq(&before, &g, sizeof g);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("governor");
     TCase *t = tcase_create("all");
     tcase_add_test(t, costs_little_where_it_never_pays);
     tcase_add_test(t, keeps_what_pays);
+    tcase_add_test(t, worth_follows_idle_time);
     tcase_add_test(t, follows_a_change);
     tcase_add_test(t, waste_raises_what_is_asked);
     tcase_add_test(t, budget_holds);

@@ -492,6 +492,7 @@ START_TEST(late_prefetch_becomes_demand)
     set(&r, "tiers.dram.capacity=50%");
     set(&r, "io.backend=sim");
     set(&r, "io.sim_latency=20ms");
+    set(&r, "prefetch.governor=fixed");
     open_run(&r);
     struct tier_hint h = { .layer = 2, .expert = id, .probability = 0.9f, .distance = 1 };
     ck_assert_uint_eq(tier_hint(r.tier, &h, 1), 1);
