@@ -5,7 +5,7 @@
 #include "tools/cli.h"
 
 extern const struct cli_command bench_cache_command, bench_decode_command, bench_io_command,
-                                bench_machine_command, bench_prefill_command,
-                                bench_replay_command;
+                                bench_machine_command, bench_predict_command,
+                                bench_prefill_command, bench_replay_command;
 
 #endif

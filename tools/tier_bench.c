@@ -8,6 +8,7 @@ int main(int argc, char **argv)
         bench_decode_command,
         bench_io_command,
         bench_machine_command,
+        bench_predict_command,
         bench_prefill_command,
         bench_replay_command,
     };

@@ -86,8 +86,10 @@ static int apply_locked(struct srv *srv, const struct srv_settings *to, struct f
     if (count == 0) return 0;
     int rc = eng_stack_check(&to->stack, err);
     if (rc < 0) return rc;
+    struct tier_config config = to->stack.tier;
+    if (!srv->stack->advice) config.prefetch = 0;       /* nobody gives hints: auto is false */
     struct job job = { .base = { .run = run_job }, .tier = srv->stack->tier,
-                       .config = &to->stack.tier, .err = err };
+                       .config = &config, .err = err };
     rc = srv_drive_run(&srv->drive, &job.base);
     if (rc < 0) return base_err_set(err, rc, "the server is shutting down");
     if (job.rc < 0) return job.rc;

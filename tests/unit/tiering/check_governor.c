@@ -164,7 +164,7 @@ START_TEST(changes_are_told)
     struct tier_governor g = make(false);
     struct base_rng rng;
     base_rng_init(&rng, 3);
-    for (int i = 0; i < 5000; i++) {
+    for (int i = 0; i < 3000; i++) {
         enum tier_governor_state state = g.state;
         double probability = g.probability;
         struct tier_governor_account a = {
