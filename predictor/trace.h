@@ -127,6 +127,9 @@ int pred_trace_writer_open(struct pred_trace_writer **out, const struct pred_tra
                            const struct pred_trace_header *header, bool replace,
                            struct base_err *err);
 
+/* Bytes of the buffer that were ever written. Any thread. */
+uint64_t pred_trace_writer_touched(const struct pred_trace_writer *writer);
+
 /* For tools that convert traces: from now on calls wait for room in the buffer instead of losing
  * records. A server never asks for this. */
 void pred_trace_writer_patient(struct pred_trace_writer *writer);

@@ -607,3 +607,9 @@ int pred_trace_writer_close(struct pred_trace_writer *w, struct base_err *err)
     writer_free(w);
     return rc;
 }
+
+uint64_t pred_trace_writer_touched(const struct pred_trace_writer *w)
+{
+    uint64_t head = atomic_load_explicit(&w->head, memory_order_relaxed);
+    return head < w->ring_bytes ? head : w->ring_bytes;
+}

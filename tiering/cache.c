@@ -290,6 +290,7 @@ static void load_begin(struct tier_cache *c, uint32_t slot)
     tier_store_record(c->store, key / c->experts, key % c->experts, &load->record);
     const struct tier_record *record = &load->record;
     char *memory = tier_slots_memory(&c->dram.slots, slot);
+    uint64_t bytes = 0;
     for (uint32_t i = 0; i < record->extent_count; i++) {
         const struct tier_extent *extent = &record->extents[i];
         struct tier_extent_read read = tier_extent_read(extent);
@@ -302,7 +303,9 @@ static void load_begin(struct tier_cache *c, uint32_t slot)
             .owner = load,
         };
         MUST(extent->slot_offset + load->reqs[i].bytes <= c->dram.slots.slot_bytes);
+        bytes += read.bytes;
     }
+    tier_slots_touch(&c->dram.slots, slot, bytes);
     for (int p = 0; p < TIER_PARTS; p++) {
         at->part_offset[p] = record->part_bytes[p] ? (uint32_t)record->part_offset[p] : UINT32_MAX;
     }

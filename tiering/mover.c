@@ -45,6 +45,7 @@ void tier_mover_up(struct tier_cache *c, uint32_t key)
     at->state = TIER_SLOT_READING;
     at->moving = TIER_MOVING_UP;
     at->bytes = low->bytes;
+    tier_slots_touch(&c->hbm.slots, slot, c->hbm.slots.slot_bytes);
     /* Fetched for nobody: from now on that is this slot's affair. */
     at->prefetch = at->ahead = !(c->flags[key] & TIER_KEY_DEMAND);
     c->copies_ahead += at->ahead;
@@ -78,6 +79,7 @@ bool tier_mover_down(struct tier_cache *c, uint32_t key)
     low->state = TIER_SLOT_READING;
     low->load = TIER_NO_SLOT;
     low->bytes = at->bytes;
+    tier_slots_touch(&c->dram.slots, slot, c->dram.slots.slot_bytes);
     low->prefetch = at->prefetch;
     if (low->prefetch) c->prefetch_open++;
     at->prefetch = false;

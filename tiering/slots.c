@@ -222,6 +222,8 @@ uint32_t tier_slots_retire(struct tier_slots *s, uint32_t n)
         MUST(s->at[slot].state == TIER_SLOT_FREE);
         moved(s, slot, 1, false);
         if (!s->borrowed) range_close(tier_slots_memory(s, slot), s->slot_bytes);
+        s->touched -= s->at[slot].touched;
+        s->at[slot].touched = 0;
         s->retired_count++;
         s->free[s->most - s->retired_count] = slot;
     }

@@ -35,6 +35,7 @@ struct tier_slot {
     uint32_t prev, next;        /* in the list the owner keeps it in */
     uint32_t load;              /* READING: who reads it */
     uint32_t bytes;             /* of the expert, once its read began */
+    uint32_t touched;           /* most bytes of it that were ever written, whole pages */
     uint32_t part_offset[TIER_PARTS];   /* UINT32_MAX: no such part */
     uint8_t state;
     uint8_t moving;             /* hbm: a copy of it is under way */
@@ -49,11 +50,13 @@ enum tier_pin { TIER_PIN_AUTO, TIER_PIN_ON, TIER_PIN_OFF };
 struct tier_slots {
     char *memory;
     uint64_t slot_bytes, bytes; /* bytes: of the slots in service */
+    uint64_t touched;           /* sum over the slots: what is in memory */
     uint32_t count, most;       /* slots in service, addresses */
     uint32_t free_count, retired_count;
     uint32_t *free;             /* [most] the free ones from the front, the retired from the back */
     struct tier_slot *at;       /* [most] */
     bool locked, borrowed;      /* borrowed: the memory is the caller's */
+    bool huge;                  /* of huge pages */
     /* Memory of a slot went out of service, or came back. May be NULL. */
     void (*moved)(void *context, void *memory, size_t bytes, bool in_service);
     void *context;
@@ -74,6 +77,17 @@ void tier_slots_destroy(struct tier_slots *slots);      /* accepts a zeroed one 
 static inline char *tier_slots_memory(const struct tier_slots *slots, uint32_t slot)
 {
     return slots->memory + slot * slots->slot_bytes;
+}
+
+/* So many of a slot's bytes, whole pages, are written. */
+static inline void tier_slots_touch(struct tier_slots *slots, uint32_t slot, uint64_t bytes)
+{
+    struct tier_slot *at = &slots->at[slot];
+    /* A huge page spans what lies between the parts as well. */
+    if (slots->huge || bytes > slots->slot_bytes) bytes = slots->slot_bytes;
+    if (bytes <= at->touched) return;
+    slots->touched += bytes - at->touched;
+    at->touched = (uint32_t)bytes;
 }
 
 /* A free slot for this expert, QUEUED; TIER_NO_SLOT when there is none. */

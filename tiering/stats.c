@@ -27,6 +27,8 @@ static void fill_tier(struct tier *t, uint32_t tier, struct tier_tier_metrics *m
     m->resident_slots = tier_decide_resident_count(t->decide, tier);
     m->leased_slots = tier == 0 ? t->cache.leased : 0;
     m->capacity_bytes = seats->slots.bytes;
+    m->touched_bytes = seats->slots.touched;
+    m->pinned_bytes = seats->slots.locked ? seats->slots.touched : 0;
 }
 
 static void fill_io(struct tier *t, struct tier_io_metrics *m)

@@ -156,7 +156,9 @@ int tier_config_fits(const struct tier_config *config, const struct tier_store *
     M(slots, GAUGE, "slots", "slots of this tier")                                                \
     M(resident_slots, GAUGE, "slots", "slots that hold an expert")                                \
     M(leased_slots, GAUGE, "slots", "slots a running step still reads")                           \
-    M(capacity_bytes, GAUGE, "bytes", "memory of this tier's slots, pads included")
+    M(capacity_bytes, GAUGE, "bytes", "memory of this tier's slots, pads included")               \
+    M(touched_bytes, GAUGE, "bytes", "of it, what was ever written")                              \
+    M(pinned_bytes, GAUGE, "bytes", "of it, what is locked in memory")
 
 struct tier_tier_metrics {
     BASE_METRIC_STRUCT(TIER_METRICS)

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -13,7 +14,7 @@ enum { HUGE_BYTES = 2 * 1024 * 1024 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct base_mem_tag *first_tag;
-static uint64_t total_bytes;
+static uint64_t total_bytes, heap_bytes;
 static atomic_bool frozen;
 
 static size_t round_up(size_t size, size_t to)
@@ -76,6 +77,7 @@ void *base_mem_alloc(struct base_mem_tag *tag, size_t size, size_t align)
     tag->bytes += size;
     if (tag->bytes > tag->bytes_max) tag->bytes_max = tag->bytes;
     total_bytes += size;
+    if (!is_mapped(size)) heap_bytes += size;
     pthread_mutex_unlock(&lock);
     return memory;
 }
@@ -87,6 +89,7 @@ void base_mem_free(struct base_mem_tag *tag, void *memory, size_t size)
     MUST(tag->listed && tag->bytes >= size);
     tag->bytes -= size;
     total_bytes -= size;
+    if (!is_mapped(size)) heap_bytes -= size;
     pthread_mutex_unlock(&lock);
     if (is_mapped(size)) {
         MUST(munmap(memory, round_up(size, HUGE_BYTES)) == 0);
@@ -116,6 +119,35 @@ uint64_t base_mem_total(void)
     uint64_t total = total_bytes;
     pthread_mutex_unlock(&lock);
     return total;
+}
+
+uint64_t base_mem_heap(void)
+{
+    pthread_mutex_lock(&lock);
+    uint64_t bytes = heap_bytes;
+    pthread_mutex_unlock(&lock);
+    return bytes;
+}
+
+static pthread_once_t huge_once = PTHREAD_ONCE_INIT;
+static bool huge_given;
+
+static void huge_look(void)
+{
+    char text[64] = "";
+    FILE *file = fopen("/sys/kernel/mm/transparent_hugepage/enabled", "re");
+    if (!file) return;
+    huge_given = fgets(text, sizeof text, file) && !strstr(text, "[never]");
+    fclose(file);
+}
+
+size_t base_mem_touched(size_t size, size_t written)
+{
+    if (!is_mapped(size)) return size;
+    pthread_once(&huge_once, huge_look);
+    size_t touched = round_up(written, huge_given ? HUGE_BYTES : 4096);
+    size = round_up(size, HUGE_BYTES);
+    return touched < size ? touched : size;
 }
 
 void base_mem_each(void (*each)(void *context, const char *name, uint64_t bytes,

@@ -42,6 +42,11 @@ void base_mem_thaw(void);       /* before reconfiguration and at the end of a te
 bool base_mem_frozen(void);
 
 uint64_t base_mem_total(void);
+uint64_t base_mem_heap(void);   /* of it, what lies in malloc's heap */
+
+/* Of a block of `size` bytes, what is resident after its first `written` were written: whole huge
+ * pages where the kernel gives them. */
+size_t base_mem_touched(size_t size, size_t written);
 
 /* Calls `each` for every tag that ever allocated, in order of first use. `each` must not allocate
  * here. */

@@ -538,6 +538,7 @@ static void publish(struct eng *eng)
     m->running_requests = eng->scheduler.running_count;
     m->waiting_requests = eng->scheduler.waiting_count;
     m->kv_used_blocks = eng->limits.kv_blocks - eng->core.kv.free_count;
+    m->kv_touched_bytes = eng_kv_touched_bytes(&eng->core.kv);
     if (pthread_mutex_trylock(&eng->published_lock) != 0) return;
     eng->published = *m;
     pthread_mutex_unlock(&eng->published_lock);

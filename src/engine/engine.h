@@ -168,6 +168,7 @@ uint32_t eng_tokens_max(const struct eng *eng);
     M(cancelled_requests, COUNTER, "requests", "requests whose client left")                      \
     M(kv_blocks, GAUGE, "blocks", "KV blocks")                                                    \
     M(kv_used_blocks, GAUGE, "blocks", "KV blocks in use")                                        \
+    M(kv_touched_bytes, GAUGE, "bytes", "memory of KV blocks that were ever in use")              \
     M(compute_seconds, REAL, "seconds", "time of steps without the waits for experts")            \
     M(step_latency, HIST, "seconds", "time of a step")                                            \
     M(decode_latency, HIST, "seconds", "time of a step that only generates")

@@ -42,7 +42,15 @@ void eng_kv_fini(struct eng_kv *kv)
 int64_t eng_kv_take(struct eng_kv *kv)
 {
     if (kv->free_count == 0) return -1;
-    return kv->free_ids[--kv->free_count];
+    uint32_t id = kv->free_ids[--kv->free_count];
+    if (id >= kv->used_max) kv->used_max = id + 1;
+    return id;
+}
+
+size_t eng_kv_touched_bytes(const struct eng_kv *kv)
+{
+    size_t block = kv->layer_bytes * kv->layers;
+    return base_mem_touched(block * kv->blocks, block * kv->used_max);
 }
 
 void eng_kv_give(struct eng_kv *kv, const uint32_t *ids, uint32_t count)

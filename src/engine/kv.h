@@ -22,6 +22,7 @@ struct eng_kv {
     char *memory;
     uint32_t *free_ids;
     uint32_t free_count;
+    uint32_t used_max;          /* ids from here up were never taken */
 };
 
 /* Bytes of one block over all layers. */
@@ -30,6 +31,9 @@ size_t eng_kv_block_bytes(uint32_t layers, uint32_t width, uint32_t block_tokens
 int eng_kv_init(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t block_tokens,
                 bool bf16, uint32_t blocks, uint32_t blocks_per_seq);
 void eng_kv_fini(struct eng_kv *kv);
+
+/* Bytes that are in memory because they were written. */
+size_t eng_kv_touched_bytes(const struct eng_kv *kv);
 
 /* A free block's id, or -1. */
 int64_t eng_kv_take(struct eng_kv *kv);

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/must.h"
 #include "base/str.h"
+#include "engine/ledger.h"
 
 /* How often a running trace is given the live counters, in steps. */
 enum { COUNTS_EVERY = 256 };
@@ -258,6 +259,23 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
     return eng_open(&stack->engine, &args, err);
 }
 
+static int plan(struct base_ledger *ledger, const struct eng_stack_config *config,
+                const struct model_shape *shape, const struct model_files *files,
+                const struct tier_store *store, struct base_err *err)
+{
+    struct eng_footprint engine;
+    struct tier_footprint tier;
+    int rc = eng_footprint(&config->engine, shape, files, &engine, err);
+    if (rc == 0) rc = tier_footprint(&config->tier, store, shape->top_k, &tier, err);
+    if (rc < 0) return rc;
+    struct eng_ledger_parts parts = {
+        config, &engine, &tier, store,
+        eng_advice_footprint(&config->advice, shape, tier_store_layers(store)),
+    };
+    eng_ledger_plan(ledger, &parts);
+    return 0;
+}
+
 int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, struct base_err *err)
 {
     *stack = (struct eng_stack){ .config = *args->config, .hooks = args->hooks,
@@ -272,6 +290,11 @@ int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, s
     }
     rc = open_model(stack, args->model_dir, err);
     if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);
+    if (rc == 0) {
+        rc = plan(&stack->ledger, &stack->config, &stack->shape, stack->files, stack->store, err);
+    }
+    if (rc == 0) base_ledger_limit(&stack->limit, "");
+    if (rc == 0) rc = base_ledger_check(&stack->ledger, &stack->limit, err);
     if (rc == 0) rc = open_tier(stack, err);
     if (rc == 0) rc = open_trace(stack, err);
     if (rc == 0) tier_warm_restore(stack->tier);
@@ -299,87 +322,23 @@ void eng_stack_close(struct eng_stack *stack)
 
 /* -------------------------------------------------------------------------------- footprint -- */
 
-static void print_row(FILE *to, const char *what, uint64_t bytes, const char *note)
-{
-    char text[16];
-    fprintf(to, "  %-14s %12s  %s\n", what, base_str_bytes(text, sizeof text, bytes), note);
-}
-
-/* What this process holds now. */
-static uint64_t resident_bytes(void)
-{
-    unsigned long long all, resident = 0;
-    FILE *from = fopen("/proc/self/statm", "re");
-    if (!from) return 0;
-    if (fscanf(from, "%llu %llu", &all, &resident) != 2) resident = 0;
-    fclose(from);
-    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
-/* The program without what has a row of its own: what is resident now, with the model's names and
- * its tokenizer loaded and nothing else, and what is still to come. */
-static uint64_t program_bytes(const struct eng_stack_config *config)
-{
-    const uint64_t mib = 1 << 20;
-    uint64_t crew = config->engine.threads > 0 ? config->engine.threads
-                                               : (uint64_t)sysconf(_SC_NPROCESSORS_ONLN);
-    /* A thread's stack and its share of the heap; a request's tokens and text, both ways; the
-     * rings, the pages of code not yet run, the heap's loss. */
-    return resident_bytes() + (crew + config->io.threads) * mib / 4 +
-           config->engine.max_num_seqs * mib / 2 + 8 * mib;
-}
-
-static void print_table(FILE *to, const struct eng_stack_config *config,
-                        const struct eng_footprint *engine, const struct tier_footprint *tier,
-                        const struct tier_store *store, uint64_t predictor, uint64_t program)
-{
-    static const char *const names[TIER_RESIDENT_TIERS_MAX][TIER_RESIDENT_TIERS_MAX] = {
-        { "dram slots", "" }, { "hbm slots", "dram slots" },
-    };
-    char note[320], each[16];
-    uint64_t sum = engine->dense_bytes + engine->kv_bytes + engine->activation_bytes +
-                   tier->tables_bytes + predictor + program;
-    uint64_t experts = (uint64_t)tier_store_layers(store) * tier_store_experts(store);
-    unsigned tiers = tier->slots[1] > 0 ? 2 : 1;
-    fprintf(to, "memory that stays in use, at most:\n");
-    print_row(to, "dense weights", engine->dense_bytes, "everything but the routed experts");
-    snprintf(note, sizeof note, "kv.capacity: %s", config->engine.kv_capacity);
-    print_row(to, "kv cache", engine->kv_bytes, note);
-    print_row(to, "activations", engine->activation_bytes, "work space of the largest step");
-    for (unsigned t = 0; t < tiers; t++) {
-        bool simulated = tiers == 2 && t == 0 && config->tier.hbm_device == 0;
-        snprintf(note, sizeof note, "%" PRIu64 " slots of %s for %" PRIu64 " experts (%.1f%%)%s",
-                 tier->slots[t], base_str_bytes(each, sizeof each, tier->slot_bytes[t]), experts,
-                 100.0 * (double)tier->slots[t] / (double)experts,
-                 simulated ? ", simulated in host memory" : "");
-        print_row(to, names[tiers - 1][t], tier->slots_bytes[t], note);
-        sum += tier->slots_bytes[t];
-    }
-    print_row(to, "tables", tier->tables_bytes, "index, slots, policy");
-    if (predictor > 0) print_row(to, "predictor", predictor, "what it learns and works in");
-    print_row(to, "program", program, "code, libraries, tokenizer, threads, requests");
-    print_row(to, "sum", sum, "");
-}
-
 int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struct base_err *err)
 {
     struct model_shape shape;
     struct model_files *files = NULL;
     struct model_tokenizer *tokenizer = NULL;
     struct tier_store *store = NULL;
-    struct eng_footprint engine;
-    struct tier_footprint tier;
+    struct base_ledger ledger;
+    struct base_ledger_limit limit;
     int rc = model_shape_load(&shape, args->model_dir, err);
     if (rc == 0) rc = model_files_open(&files, args->model_dir, err);
     if (rc == 0) rc = open_store(&store, args, &shape, err);
     if (rc == 0) rc = model_tokenizer_load(&tokenizer, args->model_dir, err);
-    if (rc == 0) rc = eng_footprint(&args->config->engine, &shape, files, &engine, err);
-    if (rc == 0) rc = tier_footprint(&args->config->tier, store, shape.top_k, &tier, err);
+    if (rc == 0) rc = plan(&ledger, args->config, &shape, files, store, err);
     if (rc == 0) {
-        uint64_t program = program_bytes(args->config);
-        uint64_t predictor =
-            eng_advice_footprint(&args->config->advice, &shape, tier_store_layers(store));
-        print_table(to, args->config, &engine, &tier, store, predictor, program);
+        base_ledger_limit(&limit, "");
+        eng_ledger_print(to, &ledger, &limit);
+        rc = base_ledger_check(&ledger, &limit, err);
     }
     model_tokenizer_free(tokenizer);
     tier_store_close(store);

@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 
+#include "base/ledger.h"
 #include "engine/advice.h"
 #include "engine/engine.h"
 #include "engine/unbuilt.h"
@@ -42,6 +43,8 @@ struct eng_stack {
     struct pred_trace_writer *trace;    /* NULL = not recording */
     struct eng_advice *advice;          /* NULL = nothing is predicted */
     struct eng *engine;
+    struct base_ledger ledger;          /* planned; eng_ledger_use fills in what is used */
+    struct base_ledger_limit limit;
     struct eng_hooks hooks;             /* the caller's */
     struct tier_observer observer;      /* the caller's */
 };
@@ -64,7 +67,8 @@ void eng_stack_close(struct eng_stack *stack);
 
 /* Prints the memory table: dense, KV, activations, slots by tier, tables, the program itself, sum;
  * the process stays below that sum. To be called before the stack is opened: what is resident by
- * then is taken for the program's own. Makes the index when it is missing. */
+ * then is taken for the program's own. Makes the index when it is missing. BASE_EBUDGET with the
+ * arithmetic when the sum is above what the machine or a control group allows. */
 int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struct base_err *err);
 
 #endif

@@ -2,10 +2,9 @@
 
 #include <errno.h>
 #include <hwloc.h>
-#include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 
+#include "base/ledger.h"
 #include "base/must.h"
 
 struct port_topo {
@@ -15,21 +14,6 @@ struct port_topo {
     unsigned node_count;
     uint64_t memory_bytes;
 };
-
-/* The container's limit, when one is set below what the machine has. */
-static uint64_t cgroup_memory_bytes(void)
-{
-    static const char *const files[] = { "/sys/fs/cgroup/memory.max",
-                                         "/sys/fs/cgroup/memory/memory.limit_in_bytes" };
-    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
-        FILE *file = fopen(files[i], "re");
-        unsigned long long limit;
-        bool read = file && fscanf(file, "%llu", &limit) == 1;
-        if (file) fclose(file);
-        if (read && limit > 0) return limit;
-    }
-    return UINT64_MAX;
-}
 
 static int list_cores(struct port_topo *topo, hwloc_const_cpuset_t allowed)
 {
@@ -64,8 +48,9 @@ static int read_machine(struct port_topo *topo)
     if (rc < 0) goto fail;
     int nodes = hwloc_get_nbobjs_by_type(topo->topology, HWLOC_OBJ_NUMANODE);
     topo->node_count = nodes > 0 ? (unsigned)nodes : 1;
-    uint64_t limit = cgroup_memory_bytes();
-    topo->memory_bytes = root->total_memory < limit ? root->total_memory : limit;
+    struct base_ledger_limit limit;
+    base_ledger_limit(&limit, "");
+    topo->memory_bytes = root->total_memory < limit.bytes ? root->total_memory : limit.bytes;
     rc = topo->core_count > 0 ? 0 : -ENODEV;
 fail:
     hwloc_bitmap_free(bound);

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/str.h"
 #include "server/change.h"
+#include "server/memory.h"
 #include "server/srv.h"
 
 enum { EXPERTS_LISTED = 64 };
@@ -150,6 +151,7 @@ void srv_admin_metrics(struct srv *srv, const struct srv_request *request,
     base_metric_prometheus(to, "io", tier_io_metrics, tier_io_metric_count, &io, 1);
     put_waits(to, &all->tier.io);
     base_metric_prometheus(to, "warm", tier_warm_metrics, tier_warm_metric_count, &warm, 1);
+    srv_memory_metrics(to, srv->stack);
     base_metric_prometheus(to, "engine", eng_metrics, eng_metric_count, &engine, 1);
     base_metric_prometheus(to, "predictor", eng_advice_metrics, eng_advice_metric_count, &predictor,
                            1);
@@ -165,6 +167,7 @@ void srv_metric_reference(struct base_buf *to)
     base_metric_reference(to, "tier_phase", cell_metrics, CELL_METRIC_COUNT);
     base_metric_reference(to, "io", tier_io_metrics, tier_io_metric_count);
     base_metric_reference(to, "warm", tier_warm_metrics, tier_warm_metric_count);
+    srv_memory_reference(to);
     base_metric_reference(to, "engine", eng_metrics, eng_metric_count);
     base_metric_reference(to, "predictor", eng_advice_metrics, eng_advice_metric_count);
     base_metric_reference(to, "server", srv_metrics, srv_metric_count);
@@ -381,6 +384,7 @@ void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
                     (unsigned long long)all->tier.steps);
     put_report(srv, to, &all->tier);
     put_tiers(to, &all->tier);
+    srv_memory_json(to, srv->stack);
     base_buf_puts(to, "\"io\":{");
     base_metric_json(to, tier_io_metrics, tier_io_metric_count, &all->tier.io);
     base_buf_puts(to, "},\"wait_seconds\":{");

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# The account of memory is one: what is counted as used, by purpose, adds up to what the kernel says
+# is resident within 3% while eight clients generate, and what does not fit is refused.
+# shellcheck source=tests/e2e/support.sh
+. "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
+
+# A model in which the tiers outweigh the rest: without them 3% would be a few pages of the C library.
+big=$work/big
+mkdir "$big"
+"$EXPERTIER_BUILD/tests/support/tiny_model" "$big"
+cp "$source_dir"/models/pebble/tokenizer*.json "$big/"
+model=$big
+
+measure() { # NAME [server argument...]
+    local name=$1 client clients='' looks=0 worst=0; shift
+    start_server "$@"
+    for client in 1 2 3 4 5 6 7 8; do
+        curl -sS --max-time 200 "$url/v1/completions" -H 'Content-Type: application/json' -d "{
+            \"prompt\": \"In the beginning of part $client God created the heaven and\", \"seed\": $client,
+            \"max_tokens\": 60, \"temperature\": 1, \"ignore_eos\": true}" >"$work/answer.$client" &
+        clients+=" $!"
+    done
+    # Looked at often, once more at the end. The slots fill at the disk's speed, and the counters are
+    # some milliseconds old: only looks at tiers that have all but stopped growing are
+    # compared.
+    while :; do
+        local more=0
+        # shellcheck disable=SC2086
+        kill -0 $clients 2>/dev/null && more=1
+        curl -sS --max-time 10 "$url/metrics" >"$work/metrics"
+        awk '/^expertier_memory_bytes.*state="used"/ { used += $2 }
+            /^expertier_memory_bytes.*state="planned"/ { planned += $2 }
+            /^expertier_memory_bytes.tag="(hbm|dram)_slots",state="used"/ { slots += $2 }
+            /^expertier_memory_resident_bytes/ { rss = $2 }
+            END { printf "%.2f %d %d %d %d\n", 100 * (used - rss) / rss, used / 1048576, rss / 1048576,
+                planned / 1048576, slots / 1048576 }' "$work/metrics" >>"$work/all"
+        [ "$more" = 1 ] || break
+        sleep 0.2
+    done
+    local kernel
+    kernel=$(awk '/^VmRSS/ { print int($2 / 1024) }' "/proc/$server/status")
+    for client in 1 2 3 4 5 6 7 8; do
+        grep -q '"finish_reason":"length"' "$work/answer.$client" ||
+            fail "request $client: $(head -c 300 "$work/answer.$client")"
+    done
+    awk -v full="$(awk 'END { print $5 }' "$work/all")" '$5 >= 0.97 * full' "$work/all" >"$work/looks"
+    read -r worst looks <<<"$(awk '{ d = $1 < 0 ? -$1 : $1; if (d > worst) worst = d } END { print worst, NR }' "$work/looks")"
+    echo "$name: used $(awk 'END { print $2 " MiB, resident " $3 " MiB, planned " $4 " MiB" }' "$work/looks");" \
+        "at most $worst% apart in $looks looks"
+    [ "$looks" -ge 3 ] || fail "$name: only $looks looks: $(cat "$work/all")"
+    awk -v a="$(awk 'END { print $3 }' "$work/looks")" -v b="$kernel" \
+        'BEGIN { d = a - b; exit !(d * d <= 4 || d * d <= 0.0001 * b * b) }' ||
+        fail "$name: the server says other resident memory than the kernel's $kernel MiB"
+    awk -v w="$worst" 'BEGIN { exit !(w <= 3) }' ||
+        fail "$name: the account is more than 3% off: $(grep '^expertier_memory' "$work/metrics")"
+    awk '$3 > $4 { exit 1 }' "$work/looks" || fail "$name: resident memory went over the planned sum"
+    rm "$work/looks" "$work/all"
+    stop_server
+}
+
+measure 'dram' --set tiers.dram.capacity=60%
+measure 'dram, all experts' --set tiers.dram.capacity=100%
+measure 'hbm over dram' --set tiers.hbm.capacity=25% --set tiers.dram.capacity=50%
+measure 'with a trace and a warm start' --set tiers.dram.capacity=80% --trace "$work/trace" \
+    --set "tiers.warm.path=$work/warm"
+
+echo '== what does not fit is refused with the arithmetic'
+code=0
+"$bin/tier-server" --model "$model" --set "tiers.nvme.index=$work/expertier.index" --dry-run \
+    --set kv.capacity=2TiB >"$work/refused" 2>&1 || code=$?
+cat "$work/refused"
+[ "$code" = 1 ] || fail "exit code $code"
+grep -Eq 'dense weights .* \+ kv cache .* = .*, but .* allows .*: lower' "$work/refused" ||
+    fail 'no arithmetic'
