@@ -290,6 +290,6 @@ int main(int argc, char **argv)
         failed++;
     }
     if (!failed) printf("ok   %llu seeds, each with failing calls\n", (unsigned long long)seeds);
-    if (!failed) failed = mutations(seeds < 8 ? seeds : 8);
+    if (!failed) failed = mutations(seeds < 20 ? 20 : seeds);
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -22,6 +22,7 @@
 #ifdef FIBER_ASAN
 extern "C" void __sanitizer_start_switch_fiber(void **save, const void *bottom, size_t size);
 extern "C" void __sanitizer_finish_switch_fiber(void *save, const void **bottom, size_t *size);
+extern "C" void __asan_unpoison_memory_region(const volatile void *memory, size_t size);
 #endif
 
 namespace
@@ -171,6 +172,10 @@ void fiber_start(unsigned linear)
     f->warp_epoch = f->exchanges = f->groups = 0;
     f->copies.clear();
     f->state = READY;
+#ifdef FIBER_ASAN
+    /* The fiber before never returned from its frames: their red zones are still there. */
+    __asan_unpoison_memory_region(f->stack, STACK_BYTES);
+#endif
 #if defined(__x86_64__)
     void **top = (void **)((char *)f->stack + STACK_BYTES);
     *--top = NULL;

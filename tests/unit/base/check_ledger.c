@@ -96,8 +96,8 @@ START_TEST(too_much_is_refused_with_the_arithmetic)
     ck_assert_uint_eq(base_ledger_planned(&ledger), 4 << 20);
     ck_assert_int_eq(base_ledger_check(&ledger, &allowed, &err), BASE_EBUDGET);
     ck_assert_str_eq(err.text,
-                     "dense weights 1 MiB + kv cache 1 MiB + dram slots 2 MiB = 4 MiB, but the test "
-                     "allows 3 MiB: lower tiers.dram.capacity or kv.capacity");
+                     "dense weights 1 MiB + kv cache 1 MiB + dram slots 2 MiB = 4 MiB, but the "
+                     "test allows 3 MiB: lower tiers.dram.capacity or kv.capacity");
 }
 END_TEST
 
