@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/asan.h"
 #include "base/rng.h"
 #include "device/device.h"
 #include "tests/cudahost/cudahost.h"
@@ -290,6 +291,9 @@ int main(int argc, char **argv)
         failed++;
     }
     if (!failed) printf("ok   %llu seeds, each with failing calls\n", (unsigned long long)seeds);
-    if (!failed) failed = mutations(seeds < 20 ? 20 : seeds);
+    /* A missing wait lets kernels run into freed memory: the address sanitizer would notice it by
+     * ending the program, at the first one. */
+    if (!failed && BASE_ASAN) printf("skipped here: events and waits removed in turn\n");
+    else if (!failed) failed = mutations(seeds < 20 ? 20 : seeds);
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }
