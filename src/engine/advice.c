@@ -60,9 +60,10 @@ int eng_advice_check(const struct eng_advice_config *config,
         const size_t *count;
     } tables[] = { { eng_advice_options, &eng_advice_option_count },
                    { tier_prefetch_options, &tier_prefetch_option_count } };
-    static struct eng_advice_config own;        /* at start, one thread */
-    static struct tier_config tier;
-    const struct base_option_group plain[] = {
+    /* Also asked while the server runs, by whoever offers other settings; too large for a stack. */
+    static _Thread_local struct eng_advice_config own;
+    static _Thread_local struct tier_config tier;
+    struct base_option_group plain[] = {
         { "predictor", eng_advice_options, eng_advice_option_count, &own },
         { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &tier },
     };
