@@ -28,7 +28,7 @@ static void put(const char *path, const char *text)
 
 static void setup(void)
 {
-    snprintf(root, sizeof root, "check_ledger_XXXXXX");
+    snprintf(root, sizeof root, "/tmp/check_ledger_XXXXXX");
     ck_assert(mkdtemp(root));
     put("/proc/meminfo", "MemTotal:        1000 kB\nMemFree:           10 kB\n");
 }
