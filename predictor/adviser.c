@@ -40,8 +40,6 @@ struct pred_adviser {
     uint32_t *source;                   /* [rows_max] row of the step */
     struct pred_context *contexts;      /* [rows_max] */
     uint32_t *ids;                      /* [rows_max x layers x top_k] */
-    float *ahead;                       /* [rows_max x layers x experts], NULL until asked for */
-    uint8_t *has_ahead;                 /* [rows_max x layers] */
     uint32_t routed;                    /* layers that are through */
     struct said *said;                  /* [layers] */
     struct tier_hint *kept;             /* [layers x hints_max] */
@@ -61,8 +59,6 @@ static int tables_create(struct pred_adviser *a)
     a->source = calloc(rows, sizeof a->source[0]);
     a->contexts = calloc(rows, sizeof a->contexts[0]);
     a->ids = calloc(rows * layers * a->top_k, sizeof a->ids[0]);
-    a->ahead = calloc(rows * layers * a->experts, sizeof a->ahead[0]);
-    a->has_ahead = calloc(rows * layers, sizeof a->has_ahead[0]);
     a->said = calloc(layers, sizeof a->said[0]);
     a->kept = calloc(hints, sizeof a->kept[0]);
     a->raw = calloc(hints, sizeof a->raw[0]);
@@ -70,7 +66,7 @@ static int tables_create(struct pred_adviser *a)
     a->scores = calloc(a->experts, sizeof a->scores[0]);
     a->none = calloc(a->experts, sizeof a->none[0]);
     a->asked = calloc(a->experts, sizeof a->asked[0]);
-    if (!a->source || !a->contexts || !a->ids || !a->ahead || !a->has_ahead || !a->said ||
+    if (!a->source || !a->contexts || !a->ids || !a->said ||
         !a->kept || !a->raw || !a->out || !a->scores || !a->none || !a->asked) {
         return -ENOMEM;
     }
@@ -110,8 +106,6 @@ void pred_adviser_destroy(struct pred_adviser *a)
     free(a->source);
     free(a->contexts);
     free(a->ids);
-    free(a->ahead);
-    free(a->has_ahead);
     free(a->said);
     free(a->kept);
     free(a->raw);
@@ -126,7 +120,7 @@ size_t pred_adviser_bytes(const struct pred_adviser *a)
 {
     size_t rows = a->options.rows_max, layers = a->layers, hints = layers * a->options.hints_max;
     return sizeof *a + rows * (sizeof a->source[0] + sizeof a->contexts[0]) +
-           rows * layers * (a->top_k * sizeof a->ids[0] + a->experts * sizeof a->ahead[0] + 1) +
+           rows * layers * a->top_k * sizeof a->ids[0] +
            layers * sizeof a->said[0] + hints * (2 * sizeof a->kept[0] + sizeof a->raw[0]) +
            a->experts * (2 * sizeof a->scores[0] + 1) +
            PRED_HISTORY_PLACES * (sizeof a->history.last[0] + layers * a->top_k * 4);
@@ -191,15 +185,10 @@ static void settle(struct pred_adviser *a, uint32_t layer, const uint32_t *ids)
  * does. With one row, a->scores is kept instead: its log-odds are what is asked for. */
 static void rows_combine(struct pred_adviser *a, uint32_t layer, uint32_t known)
 {
-    size_t layer_experts = (size_t)a->layers * a->experts;
     if (a->predicted > 1) memset(a->none, 0, a->experts * sizeof a->none[0]);
     for (uint32_t r = 0; r < a->predicted; r++) {
         struct pred_context *context = &a->contexts[r];
         context->known = known;
-        context->ahead = NULL;
-        if (a->has_ahead[(size_t)r * a->layers + layer]) {
-            context->ahead = a->ahead + r * layer_experts + (size_t)layer * a->experts;
-        }
         pred_predictor_predict(a->predictor, context, layer, a->scores);
         if (a->predicted == 1) return;
         for (uint32_t e = 0; e < a->experts; e++) {
@@ -343,7 +332,6 @@ uint32_t pred_adviser_begin(struct pred_adviser *a, const uint64_t *seqs, const 
 {
     struct rows rows = { seqs, tokens, phases, count };
     rows_choose(a, &rows);
-    memset(a->has_ahead, 0, (size_t)a->options.rows_max * a->layers);
     for (uint32_t l = 0; l < a->layers; l++) a->said[l].fresh = false;
     a->routed = 0;
     a->stats.steps++;
@@ -353,17 +341,6 @@ uint32_t pred_adviser_begin(struct pred_adviser *a, const uint64_t *seqs, const 
     uint32_t to = a->options.whole_pass ? a->layers : a->options.lead;
     for (uint32_t l = 0; l < to; l++) predict(a, l, 0);
     return gather(a, 0, to, -1, hints);
-}
-
-float *pred_adviser_ahead(struct pred_adviser *a, uint32_t row, uint32_t layer)
-{
-    MUST(layer < a->layers);
-    for (uint32_t r = 0; r < a->predicted; r++) {
-        if (a->source[r] != row) continue;
-        a->has_ahead[(size_t)r * a->layers + layer] = 1;
-        return a->ahead + ((size_t)r * a->layers + layer) * a->experts;
-    }
-    return NULL;
 }
 
 uint32_t pred_adviser_routed(struct pred_adviser *a, uint32_t layer, const uint32_t *ids,
@@ -392,7 +369,6 @@ uint32_t pred_adviser_routed(struct pred_adviser *a, uint32_t layer, const uint3
 
 void pred_adviser_end(struct pred_adviser *a, enum pred_adviser_end how)
 {
-    size_t layer_experts = (size_t)a->layers * a->experts;
     for (; a->routed < a->layers; a->routed++) {
         for (uint32_t r = 0; r < a->count; r++) {
             a->ids[((size_t)r * a->layers + a->routed) * a->top_k] = PRED_NO_EXPERT;
@@ -404,10 +380,6 @@ void pred_adviser_end(struct pred_adviser *a, enum pred_adviser_end how)
             const uint32_t *ids = context->ids + (size_t)l * a->top_k;
             if (ids[0] == PRED_NO_EXPERT) continue;
             context->known = l;
-            context->ahead = NULL;
-            if (a->has_ahead[(size_t)r * a->layers + l]) {
-                context->ahead = a->ahead + r * layer_experts + (size_t)l * a->experts;
-            }
             pred_predictor_observe(a->predictor, context, l, ids, how == PRED_LEARN);
         }
     }

@@ -3,7 +3,6 @@
  *
  *      begin(rows)           the tokens of the step are known, nothing of their routing yet:
  *                            hints for layers 0 .. lead-1, or for all of them (whole_pass)
- *      ahead(row, layer)     optional: what the engine itself foresees (lookahead)
  *      routed(layer, ids)    a gate has spoken: fresh hints for the layer `lead` ahead; those of
  *                            the layers between once more, for what was refused then may be taken
  *                            now
@@ -68,10 +67,6 @@ size_t pred_adviser_bytes(const struct pred_adviser *adviser);
 uint32_t pred_adviser_begin(struct pred_adviser *adviser, const uint64_t *seqs,
                             const uint32_t *tokens, const uint8_t *phases, uint32_t count,
                             const struct tier_hint **hints);
-
-/* Where the engine's own log-odds for a row and a layer ahead belong, [experts]; to be filled at
- * once. NULL when that row is not predicted. */
-float *pred_adviser_ahead(struct pred_adviser *adviser, uint32_t row, uint32_t layer);
 
 /* The gate of a layer has spoken for all rows: ids [rows x top_k], strongest first; PRED_NO_EXPERT
  * in the first of a row: it was not routed. Layers come in ascending order, each at most once. */

@@ -37,8 +37,6 @@ struct pred_context {
     uint32_t known;             /* layers whose routing is known: 0..known-1 */
     const uint32_t *ids;        /* [layers x top_k] of this token, the first `known` layers valid */
     const uint32_t *previous;   /* [layers x top_k] of the sequence's previous token, or NULL */
-    const float *ahead;         /* [experts] log-odds that the engine itself foresees for the asked
-                                 * layer (lookahead); NULL = none */
     const uint32_t *future;     /* oracle (replay): this token's whole routing; else NULL */
 };
 
