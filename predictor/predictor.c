@@ -65,6 +65,17 @@ size_t pred_predictor_bytes(struct pred_predictor *p)
     return bytes;
 }
 
+void pred_predictor_settle(struct pred_predictor *p)
+{
+    struct pred_block blocks[PRED_BLOCKS_MAX];
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    unsigned n = p->ops->blocks(p, blocks);
+    for (unsigned i = 0; i < n; i++) {
+        volatile char *at = blocks[i].memory;
+        for (size_t b = 0; b < blocks[i].bytes; b += page) at[b] = at[b];
+    }
+}
+
 /* magic 8, version u32, layers, experts, top_k, tokens_max u32, 0 u32, name 32, model 64, half_life
  * f64, state bytes u64, XXH3 of everything else u64; then the state. */
 static void header_make(uint8_t *to, const struct pred_predictor *p, uint64_t state_bytes)

@@ -100,6 +100,9 @@ int pred_predictor_save(struct pred_predictor *p, const char *path, struct base_
 int pred_predictor_load(struct pred_predictor *p, const char *path, struct base_err *err);
 
 size_t pred_predictor_bytes(struct pred_predictor *p);
+/* Brings all of them into memory, as they are: later no prediction waits for a page, and what is
+ * resident is what pred_predictor_bytes says. */
+void pred_predictor_settle(struct pred_predictor *p);
 
 extern const struct pred_predictor_ops pred_none_ops, pred_frequency_ops, pred_previous_token_ops,
     pred_token_table_ops, pred_transition_ops, pred_context_ops, pred_blend_ops, pred_oracle_ops;

@@ -198,6 +198,7 @@ int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *con
     }
     rc = load(a, kind, err);
     if (rc < 0) goto fail;
+    pred_predictor_settle(a->predictor);
     if (config->path[0] != '\0' && config->learn) {
         rc = -pthread_create(&a->saver, NULL, saver, a);
         a->saver_runs = rc == 0;

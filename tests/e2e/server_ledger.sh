@@ -33,7 +33,7 @@ measure() { # NAME [server argument...]
         curl -sS --max-time 10 "$url/metrics" >"$work/metrics"
         awk '/^expertier_memory_bytes.*state="used"/ { used += $2 }
             /^expertier_memory_bytes.*state="planned"/ { planned += $2 }
-            /^expertier_memory_bytes.tag="(hbm|dram)_slots",state="used"/ { slots += $2 }
+            /^expertier_memory_bytes.tag="(hbm_slots|dram_slots|staging)",state="used"/ { slots += $2 }
             /^expertier_memory_resident_bytes/ { rss = $2 }
             END { printf "%.2f %d %d %d %d\n", 100 * (used - rss) / rss, used / 1048576, rss / 1048576,
                 planned / 1048576, slots / 1048576 }' "$work/metrics" >>"$work/all"
@@ -66,6 +66,7 @@ measure 'dram, all experts' --set tiers.dram.capacity=100%
 measure 'hbm over dram' --set tiers.hbm.capacity=25% --set tiers.dram.capacity=50%
 measure 'with a trace and a warm start' --set tiers.dram.capacity=80% --trace "$work/trace" \
     --set "tiers.warm.path=$work/warm"
+measure 'with a predictor' --set tiers.dram.capacity=60% --set predictor.kind=blend
 
 echo '== what does not fit is refused with the arithmetic'
 code=0
