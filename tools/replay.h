@@ -50,6 +50,10 @@ void cli_replay_config_print(FILE *to, const struct cli_replay_config *config);
 /* Tells about losses, torn tails and what-if on stderr. */
 void cli_replay_health(const char *path, const struct pred_trace_reader *reader);
 
+/* A pred_replay_progress's function; context is a struct cli_progress that was begun. A new `what`
+ * begins it anew. */
+void cli_replay_progress(void *context, const char *what, uint64_t done, uint64_t total);
+
 /* Appends the counts as the inside of a JSON object. */
 void cli_replay_json_counts(struct base_buf *to, const struct tier_counts *counts);
 /* Appends "by_phase":{"cold_start":{...},"prefill":{...},"decode":{...}}. */

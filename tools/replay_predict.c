@@ -111,16 +111,6 @@ static int print_table(const struct pred_score *scores, uint32_t count,
     return 0;
 }
 
-static void show_progress(void *context, const char *what, uint64_t done, uint64_t total)
-{
-    struct cli_progress *bar = context;
-    if (strcmp(bar->what, what) != 0) {
-        cli_progress_end(bar);
-        cli_progress_begin(bar, what, flags.quiet);
-    }
-    cli_progress_bytes(bar, done, total);
-}
-
 /* Names from --predictor, cut in place, or all there are. */
 static uint32_t choose(char *list, const char **names)
 {
@@ -153,7 +143,7 @@ int cli_replay_predict(int count, char **arguments)
     struct pred_score scores[NAMES_MAX];
     struct pred_score_total total;
     struct cli_progress bar;
-    struct pred_replay_progress progress = { show_progress, &bar };
+    struct pred_replay_progress progress = { cli_replay_progress, &bar };
     int rc = pred_trace_reader_open(&test, arguments[0], &err);
     if (rc == 0) rc = pred_trace_reader_open(&train, flags.train, &err);
     if (rc == 0) {

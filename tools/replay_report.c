@@ -51,16 +51,6 @@ struct report {
     char why_none[256]; /* why no predictor was scored */
 };
 
-static void show_progress(void *context, const char *what, uint64_t done, uint64_t total)
-{
-    struct cli_progress *bar = context;
-    if (strcmp(bar->what, what) != 0) {
-        cli_progress_end(bar);
-        cli_progress_begin(bar, what, flags.quiet);
-    }
-    cli_progress_bytes(bar, done, total);
-}
-
 /* -- measuring -------------------------------------------------------------------------------- */
 
 static struct pred_case case_of(const struct report *r, const char *policy, double share)
@@ -462,7 +452,7 @@ int cli_replay_report(int count, char **arguments)
     int rc = pred_trace_reader_open(&r.reader, arguments[0], &err);
     if (rc < 0) return cli_fail(1, &err);
     r.header = pred_trace_reader_header(r.reader);
-    r.progress = (struct pred_replay_progress){ show_progress, &bar };
+    r.progress = (struct pred_replay_progress){ cli_replay_progress, &bar };
     cli_progress_begin(&bar, "reading", flags.quiet);
     rc = pred_trace_summarize(r.reader, &r.summary, &r.progress, &err);
     if (rc >= 0) rc = pred_trace_reader_rewind(r.reader, &err);

@@ -408,23 +408,13 @@ static void remarks(const char *path, const struct plan *plan,
 
 /* ------------------------------------------------------------------------------------- run -- */
 
-static void show_progress(void *context, const char *what, uint64_t done, uint64_t total)
-{
-    struct cli_progress *bar = context;
-    if (strcmp(bar->what, what) != 0) {
-        cli_progress_end(bar);
-        cli_progress_begin(bar, what, flags.quiet);
-    }
-    cli_progress_bytes(bar, done, total);
-}
-
 static int what_if(const char *path, struct pred_trace_reader *reader, const struct plan *plan,
                    struct cli_replay_config *config, struct base_err *err)
 {
     static struct pred_case_result results[CASES_MAX];
     struct pred_replay_summary summary;
     struct cli_progress bar;
-    struct pred_replay_progress progress = { show_progress, &bar };
+    struct pred_replay_progress progress = { cli_replay_progress, &bar };
     cli_progress_begin(&bar, "replaying", flags.quiet);
     if (flags.machine) {
         struct cli_timed_args args = {

@@ -285,22 +285,12 @@ static int print_json(const struct pred_tune_result *r)
 
 /* ------------------------------------------------------------------------------------- run -- */
 
-static void show_progress(void *context, const char *what, uint64_t done, uint64_t total)
-{
-    struct cli_progress *bar = context;
-    if (strcmp(bar->what, what) != 0) {
-        cli_progress_end(bar);
-        cli_progress_begin(bar, what, flags.quiet);
-    }
-    cli_progress_bytes(bar, done, total);
-}
-
 static int tune(struct cli_replay_config *config, struct pred_trace_reader *const *traces,
                 uint32_t count, struct pred_tune_result *result, struct base_err *err)
 {
     struct cli_progress bar;
     struct pred_machine machine;
-    struct pred_replay_progress progress = { show_progress, &bar };
+    struct pred_replay_progress progress = { cli_replay_progress, &bar };
     struct pred_tune_args args = { .traces = traces, .trace_count = count, .progress = &progress };
     int rc = cache_of(config, pred_trace_reader_header(traces[0]), &args, err);
     if (rc < 0) return rc;

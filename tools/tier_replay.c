@@ -44,6 +44,17 @@ int cli_replay_print(struct base_buf *buf)
     return cli_fail(1, &err);
 }
 
+void cli_replay_progress(void *context, const char *what, uint64_t done, uint64_t total)
+{
+    struct cli_progress *bar = context;
+    if (strcmp(bar->what, what) != 0) {
+        bool quiet = bar->quiet;
+        cli_progress_end(bar);
+        cli_progress_begin(bar, what, quiet);
+    }
+    cli_progress_bytes(bar, done, total);
+}
+
 void cli_replay_health(const char *path, const struct pred_trace_reader *reader)
 {
     struct pred_trace_health health;
