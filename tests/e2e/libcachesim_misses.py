@@ -18,51 +18,14 @@ import subprocess
 import sys
 import tempfile
 
+from needs import need, skip
+
 SOURCE = os.environ["EXPERTIER_SOURCE"]
 BUILD = os.environ["EXPERTIER_BUILD"]
 REPLAY = os.path.join(BUILD, "bin", "tier-replay")
 DATA = os.path.join(os.environ.get("EXPERTIER_DATA", ""), "routing/gptoss20b_dev.jsonl.xz")
-VENV = os.path.join(BUILD, "libcachesim-venv")
-INSTALL_SECONDS = 150
 CAPACITIES = {"s3fifo": ["62.5%", "75%", "87.5%"]}
 OTHERS = ["25%", "37.5%", "50%"]
-
-
-def skip(why):
-    print("skip:", why)
-    sys.exit(77)
-
-
-def have_package():
-    try:
-        import libcachesim  # noqa: F401
-        return True
-    except ImportError:
-        return False
-
-
-def run_in_venv():
-    """Runs this file again with a Python that has the package."""
-    python = os.path.join(VENV, "bin", "python")
-    done = os.path.join(VENV, "installed")
-    if not os.path.exists(done):
-        try:
-            subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True, timeout=60,
-                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check",
-                            "libcachesim"], check=True, timeout=INSTALL_SECONDS,
-                           stderr=subprocess.PIPE)
-        except FileNotFoundError as error:
-            skip(f"no virtual environment can be made: {error}")
-        except subprocess.TimeoutExpired:
-            skip(f"the package libcachesim was not installed within {INSTALL_SECONDS} s")
-        except subprocess.CalledProcessError as error:
-            lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-            skip("the package libcachesim cannot be installed: " +
-                 (lines[-1] if lines else "pip failed"))
-        open(done, "w").close()
-    env = dict(os.environ, EXPERTIER_IN_VENV="1")
-    sys.exit(subprocess.run([python, os.path.abspath(__file__), *sys.argv[1:]], env=env).returncode)
 
 
 def theirs(policy, slots):
@@ -127,10 +90,7 @@ def explain(work, head, lines, policy, slots, layer, requests, top_k):
 
 
 def main():
-    if not have_package():
-        if os.environ.get("EXPERTIER_IN_VENV"):
-            skip("the package libcachesim cannot be imported")
-        run_in_venv()
+    need("libcachesim", "libcachesim")
     tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 10000
     with lzma.open(DATA, "rt") as file:
         head = file.readline()

@@ -10,46 +10,10 @@ import sys
 import tempfile
 import time
 
+from needs import need
+
 SOURCE = os.environ["EXPERTIER_SOURCE"]
 BUILD = os.environ["EXPERTIER_BUILD"]
-VENV = os.path.join(BUILD, "openai-venv")
-INSTALL_SECONDS = 150
-
-
-def skip(why):
-    print("skip:", why)
-    sys.exit(77)
-
-
-def have_client():
-    try:
-        import openai  # noqa: F401
-        return True
-    except ImportError:
-        return False
-
-
-def run_in_venv():
-    """Runs this file again with a Python that has the package."""
-    python = os.path.join(VENV, "bin", "python")
-    done = os.path.join(VENV, "openai-installed")
-    if not os.path.exists(done):
-        try:
-            subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True, timeout=60,
-                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check",
-                            "openai>=1.0"], check=True, timeout=INSTALL_SECONDS,
-                           stderr=subprocess.PIPE)
-        except FileNotFoundError as error:
-            skip(f"no virtual environment can be made: {error}")
-        except subprocess.TimeoutExpired:
-            skip(f"the package openai was not installed within {INSTALL_SECONDS} s")
-        except subprocess.CalledProcessError as error:
-            lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-            skip("the package openai cannot be installed: " + (lines[-1] if lines else "pip failed"))
-        open(done, "w").close()
-    env = dict(os.environ, EXPERTIER_IN_VENV="1")
-    sys.exit(subprocess.run([python, os.path.abspath(__file__)], env=env).returncode)
 
 
 def start_server(work):
@@ -127,11 +91,7 @@ def check(client, openai):
 
 
 def main():
-    if not have_client():
-        if os.environ.get("EXPERTIER_IN_VENV"):
-            skip("the package openai was installed but cannot be imported")
-        run_in_venv()
-    import openai
+    openai = need("openai", "openai>=1.0")
     with tempfile.TemporaryDirectory() as work:
         server, url = start_server(work)
         try:

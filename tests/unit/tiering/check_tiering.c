@@ -12,7 +12,7 @@
 
 #include "base/rng.h"
 #include "port/hash.h"
-#include "tests/support/make_tiny.h"
+#include "tests/support/tiny_store.h"
 #include "tiering/tiering.h"
 
 #define NEED(cond) \
@@ -29,21 +29,9 @@ static struct tier_store *store;
 /* One model for all cases of this program: reading is what is under test. */
 static void setup(void)
 {
-    struct tiny_options options = tiny_defaults();
-    struct model_shape shape;
-    struct base_err err = { 0 };
-    options.layers = LAYERS + 1;
-    options.dense_layers = 1;
-    options.experts = EXPERTS;
-    options.top_k = TOP_K;
-    options.groups = options.top_groups = 1;
+    struct tiny_options options = tiny_moe(LAYERS, EXPERTS, TOP_K);
     options.shuffle = true;
-    tiny_folder(dir, sizeof dir, "check_tiering");
-    tiny_write(dir, &options);
-    int rc = model_shape_load(&shape, dir, &err);
-    if (rc == 0) rc = tier_store_index(dir, NULL, &shape, 1, NULL, &err);
-    if (rc == 0) rc = tier_store_open(&store, dir, NULL, &shape, &err);
-    ck_assert_msg(rc == 0, "%s", err.text);
+    store = tiny_store_open(dir, sizeof dir, "check_tiering", &options);
 }
 
 static void teardown(void)

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "base/rng.h"
-#include "tests/support/make_tiny.h"
+#include "tests/support/tiny_store.h"
 #include "tiering/store_files.h"
 #include "tiering/tiering.h"
 #include "tiering/warm.h"
@@ -29,20 +29,8 @@ static struct tier_store *store;
 
 static void setup(void)
 {
-    struct tiny_options options = tiny_defaults();
-    struct model_shape shape;
-    struct base_err err = { 0 };
-    options.layers = LAYERS + 1;
-    options.dense_layers = 1;
-    options.experts = EXPERTS;
-    options.top_k = TOP_K;
-    options.groups = options.top_groups = 1;
-    tiny_folder(dir, sizeof dir, "check_warm");
-    tiny_write(dir, &options);
-    int rc = model_shape_load(&shape, dir, &err);
-    if (rc == 0) rc = tier_store_index(dir, NULL, &shape, 1, NULL, &err);
-    if (rc == 0) rc = tier_store_open(&store, dir, NULL, &shape, &err);
-    ck_assert_msg(rc == 0, "%s", err.text);
+    struct tiny_options options = tiny_moe(LAYERS, EXPERTS, TOP_K);
+    store = tiny_store_open(dir, sizeof dir, "check_warm", &options);
     snprintf(path, sizeof path, "%s/warm", dir);
 }
 
