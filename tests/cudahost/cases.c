@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "base/must.h"
-#include "tests/cudahost/include/cuda_runtime.h"
+#include <cuda_runtime.h>
 #include "tests/support/guard.h"
 
 const struct cuda_kernel cuda_kernels[] = {
