@@ -22,11 +22,13 @@ static uint64_t program_bytes(const struct eng_stack_config *config)
            config->engine.max_num_seqs * mib / 2 + 8 * mib;
 }
 
-static void plan_slots(struct base_ledger *ledger, const struct eng_ledger_parts *p)
+void eng_ledger_plan_tiers(struct base_ledger *ledger, const struct eng_ledger_parts *p)
 {
     const struct tier_footprint *f = p->tier;
     char each[16];
     unsigned tiers = f->slots[1] > 0 ? 2 : 1;
+    ledger->rows[BASE_LEDGER_STAGING].planned = 0;
+    ledger->rows[BASE_LEDGER_TABLES].planned = f->tables_bytes;
     uint64_t experts = (uint64_t)tier_store_layers(p->store) * tier_store_experts(p->store);
     for (unsigned t = 0; t < tiers; t++) {
         bool hbm = tiers == 2 && t == 0;
@@ -56,8 +58,7 @@ void eng_ledger_plan(struct base_ledger *ledger, const struct eng_ledger_parts *
     snprintf(rows[BASE_LEDGER_KV].note, sizeof rows[0].note, "kv.capacity: %.100s",
              p->config->engine.kv_capacity);
     rows[BASE_LEDGER_ACTIVATIONS].planned = mapped(p->engine->activation_bytes);
-    plan_slots(ledger, p);
-    rows[BASE_LEDGER_TABLES].planned = p->tier->tables_bytes;
+    eng_ledger_plan_tiers(ledger, p);
     rows[BASE_LEDGER_PREDICTOR].planned = p->predictor_bytes;
     if (p->config->trace.path[0]) {
         rows[BASE_LEDGER_BUFFERS].planned = p->config->trace.buffer;

@@ -20,6 +20,9 @@ struct eng_ledger_parts {
  * to be called with the model's names and tokenizer loaded and nothing else. */
 void eng_ledger_plan(struct base_ledger *ledger, const struct eng_ledger_parts *parts);
 
+/* What the tiers' part of the plan becomes with another footprint; the other rows stay. */
+void eng_ledger_plan_tiers(struct base_ledger *ledger, const struct eng_ledger_parts *parts);
+
 /* The table, each row with its note; then what the machine or its control group allows. */
 void eng_ledger_print(FILE *to, const struct base_ledger *ledger,
                       const struct base_ledger_limit *limit);

@@ -322,6 +322,37 @@ void eng_stack_close(struct eng_stack *stack)
 
 /* -------------------------------------------------------------------------------- footprint -- */
 
+int eng_stack_check_growth(struct eng_stack *stack, const struct tier_config *config,
+                           const struct base_ledger_limit *limit, struct base_err *err)
+{
+    static _Thread_local struct tier_snapshot now;      /* too large for a worker's stack */
+    struct base_ledger ledger = stack->ledger;
+    struct tier_footprint tier;
+    int rc = tier_footprint(config, stack->store, stack->shape.top_k, &tier, err);
+    if (rc < 0) return rc;
+    struct eng_ledger_parts parts = { .config = &stack->config, .tier = &tier,
+                                      .store = stack->store };
+    eng_ledger_plan_tiers(&ledger, &parts);
+    tier_snapshot(stack->tier, &now);
+    uint64_t held = 0;
+    bool grows = false;
+    for (uint32_t t = 0; t < now.tier_count; t++) {
+        uint64_t have = now.tiers[t].capacity_bytes, want = tier.slots_bytes[t];
+        grows |= want > have;
+        if (want >= have) continue;
+        held += have - want;
+        bool hbm = now.tier_count == 2 && t == 0;
+        ledger.rows[hbm ? BASE_LEDGER_HBM : BASE_LEDGER_DRAM].planned += have - want;
+    }
+    if (!grows) return 0;
+    rc = base_ledger_check(&ledger, limit, err);
+    if (rc == BASE_EBUDGET && held > 0 && base_ledger_planned(&ledger) - held <= limit->bytes) {
+        base_err_prefix(err, "a tier that becomes smaller gives its memory back bit by bit: make "
+                             "it smaller first, then the other one larger");
+    }
+    return rc;
+}
+
 int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struct base_err *err)
 {
     struct model_shape shape;

@@ -65,6 +65,12 @@ int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args,
 /* Closes the trace in order and frees everything. Accepts a stack that is zero or half open. */
 void eng_stack_close(struct eng_stack *stack);
 
+/* Whether other settings of the open stack's tiers would fit `limit` (base_ledger_limit) beside all
+ * else that was planned at start. A tier that becomes smaller gives its memory back bit by bit, so
+ * it counts with what it holds now. Any thread. BASE_EBUDGET with the arithmetic. */
+int eng_stack_check_growth(struct eng_stack *stack, const struct tier_config *config,
+                           const struct base_ledger_limit *limit, struct base_err *err);
+
 /* Prints the memory table: dense, KV, activations, slots by tier, tables, the program itself, sum;
  * the process stays below that sum. To be called before the stack is opened: what is resident by
  * then is taken for the program's own. Makes the index when it is missing. BASE_EBUDGET with the

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/ledger.h"
 #include "base/log.h"
 #include "server/srv.h"
 
@@ -88,6 +89,10 @@ static int apply_locked(struct srv *srv, const struct srv_settings *to, struct f
     if (rc < 0) return rc;
     struct tier_config config = to->stack.tier;
     if (!srv->stack->advice) config.prefetch = 0;       /* nobody gives hints: auto is false */
+    struct base_ledger_limit limit;
+    base_ledger_limit(&limit, "");
+    rc = eng_stack_check_growth(srv->stack, &config, &limit, err);
+    if (rc < 0) return rc;
     struct job job = { .base = { .run = run_job }, .tier = srv->stack->tier,
                        .config = &config, .err = err };
     rc = srv_drive_run(&srv->drive, &job.base);

@@ -1,7 +1,9 @@
 /* Faults under load: reads that fail, come short, come wrong, late or seemingly never, and copies
- * to the device that fail, at random from a seed, while several sequences run. Nothing crashes or
- * hangs; whatever is answered is right to the last token; who fails is told which expert is lost
- * and why; the rest goes on, and the recorded events still replay to the live counts.
+ * to the device that fail, at random from a seed, while several sequences run and sizes, policies
+ * and quotas change. Nothing crashes or hangs; whatever is answered is right to the last token; who
+ * fails is told which expert is lost and why, and it stays lost across changes; nothing is lost of
+ * which a mirror has a good copy; the rest goes on, and the recorded events still replay to the
+ * live counts.
  *
  * check_campaign [ROUNDS]: seeds 1..ROUNDS. */
 #include <check.h>
@@ -11,8 +13,10 @@
 
 #include "base/clock.h"
 #include "tests/support/campaign.h"
+#include "tests/support/campaign_live.h"
 
-enum { ASKS = 10, TOKENS = 24, LATE = 3, HANG_S = 120, DRAWS = 60, FAULTS_A_ROUND = 100 };
+enum { ASKS = 10, TOKENS = 24, LATE = 3, HANG_S = 120, DRAWS = 60, FAULTS_A_ROUND = 100,
+       LIVE_MOST = 16 };
 
 static const char *const texts[] = {
     "The kernel is the part of the system that", "In the beginning God created",
@@ -26,6 +30,7 @@ static uint32_t right[ASKS][TOKENS];
 static uint64_t rounds, until_ns;
 static struct {
     uint64_t runs, faults, copy_faults, whole, failed, quarantined, mirror_reads, stuck, events;
+    uint64_t changes, changes_refused;
 } done;
 
 static void submit(unsigned i)
@@ -83,7 +88,8 @@ static void draw_faults(struct campaign_settings *s, struct base_rng *rng, uint6
     campaign_set(s, "tiers.nvme.stuck_after=10ms");
 }
 
-static void draw(struct campaign_settings *s, struct base_rng *rng, uint64_t seed)
+/* Returns the layout on disk. */
+static enum campaign_layout draw(struct campaign_settings *s, struct base_rng *rng, uint64_t seed)
 {
     unsigned policies = 0, hbm = (unsigned)base_rng_below(rng, 2);
     unsigned inclusive = hbm && base_rng_below(rng, 2);
@@ -99,13 +105,15 @@ static void draw(struct campaign_settings *s, struct base_rng *rng, uint64_t see
         campaign_set(s, "tiers.inclusion=%s", inclusive ? "inclusive" : "exclusive");
     }
     campaign_set(s, "tiers.dram.capacity=%.2f%%", (inclusive ? 20 : 10) + up_to(rng, 15));
-    campaign_set(s, "tiers.nvme.index=%s", campaign.index[base_rng_below(rng, CAMPAIGN_LAYOUTS)]);
+    enum campaign_layout layout = (enum campaign_layout)base_rng_below(rng, CAMPAIGN_LAYOUTS);
+    campaign_set(s, "tiers.nvme.index=%s", campaign.index[layout]);
     campaign_set(s, "io.backend=%s", campaign_backend(rng));
     campaign_set(s, "io.sim_latency=2us");
     campaign_set(s, "io.depth=%u", (unsigned)base_rng_below(rng, 40) + 1);
     campaign_set(s, "engine.threads=%u", (unsigned)base_rng_below(rng, 2) + 1);
     campaign_set(s, "scheduler.max_num_seqs=%u", (unsigned)base_rng_below(rng, 6) + 3);
     draw_faults(s, rng, seed);
+    return layout;
 }
 
 /* The sentence names an expert, that expert is lost indeed, and it says why. */
@@ -138,7 +146,36 @@ static void check_answer(unsigned ask, const struct run_answer *answer, const ch
     done.failed++;
 }
 
-static void add_up(void)
+static uint32_t lost_by_reading(void)
+{
+    uint32_t count = 0, layers = tier_store_layers(run.stack.store);
+    char why[400];
+    for (uint32_t l = 0; l < layers; l++) {
+        for (uint32_t e = 0; e < run.stack.shape.experts; e++) {
+            int code = tier_failure_text(run.stack.tier, l, e, why, sizeof why);
+            count += code < 0 && code != BASE_EDEVICE;
+        }
+    }
+    return count;
+}
+
+/* One step, and in changing runs now and then other settings before it: what was given up stays
+ * so, and nothing is given up by a change. */
+static bool step(struct base_rng *rng, unsigned every, const char *what)
+{
+    if (every > 0 && base_rng_below(rng, every) == 0) {
+        uint32_t before = lost_by_reading();
+        bool taken = campaign_reconfigure(&run, rng, LIVE_MOST, true);
+        ck_assert_msg(lost_by_reading() == before, "%s: a change lost or found experts", what);
+        done.changes += taken;
+        done.changes_refused += !taken;
+    }
+    int alive = eng_step(run.stack.engine);
+    ck_assert_int_ge(alive, 0);
+    return alive > 0;
+}
+
+static void add_up(enum campaign_layout layout, const char *what)
 {
     static struct tier_snapshot snapshot;
     struct eng_metrics metrics;
@@ -148,6 +185,12 @@ static void add_up(void)
     ck_assert_uint_eq(metrics.kv_used_blocks, 0);
     ck_assert_uint_eq(snapshot.tiers[0].leased_slots, 0);
     ck_assert_uint_eq(metrics.finished_requests + metrics.failed_requests, ASKS);
+    if (layout == CAMPAIGN_MIRROR) {
+        ck_assert_msg(snapshot.io.mirror_reads >= lost_by_reading(),
+                      "%s: given up before the other copy was read", what);
+    } else {
+        ck_assert_uint_eq(snapshot.io.mirror_reads, 0);
+    }
     done.faults += snapshot.io.faults_injected + snapshot.io.copy_errors;
     done.copy_faults += snapshot.io.copy_errors;
     done.quarantined += snapshot.io.quarantined;
@@ -164,17 +207,20 @@ static void one_round(uint64_t seed)
     snprintf(what, sizeof what, "seed %llu", (unsigned long long)seed);
     campaign_watch(HANG_S, "the campaign", seed);
     int draws = 0;
+    enum campaign_layout layout;
     do {
         ck_assert_msg(draws++ < DRAWS, "%s: %d configurations in a row are refused", what, DRAWS);
-        draw(&settings, &rng, seed);
+        layout = draw(&settings, &rng, seed);
     } while (!campaign_open_run(&campaign, &run, &settings));
+    /* Two runs of three change their settings under way. */
+    unsigned every = seed % 3 == 0 ? 0 : (unsigned)base_rng_below(&rng, 10) + 2;
     for (unsigned i = 0; i < ASKS - LATE; i++) submit(i);
-    for (int steps = 0; steps < 12; steps++) ck_assert_int_ge(eng_step(run.stack.engine), 0);
+    for (int steps = 0; steps < 12; steps++) step(&rng, every, what);
     /* New requests are taken in whatever has been lost by now. */
     for (unsigned i = ASKS - LATE; i < ASKS; i++) submit(i);
-    run_finish(&run);
+    while (step(&rng, every, what)) {}
     for (unsigned i = 0; i < ASKS; i++) check_answer(i, &run.answers[i], what);
-    add_up();
+    add_up(layout, what);
     run_close(&run);
     done.events += campaign_replay(&campaign, what);
     done.runs++;
@@ -185,17 +231,20 @@ START_TEST(nothing_wrong_and_nothing_hangs)
     for (uint64_t seed = 1; seed <= rounds || base_now_ns() < until_ns; seed++) one_round(seed);
     printf("seeds 1..%llu: %llu faults injected, %llu of them in copies to the device; %llu "
            "experts given up, %llu turns to another copy, %llu stuck reads named; %llu answers "
-           "whole and right, %llu failed with a sentence; %llu events replayed\n",
+           "whole and right, %llu failed with a sentence; %llu changes of settings, %llu refused; "
+           "%llu events replayed\n",
            (unsigned long long)done.runs, (unsigned long long)done.faults,
            (unsigned long long)done.copy_faults, (unsigned long long)done.quarantined,
            (unsigned long long)done.mirror_reads, (unsigned long long)done.stuck,
            (unsigned long long)done.whole, (unsigned long long)done.failed,
+           (unsigned long long)done.changes, (unsigned long long)done.changes_refused,
            (unsigned long long)done.events);
     ck_assert_uint_ge(done.faults, done.runs * FAULTS_A_ROUND);
     ck_assert_uint_gt(done.copy_faults, 0);
     ck_assert_uint_gt(done.quarantined, 0);
     ck_assert_uint_gt(done.failed, 0);
     ck_assert_uint_gt(done.whole, done.runs);
+    ck_assert_uint_ge(done.changes, done.runs);
 }
 END_TEST
 

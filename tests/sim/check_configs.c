@@ -168,7 +168,7 @@ static unsigned open_drawn(struct campaign_settings *s, struct base_rng *rng, ui
 static bool step(struct base_rng *rng, unsigned every)
 {
     if (every > 0 && base_rng_below(rng, every) == 0) {
-        bool taken = campaign_reconfigure(&run, rng);
+        bool taken = campaign_reconfigure(&run, rng, EXPERTS, false);
         done.changes += taken;
         done.changes_refused += !taken;
     }

@@ -55,19 +55,19 @@ static void draw_quotas(struct tier_config *config, struct base_rng *rng, uint32
     set(config, "policy.quotas", kind == 0 ? "equal" : kind == 1 ? "adaptive" : text);
 }
 
-bool campaign_reconfigure(struct run *run, struct base_rng *rng)
+bool campaign_reconfigure(struct run *run, struct base_rng *rng, uint32_t most, bool verify)
 {
     struct tier *tier = run->stack.tier;
     struct tier_config config = run->stack.config.tier;
     const struct tier_decide_config *core = tier_decide_config_of(tier);
     bool hbm = core->tier_count == 2, sizes = base_rng_below(rng, 3) > 0;
-    uint32_t least = hbm ? 1 : core->top_k;
+    uint32_t least = hbm ? 1 : core->top_k, hbm_most = most < 30 ? most : 30;
     struct base_err err = { 0 };
     char text[32];
     if (sizes && hbm) {
-        draw_share(&config, "tiers.hbm.capacity", rng, core->top_k, 30, core->experts);
+        draw_share(&config, "tiers.hbm.capacity", rng, core->top_k, hbm_most, core->experts);
     }
-    if (sizes) draw_share(&config, "tiers.dram.capacity", rng, least, core->experts, core->experts);
+    if (sizes) draw_share(&config, "tiers.dram.capacity", rng, least, most, core->experts);
     if (base_rng_below(rng, 2)) draw_choice(&config, "policy.eviction", rng);
     if (hbm && base_rng_below(rng, 2)) draw_choice(&config, "policy.eviction_dram", rng);
     if (base_rng_below(rng, 2)) draw_quotas(&config, rng, core->layers);
@@ -75,7 +75,7 @@ bool campaign_reconfigure(struct run *run, struct base_rng *rng)
     set(&config, "policy.half_life", base_rng_below(rng, 2) ? text : "16");
     snprintf(text, sizeof text, "%llu%%", (unsigned long long)between(rng, 5, 100));
     set(&config, "policy.prefill_share", text);
-    set(&config, "tiers.verify", base_rng_below(rng, 2) ? "always" : "first");
+    set(&config, "tiers.verify", verify || base_rng_below(rng, 2) ? "always" : "first");
     config.prefetch = base_rng_below(rng, 2);
     config.prefetch_inflight = between(rng, 0, 1 << 20);
     int rc = tier_reconfigure(tier, &config, &err);

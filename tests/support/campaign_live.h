@@ -8,8 +8,9 @@
 #include "base/rng.h"
 #include "tests/support/run_stack.h"
 
-/* False when the change was refused as too small or contradicting itself: then nothing changed.
- * Another failure ends the test. */
-bool campaign_reconfigure(struct run *run, struct base_rng *rng);
+/* Draws tiers of up to `most` experts a layer; `verify`: every read stays checked, for runs in
+ * which bits flip. False when the change was refused as too small or contradicting itself: then
+ * nothing changed. Another failure ends the test. */
+bool campaign_reconfigure(struct run *run, struct base_rng *rng, uint32_t most, bool verify);
 
 #endif

@@ -1,5 +1,6 @@
 /* A mirror pack serves every expert while one copy of it is whole, and counts each turn to another
- * copy; an expert whose copies are all bad is given up, and the sentence says so. */
+ * copy; an expert whose copies are all bad is given up, and the sentence says so. Both stay so when
+ * sizes and policies change. */
 #include <check.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -16,6 +17,7 @@ enum { EXPERTS = 16, TOP_K = 4, DIRS_MAX = 3 };
 static char model[3000], dirs[DIRS_MAX][3000];
 static struct tier_store *pack;
 static struct tier *tier;
+static struct tier_config config;
 
 static void open_mirror(unsigned copies)
 {
@@ -49,7 +51,6 @@ static void open_mirror(unsigned copies)
 
 static void open_tiers(const char *backend)
 {
-    struct tier_config config;
     struct tier_io_config io;
     struct base_option_group groups[] = {
         { "tiers", tier_options, tier_option_count, &config },
@@ -190,6 +191,42 @@ START_TEST(without_a_whole_copy_it_is_given_up)
 }
 END_TEST
 
+static void change(const char *capacity, const char *policy)
+{
+    struct base_option_group group = { "tiers", tier_options, tier_option_count, &config };
+    struct base_err err = { 0 };
+    char pair[64];
+    snprintf(pair, sizeof pair, "tiers.dram.capacity=%s", capacity);
+    int rc = base_option_set_pair(&group, 1, pair, &err);
+    snprintf(pair, sizeof pair, "policy.eviction=%s", policy);
+    if (rc == 0) rc = base_option_set_pair(&group, 1, pair, &err);
+    if (rc == 0) rc = tier_reconfigure(tier, &config, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+}
+
+/* One copy gone altogether, one expert bad in both, and other settings between all requests. */
+START_TEST(changes_keep_what_was_found_and_lost)
+{
+    static const char *const sizes[] = { "25%", "75%", "37.5%", "100%", "50%" };
+    static const char *const policies[] = { "lru", "lfu", "arc", "lru_global", "s3fifo" };
+    enum { CHANGES = 5 };
+    open_mirror(2);
+    open_tiers(backends[_i]);
+    cut(0, 0);
+    flip(3, 1);
+    for (uint32_t n = 0; n < 40 * EXPERTS; n++) {
+        uint32_t e = n * 7 % EXPERTS;
+        if (n % 9 == 0) change(sizes[n / 9 % CHANGES], policies[n / 9 % 4 + n / 36 % 2]);
+        ck_assert_int_eq(ask(0, e), e == 3 ? BASE_EQUARANTINE : 0);
+    }
+    struct tier_io_metrics m = counts();
+    ck_assert_uint_eq(m.quarantined, 1);
+    ck_assert_uint_ge(m.mirror_reads, EXPERTS);
+    ck_assert_uint_ge(m.reconfigurations, 40);
+    close_all(2);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("mirror");
@@ -197,6 +234,7 @@ int main(void)
     tcase_add_loop_test(tests, a_bad_copy_is_read_from_another, 0, 3);
     tcase_add_loop_test(tests, a_short_copy_is_read_from_another, 0, 3);
     tcase_add_loop_test(tests, without_a_whole_copy_it_is_given_up, 0, 3);
+    tcase_add_loop_test(tests, changes_keep_what_was_found_and_lost, 0, 3);
     tcase_set_timeout(tests, 60);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
