@@ -27,7 +27,7 @@ static bool same_counts(const struct pred_trace_counts *a, const struct pred_tra
             if (x->lookups != y->lookups || x->resident != y->resident || x->misses != y->misses ||
                 x->evictions != y->evictions || x->admissions != y->admissions ||
                 x->prefetch_admissions != y->prefetch_admissions ||
-                x->prefetch_used != y->prefetch_used) {
+                x->prefetch_used != y->prefetch_used || x->in_place != y->in_place) {
                 return false;
             }
         }

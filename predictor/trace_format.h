@@ -24,7 +24,7 @@ enum {
     PRED_RECORD_IDS_MAX = 8192,             /* routing ids in one record */
     PRED_RECORD_TOKENS_MAX = 1024,
     PRED_STEP_IDS_MAX = 1 << 26,            /* layers x tokens x top_k of one step */
-    PRED_COUNT_FIELDS = 7,
+    PRED_COUNT_FIELDS = 8,         /* 7 in older traces: without the last */
 };
 
 enum pred_record {

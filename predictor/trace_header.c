@@ -5,7 +5,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { FLAG_INCLUSIVE = 1, FLAG_PREFETCH = 2, FLAG_STRICT = 4, FLAG_ADAPTIVE = 8 };
+enum { FLAG_INCLUSIVE = 1, FLAG_PREFETCH = 2, FLAG_STRICT = 4, FLAG_ADAPTIVE = 8,
+       FLAG_WARM_COMPUTE = 16 };
 
 int pred_header_check(const struct pred_trace_header *header, struct base_err *err)
 {
@@ -71,7 +72,8 @@ int pred_header_encode(uint8_t *to, size_t size, const struct pred_trace_header 
     pred_put_u8(&out, (uint8_t)((decide->inclusive ? FLAG_INCLUSIVE : 0) |
                                 (decide->prefetch ? FLAG_PREFETCH : 0) |
                                 (decide->strict ? FLAG_STRICT : 0) |
-                                (decide->adaptive ? FLAG_ADAPTIVE : 0)));
+                                (decide->adaptive ? FLAG_ADAPTIVE : 0) |
+                                (decide->warm_compute ? FLAG_WARM_COMPUTE : 0)));
     pred_put_f64(&out, decide->half_life_tokens);
     pred_put_f64(&out, decide->prefill_share);
     pred_put_text(&out, header->yaml);
@@ -149,11 +151,12 @@ static int get_decide(struct pred_in *in, struct pred_trace_header *header)
         if (rc < 0) return rc;
     }
     uint8_t flags = pred_get_u8(in);
-    if (flags > (FLAG_INCLUSIVE | FLAG_PREFETCH | FLAG_STRICT | FLAG_ADAPTIVE)) in->bad = true;
+    if (flags >= 2 * FLAG_WARM_COMPUTE) in->bad = true;
     decide->inclusive = flags & FLAG_INCLUSIVE;
     decide->prefetch = flags & FLAG_PREFETCH;
     decide->strict = flags & FLAG_STRICT;
     decide->adaptive = flags & FLAG_ADAPTIVE;
+    decide->warm_compute = flags & FLAG_WARM_COMPUTE;
     decide->half_life_tokens = pred_get_f64(in);
     decide->prefill_share = pred_get_f64(in);
     return 0;

@@ -370,7 +370,8 @@ static bool get_counts(struct pred_in *in, struct pred_trace_counts *counts)
 {
     memset(counts, 0, sizeof *counts);
     counts->tier_count = (uint32_t)pred_get_upto(in, TIER_RESIDENT_TIERS_MAX);
-    if (pred_get_varint(in) != PRED_COUNT_FIELDS) return false;
+    uint64_t fields = pred_get_varint(in);
+    if (fields != PRED_COUNT_FIELDS && fields != PRED_COUNT_FIELDS - 1) return false;
     for (uint32_t t = 0; t < counts->tier_count; t++) {
         for (int c = 0; c < TIER_CELL_COUNT; c++) {
             struct tier_counts *cell = &counts->cells[t][c];
@@ -381,6 +382,7 @@ static bool get_counts(struct pred_in *in, struct pred_trace_counts *counts)
             cell->admissions = pred_get_varint(in);
             cell->prefetch_admissions = pred_get_varint(in);
             cell->prefetch_used = pred_get_varint(in);
+            if (fields == PRED_COUNT_FIELDS) cell->in_place = pred_get_varint(in);
         }
     }
     return true;

@@ -416,6 +416,7 @@ void pred_trace_writer_counts(struct pred_trace_writer *w, const struct pred_tra
             pred_put_varint(&out, cell->admissions);
             pred_put_varint(&out, cell->prefetch_admissions);
             pred_put_varint(&out, cell->prefetch_used);
+            pred_put_varint(&out, cell->in_place);
         }
     }
     record_end(w, PRED_RECORD_COUNTS, &out);

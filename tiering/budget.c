@@ -104,6 +104,7 @@ int tier_footprint(const struct tier_config *config, const struct tier_store *st
     uint64_t hbm = first == 0 ? out->slots[0] + out->spare_slots[0] : 0;
     out->tables_bytes = tier_cache_tables_bytes(layers * experts, dram, hbm, 64) +
                         (uint64_t)layers * experts * TIER_DECIDE_BYTES_PER_EXPERT;
+    if (config->warm_experts == TIER_WARM_COMPUTE) out->tables_bytes += (uint64_t)layers * experts;
     if (config->warm_path[0]) {
         out->tables_bytes += (uint64_t)layers * experts * TIER_WARM_BYTES_PER_EXPERT;
     }

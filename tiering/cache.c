@@ -127,7 +127,9 @@ static void give_slot(struct tier_cache *c, uint32_t slot)
 {
     struct tier_slot *at = &c->dram.slots.at[slot];
     MUST(c->dram.slot_of[at->key] == slot);
-    MUST(c->device || at->state != TIER_SLOT_READY || c->leases[at->key] == 0);
+    /* A lease reads it here, unless it moved up or was given up. */
+    MUST(at->state != TIER_SLOT_READY || c->leases[at->key] == 0 ||
+         (c->device && c->flags[at->key] & (TIER_KEY_HBM | TIER_KEY_FAILED)));
     prefetch_close(c, at);
     c->dram.slot_of[at->key] = TIER_NO_SLOT;
     tier_slots_give(&c->dram.slots, slot);
@@ -174,7 +176,12 @@ void tier_cache_settle(struct tier_cache *c, uint32_t key)
             tier_mover_give(c, slot);
         }
     }
-    if (!needs_dram(c, key)) leave_dram(c, key);
+    if (!needs_dram(c, key)) {
+        leave_dram(c, key);
+    } else if (c->leases[key] > 0 && c->dram.slot_of[key] == TIER_NO_SLOT) {
+        /* It was to be used where it lies, and its copy down came to nothing. */
+        tier_cache_demand(c, key);
+    }
 }
 
 void tier_cache_move(struct tier_cache *c, uint32_t key, uint8_t in, uint8_t out, bool fetch,
@@ -184,6 +191,9 @@ void tier_cache_move(struct tier_cache *c, uint32_t key, uint8_t in, uint8_t out
     c->flags[key] = (uint8_t)((c->flags[key] | in) & ~out);
     /* What leaves the tier where it is used is nobody's demand any more. */
     if (out & (c->device ? TIER_KEY_HBM : TIER_KEY_DRAM)) {
+        c->flags[key] &= (uint8_t)~(TIER_KEY_DEMAND | TIER_KEY_LATE);
+    }
+    if (!(c->flags[key] & (TIER_KEY_HBM | TIER_KEY_DRAM))) {
         c->flags[key] &= (uint8_t)~(TIER_KEY_DEMAND | TIER_KEY_LATE);
     }
     if (demand && in & (c->device ? TIER_KEY_HBM : TIER_KEY_DRAM)) c->flags[key] |= TIER_KEY_DEMAND;
@@ -680,7 +690,8 @@ int tier_cache_create(struct tier_cache *c, const struct tier_cache_args *args,
 {
     *c = (struct tier_cache){
         .store = args->store, .io = args->io, .clock = args->clock,
-        .verify_always = args->verify_always, .stuck_after_ns = args->stuck_after_ns,
+        .verify_always = args->verify_always, .warm_compute = args->warm_compute,
+        .stuck_after_ns = args->stuck_after_ns,
         .failed = args->failed, .context = args->context,
         .top = &c->dram,
         .demand = { TIER_NO_SLOT, TIER_NO_SLOT }, .prefetch = { TIER_NO_SLOT, TIER_NO_SLOT },

@@ -56,7 +56,7 @@ struct tier_cache_stats {
     uint64_t restore_reads, restore_bytes;
     uint64_t checksum_failures, read_errors, mirror_reads, quarantined, stuck_reads;
     uint64_t copies_up, copies_down, copy_up_bytes, copy_down_bytes, copy_errors;
-    uint64_t demand_copy_bytes;     /* of the copies up, those that somebody waited for */
+    uint64_t demand_copy_bytes;     /* of the copies up, those that no hint brought on */
     uint64_t demotions_dropped;
     uint64_t copy_ns;           /* sum over copies, waiting in the queue included */
     struct base_hist read_latency, copy_latency;
@@ -101,7 +101,7 @@ struct tier_cache_args {
     uint64_t hbm_slot_bytes;
     struct dev *device;         /* borrowed, with hbm_slots */
     enum tier_pin pin;
-    bool verify_always;
+    bool verify_always, warm_compute;
     uint64_t prefetch_inflight; /* bytes */
     uint64_t stuck_after_ns;
     /* An expert was given up. */
@@ -117,6 +117,7 @@ struct tier_cache {
     struct tier_seats dram, hbm;
     struct tier_seats *top;     /* where leases are */
     bool verify_always;
+    bool warm_compute;          /* the core leaves what it finds in dram there (with hbm) */
     uint64_t stuck_after_ns;
     void (*failed)(void *context, uint32_t key);
     void *context;
@@ -191,10 +192,20 @@ static inline bool tier_seats_ready(const struct tier_seats *seats, uint32_t key
     return slot != TIER_NO_SLOT && seats->slots.at[slot].state == TIER_SLOT_READY;
 }
 
+/* Where a lease of this expert points: the top tier, or dram where it is used in place. While it is
+ * leased that does not change. */
+static inline const struct tier_seats *tier_cache_where(const struct tier_cache *cache,
+                                                        uint32_t key)
+{
+    bool in_place = cache->warm_compute &&
+                    (cache->flags[key] & (TIER_KEY_HBM | TIER_KEY_DRAM)) == TIER_KEY_DRAM;
+    return in_place ? &cache->dram : cache->top;
+}
+
 /* Readable where it runs. */
 static inline bool tier_cache_ready(const struct tier_cache *cache, uint32_t key)
 {
-    return tier_seats_ready(cache->top, key);
+    return tier_seats_ready(tier_cache_where(cache, key), key);
 }
 enum tier_cache_place tier_cache_place(const struct tier_cache *cache, uint32_t key);
 

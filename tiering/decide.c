@@ -121,6 +121,7 @@ static void evict_1(struct tier_decide *d, struct part *part, uint32_t key)
     uint32_t layer = layer_of(d, part, key, 1);
     count_eviction(d, 1, part, layer, key);
     leave(d, 1, part, key);
+    if (d->warm_uses) d->warm_uses[key] = 0;
     if (!(d->state[key] & IN_0)) d->state[key] &= (uint8_t)~DECODES;
     act(d, TIER_DROP, 1, layer, key);
 }
@@ -211,6 +212,7 @@ static void admit(struct tier_decide *d, uint32_t layer, uint32_t key, bool used
         leave(d, 1, tier_part_of(d, 1, layer), key);
         d->planes[1].held[key] = 0;
     }
+    if (d->warm_uses) d->warm_uses[key] = 0;
     if (room(d, 0, part) == 0) {
         announce(part, key, used);
         uint32_t victim = victim_of(d, 0, part, account);
@@ -260,8 +262,20 @@ static uint32_t careful_most(struct tier_decide *d, const struct part *part, uin
     return fits < most ? (uint32_t)fits : most;
 }
 
-/* How many of ids can be in tier 0 at once beside what is leased. Prefill's misses take free slots,
- * then slots from decode up to its share, then slots of its own that nobody reads. */
+/* Inclusive, with experts used in place: what is leased in tier 0 needs a place below beside those,
+ * and beside what other layers have above. Experts that may be leased in both. */
+static uint32_t both_most(struct tier_decide *d, const struct part *part, uint32_t layer)
+{
+    if (d->exclusive || !d->config.warm_compute) return UINT32_MAX;
+    const struct part *below = tier_part_of(d, 1, layer);
+    uint64_t fits = leases_max(d, 1, below), others = 0;
+    if (!d->planes[0].global && d->planes[1].global) others = d->planes[0].resident - part->used;
+    return fits > others ? (uint32_t)(fits - others) : 0;
+}
+
+/* How many of ids can be leased at once beside what is. Prefill's misses take free slots, then
+ * slots from decode up to its share, then slots of its own that nobody reads. What is used in
+ * place takes none of tier 0. */
 static uint32_t grant(struct tier_decide *d, const struct part *part, uint32_t base,
                       const uint32_t *ids, uint32_t n, enum tier_phase phase)
 {
@@ -269,17 +283,27 @@ static uint32_t grant(struct tier_decide *d, const struct part *part, uint32_t b
     if (own_max < part->prefill_slots) own_max = part->prefill_slots;
     bool bounded = phase == TIER_PREFILL;
     if (d->over) most = careful_most(d, part, base / d->experts, most);
-    if (part->pinned + n <= most && (!bounded || part->own_pinned + n <= own_max)) return n;
+    uint32_t both = both_most(d, part, base / d->experts), warm = 0;
+    if (both != UINT32_MAX) warm = tier_part_of(d, 1, base / d->experts)->pinned;
+    if (part->pinned + n <= most && part->pinned + warm + n <= both &&
+        (!bounded || part->own_pinned + n <= own_max)) {
+        return n;
+    }
     const uint16_t *pins = d->planes[0].held;
     uint32_t pinned = part->pinned, own_pinned = part->own_pinned;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t key = base + ids[i];
         uint8_t state = d->state[key];
         if (state & GONE) continue;
+        if (tier_decide_is_warm(d, state)) {
+            warm += pins[key] == 0;
+            if (pinned + warm > both) return i;
+            continue;
+        }
         bool resident = state & IN_0;
         pinned += !resident || pins[key] == 0;
         own_pinned += !resident || (state & OWN_0 && pins[key] == 0);
-        if (pinned > most) return i;
+        if (pinned > most || pinned + warm > both) return i;
         if (bounded && own_pinned > own_max) return i;
     }
     return n;
@@ -290,6 +314,11 @@ static void pin(struct tier_decide *d, struct part *part, uint32_t key)
     uint16_t *pins = d->planes[0].held;
     MUST(pins[key] < UINT16_MAX);
     if (pins[key]++ != 0 || d->state[key] & GONE) return;
+    if (tier_decide_is_warm(d, d->state[key])) {
+        tier_part_of(d, 1, key / d->experts)->pinned++;
+        d->planes[1].held[key] = 1;
+        return;
+    }
     part->pinned++;
     if (d->state[key] & OWN_0) part->own_pinned++;
     if (d->state[key] & IN_1) d->planes[1].held[key] = 1;
@@ -339,12 +368,22 @@ static void count_lookups(struct tier_decide *d, uint32_t tier, uint32_t layer, 
     }
 }
 
+/* An expert of tier 1 is used there. */
+static void use_in_place(struct tier_decide *d, uint32_t key, enum tier_phase phase)
+{
+    struct part *above = tier_part_of(d, 0, key / d->experts);
+    if (above->ops->seen) above->ops->seen(above->policy, key - above->key_first);
+    if (phase != TIER_DECODE) return;
+    d->state[key] |= DECODES;
+    if (d->warm_uses[key] < UINT8_MAX) d->warm_uses[key]++;
+}
+
 /* Tier 1's share of an acquire: where the misses of tier 0 are, and its policy's news of them. */
 static void look_below(struct tier_decide *d, uint32_t layer, const uint32_t *ids, uint32_t n,
                        enum tier_phase phase, struct tier_found *found)
 {
     struct part *part = tier_part_of(d, 1, layer);
-    uint32_t base = layer * d->experts, lookups = 0, resident = 0;
+    uint32_t base = layer * d->experts, lookups = 0, resident = 0, in_place = 0;
     if (part->ops->begin) part->ops->begin(part->policy, d->acquires);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t key = base + ids[i];
@@ -360,11 +399,17 @@ static void look_below(struct tier_decide *d, uint32_t layer, const uint32_t *id
             resident++;
             found[i].from = 1;
             touch_1(d, layer, key, phase);
+            found[i].in_place = tier_decide_is_warm(d, d->state[key]);
+            if (!found[i].in_place) continue;
+            use_in_place(d, key, phase);
+            in_place++;
         } else if (part->ops->seen && d->exclusive && !(d->state[key] & GONE)) {
             part->ops->seen(part->policy, key - part->key_first);
         }
     }
     count_lookups(d, 1, layer, lookups, resident);
+    d->cell[1]->in_place += in_place;
+    d->planes[1].layers[layer].in_place += in_place;
 }
 
 void tier_decide_ahead(const struct tier_decide *d, uint32_t layer, const uint32_t *ids, uint32_t n,
@@ -398,7 +443,7 @@ uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32
     if (part->ops->begin) part->ops->begin(part->policy, d->acquires);
     for (uint32_t i = 0; i < k; i++) {
         uint32_t key = base + ids[i];
-        found[i].from = d->tier_count;
+        found[i] = (struct tier_found){ .from = d->tier_count };
         if (!(d->state[key] & IN_0)) continue;
         found[i].from = 0;
         resident++;
@@ -412,6 +457,7 @@ uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32
             uint32_t key = base + ids[i];
             if (d->state[key] & (IN_0 | GONE)) continue;
             tier_decide_regret(d, 0, part, key);
+            if (found[i].in_place) continue;
             admit(d, layer, key, true, account);
             if (account == FOR_PREFILL) part->own_pinned++;
             if (account == FOR_DECODE) d->state[key] |= DECODES;
@@ -431,9 +477,28 @@ bool tier_decide_unpin(struct tier_decide *d, uint32_t layer, uint32_t expert)
     MUST(expert < d->experts);
     if (pins[key] == 0) return false;
     if (--pins[key] != 0 || d->state[key] & GONE) return true;
+    if (tier_decide_is_warm(d, d->state[key])) {
+        tier_part_of(d, 1, layer)->pinned--;
+        d->planes[1].held[key] = 0;
+        uint8_t uses = d->warm_uses[key];
+        bool most = d->riser == TIER_NO_RISER || uses > d->warm_uses[d->riser];
+        if (uses >= TIER_DECIDE_WARM_USES && most) d->riser = key;
+        return true;
+    }
     part->pinned--;
     if (d->state[key] & OWN_0) part->own_pinned--;
     return true;
+}
+
+/* An expert that was used in place and is leased no more moves up, if anything there may leave. */
+static void rise(struct tier_decide *d, uint32_t layer, uint32_t key)
+{
+    struct part *part = tier_part_of(d, 0, layer);
+    if (part->used >= part->slots && victim_of(d, 0, part, FOR_DECODE) == NOWHERE) return;
+    cells_choose(d, layer);
+    /* Its uses were counted when they happened. */
+    admit(d, layer, key, false, FOR_DECODE);
+    d->state[key] |= DECODES;
 }
 
 /* Leases may have kept experts alive beyond the slots. */
@@ -441,7 +506,10 @@ void tier_decide_drain(struct tier_decide *d, uint32_t layer)
 {
     struct part *part = tier_part_of(d, 0, layer);
     struct part *below = d->tier_count == 2 ? tier_part_of(d, 1, layer) : NULL;
+    uint32_t riser = d->riser;
+    d->riser = TIER_NO_RISER;
     d->action_count = 0;
+    if (!d->over && riser != TIER_NO_RISER) rise(d, layer, riser);
     if (!d->over) return;
     cells_choose(d, layer);
     tier_decide_trim(d, 0, part);
@@ -486,8 +554,9 @@ bool tier_decide_hint(struct tier_decide *d, uint32_t layer, uint32_t expert, fl
         if (p->ops->hint) p->ops->hint(p->policy, key - p->key_first, probability);
     }
     if (!d->config.prefetch || d->state[key] & (IN_0 | GONE)) return false;
-    /* While leases keep a partition beyond its slots, nothing comes that nobody asked for. */
-    if (d->over) return false;
+    /* While leases keep a partition beyond its slots, nothing comes that nobody asked for; and what
+     * is used in place stays there. */
+    if (d->over || d->planes[0].held[key]) return false;
     if (part->used >= part->slots) {
         uint32_t victim = victim_of(d, 0, part, FOR_DECODE);
         if (victim == NOWHERE) return false;
@@ -551,7 +620,9 @@ void tier_decide_forget(struct tier_decide *d, uint32_t layer, uint32_t expert)
     d->action_count = 0;
     if (d->state[key] & GONE) return;
     struct part *part = tier_part_of(d, 0, layer);
-    if (d->planes[0].held[key] > 0) {
+    if (d->planes[0].held[key] > 0 && tier_decide_is_warm(d, d->state[key])) {
+        tier_part_of(d, 1, layer)->pinned--;
+    } else if (d->planes[0].held[key] > 0) {
         part->pinned--;
         if (d->state[key] & OWN_0) part->own_pinned--;
     }

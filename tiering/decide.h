@@ -23,6 +23,13 @@
  * what leaves tier 0 moves down (or is dropped when everything below is spoken for). inclusive: all
  * of tier 0 is in tier 1 too, so tier 1 never drops what tier 0 holds and nothing is copied down.
  *
+ * Warm experts computed in place (warm_compute): an expert that is in tier 1 and not in tier 0 is
+ * used where it lies; it is a miss of tier 0 and a hit of tier 1 that took no slot above, pinned
+ * below until its release. Its use counts for the policies of both tiers. It moves up only at a
+ * release: of those of that call that nobody pins any more and that decode used in place
+ * TIER_DECIDE_WARM_USES times since they came to tier 1 the most used one, so one expert an acquire
+ * at most; tier 0's policy says who makes room. An expert that was nowhere goes up as ever.
+ *
  * Prefill: once it holds prefill_share of a full partition, its next admissions take the place of
  * its own oldest ones. An expert that decode uses becomes decode's. An acquire of prefill is
  * granted no further than this allows.
@@ -57,7 +64,7 @@
 struct tier_decide;
 
 /* What the core's tables take an expert, with two tiers and the costliest policies. */
-enum { TIER_DECIDE_BYTES_PER_EXPERT = 104 };
+enum { TIER_DECIDE_BYTES_PER_EXPERT = 104, TIER_DECIDE_WARM_USES = 2 };
 
 struct tier_decide_tier {
     uint64_t slots;             /* in all; per-layer policies get slots / layers each, the first
@@ -72,6 +79,7 @@ struct tier_decide_config {
     struct tier_decide_tier tiers[TIER_RESIDENT_TIERS_MAX];
     bool adaptive;              /* quotas follow what is missed; for policies per layer */
     bool inclusive;             /* a lower tier keeps what moved up; default exclusive */
+    bool warm_compute;          /* two tiers: what is in tier 1 is used there */
     double half_life_tokens;    /* decayed policies; an acquire of a layer counts as one token;
                                  * 0 = counts that do not decay */
     double prefill_share;       /* of a partition's slots that prefill may take from decode's set;
@@ -102,6 +110,7 @@ struct tier_action {
 /* What became of one granted expert of an acquire. */
 struct tier_found {
     uint32_t from;              /* tier in which it was resident before; tier_count = nvme */
+    bool in_place;              /* it stays there while it is used: from is 1 */
 };
 
 /* Counts of one (tier, cell). An acquire counts in the cold cell while its partition still had a
@@ -112,6 +121,7 @@ struct tier_counts {
     uint64_t evictions;         /* victims that left this tier, whatever became of them */
     uint64_t admissions;
     uint64_t prefetch_admissions, prefetch_used;    /* hinted in; looked up before leaving */
+    uint64_t in_place;          /* of resident, those used where they lie instead of above */
 };
 
 enum tier_cell { TIER_CELL_COLD, TIER_CELL_PREFILL, TIER_CELL_DECODE, TIER_CELL_COUNT };

@@ -25,6 +25,10 @@ static int config_check(const struct tier_decide_config *c, struct base_err *err
         return base_err_set(err, BASE_ECONFIG, "%" PRIu32 " resident tiers: 1 or 2 can be had",
                             c->tier_count);
     }
+    if (c->warm_compute && c->tier_count < 2) {
+        return base_err_set(err, BASE_ECONFIG, "warm experts cannot be computed in place with one "
+                            "resident tier: all are where they run");
+    }
     if (!(c->half_life_tokens >= 0)) {
         return base_err_set(err, BASE_ECONFIG, "half-life of %g tokens: it should be above 0, or 0 "
                             "for counts that do not decay", c->half_life_tokens);
@@ -245,7 +249,9 @@ int tier_decide_create(struct tier_decide **out, const struct tier_decide_config
     d->exclusive = config->tier_count == 2 && !config->inclusive;
     /* Above the most moves that one admission causes, times ids. */
     d->action_max = 8 * (config->experts + 1);
+    d->riser = TIER_NO_RISER;
     d->state = calloc(d->keys, sizeof *d->state);
+    d->warm_uses = config->warm_compute ? calloc(d->keys, sizeof *d->warm_uses) : NULL;
     d->offers = calloc(d->keys, sizeof *d->offers);
     d->layer_acquires = calloc(d->layers, sizeof *d->layer_acquires);
     d->actions = calloc(d->action_max, sizeof *d->actions);
@@ -253,7 +259,7 @@ int tier_decide_create(struct tier_decide **out, const struct tier_decide_config
     d->marks = calloc(d->experts / 64 + 1, sizeof *d->marks);
     d->apply_quotas = calloc(TIER_RESIDENT_TIERS_MAX * d->layers, sizeof *d->apply_quotas);
     if (!d->state || !d->offers || !d->layer_acquires || !d->actions || !d->found || !d->marks ||
-        !d->apply_quotas) {
+        !d->apply_quotas || (config->warm_compute && !d->warm_uses)) {
         rc = no_memory(d, err);
         goto fail;
     }
@@ -283,6 +289,7 @@ void tier_decide_destroy(struct tier_decide *d)
         free(plane->layers);
     }
     free(d->state);
+    free(d->warm_uses);
     free(d->offers);
     free(d->layer_acquires);
     free(d->actions);

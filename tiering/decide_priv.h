@@ -34,8 +34,8 @@ struct part {
     uint32_t used_max;          /* slots that were ever used */
     uint32_t prefill_slots;     /* what prefill may hold of a full partition */
     uint32_t own;               /* residents on prefill's account */
-    uint32_t pinned;            /* tier 0: distinct leased residents, and those of them on ... */
-    uint32_t own_pinned;        /* ... prefill's account */
+    uint32_t pinned;            /* distinct experts leased in this tier, and those of them on ... */
+    uint32_t own_pinned;        /* ... prefill's account (tier 0) */
     uint32_t head;              /* of the ring of prefill's own, oldest first */
     uint32_t key_first;         /* key of the partition's expert 0 */
     uint32_t departures;        /* evictions so far, from 1 on */
@@ -71,6 +71,8 @@ struct tier_decide {
     bool exclusive;             /* two tiers, no expert in both */
     bool over;                  /* leases keep some partition beyond its slots */
     uint8_t *state;             /* [keys] */
+    uint8_t *warm_uses;         /* [keys] warm_compute: by decode in tier 1, since it came there */
+    uint32_t riser;             /* key that this release may move up, or TIER_NO_RISER */
     struct offer *offers;       /* [keys] */
     uint32_t *layer_acquires;   /* [layers] */
     uint64_t acquires;
@@ -86,6 +88,14 @@ struct tier_decide {
     uint64_t decode_acquires;
     uint32_t widths[2];         /* largest decode acquire of this period and of the last */
 };
+
+#define TIER_NO_RISER UINT32_MAX
+
+/* An expert with this state would be used in tier 1. */
+static inline bool tier_decide_is_warm(const struct tier_decide *d, uint8_t state)
+{
+    return d->config.warm_compute && (state & (IN_0 | IN_1)) == IN_1;
+}
 
 static inline struct part *tier_part_of(struct tier_decide *d, uint32_t tier, uint32_t layer)
 {

@@ -95,11 +95,12 @@ static void take_over(struct tier_decide *d, uint32_t tier, struct tier_plane *t
         part->used_max = part->used;
         if (part->used > part->roof) part->roof = part->used;
     }
-    for (uint32_t key = 0; tier == 0 && key < d->keys; key++) {
-        if (from->held[key] == 0 || d->state[key] & GONE) continue;
+    for (uint32_t key = 0; key < d->keys; key++) {
+        if (d->planes[0].held[key] == 0 || d->state[key] & GONE) continue;
+        if (tier_decide_is_warm(d, d->state[key]) != (tier == 1)) continue;
         struct part *part = &to->parts[to->global ? 0 : key / d->experts];
         part->pinned++;
-        if (d->state[key] & OWN_0) part->own_pinned++;
+        if (tier == 0 && d->state[key] & OWN_0) part->own_pinned++;
     }
     tier_decide_plane_empty(from);
     from->parts = to->parts;
@@ -144,6 +145,7 @@ static void trim(struct tier_decide *d)
         d->cell[t] = &d->planes[t].cells[cell];
     }
     if (d->exclusive) trim_tier(d, 1);
+    tier_decide_note_over(d);   /* leases may keep tier 1 beyond its slots: what comes down asks */
     trim_tier(d, 0);
     if (d->tier_count == 2) trim_tier(d, 1);
     tier_decide_note_over(d);

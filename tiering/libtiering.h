@@ -107,6 +107,10 @@ void tier_close(struct tier *tier);
 
 enum tier_phase { TIER_PREFILL, TIER_DECODE, TIER_PHASE_COUNT };
 
+/* Bit of a lease's slot: with tiers.warm_experts: compute and an hbm tier the expert lies in dram,
+ * and its parts are host memory, for the CPU to use there. */
+#define TIER_SLOT_IN_DRAM 0x80000000u
+
 /* One expert, pinned. Filled by acquire and wait; the engine reads it and hands it back. */
 struct tier_lease {
     uint32_t layer, expert;

@@ -93,7 +93,8 @@ void tier_mover_give(struct tier_cache *c, uint32_t slot)
     struct tier_slot *at = &c->hbm.slots.at[slot];
     uint32_t key = at->key;
     MUST(c->hbm.slot_of[key] == slot && !at->moving);
-    MUST(at->state != TIER_SLOT_READY || c->leases[key] == 0);
+    /* A lease reads it here, unless it was demoted and is used in place below. */
+    MUST(at->state != TIER_SLOT_READY || c->leases[key] == 0 || !(c->flags[key] & TIER_KEY_HBM));
     if (at->prefetch) c->stats.prefetch_wasted_bytes += at->bytes;
     c->hbm.slot_of[key] = TIER_NO_SLOT;
     tier_slots_give(&c->hbm.slots, slot);
@@ -151,8 +152,10 @@ static void down_end(struct tier_cache *c, uint32_t slot, const struct dev_copy 
         c->stats.demotions_dropped++;
         to->prefetch = false;
         tier_cache_dram_give(c, low);
-        /* Not tried again: whoever asks next has it read from disk. */
-        if (!(c->flags[key] & TIER_KEY_HBM)) tier_mover_give(c, slot);
+        /* Not tried again: whoever asks next, or waits for it below, has it read from disk. */
+        if (c->flags[key] & TIER_KEY_HBM) return;
+        tier_mover_give(c, slot);
+        tier_cache_settle(c, key);
         return;
     }
     to->state = TIER_SLOT_READY;

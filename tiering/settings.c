@@ -28,6 +28,12 @@ static void policies_of(const struct tier_config *config, char names[TIER_RESIDE
     if (strcmp(names[1], "same") == 0) memcpy(names[1], names[0], 32);
 }
 
+const char *tier_device_name(const struct tier_config *config)
+{
+    static const char *const names[] = { "sim", "host", "cuda" };
+    return tier_budget_has_hbm(config) ? names[config->hbm_device] : "";
+}
+
 static bool is_equal(const struct tier_config *config)
 {
     return strcmp(config->quotas, "equal") == 0;
@@ -44,6 +50,11 @@ int tier_config_check(const struct tier_config *config, struct base_err *err)
         return base_err_set(err, BASE_ECONFIG,
                             "tiers.inclusion: inclusive has no effect without an "
                             "hbm tier: set tiers.hbm.capacity, or leave it out");
+    }
+    if (config->warm_experts == TIER_WARM_COMPUTE && tiers == 1) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "tiers.warm_experts: compute has no effect without an hbm tier: all of "
+                            "dram is used where it lies; set tiers.hbm.capacity, or leave it out");
     }
     if (config->eviction_dram != 0 && tiers == 1) {
         return base_err_set(err, BASE_ECONFIG,
@@ -223,6 +234,7 @@ int tier_settings_core(const struct tier_config *config, const struct tier_footp
             .top_k = top_k,
             .tier_count = tier_budget_has_hbm(config) ? 2 : 1,
             .inclusive = config->inclusion == 1,
+            .warm_compute = config->warm_experts == TIER_WARM_COMPUTE,
             .adaptive = change.adaptive,
             .half_life_tokens = change.half_life_tokens,
             .prefill_share = change.prefill_share,

@@ -19,6 +19,7 @@ static void fill_tier(struct tier *t, uint32_t tier, struct tier_tier_metrics *m
         m->lookups += cells[c].lookups;
         m->misses += cells[c].misses;
         m->evictions += cells[c].evictions;
+        m->in_place += cells[c].in_place;
     }
     m->hits = t->hits[tier];
     m->late = tier == 0 ? t->late[0] : t->resident_below - t->hits[1];

@@ -104,6 +104,7 @@ static int cache_create(struct tier *t, const struct tier_open_args *args,
         .slots_most = (uint32_t)slots_most(t),
         .pin = (enum tier_pin)t->config.dram_pin,
         .verify_always = t->config.verify == 0,
+        .warm_compute = t->config.warm_experts == TIER_WARM_COMPUTE,
         .prefetch_inflight = t->config.prefetch_inflight,
         .stuck_after_ns = t->config.stuck_after,
         .failed = on_failed, .context = t,
@@ -241,13 +242,15 @@ static void on_failed(void *context, uint32_t key)
 /* -- leases ----------------------------------------------------------------------------------- */
 
 /* Fills a lease of an expert that can be read. */
-static inline void lease_ready(struct tier *t, struct tier_lease *lease, uint32_t slot)
+static inline void lease_ready(struct tier *t, struct tier_lease *lease, uint32_t key)
 {
-    const struct tier_slots *slots = &t->cache.top->slots;
+    const struct tier_seats *seats = tier_cache_where(&t->cache, key);
+    const struct tier_slots *slots = &seats->slots;
+    uint32_t slot = seats->slot_of[key];
     const struct tier_slot *at = &slots->at[slot];
     const char *memory = tier_slots_memory(slots, slot);
     lease->status = 0;
-    lease->slot = slot;
+    lease->slot = seats == t->cache.top ? slot : slot | TIER_SLOT_IN_DRAM;
     lease->epoch = at->epoch;
     for (int p = 0; p < TIER_PARTS; p++) {
         lease->parts[p] = at->part_offset[p] == UINT32_MAX ? NULL : memory + at->part_offset[p];
@@ -262,7 +265,7 @@ static inline void lease_begin(struct tier *t, struct tier_lease *lease, uint32_
     lease->expert = expert;
     if (t->cache.leases[key]++ == 0) t->cache.leased++;
     if (tier_cache_ready(&t->cache, key)) {
-        lease_ready(t, lease, t->cache.top->slot_of[key]);
+        lease_ready(t, lease, key);
         return;
     }
     *lease = (struct tier_lease){
@@ -290,13 +293,27 @@ static void fetch_entries(const struct tier *t, uint32_t layer, const uint32_t *
     tier_decide_ahead(t->decide, layer, ids, n, true);
 }
 
+/* An expert is used where it lies, in dram. True if it can be read at once. */
+static bool use_in_place(struct tier_cache *cache, uint32_t key)
+{
+    if (!tier_seats_ready(&cache->dram, key)) {
+        bool down = cache->hbm.slot_of[key] != TIER_NO_SLOT;    /* its copy is on its way */
+        if (!down) tier_cache_demand(cache, key);
+        return false;
+    }
+    struct tier_slot *slot = &cache->dram.slots.at[cache->dram.slot_of[key]];
+    cache->stats.prefetch_useful += slot->prefetch;
+    slot->prefetch = false;
+    return true;
+}
+
 uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint32_t n,
                       enum tier_phase phase, struct tier_lease *leases)
 {
     MUST(t->magic == TIER_MAGIC && layer < t->layers && n <= t->experts);
     struct tier_cache *cache = &t->cache;
     struct tier_seats *top = cache->top;
-    uint32_t base = layer * t->experts, resident = 0, hits = 0, below = 0;
+    uint32_t base = layer * t->experts, resident = 0, hits = 0, below = 0, in_place = 0;
     uint64_t begin_ns = base_clock_now_ns(t->clock);
     if (t->step_acquires++ == 0) t->step_began_ns = begin_ns;
     if (t->layers * t->experts >= FETCH_FROM_EXPERTS) fetch_entries(t, layer, ids, n);
@@ -306,9 +323,15 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
         uint32_t key = base + ids[i];
         if (t->found[i].from != 0) {
             if (t->found[i].from == t->tiers) continue;
+            below++;
+            if (t->found[i].in_place) {
+                bool ready = use_in_place(cache, key);
+                t->hits[1] += ready;
+                in_place += ready;
+                continue;
+            }
             /* One that is still being copied down can be read where it was. */
             t->hits[1] += tier_seats_ready(&cache->dram, key) || tier_cache_ready(cache, key);
-            below++;
             continue;
         }
         resident++;
@@ -321,7 +344,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
             tier_cache_demand(cache, key);
         }
     }
-    if (hits < k) {
+    if (hits + in_place < k) {
         tier_cache_pump(cache);
         base_hist_add(&t->submit_latency, base_clock_now_ns(t->clock) - begin_ns);
     }
@@ -342,10 +365,18 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     return k;
 }
 
+static const struct tier_slot *slot_of_lease(const struct tier *t, const struct tier_lease *lease)
+{
+    bool in_dram = lease->slot & TIER_SLOT_IN_DRAM;
+    const struct tier_seats *seats = in_dram ? &t->cache.dram : t->cache.top;
+    return &seats->slots.at[lease->slot & ~TIER_SLOT_IN_DRAM];
+}
+
 static void release_layer(struct tier *t, uint32_t layer, uint32_t n)
 {
     tier_decide_release(t->decide, layer, t->ids, n);
-    tier_carry_out(t, true, false);
+    /* What moves up here was asked for: no prefetch. */
+    tier_carry_out(t, true, true);
     tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_RELEASE, .layer = layer, .count = n,
                                           .ids = t->ids });
 }
@@ -361,7 +392,7 @@ void tier_release(struct tier *t, const struct tier_lease *leases, uint32_t n)
         uint32_t key = lease->layer * t->experts + lease->expert;
         MUST(lease->layer < t->layers && lease->expert < t->experts && t->cache.leases[key] > 0);
         /* A slot that changed hands under a lease would have been read as another expert. */
-        MUST(lease->status != 0 || t->cache.top->slots.at[lease->slot].epoch == lease->epoch);
+        MUST(lease->status != 0 || slot_of_lease(t, lease)->epoch == lease->epoch);
         if (count > 0 && (leases[i - 1].layer != lease->layer || count == t->experts)) {
             release_layer(t, leases[i - 1].layer, count);
             count = 0;
@@ -383,7 +414,7 @@ static uint32_t settle(struct tier *t, struct tier_lease *leases, uint32_t n)
             uint32_t key = lease->layer * t->experts + lease->expert;
             switch (tier_cache_place(&t->cache, key)) {
             case TIER_PLACE_READY:
-                lease_ready(t, lease, t->cache.top->slot_of[key]);
+                lease_ready(t, lease, key);
                 break;
             case TIER_PLACE_FAILED:
                 lease->status = BASE_EQUARANTINE;

@@ -39,6 +39,9 @@
       "cuda device: share of the card's memory kept free beside the slots")                        \
     O(inclusion, ENUM, "tiers.inclusion", "exclusive", "exclusive|inclusive", "", \
       "exclusive: an expert is in hbm or in dram; inclusive: dram keeps what moved up") \
+    O(warm_experts, ENUM, "tiers.warm_experts", "copy", "copy|compute", "",                        \
+      "an expert that is wanted and lies in dram below hbm: copied up first, or used there by " \
+      "the CPU; then one that decode uses again moves up afterwards") \
     O(dram_capacity, TEXTLINE, "tiers.dram.capacity", "25%", "", "", \
       "memory for expert slots in DRAM: a size (512GiB), or a share of the model's experts (25%)") \
     O(dram_pin, ENUM, "tiers.dram.pin", "auto", "auto|on|off", "", \
@@ -97,6 +100,8 @@ extern const size_t tier_option_count;
 extern const struct base_option tier_prefetch_options[];
 extern const size_t tier_prefetch_option_count;
 
+enum tier_warm_experts { TIER_WARM_COPY, TIER_WARM_COMPUTE };
+
 /* Why the engine waited. */
 enum tier_wait_cause {
     TIER_WAIT_DEMAND,           /* a demand read from nvme */
@@ -143,6 +148,8 @@ bool tier_config_live(const char *key);
 /* Settings that contradict each other, without a model; and with one, all that open would refuse of
  * slots and policies. */
 int tier_config_check(const struct tier_config *config, struct base_err *err);
+/* "sim", "host" or "cuda"; "" without an hbm tier. */
+const char *tier_device_name(const struct tier_config *config);
 int tier_config_fits(const struct tier_config *config, const struct tier_store *store,
                      uint32_t top_k, struct base_err *err);
 
@@ -151,6 +158,7 @@ int tier_config_fits(const struct tier_config *config, const struct tier_store *
     M(hits, COUNTER, "", "lookups that were readable at once")                                    \
     M(late, COUNTER, "", "lookups that were admitted and still on their way")                     \
     M(misses, COUNTER, "", "lookups that were neither")                                           \
+    M(in_place, COUNTER, "", "lookups used where they lie (tiers.warm_experts: compute)")         \
     M(evictions, COUNTER, "", "experts that left this tier to make room")                         \
     M(evicted_bytes, COUNTER, "bytes", "bytes of those experts")                                  \
     M(slots, GAUGE, "slots", "slots of this tier")                                                \

@@ -39,6 +39,13 @@ int eng_stack_check(const struct eng_stack_config *config, struct base_err *err)
     struct base_option_group groups[ENG_STACK_GROUPS];
     size_t count = eng_stack_groups(&copy, groups);
     int rc = eng_unbuilt_check(groups, count, err);
+    bool card = strcmp(tier_device_name(&copy.tier), "cuda") == 0;
+    if (rc == 0 && card && copy.tier.warm_experts == TIER_WARM_COMPUTE) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "tiers.warm_experts: compute cannot take effect with tiers.hbm.device: "
+                            "cuda: the engine's step on a card computes all experts there; take "
+                            "copy");
+    }
     return rc < 0 ? rc : eng_advice_check(&copy.advice, groups, count, err);
 }
 

@@ -27,7 +27,8 @@ static const char *const cause_names[TIER_WAIT_CAUSE_COUNT] = {
     M(evictions, COUNTER, "", "experts that left this tier meanwhile")                            \
     M(admissions, COUNTER, "", "experts that entered it")                                         \
     M(prefetch_admissions, COUNTER, "", "experts that entered it ahead of need")                  \
-    M(prefetch_used, COUNTER, "", "of those, looked up before they left")
+    M(prefetch_used, COUNTER, "", "of those, looked up before they left")                         \
+    M(in_place, COUNTER, "", "of resident, those used where they lie (tiers.warm_experts)")
 
 #define BASE_METRIC_OWNER struct tier_counts
 static const struct base_metric cell_metrics[] = { CELL_METRICS(BASE_METRIC_ROW) };

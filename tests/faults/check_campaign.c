@@ -103,6 +103,7 @@ static enum campaign_layout draw(struct campaign_settings *s, struct base_rng *r
         campaign_set(s, "tiers.hbm.sim_bandwidth=1GiB");
         campaign_set(s, "tiers.hbm.sim_faults=%.3f%%", up_to(rng, seed % 5 == 0 ? 15 : 4));
         campaign_set(s, "tiers.inclusion=%s", inclusive ? "inclusive" : "exclusive");
+        campaign_set(s, "tiers.warm_experts=%s", base_rng_below(rng, 2) ? "compute" : "copy");
     }
     campaign_set(s, "tiers.dram.capacity=%.2f%%", (inclusive ? 20 : 10) + up_to(rng, 15));
     enum campaign_layout layout = (enum campaign_layout)base_rng_below(rng, CAMPAIGN_LAYOUTS);

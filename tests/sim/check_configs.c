@@ -1,9 +1,9 @@
 /* No setting shows: over random configurations of tiers, sizes, policies, predictors, prefetch,
  * layouts on disk, ways of reading, threads, cuts of the prompt and neighbours, and changes of
- * size, policy, quotas and prefetch while requests run, every logit of every request has the
- * bits of a run alone with everything in memory and the same KV blocks (attention is summed up
- * block by block: kv.block_tokens is part of the arithmetic); and the recorded events of each
- * run, replayed, give its live counts.
+ * size, policy, quotas and prefetch while requests run, with warm experts copied up or computed
+ * where they lie, every logit of every request has the bits of a run alone with everything in
+ * memory and the same KV blocks (attention is summed up block by block: kv.block_tokens is part of
+ * the arithmetic); and the recorded events of each run, replayed, give its live counts.
  *
  * check_configs [ROUNDS]: seeds 1..ROUNDS. */
 #include <check.h>
@@ -37,7 +37,8 @@ static struct run run;
 static const uint32_t block_tokens[BLOCKS] = { 1, 4, 16, 64 };
 static uint64_t wanted[BLOCKS][TEXTS], rounds, until_ns;
 static struct {
-    uint64_t runs, refused, hbm, inclusive, answers, events, changes, changes_refused, prefetched;
+    uint64_t runs, refused, hbm, inclusive, compute, in_place;
+    uint64_t answers, events, changes, changes_refused, prefetched;
 } done;
 
 /* Sampled: one wrong bit leads to another text. */
@@ -115,6 +116,7 @@ static void draw_tiers(struct campaign_settings *s, struct base_rng *rng, const 
         campaign_set(s, "tiers.hbm.device=%s", base_rng_below(rng, 4) ? "sim" : "host");
         campaign_set(s, "tiers.hbm.sim_bandwidth=%s", bandwidths[base_rng_below(rng, 3)]);
         campaign_set(s, "tiers.inclusion=%s", inclusive ? "inclusive" : "exclusive");
+        campaign_set(s, "tiers.warm_experts=%s", base_rng_below(rng, 2) ? "compute" : "copy");
         set_capacity(s, "tiers.dram.capacity", rng, inclusive ? 31 : 1, 60);
     } else {
         set_capacity(s, "tiers.dram.capacity", rng, TOP_K, EXPERTS);
@@ -190,6 +192,7 @@ static void one_round(uint64_t seed)
     const struct tier_decide_config *decide = tier_decide_config_of(run.stack.tier);
     done.hbm += decide->tier_count == 2;
     done.inclusive += decide->inclusive;
+    done.compute += decide->warm_compute;
     unsigned first = (unsigned)base_rng_below(&rng, TEXTS), n = (unsigned)between(&rng, 1, 4);
     /* Every other run keeps its settings. */
     unsigned every = seed % 2 ? 0 : (unsigned)between(&rng, 1, 12);
@@ -212,6 +215,7 @@ static void one_round(uint64_t seed)
         struct tier_snapshot snapshot;
         tier_snapshot(run.stack.tier, &snapshot);
         done.prefetched += snapshot.cells[0][c].prefetch_admissions;
+        if (decide->tier_count == 2) done.in_place += snapshot.cells[1][c].in_place;
     }
     run_close(&run);
     done.events += campaign_replay(&campaign, what);
@@ -223,16 +227,20 @@ START_TEST(no_setting_shows)
 {
     for (uint64_t seed = 1; seed <= rounds || base_now_ns() < until_ns; seed++) one_round(seed);
     printf("seeds 1..%llu: %llu answers with the same bits, %llu events replayed to the same "
-           "counts; %llu runs with hbm, %llu of them inclusive; %llu draws refused; %llu changes "
+           "counts; %llu runs with hbm, %llu of them inclusive; %llu compute what is warm in "
+           "place, %llu experts so; %llu draws refused; %llu changes "
            "while requests ran, %llu refused; %llu experts prefetched\n",
            (unsigned long long)done.runs, (unsigned long long)done.answers,
            (unsigned long long)done.events, (unsigned long long)done.hbm,
-           (unsigned long long)done.inclusive, (unsigned long long)done.refused,
+           (unsigned long long)done.inclusive, (unsigned long long)done.compute,
+           (unsigned long long)done.in_place, (unsigned long long)done.refused,
            (unsigned long long)done.changes, (unsigned long long)done.changes_refused,
            (unsigned long long)done.prefetched);
     ck_assert_uint_ge(done.prefetched, 10 * done.runs);
     ck_assert_uint_ge(done.hbm * 4, done.runs);
     ck_assert_uint_ge(done.inclusive * 20, done.runs);
+    ck_assert_uint_ge(done.compute * 8, done.runs);
+    ck_assert_uint_ge(done.in_place, 10 * done.runs);
     ck_assert_uint_le(done.refused, done.runs);
     ck_assert_uint_ge(done.changes, done.runs);
 }

@@ -22,7 +22,7 @@ struct cell_now {
     bool here[2];
     uint64_t used[2];           /* when touched or inserted, per tier */
     uint64_t owned[2];          /* prefill's: when it got or used it; 0 = decode's */
-    unsigned pins;
+    unsigned pins, warm_uses;
     bool wanted;                /* granted by the running acquire */
     bool gone, hinted, decodes;
     float hint;
@@ -32,13 +32,13 @@ struct cell_now {
 struct model {
     unsigned tiers, top_slots[2][LAYERS];
     uint64_t slots[2];
-    bool global[2], inclusive, prefetch;
+    bool global[2], inclusive, prefetch, compute;
     double share;
     struct cell_now x[KEYS];
     uint64_t clock;
     unsigned rounds[LAYERS];
     unsigned high[2][LAYERS];   /* most slots ever used, per partition */
-    uint64_t evictions[2], lookups[2], resident[2], cold[2], hint_used;
+    uint64_t evictions[2], lookups[2], resident[2], cold[2], hint_used, in_place;
     struct tier_action moves[MOVES];
     unsigned move_count;
 };
@@ -81,7 +81,14 @@ static bool may_leave(const struct model *m, unsigned tier, unsigned k)
     const struct cell_now *x = &m->x[k];
     if (!x->here[tier]) return false;
     if (tier == 0) return x->pins == 0;
+    if (m->compute && x->pins > 0 && !x->here[0]) return false;
     return !x->wanted && !(m->inclusive && x->here[0]);
+}
+
+/* It would be used where it lies. */
+static bool is_warm(const struct model *m, unsigned k)
+{
+    return m->compute && m->x[k].here[1] && !m->x[k].here[0];
 }
 
 static int plain_victim(const struct model *m, unsigned tier, unsigned layer, bool prefill)
@@ -122,6 +129,7 @@ static void drop_low(struct model *m, unsigned key)
 {
     m->evictions[1]++;
     m->x[key].here[1] = false;
+    m->x[key].warm_uses = 0;
     m->x[key].decodes = m->x[key].decodes && m->x[key].here[0];
     move(m, TIER_DROP, 1, key);
 }
@@ -157,6 +165,7 @@ static void plain_admit(struct model *m, unsigned key, bool prefill)
     struct cell_now *x = &m->x[key];
     unsigned layer = key / EXPERTS;
     bool low = m->tiers == 2 && x->here[1], up = low;
+    x->warm_uses = 0;
     if (low && !m->inclusive) x->here[1] = false, x->wanted = false;
     if (part_used(m, 0, layer) == part_slots(m, 0, layer)) {
         int v = plain_victim(m, 0, layer, prefill);
@@ -181,6 +190,20 @@ static void plain_admit(struct model *m, unsigned key, bool prefill)
     move(m, up ? TIER_COPY_UP : TIER_LOAD, 0, key);
 }
 
+/* Inclusive: what is leased above and what is leased in place, with what other layers have above,
+ * must find room in tier 1. */
+static bool fits_below(const struct model *m, unsigned layer)
+{
+    unsigned need = 0, others = 0;
+    for (unsigned k = 0; k < KEYS; k++) {
+        const struct cell_now *x = &m->x[k];
+        bool same = same_part(m, is_warm(m, k), k, layer);
+        need += same && x->pins > 0 && !x->gone;
+        others += !m->global[0] && m->global[1] && x->here[0] && k / EXPERTS != layer;
+    }
+    return need + others <= part_slots(m, 1, layer);
+}
+
 /* Tries the admissions of a prefix on a copy: the grant is the longest prefix that never meets a
  * partition of which nothing may leave. */
 static bool fits(const struct model *now, unsigned layer, const uint32_t *ids, unsigned n,
@@ -189,9 +212,10 @@ static bool fits(const struct model *now, unsigned layer, const uint32_t *ids, u
     static struct model m;
     m = *now;
     for (unsigned i = 0; i < n; i++) m.x[layer * EXPERTS + ids[i]].pins++;
+    if (m.compute && m.inclusive && !fits_below(&m, layer)) return false;
     for (unsigned i = 0; i < n; i++) {
         struct cell_now *x = &m.x[layer * EXPERTS + ids[i]];
-        if (x->here[0] || x->gone) continue;
+        if (x->here[0] || x->gone || is_warm(&m, layer * EXPERTS + ids[i])) continue;
         if (part_used(&m, 0, layer) == part_slots(&m, 0, layer)) {
             /* Prefill at its share takes only what is its own. */
             bool own_only = prefill && part_own(&m, 0, layer) >= prefill_slots(&m, 0, layer);
@@ -206,7 +230,7 @@ static bool fits(const struct model *now, unsigned layer, const uint32_t *ids, u
 }
 
 static unsigned plain_acquire(struct model *m, unsigned layer, const uint32_t *ids, unsigned n,
-                              bool prefill, uint32_t *from)
+                              bool prefill, uint32_t *from, bool *in_place)
 {
     unsigned k = 0, resident[2] = { 0, 0 };
     while (k < n && fits(m, layer, ids, k + 1, prefill)) k++;
@@ -224,6 +248,7 @@ static unsigned plain_acquire(struct model *m, unsigned layer, const uint32_t *i
     for (unsigned i = 0; i < k; i++) {
         struct cell_now *x = &m->x[layer * EXPERTS + ids[i]];
         from[i] = x->here[0] ? 0 : m->tiers;
+        in_place[i] = false;
         if (!x->here[0]) continue;
         resident[0]++;
         m->hint_used += x->hinted;
@@ -239,6 +264,11 @@ static unsigned plain_acquire(struct model *m, unsigned layer, const uint32_t *i
         resident[1]++;
         x->used[1] = ++m->clock;
         if (x->owned[1]) x->owned[1] = prefill ? m->clock : 0;
+        if (!m->compute) continue;
+        in_place[i] = true;
+        m->in_place++;
+        x->warm_uses += !prefill;
+        x->decodes |= !prefill;
     }
     for (unsigned t = 0; t < m->tiers; t++) {
         unsigned lookups = t == 0 ? k : k - resident[0];
@@ -248,12 +278,31 @@ static unsigned plain_acquire(struct model *m, unsigned layer, const uint32_t *i
     }
     for (unsigned i = 0; i < k; i++) {
         unsigned key = layer * EXPERTS + ids[i];
-        if (m->x[key].here[0] || m->x[key].gone) continue;
+        if (m->x[key].here[0] || m->x[key].gone || in_place[i]) continue;
         plain_admit(m, key, prefill);
         if (!prefill) m->x[key].decodes = true;
     }
     for (unsigned key = 0; key < KEYS; key++) m->x[key].wanted = false;
     return k;
+}
+
+/* Of those that nobody reads any more, the one most used in place moves up. */
+static void plain_release(struct model *m, unsigned layer, const uint32_t *ids, unsigned n)
+{
+    int best = -1;
+    m->move_count = 0;
+    for (unsigned i = 0; i < n; i++) {
+        unsigned key = layer * EXPERTS + ids[i];
+        struct cell_now *x = &m->x[key];
+        if (--x->pins > 0 || x->gone || !is_warm(m, key)) continue;
+        if (x->warm_uses < TIER_DECIDE_WARM_USES) continue;
+        if (best < 0 || x->warm_uses > m->x[best].warm_uses) best = (int)key;
+    }
+    if (best < 0) return;
+    bool full = part_used(m, 0, layer) == part_slots(m, 0, layer);
+    if (full && plain_victim(m, 0, layer, false) < 0) return;
+    plain_admit(m, (unsigned)best, false);
+    m->x[best].decodes = true;
 }
 
 static bool plain_hint(struct model *m, unsigned key, float p)
@@ -263,7 +312,7 @@ static bool plain_hint(struct model *m, unsigned key, float p)
     m->move_count = 0;
     x->hint = p;
     x->hint_round = m->rounds[layer];
-    if (!m->prefetch || x->here[0] || x->gone) return false;
+    if (!m->prefetch || x->here[0] || x->gone || x->pins > 0) return false;
     if (part_used(m, 0, layer) == part_slots(m, 0, layer)) {
         int v = plain_victim(m, 0, layer, false);
         if (v < 0) return false;
@@ -356,7 +405,8 @@ static void compare(struct pair *p)
         } else {
             NEED(!p->shadow[0][k] || !p->shadow[1][k]);
         }
-        NEED(p->m.x[k].pins == 0 || p->m.x[k].gone || p->shadow[0][k]);
+        NEED(p->m.x[k].pins == 0 || p->m.x[k].gone || p->shadow[0][k] ||
+             (p->m.compute && p->shadow[1][k]));
     }
 }
 
@@ -370,6 +420,7 @@ static void pair_open(struct pair *p, struct base_rng *rng)
     struct model *m = &p->m;
     m->tiers = c.tier_count = 1 + (unsigned)base_rng_below(rng, 2);
     m->inclusive = c.inclusive = m->tiers == 2 && base_rng_below(rng, 2);
+    m->compute = c.warm_compute = m->tiers == 2 && base_rng_below(rng, 2);
     m->prefetch = c.prefetch = base_rng_below(rng, 4) != 0;
     m->share = c.prefill_share = (double)base_rng_below(rng, 5) / 4;
     for (unsigned t = 0; t < m->tiers; t++) {
@@ -414,12 +465,16 @@ static void pair_acquire(struct pair *p, struct base_rng *rng)
         ids[i] = ids[j];
         ids[j] = id;
     }
-    unsigned k = plain_acquire(&p->m, layer, ids, n, prefill, from);
+    bool in_place[EXPERTS];
+    unsigned k = plain_acquire(&p->m, layer, ids, n, prefill, from, in_place);
     uint32_t got = tier_decide_acquire(p->d, layer, ids, n, prefill ? TIER_PREFILL : TIER_DECODE,
                                        found);
     NEED(got == k);
     if (p->leases == 0) NEED(k > 0);
-    for (unsigned i = 0; i < k; i++) NEED(found[i].from == from[i]);
+    for (unsigned i = 0; i < k; i++) {
+        NEED(found[i].from == from[i]);
+        NEED(found[i].in_place == in_place[i]);
+    }
     if (k == 0) return;
     memcpy(p->leased[p->leases], ids, k * sizeof ids[0]);
     p->lease_layer[p->leases] = layer;
@@ -430,8 +485,7 @@ static void pair_release(struct pair *p, unsigned i)
 {
     unsigned layer = p->lease_layer[i], n = p->lease_n[i];
     tier_decide_release(p->d, layer, p->leased[i], n);
-    p->m.move_count = 0;
-    for (unsigned j = 0; j < n; j++) p->m.x[layer * EXPERTS + p->leased[i][j]].pins--;
+    plain_release(&p->m, layer, p->leased[i], n);
     p->leases--;
     memcpy(p->leased[i], p->leased[p->leases], sizeof p->leased[i]);
     p->lease_layer[i] = p->lease_layer[p->leases];
@@ -450,6 +504,7 @@ static void pair_count(struct pair *p)
             sum.resident += n->resident;
             sum.evictions += n->evictions;
             sum.prefetch_used += n->prefetch_used;
+            sum.in_place += n->in_place;
         }
         for (unsigned l = 0; l < LAYERS; l++) {
             layer_lookups += tier_decide_layer_counts(p->d, t, l)->lookups;
@@ -462,6 +517,7 @@ static void pair_count(struct pair *p)
         NEED(layer_evictions == p->m.evictions[t]);
         NEED(tier_decide_counts(p->d, t, TIER_CELL_COLD)->lookups == p->m.cold[t]);
         if (t == 0) NEED(sum.prefetch_used == p->m.hint_used);
+        NEED(sum.in_place == (t == 1 ? p->m.in_place : 0));
     }
 }
 
@@ -476,8 +532,10 @@ START_TEST(agrees_with_the_plain_model)
         uint64_t what = base_rng_below(&rng, 100);
         unsigned key = (unsigned)base_rng_below(&rng, KEYS);
         if (what < 55) {
-            while (p.leases && (p.leases > 3 || base_rng_below(&rng, 4))) pair_release(&p, 0);
-            p.m.move_count = 0;
+            while (p.leases && (p.leases > 3 || base_rng_below(&rng, 4))) {
+                pair_release(&p, 0);
+                compare(&p);
+            }
             pair_acquire(&p, &rng);
         } else if (what < 99) {
             float prob = (float)base_rng_below(&rng, 9) / 8;
@@ -502,7 +560,7 @@ END_TEST
 struct shadow {
     bool here[2][KEYS];
     unsigned pins[KEYS], slots[2];
-    bool inclusive, gone[KEYS];
+    bool inclusive, compute, gone[KEYS];
 };
 
 static void shadow_apply(struct shadow *s, const struct tier_decide *d, unsigned tiers)
@@ -529,7 +587,8 @@ static void shadow_apply(struct shadow *s, const struct tier_decide *d, unsigned
             NEED(s->here[t][key] == tier_decide_resident(d, t, key / EXPERTS, key % EXPERTS));
             count[t] += s->here[t][key];
         }
-        NEED(s->pins[key] == 0 || s->gone[key] || s->here[0][key]);
+        NEED(s->pins[key] == 0 || s->gone[key] || s->here[0][key] ||
+             (s->compute && s->here[1][key]));
         NEED(!s->inclusive || !s->here[0][key] || s->here[1][key]);
         NEED(s->inclusive || !s->here[0][key] || !s->here[1][key]);
     }
@@ -548,6 +607,7 @@ static void shadow_open(struct shadow *s, struct tier_decide **d, struct base_rn
     };
     memset(s, 0, sizeof *s);
     s->inclusive = c.tier_count == 2 && c.inclusive;
+    s->compute = c.warm_compute = c.tier_count == 2 && base_rng_below(rng, 2);
     for (unsigned t = 0; t < c.tier_count; t++) {
         strcpy(c.tiers[t].policy, names[base_rng_below(rng, 10)]);
         c.tiers[t].slots = s->slots[t] = LAYERS + (unsigned)base_rng_below(rng, KEYS - LAYERS);
@@ -574,11 +634,12 @@ START_TEST(no_policy_breaks_the_rules)
             tier_decide_hint(d, layer, one, (float)base_rng_unit(&rng), 1);
             break;
         case 2:
-            acted = false;      /* no release moves anything */
+            acted = false;      /* done at each release */
             for (uint32_t i = 0; i < EXPERTS; i++) {
                 while (s.pins[base + i] > 0) {
                     tier_decide_release(d, layer, &i, 1);
                     s.pins[base + i]--;
+                    shadow_apply(&s, d, s.slots[1] ? 2 : 1);
                 }
             }
             break;

@@ -30,7 +30,7 @@ struct lease {
 struct world {
     struct tier_decide *live, *replayed;
     uint32_t tiers;
-    bool inclusive;
+    bool inclusive, compute;
     bool here[2][KEYS];         /* as the actions say */
     uint64_t count[2];          /* residents after the last event */
     struct lease leases[LEASES_MAX];
@@ -77,7 +77,8 @@ static struct tier_decide *create(struct base_rng *rng, struct world *w)
         struct tier_decide_change c = draw(rng, w->tiers, quotas);
         struct tier_decide_config config = {
             .layers = LAYERS, .experts = EXPERTS, .top_k = TOP_K, .tier_count = w->tiers,
-            .inclusive = w->inclusive, .adaptive = c.adaptive, .prefetch = c.prefetch,
+            .inclusive = w->inclusive,
+            .warm_compute = w->compute, .adaptive = c.adaptive, .prefetch = c.prefetch,
             .half_life_tokens = c.half_life_tokens, .prefill_share = c.prefill_share,
         };
         memcpy(config.tiers, c.tiers, sizeof config.tiers);
@@ -115,6 +116,7 @@ static void follow(struct world *w)
             break;
         case TIER_DROP:
             NEED(w->here[a->tier][key] && (a->tier == 1 || w->leased[key] == 0));
+            NEED(!w->compute || w->here[0][key] || w->leased[key] == 0);
             w->here[a->tier][key] = false;
             break;
         }
@@ -130,7 +132,7 @@ static void check(struct world *w)
             bool here = tier_decide_resident(w->live, t, k / EXPERTS, k % EXPERTS);
             NEED(here == w->here[t][k]);
             NEED(here == tier_decide_resident(w->replayed, t, k / EXPERTS, k % EXPERTS));
-            NEED(t == 1 || w->leased[k] == 0 || here);
+            NEED(t == 1 || w->leased[k] == 0 || here || (w->compute && w->here[1][k]));
             NEED(!w->inclusive || t == 1 || !here || w->here[1][k]);
             NEED(w->inclusive || t == 1 || !here || !w->here[1][k]);
             count += here;
@@ -221,7 +223,8 @@ static void change(struct base_rng *rng, struct world *w)
 static void run(int number, uint64_t *changes, uint64_t *refused, uint64_t *over)
 {
     struct base_rng rng;
-    struct world w = { .tiers = 1 + (uint32_t)number % 2, .inclusive = number % 4 == 3 };
+    struct world w = { .tiers = 1 + (uint32_t)number % 2, .inclusive = number % 4 == 3,
+                       .compute = number % 2 && number % 8 > 4 };
     seed = number;
     base_rng_init(&rng, (uint64_t)number);
     w.live = create(&rng, &w);

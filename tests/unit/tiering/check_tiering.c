@@ -352,6 +352,7 @@ START_TEST(right_bytes_and_the_cores_counts)
         set(&r, base_rng_below(&rng, 4) ? "tiers.hbm.device=sim" : "tiers.hbm.device=host");
         set(&r, base_rng_below(&rng, 2) ? "tiers.hbm.sim_bandwidth=0"
                                         : "tiers.hbm.sim_bandwidth=100MiB");
+        set(&r, base_rng_below(&rng, 2) ? "tiers.warm_experts=copy" : "tiers.warm_experts=compute");
         if (seed % 6 == 0) set(&r, "tiers.hbm.sim_faults=2%");
     }
     if (seed % 3 == 0) {
