@@ -5,12 +5,13 @@
 #include "tiering/tiering_priv.h"
 
 /* Slots of a capacity as the user wrote it: a size holds as many as fit into it, spare ones
- * included; a share is that share of each layer's experts, to the nearest slot. */
+ * included; a share is that share of each layer's experts, to the nearest slot. Of several ranks
+ * each counts the experts that it holds, and has its part of the size. */
 static int capacity_slots(const char *key, const char *text, const struct tier_store *store,
-                          uint64_t slot_bytes, uint64_t spare, uint64_t *slots,
+                          uint32_t sharers, uint64_t slot_bytes, uint64_t spare, uint64_t *slots,
                           struct base_err *err)
 {
-    uint64_t layers = tier_store_layers(store), experts = tier_store_experts(store), bytes;
+    uint64_t layers = tier_store_layers(store), experts = tier_store_held(store), bytes;
     double share;
     if (strchr(text, '%')) {
         if (base_str_share_parse(text, &share) < 0) {
@@ -28,7 +29,7 @@ static int capacity_slots(const char *key, const char *text, const struct tier_s
                             "like 25%%",
                             key, text);
     }
-    uint64_t all = bytes / slot_bytes;
+    uint64_t all = bytes / sharers / slot_bytes;
     *slots = all > spare ? all - spare : 0;
     if (*slots > layers * experts) *slots = layers * experts;
     return 0;
@@ -82,6 +83,7 @@ int tier_footprint(const struct tier_config *config, const struct tier_store *st
     static const char *const keys[] = { "tiers.hbm.capacity", "tiers.dram.capacity" };
     const char *const texts[] = { config->hbm_capacity, config->dram_capacity };
     uint32_t layers = tier_store_layers(store), experts = tier_store_experts(store);
+    uint32_t held = tier_store_held(store);
     unsigned first = tier_budget_has_hbm(config) ? 0 : 1;
     *out = (struct tier_footprint){ 0 };
     if (layers == 0) return base_err_set(err, BASE_ECONFIG, "the model has no routed experts");
@@ -90,11 +92,12 @@ int tier_footprint(const struct tier_config *config, const struct tier_store *st
         uint64_t spare = spare_of(config, store, i == 0, top_k);
         out->slot_bytes[t] = i == 0 ? tier_cache_hbm_slot_bytes(store)
                                     : tier_store_slot_bytes(store);
-        int rc = capacity_slots(keys[i], texts[i], store, out->slot_bytes[t], spare, &out->slots[t],
-                                err);
+        uint32_t sharers = i == 1 ? tier_store_sharers(store) : 1;
+        int rc = capacity_slots(keys[i], texts[i], store, sharers, out->slot_bytes[t], spare,
+                                &out->slots[t], err);
         if (rc < 0) return rc;
         /* With room for every expert nothing is ever evicted. */
-        bool all = out->slots[t] == (uint64_t)layers * experts;
+        bool all = out->slots[t] == (uint64_t)layers * held;
         out->spare_slots[t] = all && first == 1 ? 0 : spare;
         out->slots_bytes[t] = (out->slots[t] + out->spare_slots[t]) * out->slot_bytes[t];
         rc = capacity_check(keys[i], texts[i], store, t == 0 ? top_k : 1, out, t, err);

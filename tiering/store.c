@@ -193,6 +193,23 @@ uint32_t tier_store_experts(const struct tier_store *store)
     return store->image.header->experts;
 }
 
+void tier_store_share(struct tier_store *store, uint32_t held, uint32_t sharers)
+{
+    MUST(held > 0 && held <= tier_store_experts(store) && sharers > 0);
+    store->held = held;
+    store->sharers = sharers;
+}
+
+uint32_t tier_store_held(const struct tier_store *store)
+{
+    return store->held ? store->held : tier_store_experts(store);
+}
+
+uint32_t tier_store_sharers(const struct tier_store *store)
+{
+    return store->sharers ? store->sharers : 1;
+}
+
 uint32_t tier_store_top_k(const struct tier_store *store)
 {
     return store->image.header->top_k;

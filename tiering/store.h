@@ -122,6 +122,12 @@ uint32_t tier_store_layer_first(const struct tier_store *store);    /* first lay
 uint32_t tier_store_layer_of(const struct tier_store *store,
                              uint32_t moe_layer); /* model's layer */
 uint32_t tier_store_top_k(const struct tier_store *store);
+/* For one of several processes that serve the model together: it is asked for `held` experts of a
+ * layer at most, and so many processes of this machine divide the bytes of tiers.dram.capacity.
+ * Shares are then of those experts. Before any footprint is made or tiers are opened. */
+void tier_store_share(struct tier_store *store, uint32_t held, uint32_t sharers);
+uint32_t tier_store_held(const struct tier_store *store);       /* all, if nothing was said */
+uint32_t tier_store_sharers(const struct tier_store *store);    /* 1, likewise */
 bool tier_store_packed(const struct tier_store *store); /* into pack files, not the checkpoint */
 const struct tier_part *tier_store_parts(const struct tier_store *store);   /* [TIER_PARTS] */
 const char *tier_store_part_name(unsigned part);    /* "gate", "gate scales", ... */

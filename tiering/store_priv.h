@@ -16,6 +16,7 @@ struct tier_store {
     struct tier_kind *kinds;    /* of a table: what its image points to */
     struct tier_part parts[TIER_PARTS];
     uint64_t slot_bytes;
+    uint32_t held, sharers;     /* tier_store_share; 0 = never called */
 };
 
 /* Bytes of the largest slot that any record needs. */

@@ -5,7 +5,7 @@
 
 #include "engine/advice.h"
 #include "engine/engine.h"
-#include "engine/unbuilt.h"
+#include "engine/ranks.h"
 #include "port/yaml.h"
 #include "server/server.h"
 
@@ -33,11 +33,14 @@ static const struct base_option trace_table[] = { PRED_TRACE_OPTIONS(BASE_OPTION
 static const struct base_option server_table[] = { SRV_OPTIONS(BASE_OPTION_ROW) };
 #undef BASE_OPTION_OWNER
 
-#define BASE_OPTION_OWNER struct eng_unbuilt_config
-static const struct base_option unbuilt_table[] = { ENG_UNBUILT_OPTIONS(BASE_OPTION_ROW) };
+#define BASE_OPTION_OWNER struct eng_rank_config
+static const struct base_option rank_table[] = { ENG_RANK_OPTIONS(BASE_OPTION_ROW) };
+#undef BASE_OPTION_OWNER
+#define BASE_OPTION_OWNER struct comm_config
+static const struct base_option comm_table[] = { COMM_OPTIONS(BASE_OPTION_ROW) };
 #undef BASE_OPTION_OWNER
 
-enum { GROUPS = 8 };
+enum { GROUPS = 9 };
 
 struct cli_replay_config {
     struct tier_config tier;
@@ -45,7 +48,8 @@ struct cli_replay_config {
     struct eng_config engine;
     struct pred_trace_config trace;
     struct srv_config server;
-    struct eng_unbuilt_config unbuilt;
+    struct eng_rank_config ranks;
+    struct comm_config comm;
     struct eng_advice_config advice;
     struct base_option_group groups[GROUPS];
     char text[BASE_OPTION_TEXT];
@@ -67,12 +71,13 @@ int cli_replay_config_load(struct cli_replay_config **out, const char *path,
         (struct base_option_group){ "trace", trace_table, COUNT(trace_table), &c->trace };
     c->groups[4] =
         (struct base_option_group){ "server", server_table, COUNT(server_table), &c->server };
-    c->groups[5] = (struct base_option_group){ "unbuilt", unbuilt_table, COUNT(unbuilt_table),
-                                               &c->unbuilt };
+    c->groups[5] =
+        (struct base_option_group){ "ranks", rank_table, COUNT(rank_table), &c->ranks };
     c->groups[6] = (struct base_option_group){ "prefetch", prefetch_table, COUNT(prefetch_table),
                                                &c->tier };
     c->groups[7] =
         (struct base_option_group){ "predictor", advice_table, COUNT(advice_table), &c->advice };
+    c->groups[8] = (struct base_option_group){ "comm", comm_table, COUNT(comm_table), &c->comm };
     base_option_defaults(c->groups, GROUPS);
     int rc = path ? port_yaml_load(path, c->groups, GROUPS, err) : 0;
     for (unsigned i = 0; rc >= 0 && i < set->count; i++) {

@@ -198,29 +198,60 @@ static int reading_shows(void *context, uint64_t done, uint64_t total)
 }
 
 /* All digits of the sum: runs that print the same saw the same logits. */
-static int read_text(const struct eng_stack_config *config, struct base_err *err)
+static int read_text(const struct eng_stack_config *config, struct comm *comm,
+                     struct base_err *err)
 {
     enum { TEXT_MAX = 64 << 20 };
     struct eng_perplexity result;
     char *text = NULL;
     size_t size;
-    struct eng_stack_args args = { .model_dir = flags.model, .config = config, .quiet = true };
+    struct eng_stack_args args = { .model_dir = flags.model, .config = config, .comm = comm,
+                                   .quiet = true };
     int rc = base_file_read(&text, &size, flags.perplexity, TEXT_MAX, err);
     signal(SIGINT, on_interrupt);
     if (rc == 0) rc = eng_perplexity(&result, &args, text, size, 0, reading_shows, NULL, err);
     free(text);
-    if (rc < 0) return cli_fail(1, err);
+    if (rc < 0) return rc;
     printf("perplexity %.6f  nats %.17g  tokens %" PRIu64 "\n", result.perplexity, result.nats,
            result.tokens);
     return 0;
+}
+
+/* A rank other than 0: it has no prompt, and says nothing but what goes wrong. */
+static int follow(const struct eng_stack_args *args, struct base_err *err)
+{
+    static struct eng_stack stack;
+    int rc = eng_stack_open(&stack, args, err);
+    if (rc < 0) return rc;
+    eng_follow(stack.engine);
+    eng_stack_close(&stack);
+    return 0;
+}
+
+static int answer(const struct eng_stack_args *args, struct base_err *err)
+{
+    static struct eng_stack stack;
+    char *prompt = read_prompt(err);
+    if (!prompt) {
+        base_err_set(err, -ENOMEM, "no memory for the prompt");
+        comm_abort(args->comm, err->text);
+        return err->code;
+    }
+    signal(SIGINT, on_interrupt);
+    int rc = eng_stack_open(&stack, args, err);
+    if (rc < 0) comm_abort(args->comm, err->text);
+    if (rc == 0) rc = answer_prompt(&stack, prompt, err);
+    eng_stack_close(&stack);
+    free(prompt);
+    return rc;
 }
 
 static int run(int count, char **arguments)
 {
     (void)count;
     (void)arguments;
-    static struct eng_stack stack;
     static struct eng_stack_config config;
+    struct comm *comm;
     struct base_err err = { 0 };
     if (!flags.model) {
         return cli_misuse("--model DIR is needed: a folder with config.json and safetensors");
@@ -236,23 +267,16 @@ static int run(int count, char **arguments)
         return cli_misuse("--prompt TEXT is needed ('-' reads standard input)");
     }
     if (read_config(&config, &err) < 0) return cli_fail(2, &err);
-    if (flags.perplexity) {
-        base_log_level_set(BASE_LOG_WARN);
-        return read_text(&config, &err);
-    }
-    char *prompt = read_prompt(&err);
-    if (!prompt) return cli_fail(1, &err);
-
-    if (flags.quiet) base_log_level_set(BASE_LOG_WARN);
-    signal(SIGINT, on_interrupt);
-    struct eng_stack_args args = { .model_dir = flags.model, .config = &config,
-                                   .trace_path = flags.trace, .quiet = flags.quiet };
-    int code = 0;
-    if (eng_stack_open(&stack, &args, &err) < 0 || answer_prompt(&stack, prompt, &err) < 0) {
-        code = cli_fail(1, &err);
-    }
-    eng_stack_close(&stack);
-    free(prompt);
+    if (comm_open(&comm, &config.comm, &err) < 0) return cli_fail(1, &err);
+    bool leads = comm->rank == 0;
+    if (flags.quiet || flags.perplexity || !leads) base_log_level_set(BASE_LOG_WARN);
+    struct eng_stack_args args = { .model_dir = flags.model, .config = &config, .comm = comm,
+                                   .trace_path = flags.trace, .quiet = flags.quiet || !leads };
+    int rc = !leads ? follow(&args, &err)
+             : flags.perplexity ? read_text(&config, comm, &err) : answer(&args, &err);
+    int code = rc < 0 ? cli_fail(1, &err) : 0;
+    if (rc < 0 && (!leads || flags.perplexity)) comm_abort(comm, err.text);
+    comm_close(comm);
     return code;
 }
 

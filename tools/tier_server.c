@@ -176,6 +176,17 @@ static void report_degraded(const struct eng_stack *stack)
              snapshot.prefetch_note);
 }
 
+static void report_ranks(const struct eng_stack *stack)
+{
+    const struct eng_ranks *r = &stack->ranks;
+    if (r->count == 1) return;
+    base_log(BASE_LOG_INFO, "server", "ranks: %s; attention and dense layers over %u, experts over "
+             "%u", r->comm->note, r->tensor, r->expert);
+    if (r->placement) {
+        base_log(BASE_LOG_INFO, "server", "ranks: experts %s", r->placement->note);
+    }
+}
+
 /* The admin socket of the port that was bound; -1 when there is none. What `auto` cannot have is
  * done without. */
 static int open_admin(const struct srv_socket *socket, char path[SRV_ADMIN_PATH], int *fd,
@@ -195,6 +206,22 @@ static int open_admin(const struct srv_socket *socket, char path[SRV_ADMIN_PATH]
     return 0;
 }
 
+/* A rank other than 0 serves nobody: it follows rank 0 until that ends. Signals are rank 0's: a
+ * launcher gives them to all. */
+static int run_rank(const struct eng_stack_args *args, struct base_err *err)
+{
+    static struct eng_stack stack;
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
+    int rc = eng_stack_print_footprint(args, stderr, err);
+    if (rc == 0) rc = eng_stack_open(&stack, args, err);
+    if (rc < 0) return rc;
+    report_degraded(&stack);
+    eng_follow(stack.engine);
+    eng_stack_close(&stack);
+    return 0;
+}
+
 static int run_server(const struct eng_stack_args *args, struct base_err *err)
 {
     static struct eng_stack stack;
@@ -211,6 +238,7 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     if (rc < 0) goto done;
     open = true;
     report_degraded(&stack);
+    report_ranks(&stack);
     rc = catch_signals(err);
     if (rc == 0) rc = open_admin(&socket, admin, &admin_fd, err);
     if (rc < 0) goto done;
@@ -294,8 +322,11 @@ static int run(int count, char **arguments)
         .config = &config.stack,
         .trace_path = flags.trace,
     };
-    int rc = flags.dry_run ? eng_stack_print_footprint(&args, stdout, &err)
-                           : run_server(&args, &err);
+    if (comm_open(&args.comm, &config.stack.comm, &err) < 0) return cli_fail(EXIT_FAILURE, &err);
+    int rc = flags.dry_run         ? eng_stack_print_footprint(&args, stdout, &err)
+             : args.comm->rank > 0 ? run_rank(&args, &err) : run_server(&args, &err);
+    if (rc < 0) comm_abort(args.comm, err.text);
+    comm_close(args.comm);
     if (rc < 0) {
         return cli_fail(rc == BASE_ECONFIG ? EXIT_MISUSE : EXIT_FAILURE, &err);
     }

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/must.h"
 #include "base/str.h"
+#include "engine/ranks.h"
 #include "predictor/adviser.h"
 
 enum { ADVICE_MAGIC = 0xadf1ce00, KIND_NONE = 0 };
@@ -32,6 +33,8 @@ struct eng_advice {
     uint32_t magic;
     struct eng_advice_config config;
     struct tier *tier;
+    const struct eng_placement *placement;      /* NULL: this rank holds every expert */
+    uint32_t rank;
     struct pred_predictor *predictor;
     struct pred_adviser *adviser;
     char note[400];
@@ -176,7 +179,7 @@ static int load(struct eng_advice *a, const char *kind, struct base_err *err)
 
 int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *config,
                     const struct model_shape *shape, uint32_t moe_layers, struct tier *tier,
-                    struct base_err *err)
+                    const struct eng_ranks *ranks, struct base_err *err)
 {
     char kind[32];
     *out = NULL;
@@ -187,6 +190,10 @@ int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *con
     a->magic = ADVICE_MAGIC;
     a->config = *config;
     a->tier = tier;
+    if (ranks) {
+        a->placement = ranks->placement;
+        a->rank = ranks->rank;
+    }
     a->saved_ns = base_now_ns();
     pthread_mutex_init(&a->published_lock, NULL);
     sem_init(&a->wanted, 0, 0);
@@ -233,13 +240,30 @@ void eng_advice_close(struct eng_advice *a)
 
 /* ----------------------------------------------------------------------------------- steps -- */
 
+/* Other ranks see to theirs. */
+static void give(struct eng_advice *a, const struct tier_hint *hints, uint32_t n)
+{
+    if (!a->placement) {
+        tier_hint(a->tier, hints, n);
+        return;
+    }
+    for (uint32_t i = 0, end; i < n; i = end) {
+        bool own = eng_placement_held(a->placement, hints[i].layer, hints[i].expert, a->rank);
+        for (end = i + 1; end < n; end++) {
+            if (eng_placement_held(a->placement, hints[end].layer, hints[end].expert, a->rank) !=
+                own) break;
+        }
+        if (own) tier_hint(a->tier, hints + i, end - i);
+    }
+}
+
 void eng_advice_begin(struct eng_advice *a, const struct eng_batch *batch)
 {
     uint64_t begin_ns = base_now_ns();
     const struct tier_hint *hints;
     uint32_t n = pred_adviser_begin(a->adviser, batch->seqs, batch->tokens, batch->phases,
                                     batch->count, &hints);
-    tier_hint(a->tier, hints, n);
+    give(a, hints, n);
     a->step_ns = base_now_ns() - begin_ns;
 }
 
@@ -248,7 +272,7 @@ void eng_advice_routed(struct eng_advice *a, uint32_t moe_layer, const uint32_t 
     uint64_t begin_ns = base_now_ns();
     const struct tier_hint *hints;
     uint32_t n = pred_adviser_routed(a->adviser, moe_layer, ids, &hints);
-    tier_hint(a->tier, hints, n);
+    give(a, hints, n);
     a->step_ns += base_now_ns() - begin_ns;
 }
 

@@ -61,12 +61,14 @@ int eng_advice_check(const struct eng_advice_config *config,
                      const struct base_option_group *groups, size_t count, struct base_err *err);
 
 struct eng_advice;
+struct eng_ranks;
 
-/* *out is NULL when predictor.kind is none. Reads predictor.path if it is there; one that was saved
+/* Hints go out for the experts that this rank holds (`ranks` NULL: all).
+ * *out is NULL when predictor.kind is none. Reads predictor.path if it is there; one that was saved
  * for another model or with other settings is refused. */
 int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *config,
                     const struct model_shape *shape, uint32_t moe_layers, struct tier *tier,
-                    struct base_err *err);
+                    const struct eng_ranks *ranks, struct base_err *err);
 /* Saves and frees. Accepts NULL. */
 void eng_advice_close(struct eng_advice *advice);
 

@@ -4,7 +4,9 @@
 
 #include "engine/advice.h"
 #include "engine/kv.h"
+#include "engine/lead.h"
 #include "engine/plan.h"
+#include "engine/ranks.h"
 #include "engine/scheduler.h"
 #include "engine/weights.h"
 #include "engine/work.h"
@@ -14,6 +16,9 @@
 struct eng_core {
     const struct model_shape *shape;
     struct eng_work work;
+    struct eng_ranks ranks;
+    struct eng_lead lead;
+    uint32_t heads;             /* of this rank */
     struct eng_weights weights;
     struct eng_kv kv;
     struct eng_plan plan;

@@ -38,9 +38,13 @@ struct eng {
     const struct model_tokenizer *tokenizer;
     struct eng_hooks hooks;
     struct port_topo *topo;
+    uint32_t core_first;
     void *plan_memory;
     size_t plan_bytes;
     uint64_t next_id, step;
+    bool listening;             /* a rank that waits for an order */
+    uint64_t collective_ns;     /* of the steps so far */
+    bool opened;                /* the others listen */
     bool in_step;               /* callbacks may cancel; the sequence goes when the step is over */
     struct eng_metrics metrics;
     struct eng_metrics published;
@@ -49,14 +53,16 @@ struct eng {
 };
 
 int eng_footprint(const struct eng_config *config, const struct model_shape *shape,
-                  const struct model_files *files, struct eng_footprint *out, struct base_err *err)
+                  const struct model_files *files, const struct eng_ranks *ranks,
+                  struct eng_footprint *out, struct base_err *err)
 {
     struct eng_limits limits;
     struct eng_plan plan;
     *out = (struct eng_footprint){ 0 };
     int rc = eng_limits_of(&limits, config, shape, err);
-    if (rc == 0) rc = eng_weights_plan(shape, files, &out->dense_bytes, err);
+    if (rc == 0) rc = eng_weights_plan(shape, files, ranks, &out->dense_bytes, err);
     if (rc < 0) return rc;
+    limits.plan.ranks = ranks;
     out->kv_bytes = limits.kv_bytes;
     out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);
     return 0;
@@ -67,7 +73,8 @@ int eng_footprint(const struct eng_config *config, const struct model_shape *sha
 static void bind_worker(void *context, unsigned index)
 {
     /* A container may forbid it; then the scheduler places the thread. */
-    port_topo_bind_thread(context, index);
+    const struct eng *eng = context;
+    port_topo_bind_thread(eng->topo, eng->core_first + index);
 }
 
 static int start_threads(struct eng *eng, const struct eng_config *config, struct base_err *err)
@@ -82,7 +89,7 @@ static int start_threads(struct eng *eng, const struct eng_config *config, struc
         int rc = port_topo_open(&eng->topo, err);
         if (rc < 0) return rc;
     }
-    int rc = kern_par_create(&work->par, work->threads, pin ? bind_worker : NULL, eng->topo);
+    int rc = kern_par_create(&work->par, work->threads, pin ? bind_worker : NULL, eng);
     if (rc < 0) return base_err_set(err, rc, "engine.threads: %u threads cannot be started: %s",
                                     work->threads, base_err_name(rc));
     return 0;
@@ -177,6 +184,10 @@ static int make_room(struct eng *eng, struct base_err *err)
                          l->kv_bf16, l->kv_blocks, l->kv_blocks_per_seq);
     }
     if (rc == 0) rc = eng_scheduler_init(&eng->scheduler, &l->scheduler, &core->kv);
+    if (rc == 0) {
+        rc = eng_lead_init(&core->lead, core->ranks.comm, l->plan.rows, l->plan.decode_rows + 1,
+                           l->kv_blocks_per_seq);
+    }
     if (rc == 0) rc = prepare_rope(eng);
     if (rc < 0) {
         return base_err_set(err, rc,
@@ -201,6 +212,27 @@ static uint32_t longest_token(const struct model_tokenizer *tokenizer)
 
 static void publish(struct eng *eng);
 
+/* Other ranks keep this one waiting: the tiers may use the time. */
+static void while_waiting(void *context)
+{
+    struct eng *eng = context;
+    if (eng->listening) tier_idle(eng->core.tier);
+    else tier_poll(eng->core.tier);
+}
+
+static void take_ranks(struct eng *eng, const struct eng_ranks *ranks)
+{
+    struct eng_core *core = &eng->core;
+    core->ranks = (struct eng_ranks){ .count = 1, .tensor = 1, .expert = 1 };
+    if (ranks) core->ranks = *ranks;
+    struct eng_share heads = eng_ranks_share(&core->ranks, core->shape->heads);
+    core->heads = heads.end - heads.begin;
+    eng->limits.plan.ranks = &core->ranks;
+    if (!core->ranks.comm) return;
+    core->ranks.comm->idle = while_waiting;
+    core->ranks.comm->idle_context = eng;
+}
+
 int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err *err)
 {
     *out = NULL;
@@ -216,11 +248,15 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     pthread_mutex_init(&eng->published_lock, NULL);
     eng->lock_made = true;
     int rc = eng_limits_of(&eng->limits, args->config, args->shape, err);
+    eng->core_first = args->core_first;
+    take_ranks(eng, args->ranks);
     if (rc == 0 && args->shape->experts > 0) rc = learn_experts(eng, args->store, err);
     if (rc == 0) rc = check_activations(eng, args->config, err);
     if (rc == 0) rc = start_threads(eng, args->config, err);
     if (rc == 0) rc = make_room(eng, err);
-    if (rc == 0) rc = eng_weights_load(&eng->core.weights, args->shape, args->files, err);
+    if (rc == 0) {
+        rc = eng_weights_load(&eng->core.weights, args->shape, args->files, &eng->core.ranks, err);
+    }
     if (rc == 0 && eng->core.weights.embed.dtype == KERN_FP8_E4M3) {
         rc = base_err_set(err, BASE_EMISMATCH, "%s: FP8 embeddings are not supported",
                           args->shape->name);
@@ -233,6 +269,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     base_hist_init(&eng->metrics.step_latency);
     base_hist_init(&eng->metrics.decode_latency);
     publish(eng);
+    eng->opened = true;
     *out = eng;
     return 0;
 fail:
@@ -244,6 +281,9 @@ void eng_close(struct eng *eng)
 {
     if (!eng) return;
     MUST_MAGIC(eng, ENG_MAGIC);
+    if (eng->opened) eng_lead_stop(&eng->core.lead);
+    if (eng->core.ranks.comm) eng->core.ranks.comm->idle = NULL;
+    eng_lead_fini(&eng->core.lead);
     eng_scheduler_fini(&eng->scheduler);
     eng_kv_fini(&eng->core.kv);
     eng_weights_free(&eng->core.weights);
@@ -488,9 +528,46 @@ static void end_step(struct eng *eng, const struct eng_batch *batch, uint64_t st
     m->steps++;
     m->prompt_tokens += batch->count - batch->decode_count;
     m->compute_seconds += (double)record.compute_ns / 1e9;
+    m->collective_seconds += (double)(comm_ns(core->ranks.comm) - eng->collective_ns) / 1e9;
     base_hist_add(&m->step_latency, record.step_ns);
     if (batch->count == batch->decode_count) base_hist_add(&m->decode_latency, record.step_ns);
     eng->step++;
+}
+
+static uint64_t begin_step(struct eng *eng, const struct eng_batch *batch)
+{
+    uint64_t start_ns = base_now_ns();
+    eng->core.wait_ns = 0;
+    eng->collective_ns = comm_ns(eng->core.ranks.comm);
+    if (eng->hooks.step_begin) eng->hooks.step_begin(eng->hooks.context, eng->step);
+    if (eng->core.advice) eng_advice_begin(eng->core.advice, batch);
+    eng_forward(&eng->core, batch);
+    return start_ns;
+}
+
+void eng_follow(struct eng *eng)
+{
+    MUST_MAGIC(eng, ENG_MAGIC);
+    struct eng_lead *lead = &eng->core.lead;
+    uint64_t start_ns = 0;
+    for (;;) {
+        eng->listening = true;
+        enum eng_order order = eng_lead_listen(lead);
+        eng->listening = false;
+        switch (order) {
+        case ENG_DO_STEP:
+            eng->step = lead->step;
+            start_ns = begin_step(eng, &lead->batch);
+            break;
+        case ENG_DO_HEAD: eng_head(&eng->core, lead->rows, lead->row_count); break;
+        case ENG_DO_END:
+            end_step(eng, &lead->batch, start_ns);
+            publish(eng);
+            break;
+        case ENG_DO_PING: break;
+        case ENG_DO_STOP: return;
+        }
+    }
 }
 
 int eng_step(struct eng *eng)
@@ -499,17 +576,15 @@ int eng_step(struct eng *eng)
     MUST(!eng->in_step);
     const struct eng_batch *batch = eng_scheduler_next(&eng->scheduler);
     if (batch->count > 0) {
-        uint64_t start_ns = base_now_ns();
         eng->in_step = true;
-        eng->core.wait_ns = 0;
-        if (eng->hooks.step_begin) eng->hooks.step_begin(eng->hooks.context, eng->step);
-        if (eng->core.advice) eng_advice_begin(eng->core.advice, batch);
-        eng_forward(&eng->core, batch);
+        eng_lead_step(&eng->core.lead, batch, eng->step);
+        uint64_t start_ns = begin_step(eng, batch);
         for (uint32_t row = 0; row < batch->count; row++) {
             batch->members[batch->row_member[row]]->computed++;
         }
         sample_batch(eng, batch);
         end_step(eng, batch, start_ns);
+        eng_lead_end(&eng->core.lead);
         eng->in_step = false;
         eng_scheduler_sweep(&eng->scheduler);
     }
@@ -526,7 +601,8 @@ uint32_t eng_tokens_max(const struct eng *eng)
 uint32_t eng_idle(struct eng *eng)
 {
     MUST_MAGIC(eng, ENG_MAGIC);
-    return tier_idle(eng->core.tier);
+    uint32_t ping_ms = eng_lead_ping(&eng->core.lead), tier_ms = tier_idle(eng->core.tier);
+    return ping_ms < tier_ms ? ping_ms : tier_ms;
 }
 
 /* --------------------------------------------------------------------------------- counters -- */

@@ -20,7 +20,9 @@
 #include "model/tokenizer.h"
 #include "tiering/tiering.h"
 
+struct comm;
 struct eng_advice;
+struct eng_ranks;
 
 #define ENG_OPTIONS(O) \
     O(threads, UINT, "engine.threads", "0", "0..1024", "threads", \
@@ -134,6 +136,8 @@ struct eng_open_args {
     struct tier *tier;
     struct eng_advice *advice;  /* NULL = none */
     struct eng_hooks hooks;
+    const struct eng_ranks *ranks;      /* NULL = one; copied */
+    uint32_t core_first;        /* compute threads are bound from this core of the process on */
 };
 
 struct eng;
@@ -151,6 +155,9 @@ void eng_cancel(struct eng *eng, uint64_t request);
 /* Runs one step: a batch of generated tokens and at most one prompt chunk. Returns the number of
  * requests still alive (0 = idle), or a negative code that no request can survive. */
 int eng_step(struct eng *eng);
+
+/* A rank other than 0: does what rank 0 says until it ends. The hooks are called but for logits. */
+void eng_follow(struct eng *eng);
 
 /* Between steps: the tiers do what waits for idle time. As tier_idle. */
 uint32_t eng_idle(struct eng *eng);
@@ -170,6 +177,8 @@ uint32_t eng_tokens_max(const struct eng *eng);
     M(kv_used_blocks, GAUGE, "blocks", "KV blocks in use")                                        \
     M(kv_touched_bytes, GAUGE, "bytes", "memory of KV blocks that were ever in use")              \
     M(compute_seconds, REAL, "seconds", "time of steps without the waits for experts")            \
+    M(collective_seconds, REAL, "seconds", "time of steps in collectives, waiting for other "     \
+      "ranks included; of compute_seconds")                                                       \
     M(step_latency, HIST, "seconds", "time of a step")                                            \
     M(decode_latency, HIST, "seconds", "time of a step that only generates")
 
@@ -189,6 +198,7 @@ struct eng_footprint {
     uint64_t activation_bytes;
 };
 int eng_footprint(const struct eng_config *config, const struct model_shape *shape,
-                  const struct model_files *files, struct eng_footprint *out, struct base_err *err);
+                  const struct model_files *files, const struct eng_ranks *ranks,
+                  struct eng_footprint *out, struct base_err *err);
 
 #endif

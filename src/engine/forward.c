@@ -1,5 +1,7 @@
 #include "engine/forward.h"
 
+#include <string.h>
+
 #include "engine/ffn.h"
 #include "engine/mla.h"
 #include "engine/moe.h"
@@ -16,9 +18,23 @@ static void row_embed(void *context, uint32_t row, unsigned thread)
     const struct pass *pass = context;
     const struct kern_matrix *embed = &pass->core->weights.embed;
     size_t bytes = embed->cols * kern_dtype_bytes(embed->dtype);
-    const char *from = (const char *)embed->data + pass->batch->tokens[row] * bytes;
-    pass->core->work.ops->to_f32(pass->core->plan.hidden + (size_t)row * embed->cols, from,
-                                 embed->dtype, embed->cols);
+    uint32_t first = eng_ranks_share(&pass->core->ranks, pass->core->shape->vocab).begin;
+    uint32_t token = pass->batch->tokens[row] - first;
+    float *to = pass->core->plan.hidden + (size_t)row * embed->cols;
+    if (token >= embed->rows) {     /* another rank's */
+        memset(to, 0, embed->cols * sizeof *to);
+        return;
+    }
+    pass->core->work.ops->to_f32(to, (const char *)embed->data + token * bytes, embed->dtype,
+                                 embed->cols);
+}
+
+/* One rank has a token's row, the others have zeros: as integers they add up to its very bits. */
+static void join_embeddings(struct eng_core *core, uint32_t rows)
+{
+    if (core->ranks.tensor == 1) return;
+    comm_all_reduce(core->ranks.comm, (uint32_t *)(void *)core->plan.hidden,
+                    (size_t)rows * core->shape->hidden);
 }
 
 static void row_norm(void *context, uint32_t row, unsigned thread)
@@ -50,6 +66,7 @@ void eng_forward(struct eng_core *core, const struct eng_batch *batch)
 {
     struct pass pass = { .core = core, .batch = batch };
     by_row(&pass, row_embed);
+    join_embeddings(core, batch->count);
     eng_mla_positions(core, batch);
     for (uint32_t i = 0; i < core->shape->layers; i++) {
         const struct eng_layer *layer = &core->weights.layers[i];
@@ -70,12 +87,17 @@ void eng_head(struct eng_core *core, const uint32_t *rows, uint32_t count)
 {
     const struct model_shape *s = core->shape;
     struct eng_plan *plan = &core->plan;
+    if (core->ranks.rank == 0) eng_lead_head(&core->lead, rows, count);
     for (uint32_t i = 0; i < count; i++) {
         core->work.ops->rmsnorm(plan->head_in + (size_t)i * s->hidden,
                                 plan->hidden + (size_t)rows[i] * s->hidden, core->weights.norm,
                                 s->hidden, (float)s->rms_eps);
     }
+    bool joint = core->ranks.tensor > 1;
+    uint32_t stride = eng_ranks_share(&core->ranks, s->vocab).each;
     struct kern_matmul product = eng_product(&core->weights.head, plan->head_in, s->hidden,
-                                             plan->logits, s->vocab, count, 1);
-    eng_work_products(&core->work, &product, 1);
+                                             joint ? plan->rank_part : plan->logits, stride, count,
+                                             1);
+    if (core->weights.head.rows > 0) eng_work_products(&core->work, &product, 1);
+    if (joint) eng_ranks_gather(core, plan->rank_part, plan->logits, count, s->vocab, 1);
 }

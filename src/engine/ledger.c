@@ -29,7 +29,7 @@ void eng_ledger_plan_tiers(struct base_ledger *ledger, const struct eng_ledger_p
     unsigned tiers = f->slots[1] > 0 ? 2 : 1;
     ledger->rows[BASE_LEDGER_STAGING].planned = 0;
     ledger->rows[BASE_LEDGER_TABLES].planned = f->tables_bytes;
-    uint64_t experts = (uint64_t)tier_store_layers(p->store) * tier_store_experts(p->store);
+    uint64_t experts = (uint64_t)tier_store_layers(p->store) * tier_store_held(p->store);
     for (unsigned t = 0; t < tiers; t++) {
         bool hbm = tiers == 2 && t == 0;
         struct base_ledger_row *row = &ledger->rows[hbm ? BASE_LEDGER_HBM : BASE_LEDGER_DRAM];

@@ -39,9 +39,9 @@ static void row_finish(void *context, uint32_t row, unsigned thread)
     uint32_t width = s->kv_lora_rank + s->qk_rope_dim;
     const float *cosines = plan->cos + (size_t)row * half;
     const float *sines = plan->sin + (size_t)row * half;
-    float *q = plan->q + (size_t)row * s->heads * head_dim;
+    float *q = plan->q + (size_t)row * core->heads * head_dim;
     float *kv = plan->kv + (size_t)row * width;
-    for (uint32_t h = 0; h < s->heads; h++) {
+    for (uint32_t h = 0; h < core->heads; h++) {
         ops->rope(q + h * head_dim + s->qk_nope_dim, cosines, sines, s->qk_rope_dim,
                   s->rope_interleaved);
     }
@@ -65,10 +65,10 @@ static void head_absorb(void *context, uint32_t head, unsigned thread)
     const struct model_shape *s = pass->core->shape;
     struct eng_plan *plan = &pass->core->plan;
     uint32_t head_dim = s->qk_nope_dim + s->qk_rope_dim, width = s->kv_lora_rank + s->qk_rope_dim;
-    uint32_t first = head * (s->qk_nope_dim + s->v_dim);
+    uint32_t first = head * (s->qk_nope_dim + s->v_dim), heads = pass->core->heads;
     for (uint32_t row = 0; row < pass->batch->count; row++) {
-        const float *q = plan->q + ((size_t)row * s->heads + head) * head_dim;
-        float *to = plan->q_latent + ((size_t)row * s->heads + head) * width;
+        const float *q = plan->q + ((size_t)row * heads + head) * head_dim;
+        float *to = plan->q_latent + ((size_t)row * heads + head) * width;
         pass->core->work.ops->matmul_t(&pass->layer->kv_b, first, first + s->qk_nope_dim, q, to);
         memcpy(to + s->kv_lora_rank, q + s->qk_nope_dim, s->qk_rope_dim * sizeof *q);
     }
@@ -82,22 +82,22 @@ static void row_attend(void *context, uint32_t chunk, unsigned thread)
     struct eng_core *core = pass->core;
     const struct model_shape *s = core->shape;
     uint32_t row = chunk / pass->parts, part = chunk % pass->parts;
-    uint32_t width = s->kv_lora_rank + s->qk_rope_dim;
+    uint32_t width = s->kv_lora_rank + s->qk_rope_dim, heads = core->heads;
     uint32_t member = pass->batch->row_member[row];
     struct kern_mla args = {
-        .heads = s->heads,
+        .heads = heads,
         .lora = s->kv_lora_rank,
         .rope = s->qk_rope_dim,
-        .q = core->plan.q_latent + (size_t)row * s->heads * width,
+        .q = core->plan.q_latent + (size_t)row * heads * width,
         .blocks = core->plan.block_table +
                   (size_t)member * core->kv.blocks_per_seq,
         .blocks_bf16 = core->kv.bf16,
         .block_tokens = core->kv.block_tokens,
         .tokens = pass->batch->positions[row] + 1,
         .scale = core->softmax_scale,
-        .out = core->plan.latent + (size_t)row * s->heads * s->kv_lora_rank,
+        .out = core->plan.latent + (size_t)row * heads * s->kv_lora_rank,
     };
-    core->work.ops->mla(&args, s->heads * part / pass->parts, s->heads * (part + 1) / pass->parts);
+    core->work.ops->mla(&args, heads * part / pass->parts, heads * (part + 1) / pass->parts);
 }
 
 /* Chunk = one head: from its latent outputs to its values, for all rows. */
@@ -108,13 +108,15 @@ static void head_values(void *context, uint32_t head, unsigned thread)
     const struct model_shape *s = pass->core->shape;
     struct eng_plan *plan = &pass->core->plan;
     uint32_t per_head = s->qk_nope_dim + s->v_dim, first = head * per_head + s->qk_nope_dim;
-    size_t out_stride = (size_t)s->heads * per_head;
+    uint32_t heads = pass->core->heads;
+    size_t out_stride = (size_t)heads * per_head;
+    uint32_t stride = eng_ranks_share(&pass->core->ranks, s->heads).each;   /* as it is gathered */
     struct kern_matmul product = eng_product(
         &pass->layer->kv_b, plan->latent + (size_t)head * s->kv_lora_rank,
-        (size_t)s->heads * s->kv_lora_rank, plan->kv_up, out_stride, pass->batch->count, 1);
+        (size_t)heads * s->kv_lora_rank, plan->kv_up, out_stride, pass->batch->count, 1);
     pass->core->work.ops->matmul(&product, first, first + s->v_dim);
     for (uint32_t row = 0; row < pass->batch->count; row++) {
-        memcpy(plan->attended + ((size_t)row * s->heads + head) * s->v_dim,
+        memcpy(plan->attended + ((size_t)row * stride + head) * s->v_dim,
                plan->kv_up + row * out_stride + first, s->v_dim * sizeof *plan->attended);
     }
 }
@@ -157,25 +159,45 @@ static void fill_block_table(struct pass *pass)
     }
 }
 
+/* The output product of heads that lie over the ranks. */
+static void join_heads(struct eng_core *core, const struct eng_layer *layer, uint32_t rows)
+{
+    const struct model_shape *s = core->shape;
+    struct eng_plan *plan = &core->plan;
+    if (layer->o_blocks[0].rows > 0) {
+        eng_ranks_blocks_sum(core, layer->o_blocks, s->heads * s->v_dim, plan->attended,
+                             core->heads * s->v_dim, plan->branch, rows);
+        return;
+    }
+    eng_ranks_gather(core, plan->attended, plan->rank_whole, rows, s->heads, s->v_dim);
+    eng_ranks_rows(core, &layer->o, plan->rank_whole, s->heads * s->v_dim, plan->branch, rows,
+                   s->hidden);
+}
+
 void eng_mla(struct eng_core *core, const struct eng_layer *layer, uint32_t layer_index,
              const struct eng_batch *batch)
 {
     const struct model_shape *s = core->shape;
     struct pass pass = { core, layer, layer_index, batch, 1 };
-    uint64_t rows = batch->count, heads = s->heads, lora = s->kv_lora_rank;
+    uint64_t rows = batch->count, heads = core->heads, lora = s->kv_lora_rank;
     project(&pass);
     eng_work_run(&core->work, batch->count, rows * heads * s->qk_rope_dim * 4, row_finish, &pass);
-    eng_work_run(&core->work, s->heads, rows * heads * s->qk_nope_dim * lora, head_absorb, &pass);
+    eng_work_run(&core->work, core->heads, rows * heads * s->qk_nope_dim * lora, head_absorb,
+                 &pass);
     fill_block_table(&pass);
     uint64_t seen = 0;
     for (uint32_t row = 0; row < batch->count; row++) {
         seen += batch->positions[row] + 1;
     }
     uint64_t cost = seen * heads * (2 * lora + s->qk_rope_dim);
-    pass.parts = eng_work_parts(&core->work, batch->count, cost / rows, s->heads * 8);
+    pass.parts = eng_work_parts(&core->work, batch->count, cost / rows, core->heads * 8);
     eng_work_run(&core->work, batch->count * pass.parts, cost, row_attend, &pass);
     tier_poll(core->tier);
-    eng_work_run(&core->work, s->heads, rows * heads * s->v_dim * lora, head_values, &pass);
+    eng_work_run(&core->work, core->heads, rows * heads * s->v_dim * lora, head_values, &pass);
+    if (core->ranks.tensor > 1) {
+        join_heads(core, layer, batch->count);
+        return;
+    }
     struct kern_matmul out = eng_product(&layer->o, core->plan.attended, heads * s->v_dim,
                                          core->plan.branch, s->hidden, batch->count,
                                          KERN_RANK_BLOCKS);

@@ -5,7 +5,9 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/must.h"
+#include "engine/exchange.h"
 #include "engine/ffn.h"
 #include "engine/gate.h"
 
@@ -17,6 +19,7 @@ struct pass {
     uint32_t parts;
     uint32_t begin, end;        /* rows */
     bool shared_done, advised;
+    bool spread;                /* the experts lie over several ranks */
 };
 
 static struct kern_matrix part_matrix(const struct eng_core *core, const struct tier_lease *lease,
@@ -133,6 +136,24 @@ static void run_in(void *context, uint32_t chunk, unsigned thread)
     }
 }
 
+/* Each rank's columns go where that rank's part of the exchange lies. */
+static void run_out_to_ranks(const struct eng_core *core, const struct kern_matrix *down,
+                             const struct eng_run *run, uint32_t begin, uint32_t end)
+{
+    uint32_t hidden = core->shape->hidden, ranks = core->ranks.count;
+    for (uint32_t to = 0; to < ranks; to++) {
+        struct eng_share share = eng_ranks_share_of(hidden, ranks, to);
+        uint32_t from = begin > share.begin ? begin : share.begin;
+        uint32_t till = end < share.end ? end : share.end;
+        if (from >= till) continue;
+        float *at = eng_exchange_place(core, run->lease->expert, to);
+        struct kern_matmul product = down_product(core, down, run->first, at - share.begin,
+                                                  run->count);
+        product.y_stride = eng_exchange_stride(core);
+        core->work.ops->matmul(&product, from, till);
+    }
+}
+
 /* Chunk = some rows of down of one expert: outputs are kept by pair. */
 static void run_out(void *context, uint32_t chunk, unsigned thread)
 {
@@ -144,6 +165,10 @@ static void run_out(void *context, uint32_t chunk, unsigned thread)
     eng_work_rows(hidden, pass->parts, chunk % pass->parts, &begin, &end);
     if (begin == end) return;
     struct kern_matrix down = part_matrix(core, run->lease, MODEL_DOWN);
+    if (pass->spread) {
+        run_out_to_ranks(core, &down, run, begin, end);
+        return;
+    }
     struct kern_matmul product = down_product(
         core, &down, run->first, core->plan.pair_out + (size_t)run->first * hidden, run->count);
     core->work.ops->matmul(&product, begin, end);
@@ -229,7 +254,7 @@ static void shared(struct pass *pass)
     struct eng_core *core = pass->core;
     if (pass->shared_done) return;
     pass->shared_done = true;
-    if (pass->layer->mlp.gate.rows > 0) {
+    if (pass->layer->mlp.width > 0) {
         eng_ffn(core, &pass->layer->mlp, core->plan.normed, core->plan.branch, pass->batch->count);
     } else {
         memset(core->plan.branch, 0,
@@ -265,9 +290,14 @@ static void fail_rows(struct pass *pass, const struct tier_lease *lease)
     const struct eng_plan *plan = &pass->core->plan;
     uint32_t first = plan->expert_first[lease->expert];
     char why[BASE_ERR_TEXT / 2];
+    if (pass->spread) eng_exchange_failed(pass->core, lease->expert);
     if (tier_failure_text(pass->core->tier, lease->layer, lease->expert, why, sizeof why) == 0) {
         snprintf(why, sizeof why, "expert %u of moe layer %u could not be read: %s", lease->expert,
                  lease->layer, base_err_name(lease->status));
+    }
+    if (pass->spread) {         /* all ranks learn of it at once, from the exchange */
+        base_log(BASE_LOG_WARN, "ranks", "rank %u: requests end: %s", pass->core->ranks.rank, why);
+        return;
     }
     for (uint32_t i = 0; i < plan->expert_count[lease->expert]; i++) {
         uint32_t row = plan->pair_row[first + i];
@@ -330,21 +360,44 @@ static void row_sum(void *context, uint32_t chunk, unsigned thread)
     }
 }
 
+/* What comes before the first expert is computed. Where ranks exchange, each comes through here
+ * exactly once a group, whether it computes anything or not. */
+static void prepare(struct pass *pass, bool *prepared)
+{
+    if (*prepared) return;
+    *prepared = true;
+    advise(pass);
+    shared(pass);
+    if (pass->spread) eng_exchange_begin(pass->core);
+}
+
+static uint32_t group(struct pass *pass, bool strongest_first)
+{
+    uint32_t wanted = eng_gate_group(pass->core, pass->layer, pass->batch, pass->begin, pass->end,
+                                     strongest_first);
+    return pass->spread ? eng_exchange_deal(pass->core, pass->layer, wanted) : wanted;
+}
+
 static void decode_rows(struct pass *pass)
 {
     struct eng_core *core = pass->core;
     struct eng_plan *plan = &core->plan;
-    uint32_t wanted = eng_gate_group(core, pass->layer, pass->batch, pass->begin, pass->end, true);
+    uint32_t wanted = group(pass, true);
+    bool prepared = false;
     for (uint32_t done = 0; done < wanted;) {
         uint32_t granted =
             tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer, plan->wanted + done,
                          wanted - done, TIER_DECODE, plan->leases);
         MUST(granted > 0);
-        advise(pass);
-        shared(pass);
+        prepare(pass, &prepared);
         serve_arrivals(pass, granted);
         tier_release(core->tier, plan->leases, granted);
         done += granted;
+    }
+    if (pass->spread) {
+        prepare(pass, &prepared);
+        eng_exchange_sum(core, pass->layer, pass->batch, pass->begin, pass->end);
+        return;
     }
     uint32_t rows = pass->end - pass->begin;
     eng_work_run(&core->work, rows, (uint64_t)rows * core->shape->top_k * core->shape->hidden,
@@ -355,14 +408,14 @@ static void prefill_rows(struct pass *pass)
 {
     struct eng_core *core = pass->core;
     struct eng_plan *plan = &core->plan;
-    uint32_t wanted = eng_gate_group(core, pass->layer, pass->batch, pass->begin, pass->end, false);
+    uint32_t wanted = group(pass, false);
+    bool prepared = false;
     for (uint32_t done = 0; done < wanted;) {
         uint32_t granted =
             tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer, plan->wanted + done,
                          wanted - done, TIER_PREFILL, plan->leases);
         MUST(granted > 0);
-        advise(pass);
-        shared(pass);
+        prepare(pass, &prepared);
         for (uint32_t i = 0; i < granted;) {
             /* The next in id order, and all those behind it that are there as well. */
             wait_for(core, &plan->leases[i], 1, TIER_WAIT_ALL);
@@ -372,16 +425,22 @@ static void prefill_rows(struct pass *pass)
                 if (plan->leases[i].status == 0) list_run(pass, &plan->leases[i]);
                 else fail_rows(pass, &plan->leases[i]);
             }
-            compute_prefill(pass);
+            if (pass->spread) compute_decode(pass);
+            else compute_prefill(pass);
         }
         tier_release(core->tier, plan->leases, granted);
         done += granted;
+    }
+    if (pass->spread) {
+        prepare(pass, &prepared);
+        eng_exchange_sum(core, pass->layer, pass->batch, pass->begin, pass->end);
     }
 }
 
 void eng_moe(struct eng_core *core, const struct eng_layer *layer, const struct eng_batch *batch)
 {
-    struct pass pass = { .core = core, .layer = layer, .batch = batch };
+    struct pass pass = { .core = core, .layer = layer, .batch = batch,
+                         .spread = core->ranks.expert > 1 };
     struct eng_plan *plan = &core->plan;
     size_t hidden = core->shape->hidden;
     memset(plan->routed, 0, batch->count * hidden * sizeof *plan->routed);

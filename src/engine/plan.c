@@ -1,5 +1,6 @@
 #include "engine/plan.h"
 
+#include "engine/ranks.h"
 #include "kernels/kern.h"
 
 struct layout {
@@ -24,19 +25,21 @@ static void layout_rows(struct eng_plan *p, struct layout *l, const struct model
                         const struct eng_plan_size *size)
 {
     size_t rows = size->rows, real = sizeof(float);
+    size_t heads = eng_ranks_share(size->ranks, s->heads).each;
     uint32_t shared = s->shared_experts * s->expert_width;
     uint32_t width = larger(s->dense_layers > 0 || s->experts == 0 || s->moe_layer_freq > 1 ?
                             s->dense_width : 0, shared);
+    width = eng_ranks_share(size->ranks, width).each;
     p->hidden = take(l, rows * s->hidden, real);
     p->normed = take(l, rows * s->hidden, real);
     p->branch = take(l, rows * s->hidden, real);
     p->q_a = take(l, rows * s->q_lora_rank, real);
-    p->q = take(l, rows * s->heads * (s->qk_nope_dim + s->qk_rope_dim), real);
+    p->q = take(l, rows * heads * (s->qk_nope_dim + s->qk_rope_dim), real);
     p->kv = take(l, rows * (s->kv_lora_rank + s->qk_rope_dim), real);
-    p->q_latent = take(l, rows * s->heads * (s->kv_lora_rank + s->qk_rope_dim), real);
-    p->latent = take(l, rows * s->heads * s->kv_lora_rank, real);
-    p->kv_up = take(l, rows * s->heads * (s->qk_nope_dim + s->v_dim), real);
-    p->attended = take(l, rows * s->heads * s->v_dim, real);
+    p->q_latent = take(l, rows * heads * (s->kv_lora_rank + s->qk_rope_dim), real);
+    p->latent = take(l, rows * heads * s->kv_lora_rank, real);
+    p->kv_up = take(l, rows * heads * (s->qk_nope_dim + s->v_dim), real);
+    p->attended = take(l, rows * heads * s->v_dim, real);
     p->cos = take(l, rows * s->qk_rope_dim / 2, real);
     p->sin = take(l, rows * s->qk_rope_dim / 2, real);
     p->mlp_gate = take(l, rows * width, real);
@@ -58,7 +61,8 @@ static void layout_experts(struct eng_plan *p, struct layout *l, const struct mo
     p->pair_weight = take(l, pairs, real);
     p->pair_gate = take(l, pairs * s->expert_width, real);
     p->pair_up = take(l, pairs * s->expert_width, real);
-    p->pair_out = take(l, (size_t)size->decode_rows * s->top_k * s->hidden, real);
+    bool spread = size->ranks && size->ranks->expert > 1;
+    p->pair_out = take(l, spread ? 0 : (size_t)size->decode_rows * s->top_k * s->hidden, real);
     p->expert_first = take(l, experts, sizeof(uint32_t));
     p->expert_count = take(l, experts, sizeof(uint32_t));
     p->wanted = take(l, experts, sizeof(uint32_t));
@@ -80,6 +84,22 @@ static void layout_experts(struct eng_plan *p, struct layout *l, const struct mo
     p->gate_scratch = take(l, size->threads * 2 * experts, real);
 }
 
+static void layout_ranks(struct eng_plan *p, struct layout *l, const struct model_shape *s,
+                         const struct eng_plan_size *size)
+{
+    struct eng_rank_room room;
+    if (!size->ranks || size->ranks->count == 1) return;
+    eng_ranks_room(size->ranks, s, size, &room);
+    p->rank_send = take(l, room.send, sizeof(float));
+    p->rank_recv = take(l, room.recv, sizeof(float));
+    p->rank_part = take(l, room.part, sizeof(float));
+    p->rank_whole = take(l, room.whole, sizeof(float));
+    p->rank_pairs = take(l, size->ranks->count, sizeof(uint32_t));
+    p->expert_rank = take(l, s->experts, sizeof(uint32_t));
+    p->expert_place = take(l, s->experts, sizeof(uint32_t));
+    p->pair_at = take(l, (size_t)size->rows * s->top_k, sizeof(size_t));
+}
+
 size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,
                        const struct eng_plan_size *size, void *memory)
 {
@@ -95,5 +115,6 @@ size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,
     plan->logprobs = take(&layout, head_rows, sizeof(float));
     plan->candidates =
         take(&layout, (size_t)size->threads * shape->vocab, sizeof(struct eng_candidate));
+    layout_ranks(plan, &layout, shape, size);
     return layout.used;
 }

@@ -14,6 +14,8 @@
 #include "model/shape.h"
 #include "tiering/tiering.h"
 
+struct eng_ranks;
+
 enum {
     ENG_TILE = 16,              /* tokens of one expert taken through its matrices together */
 };
@@ -24,6 +26,7 @@ struct eng_plan_size {
     uint32_t threads;
     uint32_t blocks_per_seq;
     bool x8; /* routed experts take their inputs as INT8 */
+    const struct eng_ranks *ranks;  /* NULL = one */
 };
 
 struct eng_plan {
@@ -47,7 +50,7 @@ struct eng_plan {
     uint32_t *pair_row;
     float *pair_weight;
     float *pair_gate, *pair_up; /* [expert_width] */
-    float *pair_out;            /* [hidden], decode rows only */
+    float *pair_out;            /* [hidden], decode rows only; not where experts lie over ranks */
     /* [experts] */
     uint32_t *expert_first, *expert_count, *wanted;
     float *expert_strength;
@@ -71,6 +74,12 @@ struct eng_plan {
     int64_t *drawn;             /* the next token of each row, or why there is none */
     float *logprobs;
     struct eng_candidate *candidates;   /* [threads][vocab] */
+    /* several ranks (ranks.h, exchange.h) */
+    float *rank_send, *rank_recv;       /* what collectives take and bring */
+    float *rank_part, *rank_whole;      /* a share of an output; an input that was gathered */
+    uint32_t *rank_pairs;               /* [ranks] */
+    uint32_t *expert_rank, *expert_place;       /* [experts] who computes it, where it goes */
+    size_t *pair_at;                    /* [pairs] in rank_recv */
 };
 
 /* One expert's share of a batch. */

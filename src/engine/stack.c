@@ -16,6 +16,9 @@
 /* How often a running trace is given the live counters, in steps. */
 enum { COUNTS_EVERY = 256 };
 
+/* Ranks wait so long for the slowest of them to open its part. */
+static const uint64_t start_patience_ns = UINT64_C(1800) * 1000000000;
+
 size_t eng_stack_groups(struct eng_stack_config *config, struct base_option_group *groups)
 {
     struct base_option_group all[] = {
@@ -25,7 +28,8 @@ size_t eng_stack_groups(struct eng_stack_config *config, struct base_option_grou
         { "predictor", eng_advice_options, eng_advice_option_count, &config->advice },
         { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &config->tier },
         { "trace", pred_trace_options, pred_trace_option_count, &config->trace },
-        { "unbuilt", eng_unbuilt_options, eng_unbuilt_option_count, &config->unbuilt },
+        { "ranks", eng_rank_options, eng_rank_option_count, &config->ranks },
+        { "comm", comm_options, comm_option_count, &config->comm },
     };
     size_t count = sizeof all / sizeof all[0];
     _Static_assert(sizeof all / sizeof all[0] <= ENG_STACK_GROUPS, "room for the programs' arrays");
@@ -46,6 +50,7 @@ int eng_stack_check(const struct eng_stack_config *config, struct base_err *err)
                             "cuda: the engine's step on a card computes all experts there; take "
                             "copy");
     }
+    if (rc == 0) rc = eng_ranks_check(&copy.ranks, err);
     return rc < 0 ? rc : eng_advice_check(&copy.advice, groups, count, err);
 }
 
@@ -98,8 +103,8 @@ static int make_index(const struct eng_stack_args *args, const struct model_shap
     return rc;
 }
 
-static int open_store(struct tier_store **store, const struct eng_stack_args *args,
-                      const struct model_shape *shape, struct base_err *err)
+static int open_store_here(struct tier_store **store, const struct eng_stack_args *args,
+                           const struct model_shape *shape, struct base_err *err)
 {
     const char *path = index_path(args->config);
     struct base_err first = { 0 };
@@ -116,6 +121,109 @@ static int open_store(struct tier_store **store, const struct eng_stack_args *ar
     }
     if (rc < 0) base_err_set(err, rc, "%s", first.text);
     return rc;
+}
+
+/* The effective configuration as YAML, for the trace's header. */
+static char *effective_yaml(struct eng_stack_config *config)
+{
+    struct base_option_group groups[ENG_STACK_GROUPS];
+    size_t count = eng_stack_groups(config, groups), size = 0;
+    char *text = NULL;
+    FILE *to = open_memstream(&text, &size);
+    if (!to) return NULL;
+    base_option_print_yaml(to, groups, count, false);
+    return fclose(to) == 0 ? text : NULL;
+}
+
+/* Of the ranks of one machine the first makes an index that is missing. */
+static int open_store(struct tier_store **store, const struct eng_stack_args *args,
+                      const struct model_shape *shape, struct base_err *err)
+{
+    struct comm *comm = args->comm;
+    bool first = !comm || comm->local_rank == 0;
+    int rc = first ? open_store_here(store, args, shape, err) : 0;
+    if (rc == 0 && comm) comm_barrier(comm);
+    return first ? rc : open_store_here(store, args, shape, err);
+}
+
+/* ------------------------------------------------------------------------------------ ranks -- */
+
+/* Rank 0 reads what was measured, so that all have the same. */
+static int measured_placement(struct eng_stack *stack, uint32_t layers, struct base_err *err)
+{
+    const struct eng_rank_config *config = &stack->config.ranks;
+    uint32_t experts = stack->shape.experts;
+    size_t count = (size_t)layers * experts;
+    uint64_t *load = calloc(count, sizeof *load);
+    if (!load) return -ENOMEM;
+    int rc = 0;
+    if (config->replicas > experts) {
+        rc = base_err_set(err, BASE_ECONFIG, "ranks.replicas: %" PRIu64 " are more than the %"
+                          PRIu32 " experts of a layer", config->replicas, experts);
+    }
+    if (rc == 0 && stack->ranks.rank == 0) {
+        rc = eng_placement_read_load(config->placement + 5, load, layers, experts, err);
+    }
+    if (rc == 0) {
+        comm_broadcast(stack->ranks.comm, load, count * sizeof *load, 0);
+        rc = eng_placement_by_load(&stack->placement, layers, experts, stack->ranks.count,
+                                   (uint32_t)config->replicas, load);
+    }
+    free(load);
+    return rc;
+}
+
+/* Which part of the model is this rank's: its store, threads and files follow from it. */
+static int settle_ranks(struct eng_stack *stack, struct base_err *err)
+{
+    struct eng_ranks *r = &stack->ranks;
+    uint32_t layers = tier_store_layers(stack->store), cores, held = stack->shape.experts;
+    int rc = 0;
+    stack->top_k = stack->shape.top_k;
+    if (r->count == 1) return 0;
+    if (r->expert > 1) {
+        bool plain = strcmp(stack->config.ranks.placement, "round_robin") == 0;
+        rc = plain ? eng_placement_round_robin(&stack->placement, layers, stack->shape.experts,
+                                               r->count)
+                   : measured_placement(stack, layers, err);
+        if (rc < 0) return rc;
+        r->placement = &stack->placement;
+        held = stack->placement.held;
+    }
+    tier_store_share(stack->store, held, r->comm->local_size);
+    if (stack->top_k > held) stack->top_k = held;
+    eng_ranks_cores(r->comm, &stack->core_first, &cores);
+    if (stack->config.engine.threads == 0) stack->config.engine.threads = cores;
+    return 0;
+}
+
+/* Each rank has files of its own. Residents of one placement are of no use to another. */
+static int rank_paths(struct eng_stack *stack, struct base_err *err)
+{
+    struct eng_stack_config *c = &stack->config;
+    char *warm = c->tier.warm_path;
+    int rc = eng_ranks_path(&stack->ranks, c->trace.path, err);
+    if (rc == 0) rc = eng_ranks_path(&stack->ranks, c->advice.path, err);
+    if (rc == 0) rc = eng_ranks_path(&stack->ranks, warm, err);
+    size_t used = strlen(warm);
+    if (rc < 0 || used == 0 || !stack->ranks.placement) return rc;
+    uint64_t hash = eng_placement_hash(stack->ranks.placement);
+    if (base_str_format(warm + used, sizeof c->tier.warm_path - used, ".%08" PRIx32,
+                        (uint32_t)hash) < 0) {
+        return base_err_set(err, -ENAMETOOLONG, "tiers.warm.path: too long");
+    }
+    return 0;
+}
+
+static int agree(struct eng_stack *stack, struct base_err *err)
+{
+    if (stack->ranks.count == 1) return 0;
+    struct eng_stack_config plain = stack->config;
+    char *yaml = effective_yaml(&plain);
+    if (!yaml) return -ENOMEM;
+    int rc = eng_ranks_agree(stack->ranks.comm, "configuration", yaml, err);
+    free(yaml);
+    return rc < 0 ? rc : eng_ranks_agree(stack->ranks.comm, "model", stack->shape.name, err);
 }
 
 /* ------------------------------------------------------------------------------------ trace -- */
@@ -173,18 +281,6 @@ static void on_logits(void *context, uint64_t request, uint32_t position, const 
     stack->hooks.logits(stack->hooks.context, request, position, logits, vocab);
 }
 
-/* The effective configuration as YAML, for the trace's header. */
-static char *effective_yaml(struct eng_stack_config *config)
-{
-    struct base_option_group groups[ENG_STACK_GROUPS];
-    size_t count = eng_stack_groups(config, groups), size = 0;
-    char *text = NULL;
-    FILE *to = open_memstream(&text, &size);
-    if (!to) return NULL;
-    base_option_print_yaml(to, groups, count, false);
-    return fclose(to) == 0 ? text : NULL;
-}
-
 static int open_trace(struct eng_stack *stack, struct base_err *err)
 {
     const struct model_shape *shape = &stack->shape;
@@ -225,7 +321,12 @@ static int open_model(struct eng_stack *stack, const char *dir, struct base_err 
 {
     int rc = model_shape_load(&stack->shape, dir, err);
     if (rc == 0) rc = model_files_open(&stack->files, dir, err);
-    if (rc == 0) rc = model_tokenizer_load(&stack->tokenizer, dir, err);
+    return rc;
+}
+
+static int open_words(struct eng_stack *stack, const char *dir, struct base_err *err)
+{
+    int rc = model_tokenizer_load(&stack->tokenizer, dir, err);
     if (rc == 0) rc = model_chat_load(&stack->chat, dir, stack->tokenizer, err);
     return rc;
 }
@@ -238,7 +339,7 @@ static int open_tier(struct eng_stack *stack, struct base_err *err)
         .config = &stack->config.tier,
         .io = &stack->config.io,
         .store = stack->store,
-        .top_k = stack->shape.top_k,
+        .top_k = stack->top_k,
         .observer = { .event = on_event, .context = stack },
     };
     return tier_open(&stack->tier, &args, err);
@@ -247,7 +348,7 @@ static int open_tier(struct eng_stack *stack, struct base_err *err)
 static int open_advice(struct eng_stack *stack, struct base_err *err)
 {
     return eng_advice_open(&stack->advice, &stack->config.advice, &stack->shape,
-                           tier_store_layers(stack->store), stack->tier, err);
+                           tier_store_layers(stack->store), stack->tier, &stack->ranks, err);
 }
 
 static int open_engine(struct eng_stack *stack, struct base_err *err)
@@ -262,24 +363,45 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
         .advice = stack->advice,
         .hooks = { .step_begin = on_step_begin, .step_end = on_step_end,
                    .logits = stack->hooks.logits ? on_logits : NULL, .context = stack },
+        .ranks = &stack->ranks,
+        .core_first = stack->core_first,
     };
     return eng_open(&stack->engine, &args, err);
 }
 
-static int plan(struct base_ledger *ledger, const struct eng_stack_config *config,
-                const struct model_shape *shape, const struct model_files *files,
-                const struct tier_store *store, struct base_err *err)
+/* Model, store and this rank's part of them; then what all of it will take, checked against what
+ * there is. */
+static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
+                   struct base_err *err)
 {
+    struct eng_stack_config *config = &stack->config;
     struct eng_footprint engine;
     struct tier_footprint tier;
-    int rc = eng_footprint(&config->engine, shape, files, &engine, err);
-    if (rc == 0) rc = tier_footprint(&config->tier, store, shape->top_k, &tier, err);
+    if (args->comm) comm_patience(args->comm, start_patience_ns);
+    int rc = eng_stack_check(config, err);
+    if (rc == 0) rc = eng_ranks_init(&stack->ranks, &config->ranks, args->comm, err);
+    if (rc == 0) rc = open_model(stack, args->model_dir, err);
+    if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);
+    if (rc == 0) rc = open_words(stack, args->model_dir, err);
+    if (rc == 0) rc = agree(stack, err);
+    if (rc == 0) rc = settle_ranks(stack, err);
+    if (rc == 0) rc = rank_paths(stack, err);
+    if (rc == 0) {
+        rc = eng_footprint(&config->engine, &stack->shape, stack->files, &stack->ranks, &engine,
+                           err);
+    }
+    if (rc == 0) rc = tier_footprint(&config->tier, stack->store, stack->top_k, &tier, err);
     if (rc < 0) return rc;
     struct eng_ledger_parts parts = {
-        config, &engine, &tier, store,
-        eng_advice_footprint(&config->advice, shape, tier_store_layers(store)),
+        config, &engine, &tier, stack->store,
+        eng_advice_footprint(&config->advice, &stack->shape, tier_store_layers(stack->store)),
     };
-    eng_ledger_plan(ledger, &parts);
+    eng_ledger_plan(&stack->ledger, &parts);
+    base_ledger_limit(&stack->limit, "");
+    /* Ranks of one machine have its memory together. */
+    if (stack->ranks.comm && stack->limit.bytes != UINT64_MAX) {
+        stack->limit.bytes /= stack->ranks.comm->local_size;
+    }
     return 0;
 }
 
@@ -287,27 +409,25 @@ int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, s
 {
     *stack = (struct eng_stack){ .config = *args->config, .hooks = args->hooks,
                                   .observer = args->observer };
-    int rc = eng_stack_check(&stack->config, err);
-    if (rc < 0) return rc;
     struct pred_trace_config *trace = &stack->config.trace;
     if (args->trace_path &&
         base_str_format(trace->path, sizeof trace->path, "%s", args->trace_path) < 0) {
         return base_err_set(err, -ENAMETOOLONG, "trace: the path has more than %zu bytes",
                             sizeof trace->path - 1);
     }
-    rc = open_model(stack, args->model_dir, err);
-    if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);
-    if (rc == 0) {
-        rc = plan(&stack->ledger, &stack->config, &stack->shape, stack->files, stack->store, err);
-    }
-    if (rc == 0) base_ledger_limit(&stack->limit, "");
+    int rc = prepare(stack, args, err);
     if (rc == 0) rc = base_ledger_check(&stack->ledger, &stack->limit, err);
     if (rc == 0) rc = open_tier(stack, err);
     if (rc == 0) rc = open_trace(stack, err);
     if (rc == 0) tier_warm_restore(stack->tier);
     if (rc == 0) rc = open_advice(stack, err);
     if (rc == 0) rc = open_engine(stack, err);
-    if (rc == 0) return 0;
+    if (rc == 0) {
+        if (!stack->ranks.comm) return 0;
+        comm_barrier(stack->ranks.comm);        /* until all are here */
+        comm_patience(stack->ranks.comm, 0);
+        return 0;
+    }
     base_err_set(err, rc, "%s: %s", args->model_dir, base_err_name(rc));
     eng_stack_close(stack);
     return rc;
@@ -324,6 +444,7 @@ void eng_stack_close(struct eng_stack *stack)
     model_chat_free(stack->chat);
     model_tokenizer_free(stack->tokenizer);
     model_files_close(stack->files);
+    eng_placement_fini(&stack->placement);
     *stack = (struct eng_stack){ 0 };
 }
 
@@ -335,7 +456,7 @@ int eng_stack_check_growth(struct eng_stack *stack, const struct tier_config *co
     static _Thread_local struct tier_snapshot now;      /* too large for a worker's stack */
     struct base_ledger ledger = stack->ledger;
     struct tier_footprint tier;
-    int rc = tier_footprint(config, stack->store, stack->shape.top_k, &tier, err);
+    int rc = tier_footprint(config, stack->store, stack->top_k, &tier, err);
     if (rc < 0) return rc;
     struct eng_ledger_parts parts = { .config = &stack->config, .tier = &tier,
                                       .store = stack->store };
@@ -362,24 +483,16 @@ int eng_stack_check_growth(struct eng_stack *stack, const struct tier_config *co
 
 int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struct base_err *err)
 {
-    struct model_shape shape;
-    struct model_files *files = NULL;
-    struct model_tokenizer *tokenizer = NULL;
-    struct tier_store *store = NULL;
-    struct base_ledger ledger;
-    struct base_ledger_limit limit;
-    int rc = model_shape_load(&shape, args->model_dir, err);
-    if (rc == 0) rc = model_files_open(&files, args->model_dir, err);
-    if (rc == 0) rc = open_store(&store, args, &shape, err);
-    if (rc == 0) rc = model_tokenizer_load(&tokenizer, args->model_dir, err);
-    if (rc == 0) rc = plan(&ledger, args->config, &shape, files, store, err);
-    if (rc == 0) {
-        base_ledger_limit(&limit, "");
-        eng_ledger_print(to, &ledger, &limit);
-        rc = base_ledger_check(&ledger, &limit, err);
+    struct eng_stack *stack = calloc(1, sizeof *stack);
+    if (!stack) return base_err_set(err, -ENOMEM, "no memory for the settings");
+    stack->config = *args->config;
+    int rc = prepare(stack, args, err);
+    if (rc == 0 && stack->ranks.rank == 0) {
+        if (stack->ranks.count > 1) fprintf(to, "rank 0 of %" PRIu32 ": ", stack->ranks.count);
+        eng_ledger_print(to, &stack->ledger, &stack->limit);
     }
-    model_tokenizer_free(tokenizer);
-    tier_store_close(store);
-    model_files_close(files);
+    if (rc == 0) rc = base_ledger_check(&stack->ledger, &stack->limit, err);
+    eng_stack_close(stack);
+    free(stack);
     return rc;
 }

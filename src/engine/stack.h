@@ -10,6 +10,7 @@
 #include "base/ledger.h"
 #include "engine/advice.h"
 #include "engine/engine.h"
+#include "engine/ranks.h"
 #include "engine/unbuilt.h"
 #include "model/chat.h"
 #include "predictor/trace.h"
@@ -20,7 +21,8 @@ struct eng_stack_config {
     struct eng_config engine;
     struct eng_advice_config advice;
     struct pred_trace_config trace;
-    struct eng_unbuilt_config unbuilt;
+    struct comm_config comm;
+    struct eng_rank_config ranks;
 };
 
 /* Groups for option readers over a stack_config: fills `groups` (at least ENG_STACK_GROUPS) and
@@ -43,6 +45,10 @@ struct eng_stack {
     struct pred_trace_writer *trace;    /* NULL = not recording */
     struct eng_advice *advice;          /* NULL = nothing is predicted */
     struct eng *engine;
+    struct eng_ranks ranks;
+    struct eng_placement placement;     /* .holders NULL: every rank holds every expert */
+    uint32_t top_k;                     /* experts of a layer that a token can ask this rank for */
+    uint32_t core_first;
     struct base_ledger ledger;          /* planned; eng_ledger_use fills in what is used */
     struct base_ledger_limit limit;
     struct eng_hooks hooks;             /* the caller's */
@@ -52,6 +58,7 @@ struct eng_stack {
 struct eng_stack_args {
     const char *model_dir;
     const struct eng_stack_config *config;
+    struct comm *comm;              /* borrowed, from comm_open; NULL = one rank */
     const char *trace_path;         /* over trace.path; NULL = what the configuration says */
     struct eng_hooks hooks;         /* called beside the trace's own */
     struct tier_observer observer;  /* the same for cache events; .event may be NULL */
@@ -59,7 +66,9 @@ struct eng_stack_args {
 };
 
 /* Opens everything in order; on failure closes what was open and says why. The stack must stay
- * where it is until it is closed. */
+ * where it is until it is closed. Of several ranks each opens its own, at the same time; rank 0's
+ * engine then takes requests, the others call eng_follow. A rank that cannot open ends the others
+ * with comm_abort. */
 int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args,
                    struct base_err *err);
 /* Closes the trace in order and frees everything. Accepts a stack that is zero or half open. */
@@ -71,10 +80,11 @@ void eng_stack_close(struct eng_stack *stack);
 int eng_stack_check_growth(struct eng_stack *stack, const struct tier_config *config,
                            const struct base_ledger_limit *limit, struct base_err *err);
 
-/* Prints the memory table: dense, KV, activations, slots by tier, tables, the program itself, sum;
- * the process stays below that sum. To be called before the stack is opened: what is resident by
- * then is taken for the program's own. Makes the index when it is missing. BASE_EBUDGET with the
- * arithmetic when the sum is above what the machine or a control group allows. */
+/* Prints the memory table: dense, KV, activations, slots by tier, tables, the program itself,
+ * sum; the process stays below that sum. Of several ranks each calls it, and rank 0 prints its
+ * own. To be called before the stack is opened: what is resident by then is taken for the
+ * program's own. Makes the index when it is missing. BASE_EBUDGET with the arithmetic when the
+ * sum is above what the machine or a control group allows. */
 int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struct base_err *err);
 
 #endif

@@ -4,16 +4,9 @@
 
 #include "base/must.h"
 
-#define BASE_OPTION_OWNER struct eng_unbuilt_config
-const struct base_option eng_unbuilt_options[] = { ENG_UNBUILT_OPTIONS(BASE_OPTION_ROW) };
-#undef BASE_OPTION_OWNER
-const size_t eng_unbuilt_option_count = sizeof eng_unbuilt_options / sizeof eng_unbuilt_options[0];
-
-/* Also keys that stand in other tables because their YAML section does. */
 static const struct {
     const char *key, *initial, *why;
 } unbuilt[] = {
-    { "parallel.tensor", "1", "one process serves the whole model: there are no ranks yet" },
     { "tiers.hbm.headroom", "0%", "the hbm devices of this build lie in host memory, which the "
                                   "memory table covers" },
     { "scheduler.enable_prefix_caching", "false", "KV blocks are not shared between requests yet" },

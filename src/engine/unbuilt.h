@@ -2,7 +2,7 @@
  *
  * They are known keys, so that a configuration written for the whole can be read and checked, and
  * each accepts its default only: anything else is refused at start with the reason, never ignored.
- * A key leaves this table when its part is built. Cold; any thread.
+ * The keys stand in the tables of the parts that they belong to. Cold; any thread.
  */
 #ifndef ENGINE_UNBUILT_H
 #define ENGINE_UNBUILT_H
@@ -13,16 +13,6 @@
 
 #include "base/err.h"
 #include "base/option.h"
-
-#define ENG_UNBUILT_OPTIONS(O)                                                                    \
-    O(tensor, UINT, "parallel.tensor", "1", "1..8", "ranks",                                      \
-      "ranks that share each layer; not built yet")
-
-struct eng_unbuilt_config {
-    BASE_OPTION_STRUCT(ENG_UNBUILT_OPTIONS)
-};
-extern const struct base_option eng_unbuilt_options[];
-extern const size_t eng_unbuilt_option_count;
 
 /* BASE_ECONFIG naming the first key of an unbuilt part that does not have its default; 0 if all
  * do. `groups` are all groups of the stack. */

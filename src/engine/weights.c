@@ -10,6 +10,7 @@
 
 #include "base/mem.h"
 #include "base/must.h"
+#include "engine/ranks.h"
 
 enum { WEIGHT_ALIGN = 64, NAME_MAX_BYTES = 160 };
 
@@ -20,6 +21,7 @@ static struct base_mem_tag dense_tag = { .name = "dense" };
 struct loader {
     const struct model_shape *shape;
     const struct model_files *files;
+    const struct eng_ranks *ranks;
     struct base_err *err;
     int rc;                     /* the first failure; everything after it is skipped */
     char *memory;               /* NULL in the counting pass */
@@ -84,32 +86,96 @@ static bool check_shape(struct loader *loader, const struct model_tensor *tensor
     return false;
 }
 
-static void *read_tensor(struct loader *loader, const struct model_tensor *tensor)
+/* Rows and columns of a matrix that this rank holds. */
+struct part {
+    uint32_t row, row_end, col, col_end;
+};
+
+/* Columns come row by row out of a buffer of many rows. */
+static int read_columns(struct loader *loader, const struct model_tensor *tensor,
+                        const struct part *part, uint64_t size, char *to)
 {
-    void *to = place(loader, tensor->bytes);
-    if (!to) return NULL;
-    int rc = model_files_read(loader->files, tensor, to, loader->err);
+    enum { BUFFER_BYTES = 4 << 20 };
+    uint64_t row_bytes = tensor->shape[1] * size, wanted = (part->col_end - part->col) * size;
+    uint64_t batch = BUFFER_BYTES / row_bytes + 1;
+    char *buffer = malloc(batch * row_bytes);
+    int rc = buffer ? 0 : -ENOMEM;
+    for (uint64_t row = part->row; rc == 0 && row < part->row_end; row += batch) {
+        uint64_t count = part->row_end - row < batch ? part->row_end - row : batch;
+        rc = model_files_read_part(loader->files, tensor, row * row_bytes, count * row_bytes,
+                                   buffer, loader->err);
+        for (uint64_t i = 0; rc == 0 && i < count; i++) {
+            memcpy(to, buffer + i * row_bytes + part->col * size, wanted);
+            to += wanted;
+        }
+    }
+    free(buffer);
+    return rc;
+}
+
+static void *read_part(struct loader *loader, const struct model_tensor *tensor,
+                       const struct part *part, uint64_t *bytes)
+{
+    uint64_t size = model_dtype_bytes(tensor->dtype), rows = part->row_end - part->row;
+    uint64_t cols = part->col_end - part->col;
+    *bytes = rows * cols * size;
+    char *to = place(loader, *bytes);
+    if (!to || *bytes == 0) return to;
+    int rc = cols == tensor->shape[1]
+                 ? model_files_read_part(loader->files, tensor, part->row * cols * size, *bytes,
+                                         to, loader->err)
+                 : read_columns(loader, tensor, part, size, to);
     if (rc < 0) loader->rc = rc;
     return rc < 0 ? NULL : to;
 }
 
-static void check_fp8(struct loader *loader, const struct model_tensor *tensor, const void *data)
+static void check_fp8(struct loader *loader, const struct model_tensor *tensor,
+                      const struct part *part, const void *data, uint64_t bytes)
 {
     const unsigned char *codes = data;
-    for (uint64_t i = 0; i < tensor->bytes; i++) {
+    uint64_t cols = part->col_end - part->col;
+    for (uint64_t i = 0; i < bytes; i++) {
         if ((codes[i] & 0x7f) == 0x7f) {
+            uint64_t at = (part->row + i / cols) * tensor->shape[1] + part->col + i % cols;
             loader->rc =
                 base_err_set(loader->err, BASE_EFORMAT,
                              "%s: tensor '%s' holds FP8 code 0x%02x (NaN) at element %" PRIu64
                              "; the checkpoint is damaged",
-                             loader->shape->name, tensor->name, codes[i], i);
+                             loader->shape->name, tensor->name, codes[i], at);
             return;
         }
     }
 }
 
+static int read_scale_table(struct loader *loader, const struct model_tensor *tensor,
+                            uint64_t count, float **table)
+{
+    *table = malloc(count * sizeof **table + 1);
+    if (!*table) return -ENOMEM;
+    int rc = model_files_read(loader->files, tensor, *table, loader->err);
+    for (uint64_t i = 0; rc == 0 && i < count; i++) {
+        if (isfinite((*table)[i])) continue;
+        rc = base_err_set(loader->err, BASE_EFORMAT,
+                          "%s: tensor '%s' holds a scale that is no finite number at %" PRIu64,
+                          loader->shape->name, tensor->name, i);
+    }
+    return rc;
+}
+
+static uint32_t divisor(uint32_t a, uint32_t b)
+{
+    while (b > 0) {
+        uint32_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
+/* The scales of a part. Its columns begin where a scale does; rows may begin within one: then each
+ * scale is written for fewer rows, and more often. */
 static const void *read_scales(struct loader *loader, const struct model_tensor *weight,
-                               const char *name, uint32_t rows, uint32_t cols)
+                               const char *name, const struct part *part, struct kern_matrix *out)
 {
     const struct model_shape *shape = loader->shape;
     if (shape->fp8_block_rows == 0 || shape->fp8_block_cols == 0) {
@@ -123,8 +189,9 @@ static const void *read_scales(struct loader *loader, const struct model_tensor 
     snprintf(scale_name, sizeof scale_name, "%s_scale_inv", name);
     const struct model_tensor *tensor = find(loader, scale_name);
     if (!tensor) return NULL;
-    uint32_t scale_rows = (rows + shape->fp8_block_rows - 1) / shape->fp8_block_rows;
-    uint32_t scale_cols = (cols + shape->fp8_block_cols - 1) / shape->fp8_block_cols;
+    uint32_t block_rows = shape->fp8_block_rows, block_cols = shape->fp8_block_cols;
+    uint64_t scale_rows = (weight->shape[0] + block_rows - 1) / block_rows;
+    uint64_t scale_cols = (weight->shape[1] + block_cols - 1) / block_cols;
     if (!check_shape(loader, tensor, 2, scale_rows, scale_cols)) return NULL;
     if (tensor->dtype != MODEL_F32) {
         loader->rc =
@@ -132,23 +199,27 @@ static const void *read_scales(struct loader *loader, const struct model_tensor 
                          shape->name, tensor->name, model_dtype_name(tensor->dtype));
         return NULL;
     }
-    const char *scales = read_tensor(loader, tensor);
-    for (uint64_t i = 0; scales && i < (uint64_t)scale_rows * scale_cols; i++) {
-        float scale;
-        memcpy(&scale, scales + 4 * i, sizeof scale);
-        if (!isfinite(scale)) {
-            loader->rc =
-                base_err_set(loader->err, BASE_EFORMAT,
-                             "%s: tensor '%s' holds a scale that is no finite number at %" PRIu64,
-                             shape->name, tensor->name, i);
-            return NULL;
-        }
+    MUST(part->col % block_cols == 0);
+    out->scale_rows = divisor(block_rows, part->row);
+    out->scale_cols = block_cols;
+    uint64_t rows = (out->rows + out->scale_rows - 1) / out->scale_rows;
+    uint64_t cols = (out->cols + block_cols - 1) / block_cols;
+    float *scales = (float *)(void *)place(loader, rows * cols * sizeof(float)), *table;
+    if (!scales) return NULL;
+    loader->rc = read_scale_table(loader, tensor, scale_rows * scale_cols, &table);
+    for (uint64_t r = 0; loader->rc == 0 && r < rows; r++) {
+        uint64_t from = (part->row + r * out->scale_rows) / block_rows;
+        memcpy(scales + r * cols, table + from * scale_cols + part->col / block_cols,
+               cols * sizeof *scales);
     }
-    return scales;
+    free(table);
+    return loader->rc < 0 ? NULL : scales;
 }
 
-static void matrix(struct loader *loader, struct kern_matrix *out, const char *name, uint32_t rows,
-                   uint32_t cols)
+/* Part of a matrix that has rows x cols in the checkpoint; without rows or columns of its own it
+ * has neither data nor scales. */
+static void matrix_part(struct loader *loader, struct kern_matrix *out, const char *name,
+                        uint32_t rows, uint32_t cols, struct part part)
 {
     if (loader->rc < 0) return;
     const struct model_tensor *tensor = find(loader, name);
@@ -162,14 +233,51 @@ static void matrix(struct loader *loader, struct kern_matrix *out, const char *n
                          loader->shape->name, tensor->name, model_dtype_name(tensor->dtype));
         return;
     }
-    *out = (struct kern_matrix){ .dtype = dtype, .rows = rows, .cols = cols };
-    out->data = read_tensor(loader, tensor);
+    uint64_t bytes;
+    *out = (struct kern_matrix){ .dtype = dtype, .rows = part.row_end - part.row,
+                                 .cols = part.col_end - part.col };
+    out->data = read_part(loader, tensor, &part, &bytes);
     if (loader->rc < 0 || dtype != KERN_FP8_E4M3) return;
-    if (out->data) check_fp8(loader, tensor, out->data);
+    if (out->data) check_fp8(loader, tensor, &part, out->data, bytes);
     if (loader->rc < 0) return;
-    out->scales = read_scales(loader, tensor, name, rows, cols);
-    out->scale_rows = loader->shape->fp8_block_rows;
-    out->scale_cols = loader->shape->fp8_block_cols;
+    out->scales = read_scales(loader, tensor, name, &part, out);
+}
+
+static void matrix(struct loader *loader, struct kern_matrix *out, const char *name, uint32_t rows,
+                   uint32_t cols)
+{
+    matrix_part(loader, out, name, rows, cols, (struct part){ 0, rows, 0, cols });
+}
+
+/* This rank's rows, dealt out in units of `unit`. */
+static void matrix_rows(struct loader *loader, struct kern_matrix *out, const char *name,
+                        uint32_t rows, uint32_t cols, uint32_t unit)
+{
+    struct eng_share share = eng_ranks_share(loader->ranks, rows / unit);
+    matrix_part(loader, out, name, rows, cols,
+                (struct part){ share.begin * unit, share.end * unit, 0, cols });
+}
+
+/* Whether a product over all ranks goes by blocks; its scales are those of the stored type. */
+static bool by_blocks(struct loader *loader, const char *name, uint32_t rows, uint32_t cols,
+                      uint32_t units)
+{
+    if (loader->rc < 0) return false;
+    const struct model_tensor *tensor = find(loader, name);
+    bool scaled = tensor && tensor->dtype == MODEL_F8_E4M3;
+    return tensor && eng_ranks_by_blocks(loader->ranks, rows, cols,
+                                         scaled ? loader->shape->fp8_block_cols : 0, units);
+}
+
+static void matrix_blocks(struct loader *loader, struct kern_matrix *out, const char *name,
+                          uint32_t rows, uint32_t cols)
+{
+    uint32_t each = KERN_RANK_BLOCKS / loader->ranks->tensor, first = loader->ranks->rank * each;
+    for (uint32_t b = 0; b < each; b++) {
+        matrix_part(loader, &out[b], name, rows, cols,
+                    (struct part){ 0, rows, eng_ranks_block_edge(cols, first + b),
+                                   eng_ranks_block_edge(cols, first + b + 1) });
+    }
 }
 
 /* Norms and biases are small and used as f32: decoded once. */
@@ -202,33 +310,50 @@ static const float *vector(struct loader *loader, const char *name, uint32_t cou
 
 static void mlp(struct loader *loader, struct eng_mlp *out, const char *part, uint32_t width)
 {
-    char name[64];
+    char gate[64], up[64], down[64];
     uint32_t hidden = loader->shape->hidden;
-    snprintf(name, sizeof name, "%s.gate_proj.weight", part);
-    matrix(loader, &out->gate, name, width, hidden);
-    snprintf(name, sizeof name, "%s.up_proj.weight", part);
-    matrix(loader, &out->up, name, width, hidden);
-    snprintf(name, sizeof name, "%s.down_proj.weight", part);
-    matrix(loader, &out->down, name, hidden, width);
+    snprintf(gate, sizeof gate, "%s.gate_proj.weight", part);
+    snprintf(up, sizeof up, "%s.up_proj.weight", part);
+    snprintf(down, sizeof down, "%s.down_proj.weight", part);
+    out->width = width;
+    if (by_blocks(loader, down, hidden, width, loader->ranks ? loader->ranks->tensor : 1)) {
+        struct eng_share share = eng_ranks_blocks(loader->ranks, width);
+        struct part rows = { share.begin, share.end, 0, hidden };
+        matrix_part(loader, &out->gate, gate, width, hidden, rows);
+        matrix_part(loader, &out->up, up, width, hidden, rows);
+        matrix_blocks(loader, out->down_blocks, down, hidden, width);
+        return;
+    }
+    matrix_rows(loader, &out->gate, gate, width, hidden, 1);
+    matrix_rows(loader, &out->up, up, width, hidden, 1);
+    matrix_rows(loader, &out->down, down, hidden, width, 1);
 }
 
 static void attention(struct loader *loader, struct eng_layer *layer)
 {
     const struct model_shape *s = loader->shape;
-    uint32_t q_rows = s->heads * (s->qk_nope_dim + s->qk_rope_dim);
+    uint32_t head = s->qk_nope_dim + s->qk_rope_dim, q_rows = s->heads * head;
+    uint32_t values = s->heads * s->v_dim;
+    const char *const o = "self_attn.o_proj.weight";
     if (s->q_lora_rank > 0) {
         matrix(loader, &layer->q_a, "self_attn.q_a_proj.weight", s->q_lora_rank, s->hidden);
         layer->q_a_norm = vector(loader, "self_attn.q_a_layernorm.weight", s->q_lora_rank);
-        matrix(loader, &layer->q_b, "self_attn.q_b_proj.weight", q_rows, s->q_lora_rank);
+        matrix_rows(loader, &layer->q_b, "self_attn.q_b_proj.weight", q_rows, s->q_lora_rank,
+                    head);
     } else {
-        matrix(loader, &layer->q_b, "self_attn.q_proj.weight", q_rows, s->hidden);
+        matrix_rows(loader, &layer->q_b, "self_attn.q_proj.weight", q_rows, s->hidden, head);
     }
     matrix(loader, &layer->kv_a, "self_attn.kv_a_proj_with_mqa.weight",
            s->kv_lora_rank + s->qk_rope_dim, s->hidden);
     layer->kv_a_norm = vector(loader, "self_attn.kv_a_layernorm.weight", s->kv_lora_rank);
-    matrix(loader, &layer->kv_b, "self_attn.kv_b_proj.weight",
-           s->heads * (s->qk_nope_dim + s->v_dim), s->kv_lora_rank);
-    matrix(loader, &layer->o, "self_attn.o_proj.weight", s->hidden, s->heads * s->v_dim);
+    matrix_rows(loader, &layer->kv_b, "self_attn.kv_b_proj.weight",
+                s->heads * (s->qk_nope_dim + s->v_dim), s->kv_lora_rank,
+                s->qk_nope_dim + s->v_dim);
+    if (by_blocks(loader, o, s->hidden, values, s->heads)) {
+        matrix_blocks(loader, layer->o_blocks, o, s->hidden, values);
+    } else {
+        matrix_rows(loader, &layer->o, o, s->hidden, values, 1);
+    }
 }
 
 static void load_layer(struct loader *loader, struct eng_layer *layer, uint32_t index,
@@ -259,10 +384,10 @@ static int walk(struct loader *loader, struct eng_weights *weights)
     const struct model_shape *s = loader->shape;
     loader->used = 0;
     loader->prefix[0] = '\0';
-    matrix(loader, &weights->embed, "model.embed_tokens.weight", s->vocab, s->hidden);
+    matrix_rows(loader, &weights->embed, "model.embed_tokens.weight", s->vocab, s->hidden, 1);
     weights->norm = vector(loader, "model.norm.weight", s->hidden);
     if (s->tied_embeddings) weights->head = weights->embed;
-    else matrix(loader, &weights->head, "lm_head.weight", s->vocab, s->hidden);
+    else matrix_rows(loader, &weights->head, "lm_head.weight", s->vocab, s->hidden, 1);
     int32_t moe_layer = 0;
     for (uint32_t i = 0; i < s->layers && loader->rc == 0; i++) {
         bool moe = model_shape_is_moe(s, i);
@@ -273,12 +398,12 @@ static int walk(struct loader *loader, struct eng_weights *weights)
 }
 
 int eng_weights_plan(const struct model_shape *shape, const struct model_files *files,
-                     uint64_t *bytes, struct base_err *err)
+                     const struct eng_ranks *ranks, uint64_t *bytes, struct base_err *err)
 {
     struct eng_weights weights = { 0 };
     weights.layers = calloc(shape->layers, sizeof *weights.layers);
     if (!weights.layers) return -ENOMEM;
-    struct loader loader = { .shape = shape, .files = files, .err = err };
+    struct loader loader = { .shape = shape, .files = files, .ranks = ranks, .err = err };
     int rc = walk(&loader, &weights);
     *bytes = loader.used;
     free(weights.layers);
@@ -286,12 +411,13 @@ int eng_weights_plan(const struct model_shape *shape, const struct model_files *
 }
 
 int eng_weights_load(struct eng_weights *weights, const struct model_shape *shape,
-                     const struct model_files *files, struct base_err *err)
+                     const struct model_files *files, const struct eng_ranks *ranks,
+                     struct base_err *err)
 {
-    struct loader loader = { .shape = shape, .files = files, .err = err };
+    struct loader loader = { .shape = shape, .files = files, .ranks = ranks, .err = err };
     uint64_t bytes = 0;
     *weights = (struct eng_weights){ 0 };
-    int rc = eng_weights_plan(shape, files, &bytes, err);
+    int rc = eng_weights_plan(shape, files, ranks, &bytes, err);
     if (rc < 0) return rc;
     weights->layers = calloc(shape->layers, sizeof *weights->layers);
     weights->memory = base_mem_alloc(&dense_tag, bytes, WEIGHT_ALIGN);

@@ -14,8 +14,13 @@
 #include "model/safetensors.h"
 #include "model/shape.h"
 
+/* Over several ranks (ranks.h) a matrix holds this rank's rows: of embeddings and head a share of
+ * the vocabulary, of q_b and kv_b its heads, of gate and up a share of the width. What comes after
+ * those is either `down` or `o`, this rank's share of their rows, or the blocks of columns. */
 struct eng_mlp {
+    uint32_t width;                     /* of all ranks together; 0 = there is none */
     struct kern_matrix gate, up, down;
+    struct kern_matrix down_blocks[KERN_RANK_BLOCKS];   /* [0].rows 0: down */
 };
 
 struct eng_layer {
@@ -24,9 +29,10 @@ struct eng_layer {
                                          * is the plain q_proj */
     const float *q_a_norm;
     struct kern_matrix kv_a, kv_b, o;
+    struct kern_matrix o_blocks[KERN_RANK_BLOCKS];      /* [0].rows 0: o */
     const float *kv_a_norm;
     int32_t moe_layer;                  /* -1: a dense layer */
-    struct eng_mlp mlp;                 /* the dense part, or the shared experts (rows 0 = none) */
+    struct eng_mlp mlp;                 /* the dense part, or the shared experts (width 0 = none) */
     struct kern_matrix gate;
     const float *gate_bias;             /* NULL = none */
 };
@@ -39,13 +45,17 @@ struct eng_weights {
     uint64_t bytes;
 };
 
-/* Checks every tensor's presence, type and shape, and tells how many bytes load will take. */
+struct eng_ranks;
+
+/* Checks every tensor's presence, type and shape, and tells how many bytes load will take.
+ * `ranks` says which part of them is this rank's; NULL = all. */
 int eng_weights_plan(const struct model_shape *shape, const struct model_files *files,
-                     uint64_t *bytes, struct base_err *err);
+                     const struct eng_ranks *ranks, uint64_t *bytes, struct base_err *err);
 /* Reads them. FP8 codes that mean NaN, and scales that are no finite numbers, are refused by
  * name. */
 int eng_weights_load(struct eng_weights *weights, const struct model_shape *shape,
-                     const struct model_files *files, struct base_err *err);
+                     const struct model_files *files, const struct eng_ranks *ranks,
+                     struct base_err *err);
 void eng_weights_free(struct eng_weights *weights);
 
 /* The arithmetic's name of a stored type; KERN_DTYPE_COUNT for types that are no weights. I8 and U8

@@ -615,14 +615,21 @@ const struct model_tensor *model_files_at(const struct model_files *files, uint3
 int model_files_read(const struct model_files *files, const struct model_tensor *tensor, void *to,
                      struct base_err *err)
 {
+    return model_files_read_part(files, tensor, 0, tensor->bytes, to, err);
+}
+
+int model_files_read_part(const struct model_files *files, const struct model_tensor *tensor,
+                          uint64_t offset, uint64_t bytes, void *to, struct base_err *err)
+{
     MUST_MAGIC(files, FILES_MAGIC);
     MUST(tensor->file < files->shard_count);
+    MUST(offset <= tensor->bytes && bytes <= tensor->bytes - offset);
     const char *path = files->shards[tensor->file].path;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         return base_err_set(err, -errno, "%s: cannot open: %s", path, base_err_name(-errno));
     }
-    int rc = read_at(fd, to, tensor->bytes, tensor->offset);
+    int rc = read_at(fd, to, bytes, tensor->offset + offset);
     close(fd);
     if (rc == -ENODATA) {
         return base_err_set(err, BASE_EFORMAT, "%s: the file ends inside tensor '%s'", path,

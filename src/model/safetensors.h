@@ -67,5 +67,8 @@ const struct model_tensor *model_files_at(const struct model_files *files, uint3
  * or BASE_EFORMAT when the file ends early. The shard is opened and closed in the call. */
 int model_files_read(const struct model_files *files, const struct model_tensor *tensor, void *to,
                      struct base_err *err);
+/* The same of `bytes` from `offset` on, which must lie in the tensor. */
+int model_files_read_part(const struct model_files *files, const struct model_tensor *tensor,
+                          uint64_t offset, uint64_t bytes, void *to, struct base_err *err);
 
 #endif

@@ -91,6 +91,21 @@ static void put_build(struct srv *srv, struct base_buf *to)
                     (double)(base_now_ns() - srv->started_ns) / 1e9);
 }
 
+/* Collectives of this rank by kind; nothing with one rank. */
+static void put_ranks(struct base_buf *to, const struct comm *comm)
+{
+    struct comm_metrics stats[COMM_CALL_COUNT];
+    struct base_metric_sample samples[COMM_CALL_COUNT];
+    char labels[COMM_CALL_COUNT][32];
+    if (!comm) return;
+    comm_stats(comm, stats);
+    for (int c = 0; c < COMM_CALL_COUNT; c++) {
+        base_str_format(labels[c], sizeof labels[c], "kind=\"%s\"", comm_call_name(c));
+        samples[c] = (struct base_metric_sample){ &stats[c], labels[c] };
+    }
+    base_metric_prometheus(to, "rank", comm_metrics, comm_metric_count, samples, COMM_CALL_COUNT);
+}
+
 /* Snapshots are too large for a worker's stack. */
 struct snapshots {
     struct tier_snapshot tier;
@@ -156,6 +171,7 @@ void srv_admin_metrics(struct srv *srv, const struct srv_request *request,
     base_metric_prometheus(to, "engine", eng_metrics, eng_metric_count, &engine, 1);
     base_metric_prometheus(to, "predictor", eng_advice_metrics, eng_advice_metric_count, &predictor,
                            1);
+    put_ranks(to, srv->stack->ranks.comm);
     base_metric_prometheus(to, "server", srv_metrics, srv_metric_count, &server, 1);
     reply->status = 200;
     reply->type = "text/plain; version=0.0.4; charset=utf-8";
@@ -171,6 +187,7 @@ void srv_metric_reference(struct base_buf *to)
     srv_memory_reference(to);
     base_metric_reference(to, "engine", eng_metrics, eng_metric_count);
     base_metric_reference(to, "predictor", eng_advice_metrics, eng_advice_metric_count);
+    base_metric_reference(to, "rank", comm_metrics, comm_metric_count);
     base_metric_reference(to, "server", srv_metrics, srv_metric_count);
 }
 
@@ -341,6 +358,7 @@ static void put_report(struct srv *srv, struct base_buf *to, const struct tier_s
         { "io.backend", tier->io_note, tier->backend_degraded || tier->buffers_degraded },
         { "io.direct", tier->io_note, tier->direct_degraded },
         { "tiers.dram.pin", tier->pin_note, tier->pin_degraded },
+        { "ranks.comm", srv->stack->ranks.comm ? srv->stack->ranks.comm->note : "one rank", false },
         { "predictor.kind", eng_advice_note(srv->stack->advice), false },
         { "prefetch.enabled", srv->stack->advice ? tier->prefetch_note : "no predictor",
           tier->prefetch_degraded },

@@ -85,6 +85,11 @@ static int apply_locked(struct srv *srv, const struct srv_settings *to, struct f
                             found->fixed == 1 ? "a change of it needs" : "changes of them need");
     }
     if (count == 0) return 0;
+    if (srv->stack->ranks.count > 1) {
+        return base_err_set(err, BASE_ECONFIG, "this server has %u ranks, each with tiers of its "
+                            "own: settings change with a restart of all of them",
+                            srv->stack->ranks.count);
+    }
     int rc = eng_stack_check(&to->stack, err);
     if (rc < 0) return rc;
     struct tier_config config = to->stack.tier;

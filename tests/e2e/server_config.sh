@@ -26,7 +26,7 @@ yaml 'server:\n  api_key: x\n'
 refuse 'x.yaml:' --config "$work/x.yaml" --model "$model"
 # Known keys of parts that are not built yet: refused with the reason, not silently accepted.
 for pair in prefetch.enabled=true prefetch.bandwidth_share=50% prefetch.experts_per_layer_max=4 \
-    parallel.tensor=8 tiers.hbm.headroom=10% tiers.hbm.device=cuda scheduler.enable_prefix_caching=true \
+    tiers.hbm.headroom=10% tiers.hbm.device=cuda scheduler.enable_prefix_caching=true \
     scheduler.batch_wait_timeout=10ms; do
     refuse "${pair%%=*}: ${pair#*=} cannot take effect" --set "$pair" --model "$model"
     refuse 'cannot take effect' --set "$pair" --check-config

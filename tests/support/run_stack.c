@@ -8,6 +8,20 @@
 
 #include "base/log.h"
 
+static struct comm *run_comm;
+
+void run_ranks(struct comm *comm)
+{
+    run_comm = comm;
+}
+
+/* All ranks have the same folder: rank 0's. */
+static void make_folder(struct run *run)
+{
+    if (!run_comm || run_comm->rank == 0) ck_assert_ptr_nonnull(mkdtemp(run->folder));
+    if (run_comm) comm_broadcast(run_comm, run->folder, sizeof run->folder, 0);
+}
+
 static struct run_answer *answer_of(struct run *run, uint64_t id)
 {
     for (uint32_t i = 0; i < run->answer_count; i++) {
@@ -79,7 +93,7 @@ int run_try_open(struct run *run, const char *model_dir, const char *const *sett
     char pair[200];
     *run = (struct run){ .folder = "/tmp/expertier-run-XXXXXX" };
     base_log_level_set(BASE_LOG_ERROR);
-    ck_assert_ptr_nonnull(mkdtemp(run->folder));
+    make_folder(run);
     size_t count = eng_stack_groups(&config, groups);
     base_option_defaults(groups, count);
     snprintf(pair, sizeof pair, "tiers.nvme.index=%s/experts.index", run->folder);
@@ -89,6 +103,7 @@ int run_try_open(struct run *run, const char *model_dir, const char *const *sett
         ck_assert_msg(rc == 0, "%s", err->text);
     }
     struct eng_stack_args args = { .model_dir = model_dir, .config = &config, .quiet = true,
+                                   .comm = run_comm,
                                    .hooks = { .step_end = on_step_end, .logits = on_logits,
                                               .context = run } };
     return eng_stack_open(&run->stack, &args, err);
@@ -110,6 +125,7 @@ void run_close(struct run *run)
         free(run->answers[i].text);
         free(run->answers[i].rows);
     }
+    if (run_comm && run_comm->rank > 0) return;
     snprintf(path, sizeof path, "%s/experts.index", run->folder);
     unlink(path);
     rmdir(run->folder);

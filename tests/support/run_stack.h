@@ -41,6 +41,9 @@ struct run {
     uint32_t answer_count;
 };
 
+/* Stacks that are opened from now on are those of a rank; NULL = one rank. */
+void run_ranks(struct comm *comm);
+
 /* `settings` are "key=value" texts, NULL at the end; NULL = defaults. */
 void run_open(struct run *run, const char *model_dir, const char *const *settings);
 /* The same, but an expected failure comes back as its code. */

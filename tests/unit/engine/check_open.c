@@ -76,10 +76,10 @@ static int load(struct base_err *err)
     int rc = model_shape_load(&shape, dir, err);
     if (rc == 0) rc = model_files_open(&files, dir, err);
     ck_assert_msg(rc == 0, "%s", err->text);
-    rc = eng_weights_load(&weights, &shape, files, err);
+    rc = eng_weights_load(&weights, &shape, files, NULL, err);
     if (rc == 0) {
         uint64_t bytes;
-        ck_assert_int_eq(eng_weights_plan(&shape, files, &bytes, err), 0);
+        ck_assert_int_eq(eng_weights_plan(&shape, files, NULL, &bytes, err), 0);
         ck_assert_uint_eq(bytes, weights.bytes);
         eng_weights_free(&weights);
     }
@@ -192,7 +192,7 @@ START_TEST(the_footprint_is_what_open_takes)
     struct eng_footprint footprint;
     run_open(&run, run_pebble(), NULL);
     ck_assert_int_eq(eng_footprint(&run.stack.config.engine, &run.stack.shape, run.stack.files,
-                                   &footprint, &err),
+                                   NULL, &footprint, &err),
                      0);
     struct eng_metrics metrics;
     eng_snapshot(run.stack.engine, &metrics);

@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# Several ranks give the bits of one, whatever is shared and wherever experts lie; each rank's trace
+# replays exactly; when a rank dies or hangs the others end, and say why.
+# shellcheck source=tests/e2e/support.sh
+. "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
+
+# mpirun ends its processes only if it is given the time.
+stop_job() {
+    if [ -n "$server" ]; then kill -TERM "$server" 2>/dev/null || true; sleep 2; fi
+    finish
+}
+trap stop_job EXIT
+
+ranks() { bash "$source_dir/tests/support/ranks.sh" "$@"; }
+bits=$EXPERTIER_BUILD/tests/support/rank_bits
+code=0
+ranks 2 true || code=$?
+[ "$code" = 77 ] && exit 77
+[ "$code" = 0 ] || fail "mpirun cannot start two processes here (exit code $code)"
+
+# ---- the same bits ----
+
+make_wide() { # KIND
+    mkdir "$work/$1"
+    "$EXPERTIER_BUILD/tests/support/tiny_model" "$work/$1" "$1"
+    cp "$model"/tokenizer*.json "$work/$1"
+}
+make_wide wide
+make_wide wide-fp8
+small='scheduler.max_model_len=128 scheduler.max_chunked_prefill_tokens=24'
+models="$work/wide $work/wide-fp8"
+for name in v3-bf16 v3-fp8-yarn v3-fp8-plain-q v3-f16-tied v3-fp8-odd v3-f32 v2-greedy v2-groups; do
+    models+=" $source_dir/tests/golden/$name"
+done
+
+# A rank's share of pebble's tiers holds less than a token may ask it for, and then some.
+tight='tiers.hbm.capacity=40% tiers.dram.capacity=20% tiers.hbm.sim_bandwidth=0'
+# shellcheck disable=SC2086
+{
+    "$bits" $small tiers.dram.capacity=70% $models >"$work/want"
+    "$bits" $small tiers.dram.capacity=20% "$model" >"$work/want.pebble"
+    [ "$(wc -l <"$work/want")" = 10 ] || fail 'not every model ran'
+    for n in 2 4; do
+        echo "== $n ranks"
+        ranks $n "$bits" $small tiers.dram.capacity=100% $models >"$work/have" 2>"$work/err" ||
+            fail "$n ranks: $(cat "$work/err")"
+        diff "$work/want" "$work/have" || fail "$n ranks give other bits than one"
+        RANK_BITS_NUMBERS=1 ranks $n "$bits" $small $tight "$model" >"$work/have" 2>"$work/err" ||
+            fail "$n ranks: $(cat "$work/err")"
+        diff "$work/want.pebble" "$work/have" || fail "$n ranks of pebble give other bits than one"
+        [ "$(grep -c "experts of a layer $((64 / n)) of 64" "$work/err")" = "$n" ] ||
+            fail "a rank does not hold 1/$n of the experts: $(cat "$work/err")"
+    done
+    echo '== what is shared'
+    for set in parallel.tensor=1 parallel.expert=1; do
+        RANK_BITS_NUMBERS=1 ranks 2 "$bits" $small tiers.dram.capacity=100% $set "$work/wide" "$model" >"$work/have" \
+            2>"$work/err" || fail "$set: $(cat "$work/err")"
+        { grep '^wide ' "$work/want"; cat "$work/want.pebble"; } | diff - "$work/have" ||
+            fail "$set gives other bits"
+    done
+    # Only the sums by blocks are left of what goes from all to all, and pebble's are too narrow.
+    grep -q 'wide, .*all_to_all [1-9]' "$work/err" || fail "no sums by blocks: $(cat "$work/err")"
+    grep -q 'pebble, .*all_to_all 0,' "$work/err" || fail "sums by blocks: $(cat "$work/err")"
+}
+
+# ---- where experts lie; traces ----
+
+echo '== placement by load, replicas, traces'
+prompt='The kernel is the part of the system that'
+run() { "$bin/tier-run" --model "$model" --prompt "$prompt" --max-tokens 40 "$@"; }
+run --set tiers.dram.capacity=30% --trace "$work/one.trace" >"$work/text" 2>"$work/err" ||
+    fail "tier-run: $(cat "$work/err")"
+# shellcheck disable=SC2086
+for set in '' 'ranks.replicas=6'; do
+    ranks 2 "$bits" $small $tight "ranks.placement=file:$work/one.trace" $set "$model" \
+        >"$work/have" 2>"$work/err" || fail "placement by load: $(cat "$work/err")"
+    diff "$work/want.pebble" "$work/have" || fail "placement by load, $set: other bits"
+done
+ranks 2 "$bin/tier-run" --model "$model" --prompt "$prompt" --max-tokens 40 \
+    --set tiers.dram.capacity=40% --set predictor.kind=blend --set ranks.replicas=4 \
+    --set "ranks.placement=file:$work/one.trace" --trace "$work/two.trace" \
+    >"$work/have" 2>"$work/err" || fail "tier-run: $(cat "$work/err")"
+diff "$work/text" "$work/have" || fail 'two ranks of tier-run write another text'
+for r in 0 1; do
+    "$bin/tier-replay" run "$work/two.trace.rank$r" --as-recorded >"$work/out" 2>&1 ||
+        fail "the trace of rank $r does not replay exactly: $(cat "$work/out")"
+done
+
+# ---- refusals ----
+
+refuse() { # SAYS COMMAND...
+    local says=$1; shift
+    if "$@" >"$work/out" 2>&1 </dev/null; then fail "not refused: $*"; fi
+    grep -qF -- "$says" "$work/out" || fail "no '$says' in: $(cat "$work/out")"
+}
+refuse 'start it with mpirun -n 2' run --set parallel.tensor=2
+refuse 'it can be 1 or 2' ranks 2 "$bin/tier-run" --model "$model" --prompt x --set parallel.expert=4
+refuse 'would all do the same' ranks 2 "$bin/tier-run" --model "$model" --prompt x \
+    --set parallel.expert=1 --set parallel.tensor=1
+refuse 'ranks.replicas: 3 cannot take effect' run --set ranks.replicas=3
+
+# ---- a server, and the end of a rank ----
+
+start_ranks() { # [argument...]
+    : >"$work/server.log"
+    bash "$source_dir/tests/support/ranks.sh" 2 "$bin/tier-server" --model "$model" --port 0 --set "tiers.nvme.index=$work/i" "$@" \
+        >"$work/server.log" 2>&1 &
+    server=$!
+    url=''
+    for _ in $(seq 600); do
+        url=$(sed -n 's/.*listening on \(http:[^ ]*\).*/\1/p' "$work/server.log" | head -n 1)
+        if [ -n "$url" ]; then return; fi
+        kill -0 "$server" 2>/dev/null || { server=''; fail 'the server did not start'; }
+        sleep 0.05
+    done
+    fail 'the server did not say that it listens within 30 s'
+}
+rank_pid() { # RANK: its process, found by what mpirun told it
+    local pid
+    for pid in $(cat "/proc/$server/task/"*/children); do
+        tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "OMPI_COMM_WORLD_RANK=$1" &&
+            echo "$pid" && return
+    done
+    fail "rank $1 has no process"
+}
+# Waits for the end of the job; prints the seconds it took.
+ended_within() { # SECONDS SINCE
+    local code=0
+    while kill -0 "$server" 2>/dev/null; do
+        [ $(($(date +%s%N) / 1000000 - $2)) -le $(($1 * 1000)) ] || fail "the job is still there after $1 s"
+        sleep 0.1
+    done
+    wait "$server" || code=$?
+    server=''
+    [ "$code" != 0 ] || fail 'the job ended with 0 although a rank was lost'
+    echo "ended after $(($(date +%s%N) / 1000000 - $2)) ms: $(grep -E 'error +ranks|exited on signal' "$work/server.log" | tail -n 1)"
+}
+now_ms() { echo $(($(date +%s%N) / 1000000)); }
+answer() { sed -n 's/.*"text": *"\([^"]*\)".*/\1/p'; }
+
+start_server
+want=$(complete "$prompt" 24 '"temperature": 0' | answer)
+[ -n "$want" ] || fail 'one rank gives no text'
+stop_server
+
+echo '== a server of two ranks'
+start_ranks
+have=$(complete "$prompt" 24 '"temperature": 0' | answer)
+[ "$have" = "$want" ] || fail "two ranks answer '$have', one '$want'"
+curl -sS "$url/metrics" >"$work/metrics"
+grep -q 'expertier_rank_seconds.*kind="all_gather"} 0*[.0-9]*[1-9]' "$work/metrics" ||
+    fail "no time of collectives: $(grep rank "$work/metrics")"
+grep -q '^expertier_engine_collective_seconds [0-9.e-]*[1-9]' "$work/metrics" || fail 'no collective_seconds'
+kill -TERM "$(rank_pid 0)"      # in order: rank 0 tells the others
+code=0
+wait "$server" || code=$?
+server=''
+[ "$code" = 0 ] || fail "two ranks ended with $code after SIGTERM to rank 0"
+
+echo '== a rank is killed while it serves'
+start_ranks
+complete "$prompt" 2000 '"ignore_eos": true' >/dev/null 2>&1 &
+client=$!
+sleep 0.5
+since=$(now_ms)
+kill -KILL "$(rank_pid 1)"
+ended_within 10 "$since"
+grep -q 'rank 1 with PID .*exited on signal 9' "$work/server.log" || fail 'nobody says which rank died'
+wait $client || true
+
+echo '== a rank hangs while it serves, and while nothing happens'
+for busy in 1 0; do
+    start_ranks --set ranks.timeout=3s
+    if [ $busy = 1 ]; then complete "$prompt" 2000 '"ignore_eos": true' >/dev/null 2>&1 & client=$!; sleep 0.5; fi
+    since=$(now_ms)
+    kill -STOP "$(rank_pid $busy)"
+    ended_within 10 "$since"
+    grep -q "was not joined by every rank within 3.* rank $busy (process .*) is stopped" "$work/server.log" ||
+        fail "nobody says that rank $busy hangs"
+    if [ $busy = 1 ]; then wait $client || true; fi
+done
