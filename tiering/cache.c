@@ -708,7 +708,7 @@ int tier_cache_create(struct tier_cache *c, const struct tier_cache_args *args,
     }
     rc = files_add(c, err);
     if (rc < 0) goto fail;
-    rc = tier_slots_create(&c->dram.slots, args->slots, args->slots_most, slot_bytes, args->pin,
+    rc = tier_slots_create(&c->dram.slots, args->slots, args->slots_most, slot_bytes, &args->hold,
                            err);
     if (rc < 0) goto fail;
     c->dram.slots.moved = dram_moved;

@@ -100,7 +100,7 @@ struct tier_cache_args {
     uint32_t slots_most, hbm_slots_most;    /* that there may ever be */
     uint64_t hbm_slot_bytes;
     struct dev *device;         /* borrowed, with hbm_slots */
-    enum tier_pin pin;
+    struct tier_slots_hold hold;        /* of dram */
     bool verify_always, warm_compute;
     uint64_t prefetch_inflight; /* bytes */
     uint64_t stuck_after_ns;

@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 
 #include "base/log.h"
+#include "base/mem.h"
 #include "base/must.h"
 #include "base/str.h"
 
@@ -72,14 +73,42 @@ int tier_slots_create_at(struct tier_slots *s, uint32_t count, uint32_t most, ui
     return 0;
 }
 
-/* Puts memory behind a range of addresses. Large pages spare the TLB where a slot spans several;
- * with small slots they would only round resident memory up. */
-static int range_open(void *at, uint64_t bytes, uint64_t slot_bytes)
+/* Large pages spare the TLB where a slot spans several; with small slots they would only round
+ * resident memory up. */
+static void range_enlarge(struct tier_slots *s, void *at, uint64_t bytes)
 {
-    if (mprotect(at, bytes, PROT_READ | PROT_WRITE) < 0) return -errno;
-    if (slot_bytes >= HUGE_PAGE) madvise(at, bytes, MADV_HUGEPAGE);
+    char size[16];
+    if (s->slot_bytes < HUGE_PAGE) {
+        snprintf(s->huge_note, sizeof s->huge_note, "small pages: a slot of %s is less than a huge "
+                 "one", base_str_bytes(size, sizeof size, s->slot_bytes));
+        return;
+    }
+    int rc = madvise(at, bytes, MADV_HUGEPAGE) == 0 ? 0 : -errno;
+    s->huge = rc == 0 && base_mem_huge_given();
+    s->huge_refused = !s->huge;
+    if (s->huge) {
+        snprintf(s->huge_note, sizeof s->huge_note, "huge pages, as far as the kernel has some");
+    } else {
+        snprintf(s->huge_note, sizeof s->huge_note,
+                 "small pages: the kernel gives no huge ones: %s",
+                 rc < 0 ? base_err_name(rc) : "transparent_hugepage is never");
+    }
+}
+
+/* Puts memory behind a range of addresses. */
+static int range_open(struct tier_slots *s, void *at, uint64_t bytes, struct base_err *err)
+{
+    char size[16];
+    if (mprotect(at, bytes, PROT_READ | PROT_WRITE) < 0) {
+        return base_err_set(err, -ENOMEM, "cannot map %s of slots: the system has not so much "
+                            "memory to give", base_str_bytes(size, sizeof size, bytes));
+    }
+    range_enlarge(s, at, bytes);
     madvise(at, bytes, MADV_DONTDUMP);
-    return 0;
+    int rc = s->hold.place ? s->hold.place(s->hold.context, at, bytes) : 0;
+    if (rc == 0) return 0;
+    return base_err_set(err, rc, "tiers.dram.numa: the system refuses to place memory: %s; take "
+                        "auto, which goes on without, or none", base_err_name(rc));
 }
 
 /* Takes it away, locked or not. Whoever still used it would fault. */
@@ -101,7 +130,7 @@ static void *reserve(uint64_t bytes)
 }
 
 int tier_slots_create(struct tier_slots *s, uint32_t count, uint32_t most, uint64_t slot_bytes,
-                      enum tier_pin mode, struct base_err *err)
+                      const struct tier_slots_hold *hold, struct base_err *err)
 {
     char size[16];
     uint64_t bytes = count * slot_bytes;
@@ -111,8 +140,7 @@ int tier_slots_create(struct tier_slots *s, uint32_t count, uint32_t most, uint6
         most = count;
         memory = reserve(bytes);
     }
-    if (memory == MAP_FAILED || range_open(memory, bytes, slot_bytes) < 0) {
-        if (memory != MAP_FAILED) munmap(memory, most * slot_bytes);
+    if (memory == MAP_FAILED) {
         return base_err_set(err, -ENOMEM, "cannot map %s for %u slots: the system has not so much "
                             "memory to give", base_str_bytes(size, sizeof size, bytes), count);
     }
@@ -122,8 +150,9 @@ int tier_slots_create(struct tier_slots *s, uint32_t count, uint32_t most, uint6
         return rc;
     }
     s->borrowed = false;
-    s->pin = mode;
-    rc = pin(s, mode, err);
+    s->hold = *hold;
+    rc = range_open(s, memory, bytes, err);
+    if (rc == 0) rc = pin(s, hold->pin, err);
     if (rc < 0) tier_slots_destroy(s);
     return rc;
 }
@@ -162,21 +191,20 @@ static uint32_t run_of(const uint32_t *list, uint32_t n)
 static int open_list(struct tier_slots *s, const uint32_t *list, uint32_t n, uint32_t *opened,
                      struct base_err *err)
 {
-    char size[16], why[160];
+    char why[160];
     for (uint32_t i = 0; i < n; i += run_of(list + i, n - i)) {
         uint64_t bytes = run_of(list + i, n - i) * s->slot_bytes;
         char *at = tier_slots_memory(s, list[i]);
         *opened = i;
-        int rc = range_open(at, bytes, s->slot_bytes);
+        int rc = range_open(s, at, bytes, err);
         if (rc < 0) {
-            return base_err_set(err, -ENOMEM, "cannot map %s for %u more slots: the system has not "
-                                "so much memory to give", base_str_bytes(size, sizeof size, bytes),
-                                n);
+            range_close(at, bytes);
+            return rc;
         }
         rc = s->locked ? lock_pages(at, bytes) : 0;
         if (rc == 0) continue;
         explain_refusal(s, rc, why, sizeof why);
-        if (s->pin == TIER_PIN_ON) {
+        if (s->hold.pin == TIER_PIN_ON) {
             range_close(at, bytes);
             return base_err_set(err, rc, "tiers.dram.pin: on: the system refused to lock memory: "
                                 "%s", why);

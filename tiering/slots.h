@@ -47,6 +47,14 @@ struct tier_slot {
 
 enum tier_pin { TIER_PIN_AUTO, TIER_PIN_ON, TIER_PIN_OFF };
 
+/* How memory is held that comes into service. */
+struct tier_slots_hold {
+    enum tier_pin pin;
+    /* Where it lies: called before it is written; an error is a refusal. May be NULL. */
+    int (*place)(void *context, void *memory, size_t bytes);
+    void *context;
+};
+
 struct tier_slots {
     char *memory;
     uint64_t slot_bytes, bytes; /* bytes: of the slots in service */
@@ -57,18 +65,20 @@ struct tier_slots {
     struct tier_slot *at;       /* [most] */
     bool locked, borrowed;      /* borrowed: the memory is the caller's */
     bool huge;                  /* of huge pages */
+    bool huge_refused;          /* the slots are large enough, but the kernel gives none */
     /* Memory of a slot went out of service, or came back. May be NULL. */
     void (*moved)(void *context, void *memory, size_t bytes, bool in_service);
     void *context;
-    enum tier_pin pin;
-    char note[200];             /* how the memory is held, for the start report */
+    struct tier_slots_hold hold;
+    char note[200];             /* how the memory is locked, for the start report */
+    char huge_note[120];        /* of which pages it is */
 };
 
 /* `count` slots in service of at most `most`; where the system sets no addresses aside for so many,
- * `most` becomes count. 0; -ENOMEM; with TIER_PIN_ON the errno of the refusal, with what to set.
- * slot_bytes is below 4 GiB. */
+ * `most` becomes count. 0; -ENOMEM; the errno of a refusal that `hold` does not allow, with what to
+ * set. slot_bytes is below 4 GiB. */
 int tier_slots_create(struct tier_slots *slots, uint32_t count, uint32_t most, uint64_t slot_bytes,
-                      enum tier_pin pin, struct base_err *err);
+                      const struct tier_slots_hold *hold, struct base_err *err);
 /* The same in memory that the caller has, most x slot_bytes of it. */
 int tier_slots_create_at(struct tier_slots *slots, uint32_t count, uint32_t most,
                          uint64_t slot_bytes, void *memory, struct base_err *err);

@@ -98,6 +98,10 @@ void tier_stats_publish(struct tier *t, uint64_t now)
     s->backend_degraded = t->io->backend_refused;
     s->direct_degraded = t->io->direct_refused;
     s->buffers_degraded = t->io->buffers_refused;
+    snprintf(s->numa_note, sizeof s->numa_note, "%s", t->numa.note);
+    snprintf(s->huge_note, sizeof s->huge_note, "%s", t->cache.dram.slots.huge_note);
+    s->numa_degraded = t->numa.degraded;
+    s->huge_degraded = t->cache.dram.slots.huge_refused;
     s->pin_degraded = !t->cache.dram.slots.locked && t->config.dram_pin != TIER_PIN_OFF;
     tier_publish_begin(&t->publish);
     tier_publish_put(&t->publish, 0, s, sizeof *s);

@@ -102,7 +102,7 @@ static int cache_create(struct tier *t, const struct tier_open_args *args,
         .store = t->store, .io = t->io, .clock = t->clock,
         .slots = (uint32_t)(f->slots[dram] + f->spare_slots[dram]),
         .slots_most = (uint32_t)slots_most(t),
-        .pin = (enum tier_pin)t->config.dram_pin,
+        .hold = { (enum tier_pin)t->config.dram_pin, tier_numa_place, &t->numa },
         .verify_always = t->config.verify == 0,
         .warm_compute = t->config.warm_experts == TIER_WARM_COMPUTE,
         .prefetch_inflight = t->config.prefetch_inflight,
@@ -150,7 +150,8 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
     if (rc < 0) goto fail;
     rc = tier_io_create(&t->io, args->io, t->clock, err);
     if (rc < 0) goto fail;
-    rc = cache_create(t, args, &footprint, err);
+    rc = tier_numa_open(&t->numa, t->config.dram_numa, err);
+    if (rc == 0) rc = cache_create(t, args, &footprint, err);
     if (rc < 0) goto fail;
     rc = tier_warm_open(&t->warm, t, err);
     if (rc < 0) goto fail;
@@ -168,6 +169,7 @@ void tier_close(struct tier *t)
     MUST(t->magic == TIER_MAGIC);
     tier_warm_close(t->warm);
     tier_cache_destroy(&t->cache);
+    tier_numa_close(&t->numa);
     tier_io_destroy(t->io);
     dev_destroy(t->own_device);
     tier_decide_destroy(t->decide);

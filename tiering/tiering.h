@@ -46,6 +46,9 @@
       "memory for expert slots in DRAM: a size (512GiB), or a share of the model's experts (25%)") \
     O(dram_pin, ENUM, "tiers.dram.pin", "auto", "auto|on|off", "", \
       "lock the slots in memory; auto goes on without where the limit forbids it, and says so") \
+    O(dram_numa, TEXTLINE, "tiers.dram.numa", "auto", "", "", \
+      "NUMA nodes of the slots: auto and interleave = in turn over all (auto goes on without " \
+      "where the system refuses), none = as the kernel likes, or a list like 0 or 0,2-3") \
     O(nvme_index, TEXTLINE, "tiers.nvme.index", "", "", "", \
       "path of the expert index; empty = expertier.index in the model folder") \
     O(eviction, ENUM, "policy.eviction", "lru", \
@@ -242,12 +245,15 @@ struct tier_snapshot {
     uint64_t steps;
     char io_note[200];                  /* which backend, and why */
     char pin_note[200];
+    char numa_note[200];
+    char huge_note[120];
     char device_note[200];              /* empty without an hbm tier */
     char prefetch_note[200];            /* what was made of prefetch.enabled, and why */
     char governor_note[200];            /* what prefetch does at present; empty without any */
     char warm_note[200];                /* what became of the saved set; empty without a path */
     /* Where `auto` had to do with less than it wanted; the notes say why. */
     bool backend_degraded, direct_degraded, buffers_degraded, pin_degraded, prefetch_degraded;
+    bool numa_degraded, huge_degraded;
 };
 /* Any thread, at any time; never blocks the engine. */
 void tier_snapshot(struct tier *tier, struct tier_snapshot *out);

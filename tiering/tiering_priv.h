@@ -6,6 +6,7 @@
 
 #include "tiering/cache.h"
 #include "tiering/governor.h"
+#include "tiering/numa.h"
 #include "tiering/publish.h"
 #include "tiering/tiering.h"
 #include "tiering/warm.h"
@@ -21,6 +22,7 @@ struct tier {
     struct base_clock *clock;
     struct tier_io *io;
     struct tier_decide *decide;
+    struct tier_numa numa;      /* where dram lies */
     struct tier_cache cache;
     struct dev *device, *own_device;    /* own: made here, ended here */
     uint32_t tiers;             /* resident ones: 2 = hbm over dram */

@@ -141,11 +141,16 @@ static void huge_look(void)
     fclose(file);
 }
 
+bool base_mem_huge_given(void)
+{
+    pthread_once(&huge_once, huge_look);
+    return huge_given;
+}
+
 size_t base_mem_touched(size_t size, size_t written)
 {
     if (!is_mapped(size)) return size;
-    pthread_once(&huge_once, huge_look);
-    size_t touched = round_up(written, huge_given ? HUGE_BYTES : 4096);
+    size_t touched = round_up(written, base_mem_huge_given() ? HUGE_BYTES : 4096);
     size = round_up(size, HUGE_BYTES);
     return touched < size ? touched : size;
 }

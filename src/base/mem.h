@@ -44,6 +44,9 @@ bool base_mem_frozen(void);
 uint64_t base_mem_total(void);
 uint64_t base_mem_heap(void);   /* of it, what lies in malloc's heap */
 
+/* The kernel gives huge pages to those who ask (transparent_hugepage is not never). */
+bool base_mem_huge_given(void);
+
 /* Of a block of `size` bytes, what is resident after its first `written` were written: whole huge
  * pages where the kernel gives them. */
 size_t base_mem_touched(size_t size, size_t written);

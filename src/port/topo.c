@@ -2,7 +2,9 @@
 
 #include <errno.h>
 #include <hwloc.h>
+#include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/ledger.h"
 #include "base/must.h"
@@ -114,15 +116,49 @@ int port_topo_bind_thread(const struct port_topo *topo, unsigned index)
     return errno == ENOSYS || errno == EXDEV ? -ENOTSUP : -errno;
 }
 
-int port_topo_bind_memory(const struct port_topo *topo, void *memory, size_t size, unsigned node)
+/* The nodes that this process has. */
+static hwloc_const_nodeset_t all_nodes(const struct port_topo *topo)
 {
-    if (node >= topo->node_count) return -EINVAL;
+    return hwloc_topology_get_allowed_nodeset(topo->topology);
+}
+
+/* Parses a list; NULL if it is none. */
+static hwloc_nodeset_t nodes_of(const char *nodes)
+{
+    hwloc_nodeset_t set = hwloc_bitmap_alloc();
+    bool good = set && nodes[0] && strspn(nodes, "0123456789,-") == strlen(nodes) &&
+                hwloc_bitmap_list_sscanf(set, nodes) == 0 && !hwloc_bitmap_iszero(set);
+    if (good) return set;
+    hwloc_bitmap_free(set);
+    return NULL;
+}
+
+int port_topo_nodes_check(const struct port_topo *topo, const char *nodes, struct base_err *err)
+{
+    char have[64];
+    hwloc_nodeset_t set = nodes_of(nodes);
+    hwloc_bitmap_list_snprintf(have, sizeof have, all_nodes(topo));
+    if (!set) {
+        return base_err_set(err, BASE_ECONFIG, "\"%s\" is no list of NUMA nodes: write numbers "
+                            "like 0 or 0,2-3; this process has %s", nodes, have);
+    }
+    bool good = hwloc_bitmap_isincluded(set, all_nodes(topo));
+    hwloc_bitmap_free(set);
+    if (good) return 0;
+    return base_err_set(err, BASE_ECONFIG, "not all of the NUMA nodes %s are there: this process "
+                        "has %s", nodes, have);
+}
+
+int port_topo_place(const struct port_topo *topo, void *memory, size_t size, const char *nodes)
+{
     if (topo->node_count == 1 || size == 0) return 0;       /* it cannot lie elsewhere */
-    hwloc_obj_t object = hwloc_get_obj_by_type(topo->topology, HWLOC_OBJ_NUMANODE, node);
-    MUST(object);
+    hwloc_nodeset_t set = nodes ? nodes_of(nodes) : hwloc_bitmap_dup(all_nodes(topo));
+    if (!set) return nodes ? -EINVAL : -ENOMEM;
+    hwloc_membind_policy_t policy =
+        hwloc_bitmap_weight(set) > 1 ? HWLOC_MEMBIND_INTERLEAVE : HWLOC_MEMBIND_BIND;
     int flags = HWLOC_MEMBIND_BYNODESET | HWLOC_MEMBIND_MIGRATE;
-    int rc = hwloc_set_area_membind(topo->topology, memory, size, object->nodeset,
-                                    HWLOC_MEMBIND_BIND, flags);
-    if (rc == 0) return 0;
-    return errno == ENOSYS || errno == EXDEV ? -ENOTSUP : -errno;
+    int rc = hwloc_set_area_membind(topo->topology, memory, size, set, policy, flags);
+    if (rc < 0) rc = errno == ENOSYS || errno == EXDEV ? -ENOTSUP : -errno;
+    hwloc_bitmap_free(set);
+    return rc;
 }

@@ -20,7 +20,11 @@ uint64_t port_topo_memory_bytes(const struct port_topo *topo);
  * the container is not an error worth stopping for. */
 int port_topo_bind_thread(const struct port_topo *topo, unsigned index);
 
-/* Binds the pages of a range to a NUMA node, moving what is there. 0, -ENOTSUP, -errno. */
-int port_topo_bind_memory(const struct port_topo *topo, void *memory, size_t size, unsigned node);
+/* NUMA nodes as a list of the system's numbers, "0" or "0,2-3". check: BASE_ECONFIG with what is
+ * there when the text is no list or names a node that this process does not have. */
+int port_topo_nodes_check(const struct port_topo *topo, const char *nodes, struct base_err *err);
+/* Puts the pages of a range on these nodes (NULL = all of them), in turn where they are several;
+ * those that have memory behind them move. 0; -ENOTSUP or -errno when the system refuses. */
+int port_topo_place(const struct port_topo *topo, void *memory, size_t size, const char *nodes);
 
 #endif

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "port/topo.h"
@@ -60,11 +61,36 @@ START_TEST(threads_and_memory_bind)
     }
     size_t size = 1u << 20;
     void *memory = aligned_alloc(4096, size);
-    int rc = port_topo_bind_memory(topo, memory, size, 0);
+    int rc = port_topo_place(topo, memory, size, "0");
     ck_assert_msg(rc == 0 || rc == -EPERM || rc == -ENOTSUP, "%d", rc);
-    ck_assert_int_eq(port_topo_bind_memory(topo, memory, size, 4000), -EINVAL);
+    rc = port_topo_place(topo, memory, size, NULL);
+    ck_assert_msg(rc == 0 || rc == -EPERM || rc == -ENOTSUP, "%d", rc);
     free(memory);
     port_topo_close(NULL);
+}
+END_TEST
+
+/* A machine with four nodes, as hwloc plays it: nothing is really bound there. */
+START_TEST(nodes_are_named_as_the_system_numbers_them)
+{
+    static const char *const good[] = { "0", "3", "0,2-3", "0-3", "1,1" };
+    static const char *const bad[] = { "", "4", "0-4", "0-", "two", "-1", "0 1", ",", "0x1" };
+    struct base_err err = { 0 };
+    teardown();
+    ck_assert_int_eq(setenv("HWLOC_SYNTHETIC", "numa:4 core:2 pu:1", 1), 0);
+    ck_assert_msg(port_topo_open(&topo, &err) == 0, "%s", err.text);
+    ck_assert_uint_eq(port_topo_numa_nodes(topo), 4);
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        ck_assert_msg(port_topo_nodes_check(topo, good[i], &err) == 0, "%s", err.text);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        err = (struct base_err){ 0 };
+        ck_assert_msg(port_topo_nodes_check(topo, bad[i], &err) == BASE_ECONFIG, "%s", bad[i]);
+        ck_assert_ptr_nonnull(strstr(err.text, "this process has 0-3"));
+    }
+    char memory[4096];
+    ck_assert_int_eq(port_topo_place(topo, memory, sizeof memory, "0,2"), 0);
+    unsetenv("HWLOC_SYNTHETIC");
 }
 END_TEST
 
@@ -76,6 +102,7 @@ int main(void)
     tcase_add_test(tcase, numbers_agree_with_the_system);
     tcase_add_test(tcase, a_narrowed_process_has_fewer_cores);
     tcase_add_test(tcase, threads_and_memory_bind);
+    tcase_add_test(tcase, nodes_are_named_as_the_system_numbers_them);
     Suite *suite = suite_create("port/topo");
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);

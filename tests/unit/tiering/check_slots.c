@@ -38,14 +38,16 @@ static uint32_t fill(struct tier_slots *s, uint32_t key)
     return slot;
 }
 
+static const struct tier_slots_hold unpinned = { .pin = TIER_PIN_OFF };
+
 START_TEST(memory_goes_and_comes)
 {
     struct tier_slots s;
     struct base_err err = { 0 };
     struct log log = { 0 };
     uint32_t slot[MOST];
-    enum tier_pin pin = _i ? TIER_PIN_AUTO : TIER_PIN_OFF;
-    ck_assert_int_eq(tier_slots_create(&s, COUNT, MOST, SLOT, pin, &err), 0);
+    struct tier_slots_hold hold = { .pin = _i ? TIER_PIN_AUTO : TIER_PIN_OFF };
+    ck_assert_int_eq(tier_slots_create(&s, COUNT, MOST, SLOT, &hold, &err), 0);
     ck_assert_uint_eq(s.most, MOST);
     s.moved = on_moved;
     s.context = &log;
@@ -85,8 +87,8 @@ START_TEST(no_addresses_no_growth)
 {
     struct tier_slots s;
     struct base_err err = { 0 };
-    ck_assert_int_eq(tier_slots_create(&s, 2, UINT32_MAX / 2, UINT64_C(1) << 31, TIER_PIN_OFF,
-                                       &err), 0);
+    ck_assert_int_eq(tier_slots_create(&s, 2, UINT32_MAX / 2, UINT64_C(1) << 31,
+                                       &unpinned, &err), 0);
     ck_assert_uint_eq(s.most, 2);
     ck_assert_int_eq(tier_slots_grow(&s, 1, &err), BASE_EBUDGET);
     ck_assert_uint_eq(tier_slots_retire(&s, 1), 1);
@@ -101,7 +103,7 @@ START_TEST(comes_back_whole)
     struct tier_slots s;
     struct base_err err = { 0 };
     uint32_t slot[MOST];
-    ck_assert_int_eq(tier_slots_create(&s, MOST, MOST, SLOT, TIER_PIN_OFF, &err), 0);
+    ck_assert_int_eq(tier_slots_create(&s, MOST, MOST, SLOT, &unpinned, &err), 0);
     for (int round = 0; round < 50; round++) {
         for (uint32_t k = 0; k < MOST; k++) slot[k] = fill(&s, k);
         for (uint32_t k = 0; k < MOST; k++) {
