@@ -10,11 +10,13 @@
 #include "tiering/mover.h"
 
 enum { NO_KEY = UINT32_MAX, NO_LOAD = UINT32_MAX, REAP_BATCH = 64, BOTH_WAIT_NS = 50000 };
+/* As many reads may wait for their check as are with the disk: it goes on reading meanwhile. */
+enum { LOADS_PER_READ = 2 };
 
 /* One expert being read. */
 struct tier_load {
     uint32_t slot, key;
-    uint32_t next_free;
+    uint32_t next_free;         /* or the next one that arrived */
     uint32_t left;              /* requests not back yet */
     uint32_t tries;             /* of this copy */
     uint32_t copy;              /* of the record: which mirror is read */
@@ -493,7 +495,22 @@ static void request_done(struct tier_cache *c, struct tier_io_req *req)
         load->error_extent = index;
     }
     MUST(load->left > 0);
-    if (--load->left == 0) load_end(c, load);
+    if (--load->left > 0) return;
+    uint32_t at = (uint32_t)(load - c->loads);
+    load->next_free = NO_LOAD;
+    if (c->arrived == NO_LOAD) {
+        c->arrived = at;
+    } else {
+        c->loads[c->arrived_last].next_free = at;
+    }
+    c->arrived_last = at;
+}
+
+static void arrived_end(struct tier_cache *c)
+{
+    struct tier_load *load = &c->loads[c->arrived];
+    c->arrived = load->next_free;
+    load_end(c, load);
 }
 
 static void watch(struct tier_cache *c, uint64_t now)
@@ -530,16 +547,18 @@ static bool reap_reads(struct tier_cache *c, bool wait, uint64_t deadline_ns)
 bool tier_cache_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
 {
     bool copies = c->device && c->device->in_flight > 0, any = false;
-    if (!copies && c->io->in_flight == 0) return false;
+    bool reads = c->io->in_flight > 0 || c->arrived != NO_LOAD;
+    if (!copies && !reads) return false;
+    bool one = wait;
+    if (c->arrived != NO_LOAD) wait = false;
     if (wait && c->stuck_after_ns) {
         uint64_t now = base_clock_now_ns(c->clock), soon = now + c->stuck_after_ns;
         watch(c, now);
         if (soon < deadline_ns) deadline_ns = soon;
     }
     if (copies) {
-        bool only = c->io->in_flight == 0;
-        any = tier_mover_reap(c, wait && only, deadline_ns);
-        if (any || only) wait = false;
+        any = tier_mover_reap(c, wait && !reads, deadline_ns);
+        if (any || !reads) wait = false;
     }
     if (wait && copies) {
         /* Two places to look at: not long at either. */
@@ -548,7 +567,18 @@ bool tier_cache_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
     }
     any |= reap_reads(c, wait, deadline_ns);
     if (any) tier_cache_pump(c);
+    while (c->arrived != NO_LOAD) {
+        arrived_end(c);
+        tier_cache_pump(c);
+        any = true;
+        if (one) break;
+    }
     return any;
+}
+
+bool tier_cache_busy(const struct tier_cache *c)
+{
+    return c->io->in_flight > 0 || c->arrived != NO_LOAD || (c->device && c->device->in_flight > 0);
 }
 
 /* -- views ------------------------------------------------------------------------------------ */
@@ -599,7 +629,7 @@ uint64_t tier_cache_tables_bytes(uint32_t keys, uint64_t slots, uint64_t hbm_slo
     uint64_t a_slot = sizeof(struct tier_slot) + sizeof(uint32_t);
     uint64_t a_load = sizeof(struct tier_load) + TIER_PARTS * sizeof(void *);
     return keys * a_key + (slots + hbm_slots) * a_slot + hbm_slots * sizeof(struct dev_copy) +
-           depth * a_load;
+           LOADS_PER_READ * depth * a_load;
 }
 
 static int files_add(struct tier_cache *c, struct base_err *err)
@@ -633,7 +663,7 @@ static void seats_destroy(struct tier_seats *seats)
 static int tables_create(struct tier_cache *c, uint32_t hbm_slots)
 {
     uint32_t layers = tier_store_layers(c->store);
-    c->load_count = c->io->depth;
+    c->load_count = LOADS_PER_READ * c->io->depth;
     c->outbox_size = c->load_count * TIER_PARTS;
     c->leases = calloc(c->keys, sizeof *c->leases);
     c->flags = calloc(c->keys, sizeof *c->flags);
@@ -644,7 +674,7 @@ static int tables_create(struct tier_cache *c, uint32_t hbm_slots)
     if (!c->leases || !c->flags || !c->loads || !c->outbox || !c->layer_loads || !c->copies) {
         return -ENOMEM;
     }
-    c->free_load = NO_LOAD;
+    c->free_load = c->arrived = NO_LOAD;
     for (uint32_t i = c->load_count; i-- > 0;) load_free(c, &c->loads[i]);
     int rc = seats_create(&c->dram, c->keys);
     return rc == 0 && hbm_slots ? seats_create(&c->hbm, c->keys) : rc;

@@ -131,6 +131,7 @@ struct tier_cache {
     uint32_t copies_ahead;      /* on their way up, begun for nobody */
     struct tier_load *loads;
     uint32_t load_count, free_load;
+    uint32_t arrived, arrived_last;     /* loads whose bytes are there, not checked yet */
     struct tier_io_req **outbox;        /* ring of requests the backend has not taken yet */
     uint32_t outbox_first, outbox_count, outbox_size;
     struct tier_load_stats *layer_loads;
@@ -174,8 +175,11 @@ bool tier_cache_restore(struct tier_cache *cache, uint32_t key);
 /* Hands the backend what it can take. */
 void tier_cache_pump(struct tier_cache *cache);
 /* Takes in finished reads and copies; waits for one until the deadline if `wait`. True if any
- * came. */
+ * came. Reads come back in crowds, and each is checked here: who waits gets them one by one, so
+ * that what it asks for next is on its way to the disk while the others are checked. */
 bool tier_cache_reap(struct tier_cache *cache, bool wait, uint64_t deadline_ns);
+/* Something is under way that a reap will bring. */
+bool tier_cache_busy(const struct tier_cache *cache);
 
 enum tier_cache_place {
     TIER_PLACE_READY,

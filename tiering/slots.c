@@ -12,7 +12,8 @@
 #include "base/must.h"
 #include "base/str.h"
 
-enum { HUGE_PAGE = 2 << 20 };
+/* Slots of so many bytes in so large a range are worth huge pages. */
+enum { HUGE_PAGE = 2 << 20, HUGE_SLOT_MIN = 64 << 10, HUGE_RANGE_MIN = 64 << 20 };
 
 /* Locks pages as they come in: start stays fast, and nothing that is there leaves again. */
 static int lock_pages(void *memory, uint64_t bytes)
@@ -73,14 +74,22 @@ int tier_slots_create_at(struct tier_slots *s, uint32_t count, uint32_t most, ui
     return 0;
 }
 
-/* Large pages spare the TLB where a slot spans several; with small slots they would only round
- * resident memory up. */
+/* Huge pages spare the TLB, and more: a direct read into them is one run of memory for the disk,
+ * not one of 4 KiB after another, which halved the rate of a virtual disk. In a small tier, and
+ * with tiny slots, they would only round resident memory up. */
+static bool huge_pays(const struct tier_slots *s)
+{
+    if (s->slot_bytes >= HUGE_PAGE) return true;
+    return s->slot_bytes >= HUGE_SLOT_MIN && s->bytes >= HUGE_RANGE_MIN;
+}
+
 static void range_enlarge(struct tier_slots *s, void *at, uint64_t bytes)
 {
-    char size[16];
-    if (s->slot_bytes < HUGE_PAGE) {
-        snprintf(s->huge_note, sizeof s->huge_note, "small pages: a slot of %s is less than a huge "
-                 "one", base_str_bytes(size, sizeof size, s->slot_bytes));
+    char size[16], all[16];
+    if (!s->huge && !huge_pays(s)) {
+        snprintf(s->huge_note, sizeof s->huge_note, "small pages: slots of %s, %s in all, are too "
+                 "small for huge ones", base_str_bytes(size, sizeof size, s->slot_bytes),
+                 base_str_bytes(all, sizeof all, s->bytes));
         return;
     }
     int rc = madvise(at, bytes, MADV_HUGEPAGE) == 0 ? 0 : -errno;
@@ -124,9 +133,16 @@ static void range_close(void *at, uint64_t bytes)
     }
 }
 
+/* Addresses that begin where a huge page can: maps more, gives both ends back. */
 static void *reserve(uint64_t bytes)
 {
-    return mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *all = mmap(NULL, bytes + HUGE_PAGE, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED) return all;
+    size_t before = -(uintptr_t)all % HUGE_PAGE;
+    if (before > 0) munmap(all, before);
+    if (before < HUGE_PAGE) munmap(all + before + bytes, HUGE_PAGE - before);
+    return all + before;
 }
 
 int tier_slots_create(struct tier_slots *s, uint32_t count, uint32_t most, uint64_t slot_bytes,

@@ -4,7 +4,8 @@
  *
  * Addresses are set aside at start for the most slots there may ever be; memory is behind those in
  * service only. Slots go out of service one by one, when they are free, wherever they lie, and
- * their memory goes back to the system at once; they come back into service by number.
+ * their memory goes back to the system at once (of a huge page, once all of it is out or memory is
+ * short); they come back into service by number.
  *
  * A slot is free, or it belongs to one expert (`key`) and is on its way through
  *

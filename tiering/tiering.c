@@ -458,7 +458,7 @@ uint32_t tier_wait(struct tier *t, struct tier_lease *leases, uint32_t n, enum t
     while (settled < enough && from < deadline_ns) {
         enum tier_wait_cause cause = cause_of(t, leases, n);
         /* Else nothing could ever end this wait. */
-        MUST(t->io->in_flight > 0 || (t->device && t->device->in_flight > 0));
+        MUST(tier_cache_busy(&t->cache));
         tier_cache_reap(&t->cache, true, deadline_ns);
         settled = settle(t, leases, n);
         uint64_t now = base_clock_now_ns(t->clock);

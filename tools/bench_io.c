@@ -1,7 +1,9 @@
 /* tier-bench io: random reads through our backends and through fio, on the same file.
  *
  * Rounds are interleaved and turn the order, so that a disk whose speed drifts does not favour one.
- * fio_fraction of a cell is io_uring's median over fio's; the one of the whole is the worst cell's.
+ * fio_fraction of a cell is the median over the rounds of io_uring's rate over fio's in the same
+ * round; the one of the whole is the worst cell's. Ours read into huge pages, as the tiers do; fio
+ * gets them where the system has set some aside (vm.nr_hugepages), else pages of 4 KiB.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +16,7 @@
 
 #include "base/buf.h"
 #include "base/clock.h"
+#include "base/mem.h"
 #include "base/rng.h"
 #include "base/str.h"
 #include "port/json.h"
@@ -21,10 +24,10 @@
 #include "tools/bench.h"
 #include "tools/bench_io_tier.h"
 
-enum { LIST_MAX = 16, ROUNDS_MAX = 25, PAGE = 4096, PAUSE_US = 500000 };
+enum { LIST_MAX = 16, ROUNDS_MAX = 25, PAGE = 4096, HUGE_PAGE = 2 << 20, PAUSE_US = 500000 };
 
-enum way { WAY_URING, WAY_THREADS_ONE, WAY_THREADS_MANY, WAY_FIO, WAY_COUNT };
-static const char *const way_names[] = { "io_uring", "threads_1", "threads_n", "fio" };
+enum way { WAY_URING, WAY_THREADS_ONE, WAY_THREADS_MANY, WAY_FIO, WAY_FIO_ONE, WAY_COUNT };
+static const char *const way_names[] = { "io_uring", "threads_1", "threads_n", "fio", "fio_1" };
 
 static struct {
     bool json, quiet, no_fio, tiers;
@@ -49,6 +52,7 @@ struct bench {
     unsigned size_count, depth_count;
     char fio_version[64], fio_skipped[200];
     char notes[WAY_COUNT][200];
+    bool fio_huge;              /* fio reads into huge pages */
     uint64_t seed;
     struct tier_store *store;   /* with --tiers: the file's records, of store_size bytes each */
     uint64_t store_size;
@@ -57,8 +61,11 @@ struct bench {
 struct cell {
     uint64_t size, depth;
     double rate[WAY_COUNT][ROUNDS_MAX];         /* bytes/s; 0 = not measured */
-    double median[WAY_COUNT];
+    double first_pass[ROUNDS_MAX];              /* of io_uring through the tiers */
+    double median[WAY_COUNT], first_pass_median;
     double fio_fraction;        /* 0 = fio did not run */
+    double one_reader_ratio;    /* of io_uring to one reader of the threads backend */
+    double depth_gain;          /* of fio at this depth to fio at depth 1: the disk's own */
 };
 
 static int parse_list(const char *text, bool bytes, uint64_t *list, unsigned *count)
@@ -198,9 +205,10 @@ end:
     return rate;
 }
 
-static int run_tiers(struct bench *bench, enum way way, uint64_t size, uint64_t depth, double *rate,
+static int run_tiers(struct bench *bench, enum way way, struct cell *cell, unsigned round,
                      struct base_err *err)
 {
+    uint64_t size = cell->size, depth = cell->depth;
     struct tier_io_config config;
     configure(&config, way, size, depth);
     if (bench->store_size != size) {
@@ -214,15 +222,22 @@ static int run_tiers(struct bench *bench, enum way way, uint64_t size, uint64_t 
         .io = &config, .store = bench->store, .depth = (uint32_t)depth, .time_ns = flags.time_ns,
         .seed = bench->seed++, .interrupted = &interrupted,
     };
-    return bench_tier_rate(&args, rate, bench->notes[way], sizeof bench->notes[way], err);
+    struct bench_tier_rates rates;
+    int rc = bench_tier_rate(&args, &rates, bench->notes[way], sizeof bench->notes[way], err);
+    cell->rate[way][round] = rates.steady;
+    if (way == WAY_URING) cell->first_pass[round] = rates.first_pass;
+    return rc;
 }
 
-static int run_ours(struct bench *bench, enum way way, uint64_t size, uint64_t depth, double *rate,
+static int run_ours(struct bench *bench, enum way way, struct cell *cell, unsigned round,
                     struct base_err *err)
 {
+    static struct base_mem_tag tag = { .name = "bench" };
+    uint64_t size = cell->size, depth = cell->depth;
+    double *rate = &cell->rate[way][round];
     struct tier_io_config config;
     struct tier_io *io;
-    if (flags.tiers) return run_tiers(bench, way, size, depth, rate, err);
+    if (flags.tiers) return run_tiers(bench, way, cell, round, err);
     configure(&config, way, size, depth);
     int rc = tier_io_create(&io, &config, base_clock_real(), err);
     if (rc < 0) {
@@ -232,7 +247,9 @@ static int run_ours(struct bench *bench, enum way way, uint64_t size, uint64_t d
         *rate = 0;
         return 0;
     }
-    unsigned char *memory = aligned_alloc(PAGE, depth * size);
+    size_t bytes = depth * size < HUGE_PAGE ? HUGE_PAGE : depth * size;
+    unsigned char *memory = base_mem_alloc(&tag, bytes, PAGE);
+    if (memory) memset(memory, 1, bytes);       /* as fio does before its clock starts */
     rc = memory ? tier_io_file_add(io, bench->path, err) : -ENOMEM;
     if (rc >= 0) {
         tier_io_memory_add(io, memory, depth * size, depth * size);
@@ -244,7 +261,7 @@ static int run_ours(struct bench *bench, enum way way, uint64_t size, uint64_t d
         base_err_set(err, rc, "no memory for %llu reads", (unsigned long long)depth);
     }
     tier_io_destroy(io);
-    free(memory);
+    base_mem_free(&tag, memory, bytes);
     return rc < 0 ? rc : 0;
 }
 
@@ -276,6 +293,20 @@ static void find_fio(struct bench *bench)
     }
 }
 
+/* Whether the system has huge pages set aside for so many bytes. */
+static bool huge_free(uint64_t bytes)
+{
+    unsigned long long free_pages = 0, kib = 0;
+    char line[256];
+    FILE *file = fopen("/proc/meminfo", "re");
+    while (file && fgets(line, sizeof line, file)) {
+        sscanf(line, "HugePages_Free: %llu", &free_pages);
+        sscanf(line, "Hugepagesize: %llu kB", &kib);
+    }
+    if (file) fclose(file);
+    return free_pages * kib * 1024 >= bytes;
+}
+
 static int run_fio(struct bench *bench, uint64_t size, uint64_t depth, double *rate,
                    struct base_err *err)
 {
@@ -284,15 +315,17 @@ static int run_fio(struct bench *bench, uint64_t size, uint64_t depth, double *r
     quote(bench->path, name, sizeof name);
     bool direct = !strstr(bench->notes[WAY_URING], "buffered");
     bool fixed = !strstr(bench->notes[WAY_URING], "not registered");
+    bench->fio_huge = huge_free(depth * size + 2 * HUGE_PAGE);
     /* A thousandth of a second is fio's finest unit of time. */
     snprintf(command, sizeof command,
              "fio --name=tier-bench --filename='%s' --rw=randread --ioengine=io_uring --direct=%d "
              "--bs=%llu --iodepth=%llu --size=%llu --time_based --runtime=%llums --norandommap "
-             "--randrepeat=0 --group_reporting --output-format=json %s 2>&1", name, direct,
+             "--randrepeat=0 --group_reporting --output-format=json %s %s 2>&1", name, direct,
              (unsigned long long)size, (unsigned long long)depth,
              (unsigned long long)(bench->file_bytes / size * size),
              (unsigned long long)(flags.time_ns / 1000000),
-             fixed ? "--fixedbufs --registerfiles" : "");
+             fixed ? "--fixedbufs --registerfiles" : "",
+             bench->fio_huge ? "--mem=mmaphuge" : "");
     FILE *pipe = popen(command, "r");
     if (!pipe) return base_err_set(err, -errno, "fio: %s", strerror(errno));
     do {
@@ -336,24 +369,39 @@ static double median(const double *values, unsigned count)
     return count % 2 ? sorted[count / 2] : (sorted[count / 2 - 1] + sorted[count / 2]) / 2;
 }
 
+/* Median over the rounds of one way's rate over another's. */
+static double median_ratio(const struct cell *cell, enum way way, enum way other, unsigned rounds)
+{
+    double ratios[ROUNDS_MAX];
+    unsigned count = 0;
+    for (unsigned round = 0; round < rounds; round++) {
+        if (cell->rate[way][round] <= 0 || cell->rate[other][round] <= 0) continue;
+        ratios[count++] = cell->rate[way][round] / cell->rate[other][round];
+    }
+    return count ? median(ratios, count) : 0;
+}
+
+static int run_way(struct bench *bench, struct cell *cell, enum way way, unsigned round,
+                   struct base_err *err)
+{
+    uint64_t depth = way == WAY_FIO_ONE ? 1 : cell->depth;
+    if (way != WAY_FIO && way != WAY_FIO_ONE) return run_ours(bench, way, cell, round, err);
+    if (bench->fio_skipped[0] || (way == WAY_FIO_ONE && !flags.tiers)) return 0;
+    return run_fio(bench, cell->size, depth, &cell->rate[way][round], err);
+}
+
 static int run_cell(struct bench *bench, struct cell *cell, struct base_err *err)
 {
     unsigned rounds = (unsigned)flags.rounds;
-    /* io_uring and fio run next to each other, in either order. */
-    static const enum way order[] = { WAY_THREADS_ONE, WAY_URING, WAY_FIO, WAY_THREADS_MANY };
+    /* What is compared runs next to each other, in either order. */
+    static const enum way order[] = { WAY_THREADS_ONE, WAY_URING, WAY_FIO, WAY_FIO_ONE,
+                                      WAY_THREADS_MANY };
     for (unsigned round = 0; round < rounds; round++) {
         for (unsigned i = 0; i < WAY_COUNT; i++) {
-            enum way way = order[round % 2 ? WAY_COUNT - 1 - i : i];
-            double *rate = &cell->rate[way][round];
-            int rc = 0;
             /* Disks of virtual machines save up credit while nobody reads, and fio takes its time
              * to start: let everybody begin after the same rest. */
             usleep(PAUSE_US);
-            if (way != WAY_FIO) {
-                rc = run_ours(bench, way, cell->size, cell->depth, rate, err);
-            } else if (!bench->fio_skipped[0]) {
-                rc = run_fio(bench, cell->size, cell->depth, rate, err);
-            }
+            int rc = run_way(bench, cell, order[round % 2 ? WAY_COUNT - 1 - i : i], round, err);
             if (rc == 0 && interrupted) rc = base_err_set(err, -ECANCELED, "stopped on request");
             if (rc < 0) return rc;
         }
@@ -361,9 +409,10 @@ static int run_cell(struct bench *bench, struct cell *cell, struct base_err *err
     for (unsigned way = 0; way < WAY_COUNT; way++) {
         cell->median[way] = median(cell->rate[way], rounds);
     }
-    if (cell->median[WAY_FIO] > 0) {
-        cell->fio_fraction = cell->median[WAY_URING] / cell->median[WAY_FIO];
-    }
+    cell->first_pass_median = median(cell->first_pass, rounds);
+    cell->fio_fraction = median_ratio(cell, WAY_URING, WAY_FIO, rounds);
+    cell->one_reader_ratio = median_ratio(cell, WAY_URING, WAY_THREADS_ONE, rounds);
+    cell->depth_gain = median_ratio(cell, WAY_FIO, WAY_FIO_ONE, rounds);
     return 0;
 }
 
@@ -389,6 +438,16 @@ static void print_json(const struct bench *bench, const struct cell *cells, unsi
             }
             base_buf_puts(&out, "]}");
         }
+        if (cell->first_pass_median > 0) {
+            base_buf_printf(&out, ",\"first_pass_bytes_per_second\":%.0f",
+                            cell->first_pass_median);
+        }
+        if (cell->one_reader_ratio > 0) {
+            base_buf_printf(&out, ",\"one_reader_ratio\":%.4f", cell->one_reader_ratio);
+        }
+        if (cell->depth_gain > 0) {
+            base_buf_printf(&out, ",\"fio_depth_gain\":%.4f", cell->depth_gain);
+        }
         if (cell->fio_fraction > 0) {
             base_buf_printf(&out, ",\"fio_fraction\":%.4f", cell->fio_fraction);
             if (worst == 0 || cell->fio_fraction < worst) worst = cell->fio_fraction;
@@ -403,7 +462,8 @@ static void print_json(const struct bench *bench, const struct cell *cells, unsi
     }
     base_buf_puts(&out, "},");
     if (worst > 0) {
-        base_buf_printf(&out, "\"fio\":\"%s\",\"fio_fraction\":%.4f}", bench->fio_version, worst);
+        base_buf_printf(&out, "\"fio\":\"%s\",\"fio_pages\":\"%s\",\"fio_fraction\":%.4f}",
+                        bench->fio_version, bench->fio_huge ? "2MiB" : "4KiB", worst);
     } else {
         base_buf_printf(&out, "\"fio_skipped\":\"%s\"}", bench->fio_skipped);
     }
@@ -413,33 +473,45 @@ static void print_json(const struct bench *bench, const struct cell *cells, unsi
 
 static void print_text(const struct bench *bench, const struct cell *cells, unsigned count)
 {
-    static const char *const headings[] = { "size",           "depth",           "io_uring MiB/s",
-                                            "1 thread MiB/s", "n threads MiB/s", "fio MiB/s",
-                                            "io_uring/fio" };
+    static const char *const headings[] = {
+        "size", "depth", "io_uring MiB/s", "1 thread MiB/s", "n threads MiB/s", "fio MiB/s",
+        "io_uring/fio", "io_uring/1 thread", "fio depth 1 MiB/s", "first pass MiB/s",
+    };
+    enum { COLUMNS = sizeof headings / sizeof headings[0] };
     struct cli_table *table;
-    if (cli_table_create(&table, 7, headings) < 0) return;
+    unsigned columns = flags.tiers ? COLUMNS : COLUMNS - 2;
+    if (cli_table_create(&table, columns, headings) < 0) return;
     for (unsigned i = 0; i < count; i++) {
         const struct cell *cell = &cells[i];
-        char text[7][24];
-        const char *row[7];
+        char text[COLUMNS][24];
+        const char *row[COLUMNS];
+        double values[COLUMNS] = { 0 };
+        for (unsigned way = 0; way <= WAY_FIO; way++) {
+            values[2 + way] = cell->median[way] / (1 << 20);
+        }
+        values[6] = cell->fio_fraction;
+        values[7] = cell->one_reader_ratio;
+        values[8] = cell->median[WAY_FIO_ONE] / (1 << 20);
+        values[9] = cell->first_pass_median / (1 << 20);
         base_str_bytes(text[0], sizeof text[0], cell->size);
         snprintf(text[1], sizeof text[1], "%llu", (unsigned long long)cell->depth);
-        for (unsigned way = 0; way < WAY_COUNT; way++) {
-            double rate = cell->median[way] / (1 << 20);
-            snprintf(text[2 + way], sizeof text[0], rate > 0 ? "%.0f" : "-", rate);
+        for (unsigned k = 2; k < COLUMNS; k++) {
+            bool ratio = k == 6 || k == 7;
+            snprintf(text[k], sizeof text[k], values[k] > 0 ? ratio ? "%.3f" : "%.0f" : "-",
+                     values[k]);
         }
-        snprintf(text[6], sizeof text[6], cell->fio_fraction > 0 ? "%.3f" : "-",
-                 cell->fio_fraction);
-        for (unsigned k = 0; k < 7; k++) {
-            row[k] = text[k];
-        }
+        for (unsigned k = 0; k < columns; k++) row[k] = text[k];
         cli_table_row(table, row);
     }
     cli_table_print(table, stdout);
     cli_table_destroy(table);
     printf("\nmedians of %llu interleaved rounds of %g s; %s\n", (unsigned long long)flags.rounds,
            (double)flags.time_ns / 1e9, bench->notes[WAY_URING]);
-    if (bench->fio_skipped[0]) printf("without fio: %s\n", bench->fio_skipped);
+    if (bench->fio_skipped[0]) {
+        printf("without fio: %s\n", bench->fio_skipped);
+    } else if (!bench->fio_huge) {
+        printf("fio read into pages of 4 KiB: vm.nr_hugepages sets none aside\n");
+    }
 }
 
 static int measure(struct bench *bench, struct base_err *err)

@@ -8,6 +8,8 @@
 #include "base/clock.h"
 #include "base/rng.h"
 
+enum { TIER_BYTES = 256 << 20, ASKED_PER_READ = 2 };
+
 int bench_tier_store(struct tier_store **out, const char *path, uint64_t file_bytes,
                      uint64_t record_bytes, struct base_err *err)
 {
@@ -28,7 +30,19 @@ int bench_tier_store(struct tier_store **out, const char *path, uint64_t file_by
     return rc;
 }
 
-/* Twice as many slots as experts asked for: what comes round again is long gone. */
+static uint32_t asked_at_once(const struct bench_tier_args *args)
+{
+    return ASKED_PER_READ * args->depth;
+}
+
+/* A tier of the size that tiers have, and at least twice as many slots as experts asked for. What
+ * comes round again is long gone. */
+static uint64_t slot_count(const struct bench_tier_args *args)
+{
+    uint64_t count = TIER_BYTES / tier_store_slot_bytes(args->store);
+    return count > 2 * asked_at_once(args) ? count : 2 * asked_at_once(args);
+}
+
 static int open_tiers(struct tier **tier, const struct bench_tier_args *args, struct base_err *err)
 {
     static struct tier_config config;
@@ -41,11 +55,11 @@ static int open_tiers(struct tier **tier, const struct bench_tier_args *args, st
     /* Slots for what may be prefetched stand beside the others. */
     config.prefetch = false;
     snprintf(pair, sizeof pair, "tiers.dram.capacity=%llu",
-             (unsigned long long)(2 * args->depth * tier_store_slot_bytes(args->store)));
+             (unsigned long long)(slot_count(args) * tier_store_slot_bytes(args->store)));
     int rc = base_option_set_pair(groups, 2, pair, err);
     if (rc < 0) return rc;
     struct tier_open_args open = {
-        .config = &config, .io = args->io, .store = args->store, .top_k = args->depth,
+        .config = &config, .io = args->io, .store = args->store, .top_k = asked_at_once(args),
     };
     return tier_open(tier, &open, err);
 }
@@ -68,51 +82,62 @@ static int ask(struct tier *tier, struct tier_lease *lease, uint32_t expert)
     return tier_acquire(tier, 0, &expert, 1, TIER_DECODE, lease) == 1 ? 0 : -EBUSY;
 }
 
-/* Reads in the order given, round and round, until the time is over. */
-static int run(struct tier *tier, const struct bench_tier_args *args, const uint32_t *order,
-               struct tier_lease *leases, uint64_t *bytes)
+/* One shuffled order, gone through round and round by the runs one after another. */
+struct walk {
+    const uint32_t *order;
+    uint32_t experts;
+    uint64_t asked;
+};
+
+static uint32_t next_expert(struct walk *walk)
 {
-    uint32_t experts = tier_store_experts(args->store), asked = 0, out = 0;
-    uint64_t end = base_now_ns() + args->time_ns;
-    *bytes = 0;
-    for (; out < args->depth; out++) {
-        if (ask(tier, &leases[out], order[asked++ % experts]) < 0) return -EBUSY;
+    return walk->order[walk->asked++ % walk->experts];
+}
+
+/* Asks until so many were asked for and the time is over. */
+static int run(struct tier *tier, const struct bench_tier_args *args, struct walk *walk,
+               struct tier_lease *leases, uint64_t count, uint64_t time_ns, double *rate)
+{
+    uint64_t begin = base_now_ns(), end = begin + time_ns, last = walk->asked + count, bytes = 0;
+    uint32_t out = 0;
+    for (; out < asked_at_once(args); out++) {
+        if (ask(tier, &leases[out], next_expert(walk)) < 0) return -EBUSY;
     }
     while (out > 0) {
         tier_wait(tier, leases, out, TIER_WAIT_ANY, UINT64_MAX);
-        bool more = base_now_ns() < end && !*args->interrupted;
+        bool more = (walk->asked < last || base_now_ns() < end) && !*args->interrupted;
         for (uint32_t i = 0; i < out; i++) {
             if (leases[i].status == -EINPROGRESS) continue;
             int rc = leases[i].status;
-            *bytes += tier_store_part_bytes(args->store, 0, leases[i].expert)[0];
+            bytes += tier_store_part_bytes(args->store, 0, leases[i].expert)[0];
             tier_release(tier, &leases[i], 1);
             if (more && rc == 0) {
-                rc = ask(tier, &leases[i], order[asked++ % experts]);
+                rc = ask(tier, &leases[i], next_expert(walk));
             } else {
                 leases[i--] = leases[--out];
             }
             if (rc < 0) return rc;
         }
     }
+    *rate = (double)bytes * 1e9 / (double)(base_now_ns() - begin);
     return 0;
 }
 
-int bench_tier_rate(const struct bench_tier_args *args, double *rate, char *note, size_t note_bytes,
-                    struct base_err *err)
+int bench_tier_rate(const struct bench_tier_args *args, struct bench_tier_rates *rates, char *note,
+                    size_t note_bytes, struct base_err *err)
 {
     struct tier *tier = NULL;
     struct tier_snapshot snapshot;
     uint32_t experts = tier_store_experts(args->store);
     uint32_t *order = shuffled(experts, args->seed);
-    struct tier_lease *leases = calloc(args->depth, sizeof *leases);
-    uint64_t bytes = 0;
-    *rate = 0;
+    struct tier_lease *leases = calloc(asked_at_once(args), sizeof *leases);
+    struct walk walk = { .order = order, .experts = experts };
+    *rates = (struct bench_tier_rates){ 0 };
     int rc = order && leases ? open_tiers(&tier, args, err)
                              : base_err_set(err, -ENOMEM, "out of memory");
     if (rc == 0) {
-        uint64_t begin = base_now_ns();
-        rc = run(tier, args, order, leases, &bytes);
-        *rate = (double)bytes * 1e9 / (double)(base_now_ns() - begin);
+        rc = run(tier, args, &walk, leases, slot_count(args), 0, &rates->first_pass);
+        if (rc == 0) rc = run(tier, args, &walk, leases, 0, args->time_ns, &rates->steady);
         if (rc < 0) base_err_set(err, rc, "an expert could not be had: %s", base_err_name(rc));
     }
     if (rc == 0) {

@@ -12,7 +12,7 @@
 struct bench_tier_args {
     const struct tier_io_config *io;
     struct tier_store *store;
-    uint32_t depth;             /* experts asked for at once, and reads in flight */
+    uint32_t depth;             /* reads in flight */
     uint64_t time_ns, seed;
     const volatile sig_atomic_t *interrupted;
 };
@@ -22,9 +22,17 @@ struct bench_tier_args {
 int bench_tier_store(struct tier_store **out, const char *path, uint64_t file_bytes,
                      uint64_t record_bytes, struct base_err *err);
 
-/* Keeps `depth` experts asked for during the set time; each is awaited, checked against its hash,
- * released, and another one asked for. Bytes a second, and the io's note. */
-int bench_tier_rate(const struct bench_tier_args *args, double *rate, char *note, size_t note_bytes,
-                    struct base_err *err);
+/* Bytes a second. The first pass fills every slot once: its memory is zeroed by the system and
+ * registered meanwhile, a cost of the first moment that no later read has. */
+struct bench_tier_rates {
+    double first_pass, steady;
+};
+
+/* Keeps twice `depth` experts asked for, so that as many reads are in flight while others are
+ * checked, first until every slot was written, then during the set time;
+ * each is awaited, checked against its hash, released, and another one asked for. And the io's
+ * note. */
+int bench_tier_rate(const struct bench_tier_args *args, struct bench_tier_rates *rates, char *note,
+                    size_t note_bytes, struct base_err *err);
 
 #endif
