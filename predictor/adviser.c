@@ -17,12 +17,11 @@ enum {
 /* Log-odds below which a row adds nothing worth the exponential: 0.1%. */
 #define NOTHING (-7.0f)
 
-/* Hints given before the pass began know less than those of `lead` layers ahead. */
-enum kind { NEAR, FAR, KINDS };
+/* By how many layers before it were not known yet: none, one, two, more. Each knows less. */
+enum { KINDS = 4 };
 
-struct said {                   /* the latest hints for one layer */
+struct said {                   /* hints of one kind for one layer */
     uint32_t count;
-    uint32_t known;             /* layers that were known then */
     bool fresh;                 /* of the running step */
 };
 
@@ -41,9 +40,9 @@ struct pred_adviser {
     struct pred_context *contexts;      /* [rows_max] */
     uint32_t *ids;                      /* [rows_max x layers x top_k] */
     uint32_t routed;                    /* layers that are through */
-    struct said *said;                  /* [layers] */
-    struct tier_hint *kept;             /* [layers x hints_max] */
-    float *raw;                         /* [layers x hints_max] log-odds before calibration */
+    struct said *said;                  /* [KINDS x layers] */
+    struct tier_hint *kept;             /* [KINDS x layers x hints_max] */
+    float *raw;                         /* the same: log-odds before calibration */
     struct tier_hint *out;              /* [layers x hints_max] */
     float *scores, *none;               /* [experts]: of a row; log of P(no row) */
     uint8_t *asked;                     /* [experts] */
@@ -59,9 +58,9 @@ static int tables_create(struct pred_adviser *a)
     a->source = calloc(rows, sizeof a->source[0]);
     a->contexts = calloc(rows, sizeof a->contexts[0]);
     a->ids = calloc(rows * layers * a->top_k, sizeof a->ids[0]);
-    a->said = calloc(layers, sizeof a->said[0]);
-    a->kept = calloc(hints, sizeof a->kept[0]);
-    a->raw = calloc(hints, sizeof a->raw[0]);
+    a->said = calloc(KINDS * layers, sizeof a->said[0]);
+    a->kept = calloc(KINDS * hints, sizeof a->kept[0]);
+    a->raw = calloc(KINDS * hints, sizeof a->raw[0]);
     a->out = calloc(hints, sizeof a->out[0]);
     a->scores = calloc(a->experts, sizeof a->scores[0]);
     a->none = calloc(a->experts, sizeof a->none[0]);
@@ -121,37 +120,58 @@ size_t pred_adviser_bytes(const struct pred_adviser *a)
     size_t rows = a->options.rows_max, layers = a->layers, hints = layers * a->options.hints_max;
     return sizeof *a + rows * (sizeof a->source[0] + sizeof a->contexts[0]) +
            rows * layers * a->top_k * sizeof a->ids[0] +
-           layers * sizeof a->said[0] + hints * (2 * sizeof a->kept[0] + sizeof a->raw[0]) +
+           KINDS * (layers * sizeof a->said[0] + hints * (sizeof a->kept[0] + sizeof a->raw[0])) +
+           hints * sizeof a->out[0] +
            a->experts * (2 * sizeof a->scores[0] + 1) +
            PRED_HISTORY_PLACES * (sizeof a->history.last[0] + layers * a->top_k * 4);
 }
 
 /* -------------------------------------------------------------------------- calibration -- */
 
-static enum kind kind_of(const struct pred_adviser *a, uint32_t layer, uint32_t known)
+static uint32_t kind_of(uint32_t layer, uint32_t known)
 {
-    return known + a->options.lead > layer ? NEAR : FAR;
+    uint32_t unknown = layer - known;
+    return unknown < KINDS ? unknown : KINDS - 1;
 }
 
-static struct bin *bin_of(struct pred_adviser *a, enum kind kind, float raw)
+/* The latest hints for a layer know most; NULL: there are none. */
+static const struct said *latest(const struct pred_adviser *a, uint32_t layer)
+{
+    for (uint32_t kind = 0; kind < KINDS; kind++) {
+        const struct said *said = &a->said[kind * a->layers + layer];
+        if (said->fresh) return said;
+    }
+    return NULL;
+}
+
+static struct bin *bin_of(struct pred_adviser *a, uint32_t kind, float raw)
 {
     int at = (int)floorf((raw + BINS / 8.0f) * 4);
     return &a->bins[kind][at < 0 ? 0 : at >= BINS ? BINS - 1 : at];
 }
 
-static float calibrated(struct pred_adviser *a, enum kind kind, float raw)
+static float calibrated(struct pred_adviser *a, uint32_t kind, float raw)
 {
     const struct bin *bin = bin_of(a, kind, raw);
     float own = 1 / (1 + expf(-raw));
     return (bin->right + own * BIN_BELIEF) / (bin->given + BIN_BELIEF);
 }
 
-/* What became of the latest hints for a layer, now that it is routed. */
+static void settle_bin(struct bin *bin, bool right)
+{
+    bin->given += 1;
+    bin->right += right;
+    if (bin->given < BIN_FULL) return;
+    bin->given /= 2;
+    bin->right /= 2;
+}
+
+/* What became of the hints for a layer, now that it is routed. The latest are counted. */
 static void settle(struct pred_adviser *a, uint32_t layer, const uint32_t *ids)
 {
-    struct said *said = &a->said[layer];
-    if (!said->fresh) return;
+    const struct said *counted = latest(a, layer);
     uint32_t asked = 0;
+    if (!counted) return;
     memset(a->asked, 0, a->experts);
     for (uint32_t r = 0; r < a->predicted; r++) {
         const uint32_t *own = ids + (size_t)a->source[r] * a->top_k;
@@ -161,22 +181,18 @@ static void settle(struct pred_adviser *a, uint32_t layer, const uint32_t *ids)
             a->asked[own[k]] = 1;
         }
     }
-    const struct tier_hint *hints = a->kept + (size_t)layer * a->options.hints_max;
-    const float *raw = a->raw + (size_t)layer * a->options.hints_max;
-    enum kind kind = kind_of(a, layer, said->known);
-    for (uint32_t i = 0; i < said->count; i++) {
-        struct bin *bin = bin_of(a, kind, raw[i]);
-        bool right = a->asked[hints[i].expert];
-        bin->given += 1;
-        bin->right += right;
-        a->stats.right += right;
-        if (bin->given < BIN_FULL) continue;
-        bin->given /= 2;
-        bin->right /= 2;
+    for (uint32_t kind = 0; kind < KINDS; kind++) {
+        size_t at = kind * a->layers + layer;
+        struct said *said = &a->said[at];
+        for (uint32_t i = 0; said->fresh && i < said->count; i++) {
+            bool right = a->asked[a->kept[at * a->options.hints_max + i].expert];
+            settle_bin(bin_of(a, kind, a->raw[at * a->options.hints_max + i]), right);
+            if (said == counted) a->stats.right += right;
+        }
+        said->fresh = false;
     }
-    a->stats.hints += said->count;
+    a->stats.hints += counted->count;
     a->stats.asked += asked;
-    said->fresh = false;
 }
 
 /* ------------------------------------------------------------------------------ predict -- */
@@ -204,10 +220,10 @@ static void rows_combine(struct pred_adviser *a, uint32_t layer, uint32_t known)
 /* Fills the layer's list with the likeliest experts, in falling order, ties by id. */
 static void predict(struct pred_adviser *a, uint32_t layer, uint32_t known)
 {
-    struct said *said = &a->said[layer];
-    struct tier_hint *hints = a->kept + (size_t)layer * a->options.hints_max;
-    float *raw = a->raw + (size_t)layer * a->options.hints_max, least = NOTHING;
-    uint32_t n = 0, max = a->options.hints_max;
+    uint32_t kind = kind_of(layer, known), n = 0, max = a->options.hints_max;
+    size_t place = kind * a->layers + layer;
+    struct tier_hint *hints = a->kept + place * max;
+    float *raw = a->raw + place * max, least = NOTHING;
     rows_combine(a, layer, known);
     for (uint32_t e = 0; e < a->experts; e++) {
         float score = a->scores[e];
@@ -221,7 +237,6 @@ static void predict(struct pred_adviser *a, uint32_t layer, uint32_t known)
         hints[at].expert = e;
         if (n == max) least = raw[max - 1];
     }
-    enum kind kind = kind_of(a, layer, known);
     uint32_t kept = 0;
     for (uint32_t i = 0; i < n; i++) {
         float p = calibrated(a, kind, raw[i]);
@@ -230,7 +245,7 @@ static void predict(struct pred_adviser *a, uint32_t layer, uint32_t known)
         hints[kept++] = (struct tier_hint){ .layer = layer, .expert = hints[i].expert,
                                             .probability = p };
     }
-    *said = (struct said){ .count = kept, .known = known, .fresh = true };
+    a->said[place] = (struct said){ .count = kept, .fresh = true };
 }
 
 static bool worth_more(const struct tier_hint *x, const struct tier_hint *y)
@@ -262,9 +277,10 @@ static uint32_t gather(struct pred_adviser *a, uint32_t from, uint32_t to, int64
 {
     uint32_t n = 0;
     for (uint32_t l = from; l < to; l++) {
-        if (!a->said[l].fresh) continue;
-        const struct tier_hint *own = a->kept + (size_t)l * a->options.hints_max;
-        for (uint32_t i = 0; i < a->said[l].count; i++) {
+        const struct said *said = latest(a, l);
+        if (!said) continue;
+        const struct tier_hint *own = a->kept + (size_t)(said - a->said) * a->options.hints_max;
+        for (uint32_t i = 0; i < said->count; i++) {
             a->out[n] = own[i];
             a->out[n++].distance = (uint32_t)((int64_t)l - here);
         }
@@ -332,7 +348,7 @@ uint32_t pred_adviser_begin(struct pred_adviser *a, const uint64_t *seqs, const 
 {
     struct rows rows = { seqs, tokens, phases, count };
     rows_choose(a, &rows);
-    for (uint32_t l = 0; l < a->layers; l++) a->said[l].fresh = false;
+    for (uint32_t i = 0; i < KINDS * a->layers; i++) a->said[i].fresh = false;
     a->routed = 0;
     a->stats.steps++;
     a->stats.rows += count;
@@ -360,10 +376,10 @@ uint32_t pred_adviser_routed(struct pred_adviser *a, uint32_t layer, const uint3
     settle(a, layer, ids);
     a->routed = layer + 1;
     *hints = a->out;
-    uint32_t target = layer + a->options.lead, end = target + 1;
+    uint32_t end = layer + a->options.lead + 1;
     if (a->predicted == 0) return 0;
-    if (target < a->layers) predict(a, target, layer + 1);
-    else end = a->layers;
+    if (end > a->layers) end = a->layers;
+    for (uint32_t l = layer + 1; l < end; l++) predict(a, l, layer + 1);
     return gather(a, layer + 1, end, layer, hints);
 }
 

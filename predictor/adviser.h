@@ -3,9 +3,8 @@
  *
  *      begin(rows)           the tokens of the step are known, nothing of their routing yet:
  *                            hints for layers 0 .. lead-1, or for all of them (whole_pass)
- *      routed(layer, ids)    a gate has spoken: fresh hints for the layer `lead` ahead; those of
- *                            the layers between once more, for what was refused then may be taken
- *                            now
+ *      routed(layer, ids)    a gate has spoken: hints for the next `lead` layers by all that is
+ *                            known now; what was refused before may be taken this time
  *      end(how)              the predictor learns from the step
  *
  * Rows are the step's tokens. At most rows_max of them are followed: those of decode, then of
@@ -14,8 +13,9 @@
  *
  * An expert's probability is that any row is routed to it: 1 - prod(1 - p of a row). It is then
  * calibrated by what became of earlier hints: the share that came true among those that said about
- * the same. So hints of different layers and kinds compare, and p times an expert's bytes is what a
- * read ahead is worth. Hints of a call stand in falling order of that, then nearer layers first.
+ * the same from as far ahead. So hints of different layers compare, and p times an expert's bytes
+ * is what a read ahead is worth. Hints of a call stand in falling order of that, then nearer layers
+ * first.
  *
  * Memory is sized at create; after it nothing allocates. One thread. The same calls give the same
  * hints.

@@ -555,10 +555,9 @@ static bool may_fetch_ahead(struct pred_timed *t, const struct tier_hint *h, boo
            (double)h->probability >= t->governor.probability;
 }
 
-static bool hint_one(struct pred_timed *t, const struct tier_hint *h)
+static bool hint_one(struct pred_timed *t, const struct tier_hint *h, bool top)
 {
     uint32_t key = h->layer * t->experts + h->expert;
-    bool top = tier_decide_resident(t->decide, 0, h->layer, h->expert);
     bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert);
     if (top && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) return false;
     t->stats.hints++;
@@ -580,7 +579,13 @@ uint32_t pred_timed_hint(struct pred_timed *t, const struct tier_hint *hints, ui
 {
     uint32_t admitted = 0;
     if (t->config.decide.prefetch) credit_earn(t);
-    for (uint32_t i = 0; i < n; i++) admitted += hint_one(t, &hints[i]);
+    /* Of what is there first: who would leave is known before anything comes. */
+    for (int there = 1; there >= 0; there--) {
+        for (uint32_t i = 0; i < n; i++) {
+            bool top = tier_decide_resident(t->decide, 0, hints[i].layer, hints[i].expert);
+            if (top == there) admitted += hint_one(t, &hints[i], top);
+        }
+    }
     if (admitted > 0) pump(t);
     return admitted;
 }

@@ -539,6 +539,16 @@ float tier_decide_hinted(const struct tier_decide *d, uint32_t layer, uint32_t e
     return offer->acquire == d->layer_acquires[layer] ? offer->probability : -1;
 }
 
+/* Is the hinted expert worth the place of the one that would leave for it? */
+static bool outweighs(const struct tier_decide *d, const struct part *part, uint32_t key,
+                      uint32_t victim, float probability)
+{
+    const struct tier_policy_ops *ops = part->ops;
+    if (!ops->worth) return probability > likelihood(d, layer_of(d, part, victim, 0), victim);
+    return ops->worth(part->policy, key - part->key_first) >
+           ops->worth(part->policy, victim - part->key_first);
+}
+
 bool tier_decide_hint(struct tier_decide *d, uint32_t layer, uint32_t expert, float probability,
                       uint32_t distance)
 {
@@ -560,7 +570,7 @@ bool tier_decide_hint(struct tier_decide *d, uint32_t layer, uint32_t expert, fl
     if (part->used >= part->slots) {
         uint32_t victim = victim_of(d, 0, part, FOR_DECODE);
         if (victim == NOWHERE) return false;
-        if (likelihood(d, layer_of(d, part, victim, 0), victim) >= probability) return false;
+        if (!outweighs(d, part, key, victim, probability)) return false;
     }
     cells_choose(d, layer);
     admit(d, layer, key, false, FOR_DECODE);

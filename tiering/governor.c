@@ -8,6 +8,7 @@
 enum {
     WINDOW_STEPS = 16,
     SETTLE_STEPS = 4,           /* of a window: still under the one before, not counted */
+    PROBE_STEPS = 8,            /* of a probe, after which one that does clear harm ends */
     PATIENCE_MIN = 2,
     PATIENCE_MAX = 64,
 };
@@ -15,16 +16,19 @@ enum {
  * between the two lies noise. */
 #define GOES_ABOVE 1.01
 #define COMES_BELOW 0.97
+#define HARMS_ABOVE 1.15
 #define RISE 0.2                /* of the way to 1 that the least probability rises at once */
 #define FALL 0.9
+#define BETWEEN 0.5             /* what idle time before a nearer acquire counts */
 #define PACE_PART 0.125         /* of a step in the means of idle and fetch time */
 
 void tier_governor_init(struct tier_governor *g, const struct tier_governor_options *options)
 {
     MUST(options->read_bytes > 0 && options->share > 0);
     *g = (struct tier_governor){
-        .options = *options, .state = TIER_GOVERNOR_ON, .probability = options->probability_min,
-        .windows_left = PATIENCE_MIN, .patience = PATIENCE_MIN,
+        .options = *options, .state = options->fixed ? TIER_GOVERNOR_ON : TIER_GOVERNOR_OFF,
+        .probability = options->probability_min,
+        .windows_left = 1, .patience = PATIENCE_MIN,
         .stall_with = -1, .stall_without = -1,
     };
     if (g->options.inflight_bytes < options->read_bytes) {
@@ -53,7 +57,8 @@ double tier_governor_worth(const struct tier_governor *g, uint32_t distance, uin
 {
     if (g->options.fixed) return 0;
     if (g->fetch_ns <= 0) return 1;
-    double room = g->idle_ns * distance - g->fetch_ns * ahead;
+    /* The acquires between want their own experts: what is on its way then is in their way. */
+    double room = g->idle_ns * (1 + (distance - 1) * BETWEEN) - g->fetch_ns * ahead;
     if (room <= 0) return 1;
     return room < g->fetch_ns ? 1 - room / g->fetch_ns : 0;
 }
@@ -115,14 +120,33 @@ static void judge(struct tier_governor *g, double stall_after)
     }
 }
 
+static double window_stall(const struct tier_governor *g)
+{
+    return (double)g->window.stall_ns / (g->window.lookups > 0 ? (double)g->window.lookups : 1);
+}
+
+/* A probe that stalls far more than the window before it need not run to its end. */
+static bool probe_harms(const struct tier_governor *g)
+{
+    return g->state == TIER_GOVERNOR_PROBE && g->steps >= PROBE_STEPS &&
+           window_stall(g) > g->stall_before * HARMS_ABOVE;
+}
+
 static void window_end(struct tier_governor *g)
 {
-    double lookups = g->window.lookups > 0 ? (double)g->window.lookups : 1;
-    double stall = (double)g->window.stall_ns / lookups;
+    double stall = window_stall(g);
     switch (g->state) {
     case TIER_GOVERNOR_PAUSE:
     case TIER_GOVERNOR_PROBE:
         g->stall_trial = stall;
+        /* The first time it comes at once: many answers are short, and a pause will check it. */
+        if (g->stall_with < 0 && stall < g->stall_before * COMES_BELOW) {
+            g->stall_with = stall;
+            g->stall_without = g->stall_before;
+            turn(g, TIER_GOVERNOR_ON, PATIENCE_MIN);
+            g->switches++;
+            return;
+        }
         g->state = g->state == TIER_GOVERNOR_PAUSE ? TIER_GOVERNOR_ON : TIER_GOVERNOR_OFF;
         g->judging = true;
         return;
@@ -150,7 +174,7 @@ bool tier_governor_step(struct tier_governor *g, const struct tier_governor_acco
     g->window.useful_bytes += a->useful_bytes;
     g->window.late_bytes += a->late_bytes;
     g->window.wasted_bytes += a->wasted_bytes;
-    if (g->steps < WINDOW_STEPS) return false;
+    if (g->steps < WINDOW_STEPS && !probe_harms(g)) return false;
     enum tier_governor_state before = g->state;
     bool changed = tier_governor_on(g) && follow_waste(g);
     window_end(g);

@@ -10,8 +10,11 @@
  * Steps are gathered into windows; every few windows one runs the other way round, and its stall a
  * lookup is compared with that of its two neighbours:
  *
+ *      off [probe] ...               the beginning: it comes once it has shown that it pays
  *      on  on  on [pause] on ...     prefetch pays: the next pause is twice as far off
  *      off off off [probe] off ...   it does not: the next probe is twice as far off
+ *
+ * A probe that stalls far more than the window before it ends half way.
  *
  * A read ahead pays where it hides in time that nothing else fills, so a saturated disk admits
  * next to nothing from the start (worth). Beside that the least probability follows the bytes: it
@@ -85,8 +88,10 @@ void tier_governor_pace(struct tier_governor *governor, double idle_ns, double f
 
 /* The least probability at which fetching an expert ahead saves more than it costs, `distance`
  * acquires before its own and behind `ahead` others that are under way. Fetched in time that is
- * idle anyway it costs nothing. What does not fit in there only moves a wait forward, and is lost
- * if the expert is not asked for. 1 before anything was measured, 0 when fixed. */
+ * idle anyway it costs nothing; idle time before an acquire nearer than its own counts half, for
+ * that one's misses may find it in their way. What does not fit in there only moves a wait
+ * forward, and is lost if the expert is not asked for. 1 before anything was measured, 0 when
+ * fixed. */
 double tier_governor_worth(const struct tier_governor *governor, uint32_t distance,
                            uint32_t ahead);
 

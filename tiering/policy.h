@@ -70,6 +70,9 @@ struct tier_policy_ops {
     void (*retune)(struct tier_policy *policy, uint32_t slots, double half_life);
     /* Optional. Probability in [0, 1] that the expert is wanted at its layer's next acquire. */
     void (*hint)(struct tier_policy *policy, uint32_t expert, float probability);
+    /* Optional. What an expert is worth keeping by all the policy knows, resident or not: a hint
+     * brings in only what is worth more than the one that would leave. */
+    double (*worth)(const struct tier_policy *policy, uint32_t expert);
 };
 
 /* First member of every concrete policy; filled by tier_policy_create. */

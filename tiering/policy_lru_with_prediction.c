@@ -1,9 +1,11 @@
-/* What is least likely to be wanted at its layer's next acquire leaves.
+/* What is least worth keeping leaves: by how likely it is wanted at its layer's next acquire, and
+ * by its share of the acquires of late.
  *
- * A hint says how likely that is; for an expert without one its decayed use count stands in, scaled
- * to the share of recent acquires that used it: both are probabilities and compare directly. So
- * without any predictor this is the decayed lfu, and hints move experts either way: predicted ones
- * stay, those predicted not to come leave first. Equals go by frequency, then recency.
+ * The share is the expert's decayed use count, scaled so that an expert used every time has 1; it
+ * stands for all acquires but the next. A hint tells of the next one, and is added to it: both are
+ * probabilities. So without any predictor this is the decayed lfu, and with one a hint outweighs
+ * habit without erasing it. What a hint brings in must be worth more, by the same sum, than what
+ * leaves for it. Equals go by recency.
  *
  * A hint is good for one acquire of its layer; the next begin makes it void. O(log slots) a use.
  */
@@ -58,7 +60,7 @@ static int predicted_create(struct tier_policy **out, const struct tier_policy_o
     }
     for (uint32_t e = 0; e < experts; e++) p->hints[e] = -1;
     /* Counts of 1, g^-1, g^-2 ... add up to 1 / (1 - 1/g) for an expert used at every acquire.
-     * Without decay a count has no share to be scaled to: it only breaks ties between hints. */
+     * Without decay a count has no share to be scaled to: there any hint outweighs all counts. */
     p->rate = 1 - 1 / p->score.growth;
     *out = &p->base;
     return 0;
@@ -69,7 +71,12 @@ static double rank_of(const struct predicted *p, uint32_t expert)
     double count = p->score.at[expert];
     if (p->hints[expert] < 0) return count;
     double full = p->rate > 0 ? p->score.weight / p->rate : 0x1p40;
-    return (double)p->hints[expert] * full + count * 1e-9;
+    return (double)p->hints[expert] * full + count;
+}
+
+static double predicted_worth(const struct tier_policy *policy, uint32_t expert)
+{
+    return rank_of((const struct predicted *)policy, expert);
 }
 
 static void rerank(struct predicted *p, uint32_t expert)
@@ -165,5 +172,6 @@ const struct tier_policy_ops tier_policy_lru_with_prediction_ops = {
     .seed = predicted_seed,
     .seen = predicted_seen,
     .hint = predicted_hint,
+    .worth = predicted_worth,
     .retune = predicted_retune,
 };

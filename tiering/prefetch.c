@@ -96,35 +96,42 @@ static bool may_fetch_ahead(struct tier *t, const struct tier_hint *h, bool belo
            (double)h->probability >= t->governor.probability;
 }
 
+/* True if the hint brought its expert in. */
+static bool hint_one(struct tier *t, const struct tier_hint *h, bool top)
+{
+    bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert);
+    /* The same again about an expert that is there tells nobody anything. */
+    if (top && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) return false;
+    t->hint_count++;
+    t->layer_hints[h->layer]++;
+    if (!top && !may_fetch_ahead(t, h, below)) {
+        t->prefetch_refused += t->prefetch;
+        return false;
+    }
+    bool taken = tier_decide_hint(t->decide, h->layer, h->expert, h->probability, h->distance);
+    tier_carry_out(t, true, false);
+    t->layer_hinted[h->layer] += taken;
+    tier_observe(t, &(struct tier_event){
+        .kind = TIER_EVENT_HINT, .layer = h->layer, .count = 1, .ids = &h->expert,
+        .probability = h->probability, .distance = h->distance, .admitted = taken,
+    });
+    return taken;
+}
+
 uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
 {
     MUST(t->magic == TIER_MAGIC);
     uint32_t admitted = 0;
     uint64_t begin_ns = base_clock_now_ns(t->clock);
     if (t->prefetch) credit_earn(t);
-    for (uint32_t i = 0; i < n; i++) {
-        const struct tier_hint *h = &hints[i];
-        MUST(h->layer < t->layers && h->expert < t->experts);
-        bool top = tier_decide_resident(t->decide, 0, h->layer, h->expert);
-        bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert);
-        /* The same again about an expert that is there tells nobody anything. */
-        if (top && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) continue;
-        t->hint_count++;
-        t->layer_hints[h->layer]++;
-        if (!top && !may_fetch_ahead(t, h, below)) {
-            t->prefetch_refused += t->prefetch;
-            continue;
+    /* Of what is there first: who would leave is known before anything comes. */
+    for (int there = 1; there >= 0; there--) {
+        for (uint32_t i = 0; i < n; i++) {
+            const struct tier_hint *h = &hints[i];
+            MUST(h->layer < t->layers && h->expert < t->experts);
+            bool top = tier_decide_resident(t->decide, 0, h->layer, h->expert);
+            if (top == there) admitted += hint_one(t, h, top);
         }
-        bool taken = tier_decide_hint(t->decide, h->layer, h->expert, h->probability, h->distance);
-        tier_carry_out(t, true, false);
-        if (taken) {
-            admitted++;
-            t->layer_hinted[h->layer]++;
-        }
-        tier_observe(t, &(struct tier_event){
-            .kind = TIER_EVENT_HINT, .layer = h->layer, .count = 1, .ids = &h->expert,
-            .probability = h->probability, .distance = h->distance, .admitted = taken,
-        });
     }
     if (admitted > 0) tier_cache_pump(&t->cache);
     if (n > 0) t->hint_ns += base_clock_now_ns(t->clock) - begin_ns;

@@ -81,7 +81,7 @@
     O(prefetch_governor, ENUM, "prefetch.governor", "auto", "auto|fixed", "",                     \
       "auto turns prefetch off while it does not pay; fixed leaves it on, from "                  \
       "prefetch.probability_min")                                                                 \
-    O(prefetch_inflight, BYTES, "prefetch.inflight", "64MiB", "", "bytes",                        \
+    O(prefetch_inflight, BYTES, "prefetch.inflight", "128MiB", "", "bytes",                        \
       "most bytes of prefetch on their way at once; at least one expert")                         \
     O(prefetch_share, SHARE, "prefetch.bandwidth_share", "30%", "", "",                           \
       "share of the measured read bandwidth that prefetch may use")                               \
@@ -89,7 +89,7 @@
       "most experts read ahead for one layer between two of its acquires")                        \
     O(prefetch_probability, SHARE, "prefetch.probability_min", "10%", "", "",                     \
       "an expert less likely than this is never read ahead")                                      \
-    O(prefetch_waste, SHARE, "prefetch.waste_max", "30%", "", "",                                 \
+    O(prefetch_waste, SHARE, "prefetch.waste_max", "25%", "", "",                                 \
       "bytes that prefetch may waste, as a share of those that steps needed; with more the "      \
       "governor asks for likelier experts")
 

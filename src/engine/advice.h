@@ -33,7 +33,7 @@
       "closes and every predictor.save_every; empty = learn anew at each start")                  \
     O(save_every, TIME, "predictor.save_every", "10min", "1s..", "",                              \
       "how often predictor.path is written while there are steps")                                \
-    O(lead, UINT, "predictor.lead", "1", "1..64", "layers",                                       \
+    O(lead, UINT, "predictor.lead", "2", "1..64", "layers",                                       \
       "how many layers ahead of its gate a layer is predicted: more gives reads more time, less " \
       "gives likelier experts")                                                                   \
     O(whole_pass, BOOL, "predictor.whole_pass", "false", "", "",                                  \

@@ -18,9 +18,13 @@ trap 'rm -rf "$work"' EXIT
 for model in gemma gptoss qwen; do
     "$replay" import --from csv "$data/bigmoeonedge/$model.route.csv" -o "$work/$model" --quiet
 done
+# The same routing with experts of DeepSeek-V3's size: the description's own.
+ln -s gpt-oss-20b "$work/gpt-oss-20b.44MB"
+ln -s gpt-oss-20b.train "$work/gpt-oss-20b.44MB.train"
 sizes() { # bytes of one expert, of a layer before its experts, of the rest of a step
     case $1 in
         gpt-oss-20b) set -- 13219200 53MB 1158MB ;;
+        gpt-oss-20b.44MB) return ;;
         gemma) set -- 4336640 44MB 800MB ;;
         gptoss) set -- 13219200 23MB 1158MB ;;
         qwen) set -- 3059712 12MB 622MB ;;
@@ -43,16 +47,16 @@ echo "hits at lookup in %, tokens/s; bytes as a multiple of the best demand-only
 status=0
 for setting in '8xh20 hbm' 'desktop-pcie5 dram'; do
     read -r machine top <<<"$setting"
-    for model in gpt-oss-20b gemma gptoss qwen; do
+    for model in gpt-oss-20b gpt-oss-20b.44MB gemma gptoss qwen; do
         { clock "$model" "$machine" none belady,lru,lfu,lru_with_frequency,slru,s3fifo,sieve,arc --top "$top"
           clock "$model" "$machine" blend lfu,lru_with_frequency,lru_with_prediction --top "$top"
-        } | awk -v name="$machine ($top) $model" -v must="$([ "$setting" = '8xh20 hbm' ] && [ "$model" = gpt-oss-20b ] && echo 8)" '
+        } | awk -v name="$machine ($top) $model" -v must="$([ "$setting" = '8xh20 hbm' ] && [ "${model%.44MB}" = gpt-oss-20b ] && echo 8)" '
             $2 == "belady" { belady[$3] = $5; next }
             $1 == "none" { if (!($3 in base)) order[++n] = $3
                 if ($5 > base[$3]) { base[$3] = $5; policy[$3] = $2; rate[$3] = $4; bytes[$3] = $6 }; next }
             $6 <= 1.3 * bytes[$3] && $5 > best[$3] { best[$3] = $5; by[$3] = $2; fast[$3] = $4; moved[$3] = $6 }
             END { for (i = 1; i <= n; i++) { c = order[i]
-                printf "%-28s %6s: %s %.2f (%.2f/s), Belady %.2f, blend with %s %.2f (%.2f/s, %.2fx bytes): %+.2f points\n",
+                printf "%-37s %6s: %s %.2f (%.2f/s), Belady %.2f, blend with %s %.2f (%.2f/s, %.2fx bytes): %+.2f points\n",
                     name, c, policy[c], base[c], rate[c], belady[c], by[c], best[c], fast[c], moved[c] / bytes[c], best[c] - base[c]
                 if (must != "" && c == "25%" && best[c] - base[c] < must) bad = 1
                 if (must != "" && c == "25%") printf "  wanted at least +%d points: %s; above Belady: %s\n", must, bad ? "no" : "yes", (best[c] > belady[c] ? "yes" : "no") }

@@ -143,7 +143,7 @@ END_TEST
 START_TEST(settings_without_effect_are_refused)
 {
     static const char *const cases[][3] = {
-        { "predictor.lead=2", NULL }, { "prefetch.enabled=true", NULL },
+        { "predictor.lead=3", NULL }, { "prefetch.enabled=true", NULL },
         { "prefetch.waste_max=50%", NULL }, { "predictor.kind=blend", "predictor.learn=false" },
         { "policy.eviction=lru_with_prediction", NULL },
     };

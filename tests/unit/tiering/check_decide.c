@@ -751,6 +751,29 @@ START_TEST(prefill_leaves_decode_its_share)
 }
 END_TEST
 
+/* An expert without a hint still has its habit, which a weak hint does not displace. */
+START_TEST(hints_are_weighed_against_use)
+{
+    struct tier_decide *d;
+    struct tier_decide_config c = config_of(1, 8, 1, 1, "lru_with_prediction");
+    struct tier_found found[1];
+    uint32_t one = 0;
+    c.half_life_tokens = 16;
+    ck_assert_int_eq(tier_decide_create(&d, &c, NULL), 0);
+    for (int i = 0; i < 16; i++) {                          /* used half of the time, by weight */
+        ck_assert_uint_eq(tier_decide_acquire(d, 0, &one, 1, TIER_DECODE, found), 1);
+        tier_decide_release(d, 0, &one, 1);
+    }
+    ck_assert(!tier_decide_hint(d, 0, 2, 0.4f, 1));
+    ck_assert(tier_decide_resident(d, 0, 0, 0));
+    ck_assert(!tier_decide_hint(d, 0, 0, 0.3f, 1));         /* is here, and known to be likelier */
+    ck_assert(!tier_decide_hint(d, 0, 2, 0.7f, 1));
+    ck_assert(tier_decide_hint(d, 0, 2, 0.9f, 1));
+    ck_assert(tier_decide_resident(d, 0, 0, 2) && !tier_decide_resident(d, 0, 0, 0));
+    tier_decide_destroy(d);
+}
+END_TEST
+
 START_TEST(hints_admit_only_the_likelier)
 {
     struct tier_decide *d;
@@ -833,6 +856,7 @@ int main(void)
     tcase_add_test(rules, what_cannot_work_is_refused);
     tcase_add_test(rules, prefill_leaves_decode_its_share);
     tcase_add_test(rules, hints_admit_only_the_likelier);
+    tcase_add_test(rules, hints_are_weighed_against_use);
     tcase_add_test(rules, restore_fills_free_slots_only);
     tcase_add_test(rules, wrong_events_are_refused);
     suite_add_tcase(suite, rules);

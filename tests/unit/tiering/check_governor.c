@@ -88,10 +88,10 @@ START_TEST(follows_a_change)
         struct base_rng rng;
         base_rng_init(&rng, seed);
         run(&g, &w, &rng, 1000);
-        ck_assert_int_eq(g.switches, 0);
+        ck_assert_int_eq(g.switches, 1);        /* it came, and stayed */
         w.with = 1.3e6;
         run(&g, &w, &rng, 4000);
-        ck_assert_uint_ge(g.switches, 1);
+        ck_assert_uint_ge(g.switches, 2);
         ck_assert(!tier_governor_on(&g) || g.state == TIER_GOVERNOR_PROBE);
         w.with = 0.6e6;
         run(&g, &w, &rng, 4000);
@@ -124,6 +124,7 @@ START_TEST(budget_holds)
         struct tier_governor g = make(seed % 2);
         struct base_rng rng;
         double earned = 0, taken = 0;
+        g.state = TIER_GOVERNOR_ON;
         base_rng_init(&rng, seed);
         for (int i = 0; i < 2000; i++) {
             uint64_t bytes = base_rng_below(&rng, 3 * READ);
@@ -187,9 +188,10 @@ START_TEST(worth_follows_idle_time)
     ck_assert_double_eq(tier_governor_worth(&fixed, 1, 0), 0);
     tier_governor_pace(&g, 30, 100);
     ck_assert_double_eq_tol(tier_governor_worth(&g, 1, 0), 0.7, 1e-9);
-    ck_assert_double_eq_tol(tier_governor_worth(&g, 2, 0), 0.4, 1e-9);
-    ck_assert_double_eq(tier_governor_worth(&g, 4, 0), 0);      /* 120 ns for 100 */
-    ck_assert_double_eq_tol(tier_governor_worth(&g, 4, 1), 0.8, 1e-9);  /* behind another: 20 */
+    /* Idle time before a nearer acquire counts half. */
+    ck_assert_double_eq_tol(tier_governor_worth(&g, 2, 0), 0.55, 1e-9);
+    ck_assert_double_eq(tier_governor_worth(&g, 7, 0), 0);      /* 120 ns for 100 */
+    ck_assert_double_eq_tol(tier_governor_worth(&g, 7, 1), 0.8, 1e-9);  /* behind another: 20 */
     ck_assert_double_eq(tier_governor_worth(&g, 2, 1), 1);
     /* The disk fills up: soon nothing is worth it but what is certain. */
     for (int i = 0; i < 100; i++) tier_governor_pace(&g, 1, 100);
@@ -202,11 +204,37 @@ START_TEST(worth_follows_idle_time)
 }
 END_TEST
 
+/* Off until a probe has shown that it pays; a probe that does clear harm ends early. */
+START_TEST(starts_off_and_probes)
+{
+    struct tier_governor g = make(false);
+    struct world w = { .without = 1e6, .with = 1.5e6, .precision = 1 };
+    struct base_rng rng;
+    uint64_t on = 0, first = 0;
+    base_rng_init(&rng, 1);
+    ck_assert(!tier_governor_on(&g) && !tier_governor_admit(&g, 1, 4));
+    run(&g, &w, &rng, 200);
+    ck_assert_uint_gt(w.on, 0);
+    ck_assert_msg(w.on <= 20, "on in %llu of 200 steps", (unsigned long long)w.on);
+    g = make(false);
+    w = (struct world){ .without = 1e6, .with = 0.7e6, .precision = 1 };
+    for (uint64_t step = 0; step < 200; step++) {
+        on += tier_governor_on(&g);
+        if (tier_governor_on(&g) && first == 0) first = step;
+        run(&g, &w, &rng, 1);
+    }
+    ck_assert_uint_gt(first, 0);
+    ck_assert_msg(first <= 16 && on >= 150, "first at %llu, on in %llu of 200 steps",
+                  (unsigned long long)first, (unsigned long long)on);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("governor");
     TCase *t = tcase_create("all");
     tcase_add_test(t, costs_little_where_it_never_pays);
+    tcase_add_test(t, starts_off_and_probes);
     tcase_add_test(t, keeps_what_pays);
     tcase_add_test(t, worth_follows_idle_time);
     tcase_add_test(t, follows_a_change);

@@ -123,7 +123,7 @@ static void lfu_remove(struct plain *p, uint32_t e)
 static double worth(const struct plain *p, uint32_t e)
 {
     double share = p->count[e] * (1 - pow(0.5, 1.0 / HALF_LIFE));
-    return p->hint[e] >= 0 ? p->hint[e] + 1e-9 * share : share;
+    return p->hint[e] >= 0 ? p->hint[e] + share : share;
 }
 
 static uint32_t worth_victim(struct plain *p)
@@ -445,6 +445,16 @@ static void one_acquire(struct plain *p, const struct rule *rule, struct tier_po
     for (uint32_t i = 0; i < n; i++) p->held[ids[i]]--;
 }
 
+/* Resident or not, what is worth more by the rule is worth more to the policy. */
+static void worth_agrees(const struct plain *p, const struct tier_policy *policy, uint32_t a,
+                         uint32_t b)
+{
+    double more = worth(p, a) - worth(p, b);
+    if (!policy->ops->worth || fabs(more) < 1e-9) return;
+    double said = policy->ops->worth(policy, a) - policy->ops->worth(policy, b);
+    ck_assert_msg((said > 0) == (more > 0), "%s, seed %d: experts %u and %u", name, seed, a, b);
+}
+
 START_TEST(agrees_with_its_rule)
 {
     const struct rule *rule = &rules[_i % RULES];
@@ -484,6 +494,7 @@ START_TEST(agrees_with_its_rule)
             if (!policy->ops->hint) break;
             p.hint[e] = (double)base_rng_below(&rng, 9) / 8;
             policy->ops->hint(policy, e, (float)p.hint[e]);
+            worth_agrees(&p, policy, e, (uint32_t)base_rng_below(&rng, EXPERTS));
             break;
         default:
             one_acquire(&p, rule, policy, &rng, now);
