@@ -102,6 +102,12 @@ void tier_stats_publish(struct tier *t, uint64_t now)
     snprintf(s->huge_note, sizeof s->huge_note, "%s", t->cache.dram.slots.huge_note);
     s->numa_degraded = t->numa.degraded;
     s->huge_degraded = t->cache.dram.slots.huge_refused;
+    s->warm_refused = t->warm && tier_warm_refused(t->warm);
+    s->device_lost = t->device && t->device->lost;
+    s->device_host_readable = !t->device || t->device->host_readable;
+    if (s->device_lost) {
+        snprintf(s->device_note, sizeof s->device_note, "%.190s", t->device->lost_why);
+    }
     s->pin_degraded = !t->cache.dram.slots.locked && t->config.dram_pin != TIER_PIN_OFF;
     tier_publish_begin(&t->publish);
     tier_publish_put(&t->publish, 0, s, sizeof *s);

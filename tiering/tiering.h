@@ -254,6 +254,9 @@ struct tier_snapshot {
     /* Where `auto` had to do with less than it wanted; the notes say why. */
     bool backend_degraded, direct_degraded, buffers_degraded, pin_degraded, prefetch_degraded;
     bool numa_degraded, huge_degraded;
+    bool warm_refused;                  /* the saved set was there and could not be used */
+    bool device_lost;                   /* device_note says why */
+    bool device_host_readable;          /* the CPU computes on what lies in hbm */
 };
 /* Any thread, at any time; never blocks the engine. */
 void tier_snapshot(struct tier *tier, struct tier_snapshot *out);

@@ -44,6 +44,7 @@ struct tier_warm {
     uint64_t begin_ns;
     bool told;
     char note[200];
+    bool refused;
     /* The writer's, while busy. */
     struct tier_warm_set set;
     void *bytes;
@@ -226,6 +227,7 @@ static int warmer_last(const void *a, const void *b)
 static void refuse(struct tier_warm *w, const char *why)
 {
     snprintf(w->note, sizeof w->note, "started cold: %.180s", why);
+    w->refused = true;
     base_log(BASE_LOG_WARN, "warm", "started cold: %s", why);
 }
 
@@ -410,6 +412,11 @@ void tier_warm_stats(const struct tier_warm *w, struct tier_warm_metrics *m)
     m->saved_experts = atomic_load(&w->saved_experts);
     m->restore_experts = w->list_count;
     m->restore_left = w->list_count - w->fed;
+}
+
+bool tier_warm_refused(const struct tier_warm *w)
+{
+    return w->refused;
 }
 
 const char *tier_warm_note(const struct tier_warm *w)

@@ -73,6 +73,8 @@ bool tier_warm_feeding(const struct tier_warm *warm);
 uint32_t tier_warm_tick(struct tier *tier, uint64_t now_ns);
 
 /* What became of the saved set. */
+/* There was a saved set, and it could not be used. */
+bool tier_warm_refused(const struct tier_warm *warm);
 const char *tier_warm_note(const struct tier_warm *warm);
 /* Fills the counters. */
 struct tier_warm_metrics;

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "engine/report.h"
 #include "engine/stack.h"
 #include "server/admin_socket.h"
 #include "server/change.h"
@@ -158,22 +159,21 @@ static int serve(struct srv *srv)
     return srv_failed(srv);
 }
 
-/* What `auto` settings had to do without is said once at start; /tier/stats keeps saying it. */
-static void report_degraded(const struct eng_stack *stack)
+/* What became of every setting is said once at start, what there is less of also in the log;
+ * /tier/stats keeps saying it. */
+static void report(struct eng_stack *stack)
 {
-    static struct tier_snapshot snapshot;       /* too large for the stack */
+    static struct tier_snapshot snapshot;       /* both too large for the stack */
+    static struct tier_report all;
     tier_snapshot(stack->tier, &snapshot);
-    if (snapshot.backend_degraded || snapshot.direct_degraded || snapshot.buffers_degraded) {
-        base_log(BASE_LOG_WARN, "server", "degraded: io: %s", snapshot.io_note);
+    eng_report(&all, stack, &stack->config, &snapshot);
+    eng_report_print(stderr, &all);
+    for (uint32_t i = 0; i < all.count; i++) {
+        const struct tier_report_row *row = &all.rows[i];
+        if (row->state != TIER_DEGRADED && row->state != TIER_REFUSED) continue;
+        base_log(BASE_LOG_WARN, "server", "%s: %s: %s", tier_state_name(row->state), row->feature,
+                 row->note);
     }
-    if (snapshot.pin_degraded) {
-        base_log(BASE_LOG_WARN, "server", "degraded: tiers.dram.pin: %s", snapshot.pin_note);
-    }
-    if (!stack->advice) return;
-    base_log(BASE_LOG_INFO, "server", "active: predictor.kind: %s", eng_advice_note(stack->advice));
-    base_log(snapshot.prefetch_degraded ? BASE_LOG_WARN : BASE_LOG_INFO, "server",
-             "%s: prefetch.enabled: %s", snapshot.prefetch_degraded ? "degraded" : "active",
-             snapshot.prefetch_note);
 }
 
 static void report_ranks(const struct eng_stack *stack)
@@ -216,7 +216,7 @@ static int run_rank(const struct eng_stack_args *args, struct base_err *err)
     int rc = eng_stack_print_footprint(args, stderr, err);
     if (rc == 0) rc = eng_stack_open(&stack, args, err);
     if (rc < 0) return rc;
-    report_degraded(&stack);
+    report(&stack);
     eng_follow(stack.engine);
     eng_stack_close(&stack);
     return 0;
@@ -237,7 +237,7 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     rc = eng_stack_open(&stack, args, err);
     if (rc < 0) goto done;
     open = true;
-    report_degraded(&stack);
+    report(&stack);
     report_ranks(&stack);
     rc = catch_signals(err);
     if (rc == 0) rc = open_admin(&socket, admin, &admin_fd, err);

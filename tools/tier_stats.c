@@ -279,7 +279,8 @@ static void show_reads(const struct port_json *now, const struct port_json *befo
     const struct port_json *report = port_json_get(now, "report");
     for (size_t i = 0; i < port_json_count(report); i++) {
         const struct port_json *line = port_json_at(report, i);
-        if (strcmp(text_of(line, "state"), "active") != 0) {
+        const char *state = text_of(line, "state");
+        if (strcmp(state, "degraded") == 0 || strcmp(state, "refused") == 0) {
             fprintf(to, "%s: %s=%s: %s\n", text_of(line, "state"), text_of(line, "feature"),
                     text_of(line, "requested"), text_of(line, "note"));
         }

@@ -8,8 +8,8 @@
 
 #include "base/clock.h"
 #include "base/str.h"
-#include "server/change.h"
 #include "server/memory.h"
+#include "server/report.h"
 #include "server/srv.h"
 
 enum { EXPERTS_LISTED = 64 };
@@ -328,58 +328,6 @@ static int read_view(const struct srv_request *request, bool *layers, bool *expe
     return 0;
 }
 
-/* What was asked for and what became of it. */
-static void put_report_line(struct base_buf *to, bool *any, const char *feature,
-                            const char *requested, const char *state, const char *note)
-{
-    base_buf_puts(to, *any ? ",{\"feature\":" : "{\"feature\":");
-    *any = true;
-    put_string(to, feature);
-    base_buf_puts(to, ",\"requested\":");
-    put_string(to, requested);
-    base_buf_puts(to, ",\"state\":");
-    put_string(to, state);
-    base_buf_puts(to, ",\"note\":");
-    put_string(to, note);
-    base_buf_puts(to, "}");
-}
-
-static void put_report(struct srv *srv, struct base_buf *to, const struct tier_snapshot *tier)
-{
-    struct base_option_group groups[ENG_STACK_GROUPS];
-    struct srv_settings *now = malloc(sizeof *now);     /* too large for a worker's stack */
-    if (now) srv_change_current(srv, now);
-    size_t count = now ? eng_stack_groups(&now->stack, groups) : 0;
-    const struct {
-        const char *key;
-        const char *note;
-        bool degraded;
-    } lines[] = {
-        { "io.backend", tier->io_note, tier->backend_degraded || tier->buffers_degraded },
-        { "io.direct", tier->io_note, tier->direct_degraded },
-        { "tiers.dram.pin", tier->pin_note, tier->pin_degraded },
-        { "ranks.comm", srv->stack->ranks.comm ? srv->stack->ranks.comm->note : "one rank", false },
-        { "predictor.kind", eng_advice_note(srv->stack->advice), false },
-        { "prefetch.enabled", srv->stack->advice ? tier->prefetch_note : "no predictor",
-          tier->prefetch_degraded },
-        { "tiers.dram.capacity", "", false },
-        { "policy.eviction", "", false },
-        { "kv.dtype", "", false },
-        { "engine.threads", "", false },
-    };
-    bool any = false;
-    base_buf_puts(to, "\"report\":[");
-    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
-        char value[BASE_OPTION_TEXT];
-        if (base_option_get(groups, count, lines[i].key, value, sizeof value) >= 0) {
-            put_report_line(to, &any, lines[i].key, value,
-                            lines[i].degraded ? "degraded" : "active", lines[i].note);
-        }
-    }
-    base_buf_puts(to, "],");
-    free(now);
-}
-
 void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
                           struct srv_reply *reply)
 {
@@ -401,7 +349,7 @@ void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
                     "\"steps\":%llu,", state_name(srv), (long)getpid(),
                     (double)(base_now_ns() - srv->started_ns) / 1e9, (double)base_now_ns() / 1e9,
                     (unsigned long long)all->tier.steps);
-    put_report(srv, to, &all->tier);
+    srv_report_json(to, srv, &all->tier);
     put_tiers(to, &all->tier);
     srv_memory_json(to, srv->stack);
     base_buf_puts(to, "\"io\":{");

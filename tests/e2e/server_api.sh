@@ -24,6 +24,9 @@ has() { # TEXT...
 
 start_server --set server.body_max=64KiB --set server.requests_max=4
 grep -q 'dense' "$work/server.log" || fail 'no memory table at start'
+for feature in io.backend io.direct tiers.verify tiers.dram.pin tiers.dram.numa bits engine.cpu_mask; do
+    grep -Eq "^  (active|degraded|refused) +$feature: " "$work/server.log" || fail "no $feature in the report at start"
+done
 
 ask 200 /v1/models; has '"object":"list"' '"id":"pebble"' '"max_model_len":4096'
 ask 200 /v1/models/pebble; has '"id":"pebble"'
@@ -134,6 +137,13 @@ grep -q 'yes' "$work/stats" || fail 'no expert is resident'
 "$bin/tier-stats" --json --url "$url" --by layer >"$work/stats"
 grep -q '"layers":\[{"layer":1,' "$work/stats" || fail 'no layers in the JSON'
 grep -q '"cold_start":{"lookups":' "$work/stats" || fail 'no phases in the JSON'
+"$bin/tier-stats" --json --url "$url" >"$work/stats"
+for feature in io.backend io.buffers io.direct tiers.verify layout tiers.dram.pin tiers.dram.huge_pages tiers.dram.numa \
+    tiers.hbm.device tiers.inclusion tiers.warm_experts bits policy.eviction policy.quotas prefetch.enabled \
+    prefetch.governor tiers.warm.path predictor.kind trace.path engine.cpu_mask engine.activations server.admin_listen; do
+    grep -Eq "\"feature\":\"$feature\",\"requested\":\"[^\"]*\",\"state\":\"(active|degraded|refused|off)\"" "$work/stats" ||
+        fail "no $feature in the report: $(cat "$work/stats")"
+done
 stop_server
 if "$bin/tier-stats" --once --url "$url" 2>"$work/err"; then fail 'tier-stats without a server says 0'; fi
 grep -q 'is tier-server running' "$work/err" || fail "tier-stats without a server: $(cat "$work/err")"

@@ -1,0 +1,129 @@
+#include "engine/report.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/str.h"
+#include "kernels/kern.h"
+
+static const char *choice_of(const char *key, int value, char *to, size_t size)
+{
+    to[0] = '\0';
+    for (size_t i = 0; i < eng_option_count; i++) {
+        if (strcmp(eng_options[i].key, key) != 0) continue;
+        base_option_choice(&eng_options[i], value, to, size);
+    }
+    return to;
+}
+
+void eng_report_trace(struct tier_report *report, const struct pred_trace_config *config,
+                      const struct pred_trace_metrics *m, bool recording)
+{
+    struct tier_report_row *row = tier_report_add(report, "trace.path", config->path);
+    char bytes[16];
+    if (!recording) {
+        tier_report_note(row, TIER_OFF, "nothing is recorded");
+        return;
+    }
+    base_str_bytes(bytes, sizeof bytes, m->written_bytes);
+    row->counter = "lost_records";
+    row->count = m->lost_records;
+    if (m->lost_records > 0) {
+        tier_report_note(row, TIER_DEGRADED, "%" PRIu64 " of %" PRIu64 " records lost: the disk is "
+                         "full or too slow for trace.buffer, or trace.size_max is reached; exact "
+                         "replay refuses a trace with gaps", m->lost_records,
+                         m->records + m->lost_records);
+    } else if (config->sample < 1) {
+        tier_report_note(row, TIER_ACTIVE, "%s written; a sample, without cache events: no exact "
+                         "replay", bytes);
+    } else {
+        tier_report_note(row, TIER_ACTIVE, "%s written, without gaps", bytes);
+    }
+}
+
+void eng_report_ops(struct tier_report *report, const char *requested, const char *used)
+{
+    struct tier_report_row *row = tier_report_add(report, "engine.cpu_mask", requested);
+    bool less = strcmp(requested, used) != 0;
+    tier_report_note(row, less ? TIER_DEGRADED : TIER_ACTIVE, "%s%s", used,
+                     less ? ": the best that this CPU and build have; the bits are the same" : "");
+}
+
+static void report_predictor(struct tier_report *report, struct eng_stack *stack,
+                             const struct eng_stack_config *config)
+{
+    char kind[64] = "";
+    for (size_t i = 0; i < eng_advice_option_count; i++) {
+        if (strcmp(eng_advice_options[i].key, "predictor.kind") != 0) continue;
+        base_option_choice(&eng_advice_options[i], config->advice.kind, kind, sizeof kind);
+    }
+    struct tier_report_row *row = tier_report_add(report, "predictor.kind", kind);
+    struct eng_advice_metrics m;
+    eng_advice_snapshot(stack->advice, &m);
+    if (!stack->advice) {
+        tier_report_note(row, TIER_OFF, "nothing is predicted");
+        return;
+    }
+    tier_report_note(row, m.failed_saves > 0 ? TIER_DEGRADED : TIER_ACTIVE, "%.200s%s",
+                     eng_advice_note(stack->advice),
+                     m.failed_saves > 0 ? "; it could not be saved" : "");
+    row->counter = "failed_saves";
+    row->count = m.failed_saves;
+}
+
+static void report_arithmetic(struct tier_report *report, const struct eng_config *config)
+{
+    char text[64];
+    choice_of("engine.cpu_mask", config->cpu_mask, text, sizeof text);
+    eng_report_ops(report, text, kern_ops_cpu((enum kern_cpu)config->cpu_mask)->name);
+    struct tier_report_row *row = tier_report_add(
+        report, "engine.activations",
+        choice_of("engine.activations", config->activations, text, sizeof text));
+    bool int8 = config->activations == ENG_ACTIVATIONS_INT8;
+    tier_report_note(row, TIER_ACTIVE, "%s", int8 ? "inputs of the routed experts are rounded"
+                                                  : "exact");
+    row = tier_report_add(report, "kv.dtype",
+                          choice_of("kv.dtype", config->kv_dtype, text, sizeof text));
+    tier_report_note(row, TIER_ACTIVE, "%s", config->kv_dtype ? "latent KV is rounded" : "exact");
+}
+
+static void report_ranks(struct tier_report *report, const struct eng_ranks *r)
+{
+    char text[24] = "1";
+    if (r->count > 1) snprintf(text, sizeof text, "%u", r->count);
+    struct tier_report_row *row = tier_report_add(report, "parallel", text);
+    if (r->count <= 1) {
+        tier_report_note(row, TIER_OFF, "one process serves the whole model");
+    } else {
+        tier_report_note(row, TIER_ACTIVE, "%.80s; attention and dense layers over %u, experts "
+                         "over %u", r->comm->note, r->tensor, r->expert);
+    }
+}
+
+void eng_report(struct tier_report *report, struct eng_stack *stack,
+                const struct eng_stack_config *config, const struct tier_snapshot *tier)
+{
+    struct tier_report_args args = {
+        .config = &config->tier, .io = &config->io, .snapshot = tier, .store = stack->store,
+        .hints = stack->advice != NULL,
+    };
+    struct pred_trace_metrics trace = { 0 };
+    report->count = 0;
+    tier_report_tiers(report, &args);
+    report_predictor(report, stack, config);
+    if (stack->trace) pred_trace_writer_snapshot(stack->trace, &trace);
+    eng_report_trace(report, &stack->config.trace, &trace, stack->trace != NULL);
+    report_arithmetic(report, &config->engine);
+    report_ranks(report, &stack->ranks);
+}
+
+void eng_report_print(FILE *to, const struct tier_report *report)
+{
+    fputs("what was asked for, and what became of it:\n", to);
+    for (uint32_t i = 0; i < report->count; i++) {
+        const struct tier_report_row *row = &report->rows[i];
+        if (row->state == TIER_OFF) continue;
+        fprintf(to, "  %-9s %s: %s%s%s\n", tier_state_name(row->state), row->feature,
+                row->requested, row->note[0] ? ": " : "", row->note);
+    }
+}
