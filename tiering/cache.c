@@ -707,12 +707,15 @@ static int hbm_create(struct tier_cache *c, const struct tier_cache_args *args,
     if (rc < 0) return rc;
     c->hbm.slots.moved = hbm_moved;
     c->hbm.slots.context = args->device;
-    /* One pool for both: the disk writes into it, the device copies out of it. */
-    dev_host_register(args->device, c->dram.slots.memory,
-                      c->dram.slots.most * c->dram.slots.slot_bytes);
     c->device = args->device;
     c->top = &c->hbm;
-    return 0;
+    /* One pool for both: the disk writes into it, the device copies out of it. Only what is in
+     * service: the addresses beyond it have no memory, and would get some. */
+    rc = dev_host_register(args->device, c->dram.slots.memory, c->dram.slots.bytes);
+    if (rc == 0 || rc == -ENOTSUP) return 0;
+    return base_err_set(err, rc, "tiers.dram.capacity: the device cannot pin the %" PRIu64
+                        " bytes of its slots, which it copies from",
+                        (uint64_t)c->dram.slots.bytes);
 }
 
 int tier_cache_create(struct tier_cache *c, const struct tier_cache_args *args,
@@ -764,6 +767,7 @@ void tier_cache_destroy(struct tier_cache *c)
     if (c->device) {
         struct dev_copy *copies[REAP_BATCH];
         while (c->device->in_flight > 0) dev_reap(c->device, copies, REAP_BATCH, 1, UINT64_MAX);
+        dev_host_unregister(c->device, c->dram.slots.memory);
     }
     seats_destroy(&c->dram);
     seats_destroy(&c->hbm);

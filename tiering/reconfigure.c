@@ -72,6 +72,13 @@ static int differences(const struct tier *t, const struct tier_config *config, s
                             "tier cannot come or go while others run",
                             t->config.hbm_capacity, config->hbm_capacity);
     }
+    if (t->device && t->device->ops->host_register &&
+        strcmp(config->dram_capacity, t->config.dram_capacity) != 0) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "tiers.dram.capacity: %s -> %s needs a restart: the device has pinned "
+                            "these slots, and copies from them",
+                            t->config.dram_capacity, config->dram_capacity);
+    }
     return count;
 }
 

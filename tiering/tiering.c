@@ -70,12 +70,18 @@ static uint64_t slots_most(const struct tier *t)
     return (uint64_t)t->layers * t->experts + 2 * (uint64_t)t->top_k + TIER_SPARE_PREFETCH;
 }
 
+/* The same of hbm: where addresses cannot be had without memory, what it starts with. */
+static uint64_t hbm_slots_most(const struct tier *t, const struct dev_ops *ops,
+                               const struct tier_footprint *f)
+{
+    return ops->memory_give ? slots_most(t) : f->slots[0] + f->spare_slots[0];
+}
+
 static int device_create(struct tier *t, const struct tier_footprint *footprint,
                          struct base_err *err)
 {
     char name[32];
     struct dev_config config = {
-        .memory_bytes = slots_most(t) * footprint->slot_bytes[0],
         .bandwidth = t->config.hbm_bandwidth,
         .fault_share = t->config.hbm_faults,
         .headroom_share = t->config.hbm_headroom,
@@ -88,6 +94,7 @@ static int device_create(struct tier *t, const struct tier_footprint *footprint,
                             "tiers.hbm.device: this build has no device %s; configure it where the "
                             "CUDA toolkit is (meson option cuda), or take sim or host", name);
     }
+    config.memory_bytes = hbm_slots_most(t, ops, footprint) * footprint->slot_bytes[0];
     int rc = dev_create(&t->own_device, ops, &config, t->clock, err);
     t->device = t->own_device;
     return rc;
@@ -115,7 +122,7 @@ static int cache_create(struct tier *t, const struct tier_open_args *args,
         if (rc < 0) return rc;
         cache.device = t->device;
         cache.hbm_slots = (uint32_t)(f->slots[0] + f->spare_slots[0]);
-        cache.hbm_slots_most = cache.slots_most;
+        cache.hbm_slots_most = (uint32_t)hbm_slots_most(t, t->device->ops, f);
         cache.hbm_slot_bytes = f->slot_bytes[0];
     }
     return tier_cache_create(&t->cache, &cache, err);

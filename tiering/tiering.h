@@ -93,6 +93,9 @@
       "bytes that prefetch may waste, as a share of those that steps needed; with more the "      \
       "governor asks for likelier experts")
 
+/* The values of tiers.hbm.device, in their order. */
+enum { TIER_DEVICE_SIM, TIER_DEVICE_HOST, TIER_DEVICE_CUDA };
+
 struct tier_config {
     BASE_OPTION_STRUCT(TIER_OPTIONS)
     BASE_OPTION_STRUCT(TIER_PREFETCH_OPTIONS)

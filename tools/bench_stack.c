@@ -82,8 +82,8 @@ int bench_open(struct bench_stack *b, const struct bench_flags *flags, struct ba
                                    .hooks = { .step_end = on_step_end, .context = b } };
     rc = eng_stack_open(&b->stack, &args, err);
     if (rc == 0) {
-        rc = eng_footprint(&config.engine, &b->stack.shape, b->stack.files,
-                           &b->stack.ranks, &footprint, err);
+        rc = eng_footprint(&config.engine, &b->stack.shape, b->stack.files, &b->stack.ranks,
+                           b->stack.device != NULL, &footprint, err);
     }
     if (rc < 0) return rc;
     int online = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
@@ -119,7 +119,10 @@ uint64_t bench_reset(struct bench_stack *b)
 static void on_piece(void *context, const struct eng_piece *piece)
 {
     struct bench_stack *b = context;
-    b->failed |= piece->finish == ENG_FAILED;
+    if (piece->finish == ENG_FAILED && !b->failed) {
+        b->failed = true;
+        snprintf(b->why, sizeof b->why, "%s", piece->error);
+    }
     if (piece->token < 0) return;
     b->last_ns = base_now_ns();
     if (b->tokens++ == 0) b->first_ns = b->last_ns;
@@ -157,7 +160,7 @@ int bench_generate(struct bench_stack *b, uint32_t count, uint32_t prompt_tokens
         alive = eng_step(b->stack.engine);
     }
     if (rc == 0 && (alive < 0 || b->failed)) {
-        rc = base_err_set(err, -EIO, "the engine failed a request");
+        rc = base_err_set(err, -EIO, "the engine failed a request: %s", b->why);
     }
     return rc;
 }

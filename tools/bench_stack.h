@@ -33,6 +33,7 @@ struct bench_stack {
     uint32_t tokens;
     uint64_t first_ns, last_ns;
     bool failed;
+    char why[300];              /* of the first */
 };
 
 int bench_open(struct bench_stack *bench, const struct bench_flags *flags, struct base_err *err);

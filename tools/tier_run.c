@@ -155,7 +155,9 @@ static int generate(struct eng_stack *stack, const struct eng_request *request,
         alive = eng_step(stack->engine);
     }
     if (interrupted) eng_cancel(stack->engine, (uint64_t)id);
-    return alive < 0 ? base_err_set(err, alive, "the engine stopped: %s", base_err_name(alive)) : 0;
+    if (alive >= 0) return 0;
+    const char *why = eng_failure(stack->engine);
+    return base_err_set(err, alive, "the engine stopped: %s", why ? why : base_err_name(alive));
 }
 
 static int answer_prompt(struct eng_stack *stack, const char *prompt, struct base_err *err)

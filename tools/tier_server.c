@@ -250,7 +250,8 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     socket.fd = admin_fd = -1;  /* the server's now */
     rc = serve(srv);
     if (rc < 0) {
-        base_err_set(err, rc, "the engine stopped: %s", base_err_name(rc));
+        const char *why = eng_failure(stack.engine);
+        base_err_set(err, rc, "the engine stopped: %s", why ? why : base_err_name(rc));
     }
 done:
     srv_close(srv);

@@ -92,6 +92,35 @@ struct kern_cuda_greedy_args {
     uint32_t *ids;
 };
 
+/* out[row] = row tokens[row] of w, an unscaled matrix (F32, F16, BF16), as f32. */
+struct kern_cuda_embed_args {
+    struct kern_matrix w;       /* [vocab][cols] */
+    uint32_t rows;
+    const uint32_t *tokens;
+    float *out;                 /* [rows][cols] */
+};
+
+/* to[i] += from[i]. */
+struct kern_cuda_add_args {
+    size_t n;
+    float *to;
+    const float *from;
+};
+
+/* Addresses in a latent cache [block id][layer][token], once a step for all layers: the tables of
+ * blocks that attention walks, and where the rows' own latents go. */
+struct kern_cuda_pages_args {
+    uint32_t layers, members, rows;
+    uint32_t blocks_per_seq, blocks;        /* room of a table; blocks that the longest one uses */
+    uint32_t block_tokens;
+    size_t layer_bytes, token_bytes;
+    char *memory;
+    const uint32_t *ids;                    /* [members][blocks_per_seq] */
+    const uint32_t *row_member, *row_tokens;        /* a row is the token row_tokens - 1 */
+    const void **tables;                    /* [layers][members][blocks_per_seq] */
+    void **places;                          /* [layers][rows] */
+};
+
 /* What all experts of a layer have in common; scale_rows = 0: no scales. */
 struct kern_cuda_shape {
     enum kern_dtype dtype;
@@ -180,6 +209,9 @@ int kern_cuda_latent(const struct kern_cuda_latent_args *args, void *stream);
 int kern_cuda_gate(const struct kern_cuda_gate_args *args, void *stream);
 int kern_cuda_combine(const struct kern_cuda_combine_args *args, void *stream);
 int kern_cuda_greedy(const struct kern_cuda_greedy_args *args, void *stream);
+int kern_cuda_embed(const struct kern_cuda_embed_args *args, void *stream);
+int kern_cuda_add(const struct kern_cuda_add_args *args, void *stream);
+int kern_cuda_pages(const struct kern_cuda_pages_args *args, void *stream);
 int kern_cuda_experts_in(const struct kern_cuda_experts_in_args *args, void *stream);
 int kern_cuda_experts_out(const struct kern_cuda_experts_out_args *args, void *stream);
 /* The same through tensor cores, for prompts: FP8 and BF16, scale_rows a multiple of 16. */

@@ -54,6 +54,11 @@ int dev_host_register(struct dev *dev, void *memory, size_t bytes)
     return dev->ops->host_register ? dev->ops->host_register(dev, memory, bytes) : -ENOTSUP;
 }
 
+void dev_host_unregister(struct dev *dev, void *memory)
+{
+    if (dev->ops->host_unregister) dev->ops->host_unregister(dev, memory);
+}
+
 void *dev_stream(struct dev *dev)
 {
     return dev->ops->stream ? dev->ops->stream(dev) : NULL;
@@ -62,6 +67,27 @@ void *dev_stream(struct dev *dev)
 void dev_mark(struct dev *dev)
 {
     if (dev->ops->mark) dev->ops->mark(dev);
+}
+
+int dev_stream_copy(struct dev *dev, enum dev_queue way, void *to, const void *from, size_t bytes)
+{
+    MUST(way < DEV_QUEUE_COUNT && dev->ops->stream_copy);
+    return bytes > 0 ? dev->ops->stream_copy(dev, way, to, from, bytes) : 0;
+}
+
+int dev_stream_note(struct dev *dev)
+{
+    return dev->ops->stream_note(dev);
+}
+
+int dev_stream_reach(struct dev *dev)
+{
+    return dev->ops->stream_reach(dev);
+}
+
+int dev_stream_settle(struct dev *dev)
+{
+    return dev->ops->stream_settle(dev);
 }
 
 void dev_submit(struct dev *dev, struct dev_copy *copy)

@@ -66,9 +66,15 @@ struct dev_ops {
     void (*memory_give)(struct dev *dev, void *memory, size_t bytes);
     /* Optional: host memory that copies come from, pinned once. */
     int (*host_register)(struct dev *dev, void *memory, size_t bytes);
-    /* Optional, together: see dev_stream and dev_mark. */
+    void (*host_unregister)(struct dev *dev, void *memory);
+    /* Optional, together: see dev_stream and those below it. */
     void *(*stream)(struct dev *dev);
     void (*mark)(struct dev *dev);
+    int (*stream_copy)(struct dev *dev, enum dev_queue way, void *to, const void *from,
+                       size_t bytes);
+    int (*stream_note)(struct dev *dev);
+    int (*stream_reach)(struct dev *dev);
+    int (*stream_settle)(struct dev *dev);
     void (*submit)(struct dev *dev, struct dev_copy *copy);
     int (*reap)(struct dev *dev, struct dev_copy **done, unsigned max, unsigned min,
                 uint64_t deadline_ns);
@@ -98,9 +104,21 @@ int dev_memory_alloc(struct dev *dev, size_t bytes, void **out, struct base_err 
 /* Gives pages back to the system; false where the device keeps what it has. */
 bool dev_memory_give(struct dev *dev, void *memory, size_t bytes);
 int dev_host_register(struct dev *dev, void *memory, size_t bytes);    /* -ENOTSUP: no need */
+/* What was registered, before it is freed; waits for nothing. */
+void dev_host_unregister(struct dev *dev, void *memory);
 
-/* The stream that kernels run on (a cudaStream_t), or NULL: the CPU computes. */
+/* The stream that kernels run on (a cudaStream_t), or NULL: the CPU computes. To be asked for in
+ * the thread that launches. */
 void *dev_stream(struct dev *dev);
+/* A copy in that stream's order, between device memory and registered host memory. Host memory
+ * that is copied up must stay as it is, and what comes down may be read, from when the stream has
+ * been reached behind it. These give 0 or BASE_EDEVICE, and only where there is a stream. */
+int dev_stream_copy(struct dev *dev, enum dev_queue way, void *to, const void *from, size_t bytes);
+/* Notes how far the stream has been asked; reach waits until it has come to the last note. */
+int dev_stream_note(struct dev *dev);
+int dev_stream_reach(struct dev *dev);
+/* Waits for all that the stream was asked for. What failed of it comes out here at the latest. */
+int dev_stream_settle(struct dev *dev);
 /* Kernels launched on that stream so far may still read device memory: copies up that are submitted
  * from now on begin after them. Costs nothing where there is no stream. */
 void dev_mark(struct dev *dev);

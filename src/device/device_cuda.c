@@ -4,6 +4,8 @@
  *     up       copy, copy, ... ── event ──▶ reap: the bytes are there, who asked may launch
  *     down     copy, copy, ... ── event ──▶ reap: the host may read them
  *     compute  kernels ... ── mark ──▶ up: what is copied later waits for what reads now
+ *              kernels, copies ── note ──▶ reach: the host may read what came down, and write again
+ *                                         where copies up came from
  *
  * A copy is over when the event behind its pieces is; the caller learns it in reap, so kernels that
  * read it are launched after it and need no wait of their own. The other way round the caller does
@@ -50,8 +52,9 @@ struct cuda_dev {
     char *arena, *arena_base; /* aligned, as allocated */
     uint64_t arena_bytes, arena_used;
     cudaStream_t compute;
-    cudaEvent_t mark;
+    cudaEvent_t mark, note;
     bool marked; /* since the up stream last waited */
+    int ordinal;
     struct lane lanes[DEV_QUEUE_COUNT];
     void *host_regions[HOST_REGIONS_MAX];
     unsigned host_region_count;
@@ -75,6 +78,14 @@ static bool code_sticky(cudaError_t code)
     default:
         return false;
     }
+}
+
+/* Each thread has a current card. */
+static void bind(const struct cuda_dev *c)
+{
+    static _Thread_local int bound; /* 0 to begin with, as CUDA has it */
+    if (bound == c->ordinal) return;
+    if (cudaSetDevice(c->ordinal) == cudaSuccess) bound = c->ordinal;
 }
 
 /* Ours for theirs; notes when the card is lost. Takes the error from where CUDA keeps the last
@@ -115,6 +126,7 @@ static void cuda_destroy(struct dev *dev)
         if (lane->stream) cudaStreamDestroy(lane->stream);
     }
     if (c->mark) cudaEventDestroy(c->mark);
+    if (c->note) cudaEventDestroy(c->note);
     if (c->compute) cudaStreamDestroy(c->compute);
     for (unsigned i = 0; i < c->host_region_count; i++)
         cudaHostUnregister(c->host_regions[i]);
@@ -126,6 +138,7 @@ static int streams_create(struct cuda_dev *c, struct base_err *err)
 {
     cudaError_t code = cudaStreamCreateWithFlags(&c->compute, cudaStreamNonBlocking);
     if (code == cudaSuccess) code = cudaEventCreateWithFlags(&c->mark, cudaEventDisableTiming);
+    if (code == cudaSuccess) code = cudaEventCreateWithFlags(&c->note, cudaEventDisableTiming);
     for (int q = 0; q < DEV_QUEUE_COUNT && code == cudaSuccess; q++) {
         struct lane *lane = &c->lanes[q];
         code = cudaStreamCreateWithFlags(&lane->stream, cudaStreamNonBlocking);
@@ -175,7 +188,10 @@ static int cuda_create(struct dev **out, const struct dev_config *config, struct
     cudaError_t code = cudaGetDeviceCount(&count);
     int rc = 0;
     if (code != cudaSuccess) {
-        rc = fail_set(err, c, code, "looking for a card");
+        rc = base_err_set(err, code_ours(c, code, "looking for a card"),
+                          "device cuda: no card was found that this machine's driver can use: %s "
+                          "(%s)",
+                          cudaGetErrorName(code), cudaGetErrorString(code));
         goto fail;
     }
     if (config->ordinal >= (unsigned)count) {
@@ -184,8 +200,9 @@ static int cuda_create(struct dev **out, const struct dev_config *config, struct
                          config->ordinal, count);
         goto fail;
     }
-    code = cudaSetDevice((int)config->ordinal);
-    if (code == cudaSuccess) code = cudaGetDeviceProperties(&card, (int)config->ordinal);
+    c->ordinal = (int)config->ordinal;
+    code = cudaSetDevice(c->ordinal);
+    if (code == cudaSuccess) code = cudaGetDeviceProperties(&card, c->ordinal);
     if (code != cudaSuccess) {
         rc = fail_set(err, c, code, "opening the card");
         goto fail;
@@ -229,19 +246,67 @@ static int cuda_host_register(struct dev *dev, void *memory, size_t bytes)
     return 0;
 }
 
+static void cuda_host_unregister(struct dev *dev, void *memory)
+{
+    struct cuda_dev *c = (struct cuda_dev *)dev;
+    for (unsigned i = 0; i < c->host_region_count; i++) {
+        if (c->host_regions[i] != memory) continue;
+        c->host_regions[i] = c->host_regions[--c->host_region_count];
+        code_ours(c, cudaHostUnregister(memory), "letting go of host memory");
+        return;
+    }
+}
+
 static void *cuda_stream(struct dev *dev)
 {
-    return ((struct cuda_dev *)dev)->compute;
+    struct cuda_dev *c = (struct cuda_dev *)dev;
+    bind(c);
+    return c->compute;
+}
+
+static int cuda_stream_copy(struct dev *dev, enum dev_queue way, void *to, const void *from,
+                            size_t bytes)
+{
+    struct cuda_dev *c = (struct cuda_dev *)dev;
+    const bool up = way == DEV_UP;
+    cudaError_t code = cudaMemcpyAsync(
+        to, from, bytes, up ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost, c->compute);
+    return code_ours(c, code, "starting a copy on the compute stream") < 0 ? BASE_EDEVICE : 0;
+}
+
+static int cuda_stream_note(struct dev *dev)
+{
+    struct cuda_dev *c = (struct cuda_dev *)dev;
+    cudaError_t code = cudaEventRecord(c->note, c->compute);
+    return code_ours(c, code, "noting the compute stream's place") < 0 ? BASE_EDEVICE : 0;
+}
+
+static int cuda_stream_reach(struct dev *dev)
+{
+    struct cuda_dev *c = (struct cuda_dev *)dev;
+    cudaError_t code = cudaEventSynchronize(c->note);
+    return code_ours(c, code, "waiting for the compute stream") < 0 ? BASE_EDEVICE : 0;
+}
+
+static int cuda_stream_settle(struct dev *dev)
+{
+    struct cuda_dev *c = (struct cuda_dev *)dev;
+    bind(c);
+    cudaError_t code = cudaStreamSynchronize(c->compute);
+    return code_ours(c, code, "finishing the compute stream") < 0 ? BASE_EDEVICE : 0;
 }
 
 static void cuda_mark(struct dev *dev)
 {
     struct cuda_dev *c = (struct cuda_dev *)dev;
     cudaError_t code = cudaEventRecord(c->mark, c->compute);
-    if (code == cudaSuccess)
+    if (code == cudaSuccess) {
         c->marked = true;
-    else
-        code_ours(c, code, "marking the compute stream");
+        return;
+    }
+    code_ours(c, code, "marking the compute stream");
+    /* Nothing tells the up stream how far kernels are: they have to be through with it. */
+    cudaStreamSynchronize(c->compute);
 }
 
 /* Gives the head of the backlog to the card. The event is recorded whatever happened to the pieces:
@@ -287,6 +352,7 @@ static void cuda_submit(struct dev *dev, struct dev_copy *copy)
 {
     struct cuda_dev *c = (struct cuda_dev *)dev;
     struct lane *lane = &c->lanes[copy->queue];
+    bind(c);
     if (lane->backlog)
         lane->backlog_tail->next = copy;
     else
@@ -347,8 +413,13 @@ const struct dev_ops dev_cuda_ops = {
     .destroy = cuda_destroy,
     .memory_alloc = cuda_memory_alloc,
     .host_register = cuda_host_register,
+    .host_unregister = cuda_host_unregister,
     .stream = cuda_stream,
     .mark = cuda_mark,
+    .stream_copy = cuda_stream_copy,
+    .stream_note = cuda_stream_note,
+    .stream_reach = cuda_stream_reach,
+    .stream_settle = cuda_stream_settle,
     .submit = cuda_submit,
     .reap = cuda_reap,
 };

@@ -13,6 +13,8 @@
 #include "model/shape.h"
 #include "tiering/tiering.h"
 
+struct eng_cuda;
+
 struct eng_core {
     const struct model_shape *shape;
     struct eng_work work;
@@ -23,6 +25,10 @@ struct eng_core {
     struct eng_kv kv;
     struct eng_plan plan;
     struct tier *tier;
+    /* NULL: the CPU computes. Else weights and KV blocks are on the card, and of the plan there is
+     * what the host works with. */
+    struct dev *device;
+    struct eng_cuda *cuda;
     struct eng_advice *advice;  /* NULL = nothing is predicted */
     struct kern_matrix expert[MODEL_MATRIX_COUNT]; /* of a routed expert, without addresses */
     bool expert_scaled[MODEL_MATRIX_COUNT];

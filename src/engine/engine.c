@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "base/must.h"
 #include "engine/core.h"
+#include "engine/cuda/cuda.h"
 #include "engine/forward.h"
 #include "engine/limits.h"
 #include "port/topo.h"
@@ -41,6 +42,7 @@ struct eng {
     uint32_t core_first;
     void *plan_memory;
     size_t plan_bytes;
+    bool plan_registered;       /* with the device */
     uint64_t next_id, step;
     bool listening;             /* a rank that waits for an order */
     uint64_t collective_ns;     /* of the steps so far */
@@ -53,9 +55,10 @@ struct eng {
 };
 
 int eng_footprint(const struct eng_config *config, const struct model_shape *shape,
-                  const struct model_files *files, const struct eng_ranks *ranks,
+                  const struct model_files *files, const struct eng_ranks *ranks, bool on_device,
                   struct eng_footprint *out, struct base_err *err)
 {
+    enum { DEVICE_ALIGN = 4096, DEVICE_BLOCKS = 3 };
     struct eng_limits limits;
     struct eng_plan plan;
     *out = (struct eng_footprint){ 0 };
@@ -63,8 +66,16 @@ int eng_footprint(const struct eng_config *config, const struct model_shape *sha
     if (rc == 0) rc = eng_weights_plan(shape, files, ranks, &out->dense_bytes, err);
     if (rc < 0) return rc;
     limits.plan.ranks = ranks;
+    limits.plan.on_device = on_device;
     out->kv_bytes = limits.kv_bytes;
     out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);
+    if (!on_device) return 0;
+    struct eng_cuda_bytes bytes;
+    eng_cuda_bytes(&bytes, &limits, shape);
+    out->activation_bytes += bytes.staging;
+    out->device_work_bytes = bytes.work;
+    out->device_bytes =
+        out->dense_bytes + out->kv_bytes + bytes.work + DEVICE_BLOCKS * DEVICE_ALIGN;
     return 0;
 }
 
@@ -130,6 +141,11 @@ static int check_activations(const struct eng *eng, const struct eng_config *con
 {
     const struct eng_core *core = &eng->core;
     if (config->activations != ENG_ACTIVATIONS_INT8) return 0;
+    if (core->device) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "engine.activations: int8 cannot take effect: experts compute on the "
+                            "device, whose kernels take f32");
+    }
     if (core->shape->experts == 0) {
         return base_err_set(err, BASE_ECONFIG,
                             "engine.activations: int8 cannot take effect: %s "
@@ -168,6 +184,28 @@ static int prepare_rope(struct eng *eng)
     return 0;
 }
 
+static int make_blocks(struct eng *eng, struct base_err *err)
+{
+    struct eng_core *core = &eng->core;
+    const struct eng_limits *l = &eng->limits;
+    void *memory;
+    if (!core->device) {
+        return eng_kv_init(&core->kv, core->shape->layers, l->kv_width, l->kv_block_tokens,
+                           l->kv_bf16, l->kv_blocks, l->kv_blocks_per_seq);
+    }
+    int rc = dev_memory_alloc(core->device, l->kv_bytes, &memory, err);
+    if (rc < 0) return rc;
+    /* What the device gives out lands in the plan: routing and logits. */
+    rc = dev_host_register(core->device, eng->plan_memory, eng->plan_bytes);
+    if (rc < 0) {
+        return base_err_set(err, rc, "the device cannot pin %zu bytes that it copies to",
+                            eng->plan_bytes);
+    }
+    eng->plan_registered = true;
+    return eng_kv_init_at(&core->kv, core->shape->layers, l->kv_width, l->kv_block_tokens,
+                          l->kv_bf16, l->kv_blocks, l->kv_blocks_per_seq, memory);
+}
+
 static int make_room(struct eng *eng, struct base_err *err)
 {
     struct eng_core *core = &eng->core;
@@ -180,8 +218,7 @@ static int make_room(struct eng *eng, struct base_err *err)
         /* Touched now, so that a step neither waits for pages nor finds that there are none. */
         memset(eng->plan_memory, 0, bytes);
         eng_plan_layout(&core->plan, core->shape, &l->plan, eng->plan_memory);
-        rc = eng_kv_init(&core->kv, core->shape->layers, l->kv_width, l->kv_block_tokens,
-                         l->kv_bf16, l->kv_blocks, l->kv_blocks_per_seq);
+        rc = make_blocks(eng, err);
     }
     if (rc == 0) rc = eng_scheduler_init(&eng->scheduler, &l->scheduler, &core->kv);
     if (rc == 0) {
@@ -242,6 +279,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     eng->core.shape = args->shape;
     eng->core.tier = args->tier;
     eng->core.advice = args->advice;
+    eng->core.device = args->device;
     eng->tokenizer = args->tokenizer;
     eng->hooks = args->hooks;
     eng->next_id = 1;
@@ -250,6 +288,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     int rc = eng_limits_of(&eng->limits, args->config, args->shape, err);
     eng->core_first = args->core_first;
     take_ranks(eng, args->ranks);
+    eng->limits.plan.on_device = args->device != NULL;
     if (rc == 0 && args->shape->experts > 0) rc = learn_experts(eng, args->store, err);
     if (rc == 0) rc = check_activations(eng, args->config, err);
     if (rc == 0) rc = start_threads(eng, args->config, err);
@@ -261,6 +300,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
         rc = base_err_set(err, BASE_EMISMATCH, "%s: FP8 embeddings are not supported",
                           args->shape->name);
     }
+    if (rc == 0 && args->device) rc = eng_cuda_open(&eng->core.cuda, &eng->core, &eng->limits, err);
     if (rc < 0) goto fail;
     eng->seq_limits = (struct eng_seq_limits){ .tokens_max = eng->limits.tokens_max,
                                                .blocks_max = eng->limits.kv_blocks_per_seq,
@@ -284,6 +324,7 @@ void eng_close(struct eng *eng)
     if (eng->opened) eng_lead_stop(&eng->core.lead);
     if (eng->core.ranks.comm) eng->core.ranks.comm->idle = NULL;
     eng_lead_fini(&eng->core.lead);
+    eng_cuda_close(eng->core.cuda);
     eng_scheduler_fini(&eng->scheduler);
     eng_kv_fini(&eng->core.kv);
     eng_weights_free(&eng->core.weights);
@@ -291,6 +332,7 @@ void eng_close(struct eng *eng)
     port_topo_close(eng->topo);
     if (eng->lock_made) pthread_mutex_destroy(&eng->published_lock);
     free(eng->core.rope_frequency);
+    if (eng->plan_registered) dev_host_unregister(eng->core.device, eng->plan_memory);
     base_mem_free(&activation_tag, eng->plan_memory, eng->plan_bytes);
     eng->magic = 0;
     free(eng);
@@ -459,7 +501,7 @@ static void show_prompt_logits(struct eng *eng, const struct eng_batch *batch, u
         while (count < most && row < end) {
             rows[count++] = row++;
         }
-        eng_head(&eng->core, rows, count);
+        if (eng_head(&eng->core, batch, rows, count) < 0) return;
         show_logits(eng, batch, rows, count);
     }
 }
@@ -487,7 +529,7 @@ static void sample_batch(struct eng *eng, const struct eng_batch *batch)
     for (uint32_t i = 0; i < count; i++) {
         if (owner_of(batch, rows[i])->error.code == 0) rows[kept++] = rows[i];
     }
-    if (kept > 0) eng_head(&eng->core, rows, kept);
+    if (kept > 0 && eng_head(&eng->core, batch, rows, kept) < 0) kept = 0;
     show_logits(eng, batch, rows, kept);
     enum { DRAW_COST = 16 };    /* multiply-adds that a candidate's exponentials are worth */
     struct draws draws = { eng, batch, rows };
@@ -559,7 +601,9 @@ void eng_follow(struct eng *eng)
             eng->step = lead->step;
             start_ns = begin_step(eng, &lead->batch);
             break;
-        case ENG_DO_HEAD: eng_head(&eng->core, lead->rows, lead->row_count); break;
+        case ENG_DO_HEAD:
+            eng_head(&eng->core, &lead->batch, lead->rows, lead->row_count);
+            break;
         case ENG_DO_END:
             end_step(eng, &lead->batch, start_ns);
             publish(eng);
@@ -568,6 +612,30 @@ void eng_follow(struct eng *eng)
         case ENG_DO_STOP: return;
         }
     }
+}
+
+/* The device is gone, and everything with it. */
+static int fail_everybody(struct eng *eng)
+{
+    struct eng_seq *const lists[] = { eng->scheduler.running, eng->scheduler.waiting };
+    eng->in_step = true; /* who is told may cancel */
+    for (int i = 0; i < 2; i++) {
+        for (struct eng_seq *seq = lists[i]; seq; seq = seq->next) {
+            base_err_set(&seq->error, BASE_EDEVICE, "%s: %s", eng->core.shape->name,
+                         eng->core.device->lost_why);
+            fail_seq(eng, seq);
+        }
+    }
+    eng->in_step = false;
+    eng_scheduler_sweep(&eng->scheduler);
+    publish(eng);
+    return BASE_EDEVICE;
+}
+
+const char *eng_failure(const struct eng *eng)
+{
+    MUST_MAGIC(eng, ENG_MAGIC);
+    return eng->core.device && eng->core.device->lost ? eng->core.device->lost_why : NULL;
 }
 
 int eng_step(struct eng *eng)
@@ -588,6 +656,7 @@ int eng_step(struct eng *eng)
         eng->in_step = false;
         eng_scheduler_sweep(&eng->scheduler);
     }
+    if (eng->core.device && eng->core.device->lost) return fail_everybody(eng);
     publish(eng);
     return (int)(eng->scheduler.running_count + eng->scheduler.waiting_count);
 }

@@ -135,6 +135,7 @@ struct eng_open_args {
     const struct tier_store *store;
     struct tier *tier;
     struct eng_advice *advice;  /* NULL = none */
+    struct dev *device;         /* where it computes: one with a stream; NULL = on the CPU */
     struct eng_hooks hooks;
     const struct eng_ranks *ranks;      /* NULL = one; copied */
     uint32_t core_first;        /* compute threads are bound from this core of the process on */
@@ -153,8 +154,11 @@ int64_t eng_submit(struct eng *eng, const struct eng_request *request, struct ba
 void eng_cancel(struct eng *eng, uint64_t request);
 
 /* Runs one step: a batch of generated tokens and at most one prompt chunk. Returns the number of
- * requests still alive (0 = idle), or a negative code that no request can survive. */
+ * requests still alive (0 = idle), or a negative code that no request can survive: all of them have
+ * been told, eng_failure says why, and the process has to end. */
 int eng_step(struct eng *eng);
+/* Why no request can survive, in a sentence; NULL while they can. */
+const char *eng_failure(const struct eng *eng);
 
 /* A rank other than 0: does what rank 0 says until it ends. The hooks are called but for logits. */
 void eng_follow(struct eng *eng);
@@ -196,9 +200,12 @@ struct eng_footprint {
     uint64_t dense_bytes;       /* weights that are always in memory */
     uint64_t kv_bytes;
     uint64_t activation_bytes;
+    /* 0 on the CPU. Else what open takes of the device: these weights and KV blocks, which then lie
+     * there, and the work space of a step. */
+    uint64_t device_bytes, device_work_bytes;
 };
 int eng_footprint(const struct eng_config *config, const struct model_shape *shape,
-                  const struct model_files *files, const struct eng_ranks *ranks,
+                  const struct model_files *files, const struct eng_ranks *ranks, bool on_device,
                   struct eng_footprint *out, struct base_err *err);
 
 #endif

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "engine/cuda/cuda.h"
 #include "engine/ffn.h"
 #include "engine/mla.h"
 #include "engine/moe.h"
@@ -62,8 +63,23 @@ static void by_row(struct pass *pass, void (*run)(void *context, uint32_t row, u
     eng_work_run(&pass->core->work, pass->batch->count, cost, run, pass);
 }
 
+/* What failed on the device failed for all that it computed together. */
+static int fail_all(struct eng_core *core, const struct eng_batch *batch, int rc,
+                    const struct base_err *err)
+{
+    for (uint32_t i = 0; rc < 0 && i < batch->member_count; i++) {
+        base_err_set(&batch->members[i]->error, rc, "%s: %s", core->shape->name, err->text);
+    }
+    return rc;
+}
+
 void eng_forward(struct eng_core *core, const struct eng_batch *batch)
 {
+    if (core->cuda) {
+        struct base_err err = { 0 };
+        fail_all(core, batch, eng_cuda_forward(core->cuda, batch, &err), &err);
+        return;
+    }
     struct pass pass = { .core = core, .batch = batch };
     by_row(&pass, row_embed);
     join_embeddings(core, batch->count);
@@ -83,8 +99,13 @@ void eng_forward(struct eng_core *core, const struct eng_batch *batch)
     }
 }
 
-void eng_head(struct eng_core *core, const uint32_t *rows, uint32_t count)
+int eng_head(struct eng_core *core, const struct eng_batch *batch, const uint32_t *rows,
+             uint32_t count)
 {
+    if (core->cuda) {
+        struct base_err err = { 0 };
+        return fail_all(core, batch, eng_cuda_head(core->cuda, rows, count, &err), &err);
+    }
     const struct model_shape *s = core->shape;
     struct eng_plan *plan = &core->plan;
     if (core->ranks.rank == 0) eng_lead_head(&core->lead, rows, count);
@@ -100,4 +121,5 @@ void eng_head(struct eng_core *core, const uint32_t *rows, uint32_t count)
                                              1);
     if (core->weights.head.rows > 0) eng_work_products(&core->work, &product, 1);
     if (joint) eng_ranks_gather(core, plan->rank_part, plan->logits, count, s->vocab, 1);
+    return 0;
 }

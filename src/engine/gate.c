@@ -22,6 +22,19 @@ static void row_choose(void *context, uint32_t row, unsigned thread)
                                plan->gate_scratch + (size_t)thread * 2 * s->experts);
 }
 
+struct kern_gate eng_gate_of(const struct model_shape *s, const struct eng_layer *layer)
+{
+    return (struct kern_gate){
+        .experts = s->experts, .top_k = s->top_k, .groups = s->groups,
+        .top_groups = s->top_groups, .sigmoid = s->scoring == MODEL_SCORE_SIGMOID,
+        .method = s->topk_method == MODEL_TOPK_GREEDY      ? KERN_GATE_GREEDY
+                  : s->topk_method == MODEL_TOPK_GROUP_MAX ? KERN_GATE_GROUP_MAX
+                                                           : KERN_GATE_NOAUX,
+        .normalize = s->norm_topk, .scaling = (float)s->routed_scaling,
+        .bias = layer->gate_bias,
+    };
+}
+
 void eng_gate(struct eng_core *core, const struct eng_layer *layer, const struct eng_batch *batch)
 {
     enum { CHOICE_COST = 16 };  /* multiply-adds that one expert's scoring is worth */
@@ -33,13 +46,7 @@ void eng_gate(struct eng_core *core, const struct eng_layer *layer, const struct
     size_t at = (size_t)layer->moe_layer * batch->count * s->top_k;
     struct pass pass = {
         .core = core,
-        .gate = { .experts = s->experts, .top_k = s->top_k, .groups = s->groups,
-                  .top_groups = s->top_groups, .sigmoid = s->scoring == MODEL_SCORE_SIGMOID,
-                  .method = s->topk_method == MODEL_TOPK_GREEDY      ? KERN_GATE_GREEDY
-                            : s->topk_method == MODEL_TOPK_GROUP_MAX ? KERN_GATE_GROUP_MAX
-                                                                     : KERN_GATE_NOAUX,
-                  .normalize = s->norm_topk, .scaling = (float)s->routed_scaling,
-                  .bias = layer->gate_bias },
+        .gate = eng_gate_of(s, layer),
         .ids = plan->route_ids + at,
         .weights = plan->route_weights + at,
     };

@@ -13,17 +13,16 @@ size_t eng_kv_block_bytes(uint32_t layers, uint32_t width, uint32_t block_tokens
     return (size_t)layers * block_tokens * width * (bf16 ? 2 : 4);
 }
 
-int eng_kv_init(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t block_tokens,
-                bool bf16, uint32_t blocks, uint32_t blocks_per_seq)
+int eng_kv_init_at(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t block_tokens,
+                   bool bf16, uint32_t blocks, uint32_t blocks_per_seq, void *memory)
 {
     *kv = (struct eng_kv){ .layers = layers, .width = width, .block_tokens = block_tokens,
                            .bf16 = bf16, .blocks = blocks, .blocks_per_seq = blocks_per_seq };
     kv->layer_bytes = eng_kv_block_bytes(1, width, block_tokens, bf16);
     kv->free_ids = malloc(blocks * sizeof *kv->free_ids);
     if (!kv->free_ids) return -ENOMEM;
-    /* Pages appear when they are first written: a short chat never touches most of them. */
-    kv->memory = base_mem_alloc(&kv_tag, kv->layer_bytes * layers * blocks, 64);
-    if (!kv->memory) return -ENOMEM;
+    kv->memory = memory;
+    kv->borrowed = true;
     /* Low ids on top of the stack, so that few sequences keep to few pages. */
     for (uint32_t i = 0; i < blocks; i++) {
         kv->free_ids[i] = blocks - 1 - i;
@@ -32,9 +31,22 @@ int eng_kv_init(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t blo
     return 0;
 }
 
+int eng_kv_init(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t block_tokens,
+                bool bf16, uint32_t blocks, uint32_t blocks_per_seq)
+{
+    int rc = eng_kv_init_at(kv, layers, width, block_tokens, bf16, blocks, blocks_per_seq, NULL);
+    if (rc < 0) return rc;
+    /* Pages appear when they are first written: a short chat never touches most of them. */
+    kv->memory = base_mem_alloc(&kv_tag, kv->layer_bytes * layers * blocks, 64);
+    kv->borrowed = false;
+    return kv->memory ? 0 : -ENOMEM;
+}
+
 void eng_kv_fini(struct eng_kv *kv)
 {
-    base_mem_free(&kv_tag, kv->memory, kv->layer_bytes * kv->layers * kv->blocks);
+    if (!kv->borrowed) {
+        base_mem_free(&kv_tag, kv->memory, kv->layer_bytes * kv->layers * kv->blocks);
+    }
     free(kv->free_ids);
     *kv = (struct eng_kv){ 0 };
 }

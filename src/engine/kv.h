@@ -19,7 +19,8 @@ struct eng_kv {
     bool bf16;
     size_t layer_bytes;         /* of one block in one layer */
     uint32_t blocks;
-    char *memory;
+    char *memory;               /* of the device where the CPU does not compute */
+    bool borrowed;
     uint32_t *free_ids;
     uint32_t free_count;
     uint32_t used_max;          /* ids from here up were never taken */
@@ -30,6 +31,9 @@ size_t eng_kv_block_bytes(uint32_t layers, uint32_t width, uint32_t block_tokens
 
 int eng_kv_init(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t block_tokens,
                 bool bf16, uint32_t blocks, uint32_t blocks_per_seq);
+/* The same with blocks in memory that the caller has, which is never touched here. */
+int eng_kv_init_at(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t block_tokens,
+                   bool bf16, uint32_t blocks, uint32_t blocks_per_seq, void *memory);
 void eng_kv_fini(struct eng_kv *kv);
 
 /* Bytes that are in memory because they were written. */

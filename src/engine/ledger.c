@@ -22,24 +22,37 @@ static uint64_t program_bytes(const struct eng_stack_config *config)
            config->engine.max_num_seqs * mib / 2 + 8 * mib;
 }
 
-void eng_ledger_plan_tiers(struct base_ledger *ledger, const struct eng_ledger_parts *p)
+static bool on_card(const struct eng_ledger_parts *p)
+{
+    return p->config->tier.hbm_device == TIER_DEVICE_CUDA;
+}
+
+/* A tier's slots, and the spare ones beside them. */
+static void plan_slots(struct base_ledger *ledger, const struct eng_ledger_parts *p, unsigned t,
+                       bool hbm)
 {
     const struct tier_footprint *f = p->tier;
     char each[16];
-    unsigned tiers = f->slots[1] > 0 ? 2 : 1;
-    ledger->rows[BASE_LEDGER_STAGING].planned = 0;
-    ledger->rows[BASE_LEDGER_TABLES].planned = f->tables_bytes;
     uint64_t experts = (uint64_t)tier_store_layers(p->store) * tier_store_held(p->store);
+    struct base_ledger_row *row = &ledger->rows[hbm ? BASE_LEDGER_HBM : BASE_LEDGER_DRAM];
+    bool simulated = hbm && p->config->tier.hbm_device == TIER_DEVICE_SIM;
+    row->planned = f->slots[t] * f->slot_bytes[t];
+    ledger->rows[BASE_LEDGER_STAGING].planned += f->spare_slots[t] * f->slot_bytes[t];
+    snprintf(row->note, sizeof row->note,
+             "%" PRIu64 " slots of %s for %" PRIu64 " experts (%.1f%%)%s", f->slots[t],
+             base_str_bytes(each, sizeof each, f->slot_bytes[t]), experts,
+             100.0 * (double)f->slots[t] / (double)experts,
+             simulated ? ", simulated in host memory" : "");
+}
+
+void eng_ledger_plan_tiers(struct base_ledger *ledger, const struct eng_ledger_parts *p)
+{
+    unsigned tiers = p->tier->slots[1] > 0 ? 2 : 1;
+    ledger->rows[BASE_LEDGER_STAGING].planned = 0;
+    ledger->rows[BASE_LEDGER_TABLES].planned = p->tier->tables_bytes;
     for (unsigned t = 0; t < tiers; t++) {
         bool hbm = tiers == 2 && t == 0;
-        struct base_ledger_row *row = &ledger->rows[hbm ? BASE_LEDGER_HBM : BASE_LEDGER_DRAM];
-        row->planned = f->slots[t] * f->slot_bytes[t];
-        ledger->rows[BASE_LEDGER_STAGING].planned += f->spare_slots[t] * f->slot_bytes[t];
-        snprintf(row->note, sizeof row->note,
-                 "%" PRIu64 " slots of %s for %" PRIu64 " experts (%.1f%%)%s", f->slots[t],
-                 base_str_bytes(each, sizeof each, f->slot_bytes[t]), experts,
-                 100.0 * (double)f->slots[t] / (double)experts,
-                 hbm && p->config->tier.hbm_device == 0 ? ", simulated in host memory" : "");
+        if (!hbm || !on_card(p)) plan_slots(ledger, p, t, hbm);
     }
 }
 
@@ -49,14 +62,24 @@ static uint64_t mapped(uint64_t bytes)
     return base_mem_touched(bytes, bytes);
 }
 
+static void plan_kv(struct base_ledger_row *row, const struct eng_ledger_parts *p)
+{
+    row->planned = p->engine->kv_bytes;
+    snprintf(row->note, sizeof row->note, "kv.capacity: %.100s", p->config->engine.kv_capacity);
+}
+
 void eng_ledger_plan(struct base_ledger *ledger, const struct eng_ledger_parts *p)
 {
     *ledger = (struct base_ledger){ 0 };
     struct base_ledger_row *rows = ledger->rows;
     rows[BASE_LEDGER_DENSE].planned = mapped(p->engine->dense_bytes);
-    rows[BASE_LEDGER_KV].planned = mapped(p->engine->kv_bytes);
-    snprintf(rows[BASE_LEDGER_KV].note, sizeof rows[0].note, "kv.capacity: %.100s",
-             p->config->engine.kv_capacity);
+    if (on_card(p)) {
+        snprintf(rows[BASE_LEDGER_DENSE].note, sizeof rows[0].note,
+                 "while it starts; then they are on the card");
+    } else {
+        plan_kv(&rows[BASE_LEDGER_KV], p);
+        rows[BASE_LEDGER_KV].planned = mapped(rows[BASE_LEDGER_KV].planned);
+    }
     rows[BASE_LEDGER_ACTIVATIONS].planned = mapped(p->engine->activation_bytes);
     eng_ledger_plan_tiers(ledger, p);
     rows[BASE_LEDGER_PREDICTOR].planned = p->predictor_bytes;
@@ -67,11 +90,19 @@ void eng_ledger_plan(struct base_ledger *ledger, const struct eng_ledger_parts *
     rows[BASE_LEDGER_PROGRAM].planned = program_bytes(p->config);
 }
 
-void eng_ledger_print(FILE *to, const struct base_ledger *ledger,
-                      const struct base_ledger_limit *limit)
+void eng_ledger_plan_card(struct base_ledger *card, const struct eng_ledger_parts *p)
+{
+    *card = (struct base_ledger){ 0 };
+    if (!on_card(p)) return;
+    card->rows[BASE_LEDGER_DENSE].planned = p->engine->dense_bytes;
+    plan_kv(&card->rows[BASE_LEDGER_KV], p);
+    card->rows[BASE_LEDGER_ACTIVATIONS].planned = p->engine->device_work_bytes;
+    plan_slots(card, p, 0, true);
+}
+
+static void print_rows(FILE *to, const struct base_ledger *ledger)
 {
     char text[16];
-    fprintf(to, "memory that stays in use, at most:\n");
     for (int t = 0; t < BASE_LEDGER_COUNT; t++) {
         const struct base_ledger_row *row = &ledger->rows[t];
         if (row->planned == 0) continue;
@@ -81,28 +112,52 @@ void eng_ledger_print(FILE *to, const struct base_ledger *ledger,
     }
     fprintf(to, "  %-14s %12s\n", "sum",
             base_str_bytes(text, sizeof text, base_ledger_planned(ledger)));
+}
+
+void eng_ledger_print(FILE *to, const struct base_ledger *ledger,
+                      const struct base_ledger_limit *limit)
+{
+    char text[16];
+    fprintf(to, "memory that stays in use, at most:\n");
+    print_rows(to, ledger);
     if (limit->bytes == UINT64_MAX) return;
     fprintf(to, "  %-14s %12s  %s\n", "allowed", base_str_bytes(text, sizeof text, limit->bytes),
             limit->what);
 }
 
-/* Slots that were ever written: first those that policies work with, then the spare ones. */
-static void use_slots(struct base_ledger *ledger, const struct tier_snapshot *s)
+void eng_ledger_print_card(FILE *to, const struct base_ledger *card,
+                           const struct eng_stack_config *config)
 {
-    uint64_t staging = 0;
-    for (uint32_t t = 0; t < s->tier_count; t++) {
-        bool hbm = s->tier_count == 2 && t == 0;
-        struct base_ledger_row *row = &ledger->rows[hbm ? BASE_LEDGER_HBM : BASE_LEDGER_DRAM];
-        uint64_t touched = s->tiers[t].touched_bytes, all = s->tiers[t].capacity_bytes;
-        uint64_t spare = hbm ? 0 : ledger->rows[BASE_LEDGER_STAGING].planned;
-        row->planned = all > spare ? all - spare : all;     /* sizes change while it runs */
-        row->used = touched < row->planned ? touched : row->planned;
-        staging += touched - row->used;
-    }
-    ledger->rows[BASE_LEDGER_STAGING].used = staging;
+    fprintf(to, "memory of the card, taken at start:\n");
+    print_rows(to, card);
+    fprintf(to, "  %-14s %11g%%  of the card's memory stays free (tiers.hbm.headroom)\n",
+            "headroom", 100 * config->tier.hbm_headroom);
 }
 
-void eng_ledger_use(struct base_ledger *ledger, struct eng_stack *stack)
+/* Slots that were ever written: first those that policies work with, then the spare ones. */
+static void use_slots(struct base_ledger *ledger, const struct tier_tier_metrics *tier, bool hbm,
+                      bool has_spare)
+{
+    struct base_ledger_row *row = &ledger->rows[hbm ? BASE_LEDGER_HBM : BASE_LEDGER_DRAM];
+    uint64_t touched = tier->touched_bytes, all = tier->capacity_bytes;
+    uint64_t spare = has_spare ? ledger->rows[BASE_LEDGER_STAGING].planned : 0;
+    row->planned = all > spare ? all - spare : all;     /* sizes change while it runs */
+    row->used = touched < row->planned ? touched : row->planned;
+    ledger->rows[BASE_LEDGER_STAGING].used += touched - row->used;
+}
+
+static void use_card(struct base_ledger *card, const struct tier_snapshot *tier,
+                     const struct eng_metrics *engine)
+{
+    struct base_ledger_row *rows = card->rows;
+    rows[BASE_LEDGER_DENSE].used = rows[BASE_LEDGER_DENSE].planned;
+    rows[BASE_LEDGER_ACTIVATIONS].used = rows[BASE_LEDGER_ACTIVATIONS].planned;
+    rows[BASE_LEDGER_KV].used = engine->kv_touched_bytes;
+    rows[BASE_LEDGER_STAGING].used = 0;
+    use_slots(card, &tier->tiers[0], true, true);
+}
+
+void eng_ledger_use(struct base_ledger *ledger, struct base_ledger *card, struct eng_stack *stack)
 {
     static _Thread_local struct tier_snapshot tier;     /* too large for a worker's stack */
     struct base_ledger_row *rows = ledger->rows;
@@ -111,10 +166,15 @@ void eng_ledger_use(struct base_ledger *ledger, struct eng_stack *stack)
     tier_snapshot(stack->tier, &tier);
     eng_snapshot(stack->engine, &engine);
     base_ledger_process(&now);
-    rows[BASE_LEDGER_DENSE].used = rows[BASE_LEDGER_DENSE].planned;
+    rows[BASE_LEDGER_DENSE].used = stack->device ? 0 : rows[BASE_LEDGER_DENSE].planned;
     rows[BASE_LEDGER_ACTIVATIONS].used = rows[BASE_LEDGER_ACTIVATIONS].planned;
-    rows[BASE_LEDGER_KV].used = engine.kv_touched_bytes;
-    use_slots(ledger, &tier);
+    rows[BASE_LEDGER_KV].used = stack->device ? 0 : engine.kv_touched_bytes;
+    rows[BASE_LEDGER_STAGING].used = 0;
+    for (uint32_t t = 0; t < tier.tier_count; t++) {
+        bool hbm = tier.tier_count == 2 && t == 0;
+        if (!hbm || !stack->device) use_slots(ledger, &tier.tiers[t], hbm, !hbm);
+    }
+    if (card && stack->device) use_card(card, &tier, &engine);
     rows[BASE_LEDGER_TABLES].used = rows[BASE_LEDGER_TABLES].planned;
     rows[BASE_LEDGER_PREDICTOR].used = rows[BASE_LEDGER_PREDICTOR].planned;
     rows[BASE_LEDGER_BUFFERS].used =

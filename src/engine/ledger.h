@@ -23,11 +23,17 @@ void eng_ledger_plan(struct base_ledger *ledger, const struct eng_ledger_parts *
 /* What the tiers' part of the plan becomes with another footprint; the other rows stay. */
 void eng_ledger_plan_tiers(struct base_ledger *ledger, const struct eng_ledger_parts *parts);
 
+/* The same of the device's memory, where the engine computes on one; else all zero. */
+void eng_ledger_plan_card(struct base_ledger *card, const struct eng_ledger_parts *parts);
+
 /* The table, each row with its note; then what the machine or its control group allows. */
 void eng_ledger_print(FILE *to, const struct base_ledger *ledger,
                       const struct base_ledger_limit *limit);
 
-/* Fills used. Any thread. */
-void eng_ledger_use(struct base_ledger *ledger, struct eng_stack *stack);
+void eng_ledger_print_card(FILE *to, const struct base_ledger *card,
+                           const struct eng_stack_config *config);
+
+/* Fills used; `card` may be NULL. Any thread. */
+void eng_ledger_use(struct base_ledger *ledger, struct base_ledger *card, struct eng_stack *stack);
 
 #endif

@@ -1,15 +1,14 @@
 #include "engine/moe.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "base/must.h"
 #include "engine/exchange.h"
 #include "engine/ffn.h"
 #include "engine/gate.h"
+#include "engine/leases.h"
 
 struct pass {
     struct eng_core *core;
@@ -274,37 +273,17 @@ static void advise(struct pass *pass)
     eng_advice_routed(core->advice, (uint32_t)pass->layer->moe_layer, core->plan.route_ids + at);
 }
 
-static uint32_t wait_for(struct eng_core *core, struct tier_lease *leases, uint32_t count,
-                         enum tier_wait_mode mode)
-{
-    uint64_t start = base_now_ns();
-    uint32_t settled = tier_wait(core->tier, leases, count, mode, UINT64_MAX);
-    core->wait_ns += base_now_ns() - start;
-    return settled;
-}
-
-/* The sequences whose tokens need an expert that cannot be read end here; their rows are computed
- * on without it, unused, so that the others' go on as they are. */
+/* With several ranks all of them learn of it at once, from the exchange. */
 static void fail_rows(struct pass *pass, const struct tier_lease *lease)
 {
-    const struct eng_plan *plan = &pass->core->plan;
-    uint32_t first = plan->expert_first[lease->expert];
     char why[BASE_ERR_TEXT / 2];
-    if (pass->spread) eng_exchange_failed(pass->core, lease->expert);
-    if (tier_failure_text(pass->core->tier, lease->layer, lease->expert, why, sizeof why) == 0) {
-        snprintf(why, sizeof why, "expert %u of moe layer %u could not be read: %s", lease->expert,
-                 lease->layer, base_err_name(lease->status));
-    }
-    if (pass->spread) {         /* all ranks learn of it at once, from the exchange */
-        base_log(BASE_LOG_WARN, "ranks", "rank %u: requests end: %s", pass->core->ranks.rank, why);
+    if (!pass->spread) {
+        eng_leases_fail(pass->core, pass->batch, lease);
         return;
     }
-    for (uint32_t i = 0; i < plan->expert_count[lease->expert]; i++) {
-        uint32_t row = plan->pair_row[first + i];
-        struct eng_seq *seq = pass->batch->members[pass->batch->row_member[row]];
-        base_err_set(&seq->error, lease->status, "%s: this answer needs %s",
-                     pass->core->shape->name, why);
-    }
+    eng_exchange_failed(pass->core, lease->expert);
+    eng_leases_why(pass->core, lease, why, sizeof why);
+    base_log(BASE_LOG_WARN, "ranks", "rank %u: requests end: %s", pass->core->ranks.rank, why);
 }
 
 static void list_run(struct pass *pass, const struct tier_lease *lease)
@@ -326,7 +305,7 @@ static void serve_arrivals(struct pass *pass, uint32_t granted)
         plan->pending_index[i] = i;
     }
     while (left > 0) {
-        wait_for(pass->core, plan->pending, left, TIER_WAIT_ANY);
+        eng_leases_wait(pass->core, plan->pending, left, TIER_WAIT_ANY, UINT64_MAX);
         pass->runs = 0;
         uint32_t kept = 0;
         for (uint32_t i = 0; i < left; i++) {
@@ -418,7 +397,7 @@ static void prefill_rows(struct pass *pass)
         prepare(pass, &prepared);
         for (uint32_t i = 0; i < granted;) {
             /* The next in id order, and all those behind it that are there as well. */
-            wait_for(core, &plan->leases[i], 1, TIER_WAIT_ALL);
+            eng_leases_wait(core, &plan->leases[i], 1, TIER_WAIT_ALL, UINT64_MAX);
             tier_wait(core->tier, &plan->leases[i], granted - i, TIER_WAIT_ANY, 0);
             pass->runs = 0;
             for (; i < granted && plan->leases[i].status != -EINPROGRESS; i++) {

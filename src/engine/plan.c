@@ -30,6 +30,11 @@ static void layout_rows(struct eng_plan *p, struct layout *l, const struct model
     uint32_t width = larger(s->dense_layers > 0 || s->experts == 0 || s->moe_layer_freq > 1 ?
                             s->dense_width : 0, shared);
     width = eng_ranks_share(size->ranks, width).each;
+    p->cos = take(l, rows * s->qk_rope_dim / 2, real);
+    p->sin = take(l, rows * s->qk_rope_dim / 2, real);
+    p->row_pairs = take(l, rows * s->top_k, sizeof(uint32_t));
+    p->row_pair_count = take(l, rows, sizeof(uint32_t));
+    if (size->on_device) return;
     p->hidden = take(l, rows * s->hidden, real);
     p->normed = take(l, rows * s->hidden, real);
     p->branch = take(l, rows * s->hidden, real);
@@ -40,16 +45,12 @@ static void layout_rows(struct eng_plan *p, struct layout *l, const struct model
     p->latent = take(l, rows * heads * s->kv_lora_rank, real);
     p->kv_up = take(l, rows * heads * (s->qk_nope_dim + s->v_dim), real);
     p->attended = take(l, rows * heads * s->v_dim, real);
-    p->cos = take(l, rows * s->qk_rope_dim / 2, real);
-    p->sin = take(l, rows * s->qk_rope_dim / 2, real);
     p->mlp_gate = take(l, rows * width, real);
     p->mlp_up = take(l, rows * width, real);
     p->routed = take(l, rows * s->hidden, real);
     p->gate_logits = take(l, rows * s->experts, real);
     p->block_table =
         take(l, (size_t)(size->decode_rows + 1) * size->blocks_per_seq, sizeof(void *));
-    p->row_pairs = take(l, rows * s->top_k, sizeof(uint32_t));
-    p->row_pair_count = take(l, rows, sizeof(uint32_t));
 }
 
 static void layout_experts(struct eng_plan *p, struct layout *l, const struct model_shape *s,
@@ -59,10 +60,6 @@ static void layout_experts(struct eng_plan *p, struct layout *l, const struct mo
     size_t routes = pairs * model_shape_moe_layers(s);
     p->pair_row = take(l, pairs, sizeof(uint32_t));
     p->pair_weight = take(l, pairs, real);
-    p->pair_gate = take(l, pairs * s->expert_width, real);
-    p->pair_up = take(l, pairs * s->expert_width, real);
-    bool spread = size->ranks && size->ranks->expert > 1;
-    p->pair_out = take(l, spread ? 0 : (size_t)size->decode_rows * s->top_k * s->hidden, real);
     p->expert_first = take(l, experts, sizeof(uint32_t));
     p->expert_count = take(l, experts, sizeof(uint32_t));
     p->wanted = take(l, experts, sizeof(uint32_t));
@@ -73,6 +70,12 @@ static void layout_experts(struct eng_plan *p, struct layout *l, const struct mo
     p->runs = take(l, experts, sizeof(struct eng_run));
     p->route_ids = take(l, routes, sizeof(uint32_t));
     p->route_weights = take(l, routes, real);
+    p->arrived = take(l, experts, sizeof(void *));
+    if (size->on_device) return;
+    bool spread = size->ranks && size->ranks->expert > 1;
+    p->pair_gate = take(l, pairs * s->expert_width, real);
+    p->pair_up = take(l, pairs * s->expert_width, real);
+    p->pair_out = take(l, spread ? 0 : (size_t)size->decode_rows * s->top_k * s->hidden, real);
     p->tile_in = take(l, (size_t)size->threads * ENG_TILE * s->hidden, real);
     p->tile_out = take(l, (size_t)size->threads * ENG_TILE * s->hidden, real);
     if (size->x8) {
@@ -108,7 +111,7 @@ size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,
     layout_rows(plan, &layout, shape, size);
     layout_experts(plan, &layout, shape, size);
     size_t head_rows = (size_t)size->decode_rows + 1;
-    plan->head_in = take(&layout, head_rows * shape->hidden, sizeof(float));
+    if (!size->on_device) plan->head_in = take(&layout, head_rows * shape->hidden, sizeof(float));
     plan->logits = take(&layout, head_rows * shape->vocab, sizeof(float));
     plan->head_rows = take(&layout, head_rows, sizeof(uint32_t));
     plan->drawn = take(&layout, head_rows, sizeof(int64_t));

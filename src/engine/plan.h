@@ -27,6 +27,7 @@ struct eng_plan_size {
     uint32_t blocks_per_seq;
     bool x8; /* routed experts take their inputs as INT8 */
     const struct eng_ranks *ranks;  /* NULL = one */
+    bool on_device;             /* only what the host works with: routing, leases, logits */
 };
 
 struct eng_plan {
@@ -57,6 +58,7 @@ struct eng_plan {
     struct tier_lease *leases, *pending;
     uint32_t *pending_index;
     struct eng_run *runs;
+    const struct tier_lease **arrived;
     /* routing of the step, [moe_layers][rows of the batch][top_k] */
     uint32_t *route_ids;
     float *route_weights;

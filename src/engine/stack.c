@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/must.h"
 #include "base/str.h"
+#include "engine/cuda/cuda.h"
 #include "engine/ledger.h"
 
 /* How often a running trace is given the live counters, in steps. */
@@ -37,19 +38,61 @@ size_t eng_stack_groups(struct eng_stack_config *config, struct base_option_grou
     return count;
 }
 
+/* The engine computes on a card. */
+static bool on_card(const struct eng_stack_config *config)
+{
+    return config->tier.hbm_device == TIER_DEVICE_CUDA;
+}
+
+/* Settings of the device that contradict each other. */
+static int check_device(const struct tier_config *config, struct base_err *err)
+{
+    uint64_t capacity = 1;
+    base_str_bytes_parse(config->hbm_capacity, &capacity);
+    if (config->hbm_device != TIER_DEVICE_CUDA && config->hbm_headroom > 0) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "tiers.hbm.headroom: %g%% cannot take effect: only tiers.hbm.device "
+                            "cuda has memory of its own; leave it at 0%%",
+                            100 * config->hbm_headroom);
+    }
+    if (config->hbm_device != TIER_DEVICE_CUDA) return 0;
+    if (capacity == 0) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "tiers.hbm.device: cuda cannot take effect: tiers.hbm.capacity is 0, "
+                            "and a card computes with experts in its slots; give it a size");
+    }
+    if (config->hbm_faults > 0) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "tiers.hbm.sim_faults: %g%% cannot take effect: tiers.hbm.device is "
+                            "cuda; leave it at 0%%",
+                            100 * config->hbm_faults);
+    }
+    if (config->warm_experts == TIER_WARM_COMPUTE) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "tiers.warm_experts: compute cannot take effect with tiers.hbm.device: "
+                            "cuda: the engine's step on a card computes all experts there; take "
+                            "copy");
+    }
+    return 0;
+}
+
+/* What this build cannot do though others can: not asked where settings are only checked. */
+static int check_built(const struct eng_stack_config *config, struct base_err *err)
+{
+    if (!on_card(config) || (dev_find("cuda") && eng_cuda_built())) return 0;
+    return base_err_set(err, BASE_ECONFIG,
+                        "tiers.hbm.device: cuda cannot take effect: this build has no CUDA "
+                        "kernels; configure one with -Dcuda=enabled where the CUDA toolkit is, or "
+                        "take sim or host");
+}
+
 int eng_stack_check(const struct eng_stack_config *config, struct base_err *err)
 {
     struct eng_stack_config copy = *config;
     struct base_option_group groups[ENG_STACK_GROUPS];
     size_t count = eng_stack_groups(&copy, groups);
     int rc = eng_unbuilt_check(groups, count, err);
-    bool card = strcmp(tier_device_name(&copy.tier), "cuda") == 0;
-    if (rc == 0 && card && copy.tier.warm_experts == TIER_WARM_COMPUTE) {
-        return base_err_set(err, BASE_ECONFIG,
-                            "tiers.warm_experts: compute cannot take effect with tiers.hbm.device: "
-                            "cuda: the engine's step on a card computes all experts there; take "
-                            "copy");
-    }
+    if (rc == 0) rc = check_device(&copy.tier, err);
     if (rc == 0) rc = eng_ranks_check(&copy.ranks, err);
     return rc < 0 ? rc : eng_advice_check(&copy.advice, groups, count, err);
 }
@@ -341,6 +384,7 @@ static int open_tier(struct eng_stack *stack, struct base_err *err)
         .store = stack->store,
         .top_k = stack->top_k,
         .observer = { .event = on_event, .context = stack },
+        .device = stack->device,
     };
     return tier_open(&stack->tier, &args, err);
 }
@@ -361,6 +405,7 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
         .store = stack->store,
         .tier = stack->tier,
         .advice = stack->advice,
+        .device = stack->device,
         .hooks = { .step_begin = on_step_begin, .step_end = on_step_end,
                    .logits = stack->hooks.logits ? on_logits : NULL, .context = stack },
         .ranks = &stack->ranks,
@@ -380,6 +425,11 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
     if (args->comm) comm_patience(args->comm, start_patience_ns);
     int rc = eng_stack_check(config, err);
     if (rc == 0) rc = eng_ranks_init(&stack->ranks, &config->ranks, args->comm, err);
+    if (rc == 0 && on_card(config) && stack->ranks.count > 1) {
+        rc = base_err_set(err, BASE_ECONFIG,
+                          "tiers.hbm.device: cuda cannot take effect with several ranks: the step "
+                          "on a card is one rank's; start one process");
+    }
     if (rc == 0) rc = open_model(stack, args->model_dir, err);
     if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);
     if (rc == 0) rc = open_words(stack, args->model_dir, err);
@@ -387,8 +437,8 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
     if (rc == 0) rc = settle_ranks(stack, err);
     if (rc == 0) rc = rank_paths(stack, err);
     if (rc == 0) {
-        rc = eng_footprint(&config->engine, &stack->shape, stack->files, &stack->ranks, &engine,
-                           err);
+        rc = eng_footprint(&config->engine, &stack->shape, stack->files, &stack->ranks,
+                           on_card(config), &engine, err);
     }
     if (rc == 0) rc = tier_footprint(&config->tier, stack->store, stack->top_k, &tier, err);
     if (rc < 0) return rc;
@@ -397,12 +447,25 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
         eng_advice_footprint(&config->advice, &stack->shape, tier_store_layers(stack->store)),
     };
     eng_ledger_plan(&stack->ledger, &parts);
+    eng_ledger_plan_card(&stack->card, &parts);
+    stack->device_bytes = engine.device_bytes + tier.slots_bytes[0];
     base_ledger_limit(&stack->limit, "");
     /* Ranks of one machine have its memory together. */
     if (stack->ranks.comm && stack->limit.bytes != UINT64_MAX) {
         stack->limit.bytes /= stack->ranks.comm->local_size;
     }
     return 0;
+}
+
+/* One arena of the card's memory for weights, KV blocks, work space and slots. */
+static int open_device(struct eng_stack *stack, struct base_err *err)
+{
+    if (!on_card(&stack->config)) return 0;
+    const struct dev_config config = { .memory_bytes = stack->device_bytes,
+                                       .headroom_share = stack->config.tier.hbm_headroom };
+    int rc = dev_create(&stack->device, dev_find("cuda"), &config, base_clock_real(), err);
+    if (rc == BASE_EBUDGET) base_err_prefix(err, "tiers.hbm.capacity");
+    return rc;
 }
 
 int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, struct base_err *err)
@@ -415,8 +478,11 @@ int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, s
         return base_err_set(err, -ENAMETOOLONG, "trace: the path has more than %zu bytes",
                             sizeof trace->path - 1);
     }
-    int rc = prepare(stack, args, err);
+    int rc = eng_stack_check(&stack->config, err);
+    if (rc == 0) rc = check_built(&stack->config, err);
+    if (rc == 0) rc = prepare(stack, args, err);
     if (rc == 0) rc = base_ledger_check(&stack->ledger, &stack->limit, err);
+    if (rc == 0) rc = open_device(stack, err);
     if (rc == 0) rc = open_tier(stack, err);
     if (rc == 0) rc = open_trace(stack, err);
     if (rc == 0) tier_warm_restore(stack->tier);
@@ -440,6 +506,7 @@ void eng_stack_close(struct eng_stack *stack)
     eng_advice_close(stack->advice);
     close_trace(stack);
     tier_close(stack->tier);
+    dev_destroy(stack->device);
     tier_store_close(stack->store);
     model_chat_free(stack->chat);
     model_tokenizer_free(stack->tokenizer);
@@ -470,6 +537,7 @@ int eng_stack_check_growth(struct eng_stack *stack, const struct tier_config *co
         if (want >= have) continue;
         held += have - want;
         bool hbm = now.tier_count == 2 && t == 0;
+        if (hbm && stack->device) continue;     /* not of this memory */
         ledger.rows[hbm ? BASE_LEDGER_HBM : BASE_LEDGER_DRAM].planned += have - want;
     }
     if (!grows) return 0;
@@ -490,6 +558,7 @@ int eng_stack_print_footprint(const struct eng_stack_args *args, FILE *to, struc
     if (rc == 0 && stack->ranks.rank == 0) {
         if (stack->ranks.count > 1) fprintf(to, "rank 0 of %" PRIu32 ": ", stack->ranks.count);
         eng_ledger_print(to, &stack->ledger, &stack->limit);
+        if (on_card(&stack->config)) eng_ledger_print_card(to, &stack->card, &stack->config);
     }
     if (rc == 0) rc = base_ledger_check(&stack->ledger, &stack->limit, err);
     eng_stack_close(stack);

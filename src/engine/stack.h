@@ -41,6 +41,7 @@ struct eng_stack {
     struct model_tokenizer *tokenizer;
     struct model_chat *chat;
     struct tier_store *store;
+    struct dev *device;                 /* the card that computes; NULL = the CPU does */
     struct tier *tier;
     struct pred_trace_writer *trace;    /* NULL = not recording */
     struct eng_advice *advice;          /* NULL = nothing is predicted */
@@ -51,6 +52,8 @@ struct eng_stack {
     uint32_t core_first;
     struct base_ledger ledger;          /* planned; eng_ledger_use fills in what is used */
     struct base_ledger_limit limit;
+    struct base_ledger card;            /* the same of the device's memory; zero on the CPU */
+    uint64_t device_bytes;              /* what is taken of it at start */
     struct eng_hooks hooks;             /* the caller's */
     struct tier_observer observer;      /* the caller's */
 };

@@ -422,6 +422,7 @@ int eng_weights_load(struct eng_weights *weights, const struct model_shape *shap
     weights->layers = calloc(shape->layers, sizeof *weights->layers);
     weights->memory = base_mem_alloc(&dense_tag, bytes, WEIGHT_ALIGN);
     weights->bytes = bytes;
+    weights->layer_count = shape->layers;
     if (!weights->layers || !weights->memory) {
         eng_weights_free(weights);
         return base_err_set(err, -ENOMEM, "%s: no memory for %" PRIu64 " bytes of dense weights",
@@ -436,6 +437,44 @@ int eng_weights_load(struct eng_weights *weights, const struct model_shape *shap
                             base_err_name(rc));
     }
     return 0;
+}
+
+static const void *moved(const void *at, const char *from, const char *to)
+{
+    return at ? to + ((const char *)at - from) : NULL;
+}
+
+static void move_matrix(struct kern_matrix *w, const char *from, const char *to)
+{
+    w->data = moved(w->data, from, to);
+    w->scales = moved(w->scales, from, to);
+}
+
+static void move_layer(struct eng_layer *l, const char *from, const char *to)
+{
+    struct kern_matrix *const matrices[] = { &l->q_a, &l->q_b, &l->kv_a, &l->kv_b, &l->o, &l->gate,
+                                             &l->mlp.gate, &l->mlp.up, &l->mlp.down };
+    const float **const vectors[] = { &l->attention_norm, &l->ffn_norm, &l->q_a_norm,
+                                      &l->kv_a_norm, &l->gate_bias };
+    for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) {
+        move_matrix(matrices[i], from, to);
+    }
+    for (size_t i = 0; i < sizeof vectors / sizeof vectors[0]; i++) {
+        *vectors[i] = moved(*vectors[i], from, to);
+    }
+}
+
+void eng_weights_moved(struct eng_weights *weights, void *to)
+{
+    char *from = weights->memory;
+    move_matrix(&weights->embed, from, to);
+    move_matrix(&weights->head, from, to);
+    weights->norm = moved(weights->norm, from, to);
+    for (uint32_t i = 0; i < weights->layer_count; i++) {
+        move_layer(&weights->layers[i], from, to);
+    }
+    base_mem_free(&dense_tag, weights->memory, weights->bytes);
+    weights->memory = NULL;
 }
 
 void eng_weights_free(struct eng_weights *weights)

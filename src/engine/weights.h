@@ -41,6 +41,7 @@ struct eng_weights {
     struct kern_matrix embed, head;     /* head is embed when they are tied */
     const float *norm;
     struct eng_layer *layers;
+    uint32_t layer_count;
     void *memory;
     uint64_t bytes;
 };
@@ -56,6 +57,9 @@ int eng_weights_plan(const struct model_shape *shape, const struct model_files *
 int eng_weights_load(struct eng_weights *weights, const struct model_shape *shape,
                      const struct model_files *files, const struct eng_ranks *ranks,
                      struct base_err *err);
+/* They have been copied to `to`, in the memory of a device: frees their host memory; all addresses
+ * are the device's from here on. */
+void eng_weights_moved(struct eng_weights *weights, void *to);
 void eng_weights_free(struct eng_weights *weights);
 
 /* The arithmetic's name of a stored type; KERN_DTYPE_COUNT for types that are no weights. I8 and U8

@@ -191,9 +191,11 @@ static void *drive(void *context)
             sweep(d);
         }
         if (alive < 0) {
-            base_log(BASE_LOG_ERROR, "server", "the engine stopped: %s", base_err_name(alive));
+            const char *why = eng_failure(d->engine);
+            base_log(BASE_LOG_ERROR, "server", "the engine stopped: %s",
+                     why ? why : base_err_name(alive));
             atomic_store(&d->failed, alive);
-            end_all(d, alive, "the engine stopped and the server has to be restarted");
+            end_all(d, alive, why ? why : "the engine stopped and the server has to be restarted");
         }
         if (d->news) {
             d->news = false;

@@ -65,5 +65,8 @@ void case_product(struct cuda_case *c);
 void case_product_tiles(struct cuda_case *c);
 void case_absorb(struct cuda_case *c);
 void case_mla(struct cuda_case *c);
+void case_embed(struct cuda_case *c);
+void case_add(struct cuda_case *c);
+void case_pages(struct cuda_case *c);
 
 #endif

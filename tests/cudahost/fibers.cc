@@ -71,6 +71,7 @@ uint32_t serials;
 const cudahost_grid *grid_now;
 fiber *running;
 bool abandoned;
+bool from_main; /* the fiber that goes on next does so because main said so */
 
 void *main_sp;
 #if !defined(__x86_64__)
@@ -96,28 +97,59 @@ asm(".text\n"
     ".size cudahost_switch,.-cudahost_switch\n");
 #endif
 
-void to_main(bool ends)
+/* A fiber goes on here, whoever ran before it. */
+void arrived(fiber *self)
 {
-    fiber *self = running;
 #ifdef FIBER_ASAN
-    __sanitizer_start_switch_fiber(ends ? NULL : &self->fake_stack, main_bottom, main_size);
+    const void *bottom;
+    size_t size;
+    __sanitizer_finish_switch_fiber(self ? self->fake_stack : NULL, &bottom, &size);
+    if (from_main) {
+        main_bottom = bottom;
+        main_size = size;
+    }
+#else
+    (void)self;
+#endif
+    from_main = false;
+}
+
+/* Any of those that can go on; NULL when there is none. */
+fiber *pick()
+{
+    if (ready.empty()) return NULL;
+    const size_t at = (size_t)cudahost_random(ready.size());
+    fiber *next = fibers[ready[at]];
+    ready[at] = ready.back();
+    ready.pop_back();
+    return next;
+}
+
+/* The running fiber gives way to the next one, or to main when there is none. */
+void leave(bool ends)
+{
+    fiber *self = running, *next = pick();
+    if (next == self) return;
+    cudahost_self = running = next;
+#ifdef FIBER_ASAN
+    __sanitizer_start_switch_fiber(ends ? NULL : &self->fake_stack, next ? next->stack : main_bottom,
+                                   next ? STACK_BYTES : main_size);
 #else
     (void)ends;
 #endif
 #if defined(__x86_64__)
-    cudahost_switch(&self->sp, main_sp);
+    cudahost_switch(&self->sp, next ? next->sp : main_sp);
 #else
-    swapcontext(&self->context, &main_context);
+    swapcontext(&self->context, next ? &next->context : &main_context);
 #endif
-#ifdef FIBER_ASAN
-    __sanitizer_finish_switch_fiber(self->fake_stack, &main_bottom, &main_size);
-#endif
+    arrived(self);
 }
 
-void to_fiber(fiber *next)
+/* Until no fiber can go on. */
+void to_fibers(fiber *next)
 {
-    running = next;
-    cudahost_self = next;
+    cudahost_self = running = next;
+    from_main = true;
 #ifdef FIBER_ASAN
     __sanitizer_start_switch_fiber(&main_fake, next->stack, STACK_BYTES);
 #endif
@@ -129,16 +161,12 @@ void to_fiber(fiber *next)
 #ifdef FIBER_ASAN
     __sanitizer_finish_switch_fiber(main_fake, NULL, NULL);
 #endif
-    running = NULL;
-    cudahost_self = NULL;
 }
 
 void fiber_main()
 {
-#ifdef FIBER_ASAN
-    __sanitizer_finish_switch_fiber(NULL, &main_bottom, &main_size);
-#endif
     fiber *self = running;
+    arrived(NULL);
     grid_now->run(grid_now->context);
     for (const async_copy &copy : self->copies) {
         (void)copy;
@@ -148,7 +176,7 @@ void fiber_main()
     }
     self->state = DONE;
     done_count++;
-    to_main(true);
+    leave(true);
     abort(); /* nobody comes back here */
 }
 
@@ -177,7 +205,8 @@ void fiber_start(unsigned linear)
     __asan_unpoison_memory_region(f->stack, STACK_BYTES);
 #endif
 #if defined(__x86_64__)
-    void **top = (void **)((char *)f->stack + STACK_BYTES);
+    /* Not all at one place of their pages: they would push each other out of the cache. */
+    void **top = (void **)((char *)f->stack + STACK_BYTES - linear % 128 * 192);
     *--top = NULL;
     *--top = (void *)fiber_main; /* entered with the stack as a call would leave it */
     for (int i = 0; i < 6; i++)
@@ -236,11 +265,7 @@ void block_run()
             stuck();
             return;
         }
-        const size_t at = (size_t)cudahost_random(ready.size());
-        const unsigned next = ready[at];
-        ready[at] = ready.back();
-        ready.pop_back();
-        to_fiber(fibers[next]);
+        to_fibers(pick());
     }
 }
 
@@ -258,7 +283,7 @@ void wait_here(enum state state, const char *file, int line)
     running->state = state;
     running->where = file;
     running->where_line = line;
-    to_main(false);
+    leave(false);
 }
 
 /* Who did the access that clashes, in words. */
@@ -358,7 +383,7 @@ void cudahost_barrier(const char *file, int line)
     if (++barrier_count == thread_count) {
         running->state = AT_BARRIER;
         barrier_release();
-        to_main(false);
+        leave(false);
         return;
     }
     wait_here(AT_BARRIER, file, line);

@@ -195,7 +195,7 @@ uint64_t cudahost_random(uint64_t bound)
     uint64_t z = random_state += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (z ^ (z >> 31)) % bound;
+    return (uint64_t)((unsigned __int128)(z ^ (z >> 31)) * bound >> 64);
 }
 
 void cudahost_seed(uint64_t seed)

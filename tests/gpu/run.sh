@@ -111,13 +111,13 @@ compile_all() {
         # About as many at a time as there are processors.
         while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n 2>/dev/null || break; done
     }
-    for name in rows tiles mla gate vector; do
+    for name in rows tiles mla gate vector step; do
         job "cuda_$name.o" "$nvcc" "${kernels[@]}" "kernels/cuda/$name.cu"
     done
     job stream.o "$nvcc" "${kernels[@]}" tests/gpu/stream.cu
     for name in kernels/kern.c kernels/cpu/ref_{gate,matmul,mla,vector}.c \
         src/base/{clock,err,must,rng,str}.c src/device/device{,_cuda,_host,_memory,_sim}.c \
-        tests/cudahost/cases{,_mla,_product,_vector}.c \
+        tests/cudahost/cases{,_mla,_product,_step,_vector}.c \
         tests/gpu/{card,guard_card,check_card,check_device_card,bench_card,bench_products,bench_attention,bench_rows,bench_disk}.c; do
         job "$(echo "${name%.c}" | tr / _).o" "$cc" "${cflags[@]}" "$name"
     done
@@ -186,7 +186,7 @@ fi
 
 # ---- kernels beside their reference; a process each, as a sticky error ends one ----
 
-kernels='rmsnorm rope latent gate combine greedy experts experts_tiles product product_tiles absorb mla'
+kernels='rmsnorm rope latent gate combine greedy experts experts_tiles product product_tiles absorb mla embed add pages'
 if wanted kernels; then
     say "kernels: $seeds shapes each"
     for k in $kernels; do rows_of kernels "$k" 40 "$bin/check_card" --seeds "$seeds" "$k"; done
@@ -256,8 +256,6 @@ if wanted product; then
         row product tier-run skip 'skipped: no build folder of the product given (--build DIR)'
     elif [ ! -x "$product/bin/tier-run" ]; then
         row product tier-run skip "skipped: no bin/tier-run in $product"
-    elif [ ! -x tests/gpu/product.sh ]; then
-        row product tier-run skip 'skipped: the engine does not run on device cuda yet'
     else
         say 'the product'
         timeout 60 tests/gpu/product.sh "$product" >"$bin/product.txt" 2>&1

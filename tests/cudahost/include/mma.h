@@ -81,14 +81,19 @@ static inline void mma_sync(C &d, const A &a, const B &b, const C &c)
         r[cudahost_self->lane * 8 + (unsigned)i] = from_bf16(b.x[i]);
     }
     cudahost_exchange("mma_sync", 0xffffffffu, 0);
-    for (int i = 0; i < 8; i++) {
-        unsigned row, col;
-        place(i, &row, &col);
-        float sum = c.x[i];
-        for (unsigned k = 0; k < 16; k++)
-            sum = fmaf(l[row * 16 + k], r[k * 16 + col], sum);
-        d.x[i] = sum;
+    /* A lane's elements are neighbours of one row: each of them sums k ascending. */
+    unsigned row, col;
+    place(0, &row, &col);
+    float sum[8];
+    for (int i = 0; i < 8; i++)
+        sum[i] = c.x[i];
+    for (unsigned k = 0; k < 16; k++) {
+        const float left_k = l[row * 16 + k], *right_k = r + k * 16 + col;
+        for (int i = 0; i < 8; i++)
+            sum[i] = fmaf(left_k, right_k[i], sum[i]);
     }
+    for (int i = 0; i < 8; i++)
+        d.x[i] = sum[i];
     cudahost_exchange("mma_sync", 0xffffffffu, 1);
 }
 

@@ -192,7 +192,7 @@ START_TEST(the_footprint_is_what_open_takes)
     struct eng_footprint footprint;
     run_open(&run, run_pebble(), NULL);
     ck_assert_int_eq(eng_footprint(&run.stack.config.engine, &run.stack.shape, run.stack.files,
-                                   NULL, &footprint, &err),
+                                   NULL, false, &footprint, &err),
                      0);
     struct eng_metrics metrics;
     eng_snapshot(run.stack.engine, &metrics);
@@ -215,6 +215,33 @@ START_TEST(the_footprint_is_what_open_takes)
         ck_assert_msg(strstr(text, rows[i]) != NULL, "no row '%s' in:\n%s", rows[i], text);
     }
     free(text);
+    run_close(&run);
+}
+END_TEST
+
+/* Here there is either no CUDA in the build or no card in the machine, and it is told which. */
+START_TEST(a_card_that_cannot_be_had_is_told)
+{
+    static const char *const card[] = { "tiers.hbm.device=cuda", "tiers.hbm.capacity=50%", NULL };
+    static const char *const no_slots[] = { "tiers.hbm.device=cuda", NULL };
+    static const char *const spared[] = { "tiers.hbm.headroom=5%", NULL };
+    static struct run run;
+    struct base_err err = { 0 };
+    int rc = run_try_open(&run, run_pebble(), card, &err);
+    if (rc == 0) {
+        printf("a card is here: that case is not shown\n");
+    } else {
+        ck_assert_msg(strstr(err.text, "this build has no CUDA") || strstr(err.text, "no card"),
+                      "%s", err.text);
+    }
+    run_close(&run);
+    err = (struct base_err){ 0 };
+    ck_assert_int_eq(run_try_open(&run, run_pebble(), no_slots, &err), BASE_ECONFIG);
+    ck_assert_msg(strstr(err.text, "tiers.hbm.capacity"), "%s", err.text);
+    run_close(&run);
+    err = (struct base_err){ 0 };
+    ck_assert_int_eq(run_try_open(&run, run_pebble(), spared, &err), BASE_ECONFIG);
+    ck_assert_msg(strstr(err.text, "tiers.hbm.headroom"), "%s", err.text);
     run_close(&run);
 }
 END_TEST
@@ -258,6 +285,7 @@ int main(void)
     tcase_add_test(tests, a_wrong_shape_is_told);
     tcase_add_loop_test(tests, settings_that_cannot_work_are_refused, 0, 8);
     tcase_add_test(tests, the_footprint_is_what_open_takes);
+    tcase_add_test(tests, a_card_that_cannot_be_had_is_told);
     tcase_add_test(tests, a_read_only_folder_says_what_to_set);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);

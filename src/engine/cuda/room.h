@@ -1,0 +1,102 @@
+/* What the files of this folder share. */
+#ifndef ENGINE_CUDA_ROOM_H
+#define ENGINE_CUDA_ROOM_H
+
+#include "device/device.h"
+#include "engine/core.h"
+#include "engine/cuda/cuda.h"
+#include "kernels/cuda/kern_cuda.h"
+
+/* Small things on their way to the device: what is put into `host` is sent to the same place of
+ * `device`, in the stream's order. Written anew from the start when the stream has been reached
+ * behind all that was sent. */
+struct eng_wire {
+    char *host, *device;
+    size_t bytes, used, sent;
+};
+
+/* Device memory that a step works in. Sizes as of struct eng_plan's members. */
+struct eng_cuda_work {
+    float *hidden, *normed, *branch;
+    float *q_a, *q, *kv, *q_latent, *latent, *attended;
+    float *mlp_act;             /* [rows][widest dense or shared part] */
+    float *gate_logits;
+    uint32_t *route_ids;        /* [rows][top_k] of one layer */
+    float *route_weights;
+    float *pair_act, *pair_out; /* [pairs][expert_width], [pairs][hidden] */
+    float *mla_work;
+    const void **tables;        /* [layers][members][blocks_per_seq] */
+    void **places;              /* [layers][rows] */
+    float *head_in, *logits;
+    uint32_t *row_self;         /* [rows]: 0, 1, 2, ... */
+    struct kern_cuda_expert *mlps;      /* [layers]: the dense part, or the shared experts */
+    char *step, *layer;         /* of the wires */
+};
+
+/* Rows of the batch that take one kind of product. */
+struct eng_span {
+    uint32_t first, count;
+    bool tiles;
+    const struct kern_cuda_run *run;    /* the same as one run, on the device */
+};
+
+enum { ENG_SPANS = 3 };         /* generated, prompt, generated and computed again */
+
+/* A step on the device: what was uploaded at its beginning. */
+struct eng_cuda_step {
+    const struct eng_batch *batch;
+    struct eng_span spans[ENG_SPANS];
+    const uint32_t *tokens, *row_member, *row_tokens, *ids;
+    const float *cos, *sin;
+    const struct kern_cuda_run *tiles;  /* of the chunk's attention */
+    uint32_t tile_count;
+    uint32_t tokens_max[2];     /* longest sequence of the generated rows, of the chunk */
+    uint32_t routed;            /* moe layers that have chosen */
+};
+
+struct eng_cuda {
+    struct eng_core *core;
+    struct dev *dev;
+    void *stream;
+    void *staging;              /* the host's side of the wires */
+    size_t staging_bytes;
+    struct eng_wire step_wire, layer_wire;
+    struct eng_cuda_work work;
+    struct eng_cuda_step step;
+    /* The first thing of the running call that failed; after it nothing is launched. */
+    int rc;
+    const char *what;
+};
+
+/* ---- wire.c ---- */
+
+void eng_wire_reset(struct eng_wire *wire);
+/* Room for `bytes`; `device` gets where it will be. The caller knows that it fits. */
+void *eng_wire_take(struct eng_wire *wire, size_t bytes, const void **device);
+/* Sends what was put in since the last send. */
+void eng_wire_send(struct eng_cuda *cuda, struct eng_wire *wire);
+
+/* Keeps the first failure. True while there is none. */
+bool eng_cuda_keep(struct eng_cuda *cuda, int rc, const char *what);
+
+/* y = w x for all rows of the batch; k_blocks as of kern_cuda_product. */
+struct eng_cuda_product {
+    const struct kern_matrix *w;
+    const float *x;
+    size_t x_stride;
+    float *y;
+    size_t y_stride;
+    uint32_t k_blocks;
+    const char *what;
+};
+void eng_cuda_product(struct eng_cuda *cuda, const struct eng_cuda_product *product);
+
+/* ---- attend.c, experts.c ---- */
+
+/* work.normed -> work.branch. */
+void eng_cuda_attend(struct eng_cuda *cuda, const struct eng_layer *layer, uint32_t layer_index);
+/* The dense part of a layer, or its shared experts: work.normed -> work.branch. */
+void eng_cuda_mlp(struct eng_cuda *cuda, const struct eng_layer *layer, uint32_t layer_index);
+void eng_cuda_experts(struct eng_cuda *cuda, const struct eng_layer *layer, uint32_t layer_index);
+
+#endif
