@@ -180,6 +180,7 @@ int tier_lib_table_open(struct tier_store **out, const struct tier_lib_table *ta
     rc = store->index_path && sizes ? files_measure(table, sizes, &err) : -ENOMEM;
     if (rc == 0) rc = image_make(store, table, sizes, &err);
     if (rc == 0) rc = paths_copy(store, table);
+    if (rc == 0) rc = tier_store_settle(store);
     if (rc < 0) goto fail;
     free(sizes);
     tier_store_slot_derive(store);

@@ -77,16 +77,58 @@ static int check_shape(const struct tier_store *store, const struct model_shape 
     return 0;
 }
 
-void tier_store_slot_derive(struct tier_store *store)
+int tier_store_settle(struct tier_store *store)
+{
+    struct tier_image *image = &store->image;
+    const struct tier_format_header *h = image->header;
+    uint64_t count = (uint64_t)h->layers * h->experts;
+    int rc = tier_table_make(&store->table, image->experts, count, h->kind == TIER_INDEX_PACK);
+    if (rc < 0) return rc;
+    /* Header and files, then what is behind the experts: the names. */
+    size_t before = (size_t)((const char *)image->experts - store->bytes);
+    size_t gone = count * sizeof *image->experts, names = store->size - before - gone;
+    char *rest = malloc(before + names);
+    if (!rest) return -ENOMEM;
+    memcpy(rest, store->bytes, before);
+    memcpy(rest + before, store->bytes + before + gone, names);
+    free(store->bytes);
+    store->bytes = rest;
+    store->size = before + names;
+    image->header = (const void *)rest;
+    image->files = (const void *)(rest + sizeof *image->header);
+    image->experts = NULL;
+    image->names = rest + before;
+    return 0;
+}
+
+void tier_store_expert(const struct tier_store *store, uint64_t at,
+                       struct tier_format_expert *expert)
+{
+    tier_table_expert(&store->table, at, expert);
+}
+
+static void record_of(const struct tier_store *store, uint64_t at, uint32_t copy,
+                      struct tier_record *record)
+{
+    struct tier_format_expert expert;
+    tier_table_expert(&store->table, at, &expert);
+    tier_image_record(&store->image, &expert, at, copy, record);
+}
+
+static uint64_t place_of(const struct tier_store *store, uint32_t moe_layer, uint32_t expert)
 {
     const struct tier_format_header *h = store->image.header;
+    MUST(moe_layer < h->layers && expert < h->experts);
+    return (uint64_t)moe_layer * h->experts + expert;
+}
+
+void tier_store_slot_derive(struct tier_store *store)
+{
     struct tier_record record;
-    for (uint32_t layer = 0; layer < h->layers; layer++) {
-        for (uint32_t expert = 0; expert < h->experts; expert++) {
-            tier_image_record(&store->image, layer, expert, 0, &record);
-            uint64_t bytes = tier_image_slot_bytes(&record);
-            if (bytes > store->slot_bytes) store->slot_bytes = bytes;
-        }
+    for (uint64_t at = 0; at < store->table.count; at++) {
+        record_of(store, at, 0, &record);
+        uint64_t bytes = tier_image_slot_bytes(&record);
+        if (bytes > store->slot_bytes) store->slot_bytes = bytes;
     }
 }
 
@@ -125,6 +167,7 @@ int tier_store_open(struct tier_store **out, const char *dir, const char *path,
     rc = tier_image_check(&store->image, store->bytes, store->size, store->index_path, err);
     if (rc == 0 && shape) rc = check_shape(store, shape, err);
     if (rc == 0) rc = check_files(store, dir, err);
+    if (rc == 0) rc = tier_store_settle(store);
     if (rc < 0) goto fail;
     derive(store);
     *out = store;
@@ -146,6 +189,7 @@ void tier_store_close(struct tier_store *store)
     }
     free(store->paths);
     free(store->kinds);
+    tier_table_free(&store->table);
     free(store->bytes);
     free(store->index_path);
     store->magic = 0;
@@ -233,13 +277,13 @@ const struct tier_part *tier_store_parts(const struct tier_store *store)
 void tier_store_record(const struct tier_store *store, uint32_t moe_layer, uint32_t expert,
                        struct tier_record *record)
 {
-    tier_image_record(&store->image, moe_layer, expert, 0, record);
+    record_of(store, place_of(store, moe_layer, expert), 0, record);
 }
 
 void tier_store_record_copy(const struct tier_store *store, uint32_t moe_layer, uint32_t expert,
                             uint32_t copy, struct tier_record *record)
 {
-    tier_image_record(&store->image, moe_layer, expert, copy, record);
+    record_of(store, place_of(store, moe_layer, expert), copy, record);
 }
 
 uint64_t tier_store_slot_bytes(const struct tier_store *store)
@@ -255,9 +299,10 @@ uint64_t tier_store_expert_bytes(const struct tier_store *store)
 const uint64_t *tier_store_part_bytes(const struct tier_store *store, uint32_t moe_layer,
                                       uint32_t expert)
 {
-    const struct tier_format_header *h = store->image.header;
-    MUST(moe_layer < h->layers && expert < h->experts);
-    return tier_image_kind(&store->image, (uint64_t)moe_layer * h->experts + expert)->part_bytes;
+    const struct tier_image *image = &store->image;
+    uint64_t at = place_of(store, moe_layer, expert);
+    if (!image->kinds) return image->kind.part_bytes;
+    return image->kinds[store->table.layouts[store->table.entries[at].layout].kind].part_bytes;
 }
 
 const uint64_t *tier_store_kind_bytes(const struct tier_store *store, uint32_t kind)

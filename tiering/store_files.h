@@ -7,7 +7,10 @@
 #include "tiering/store.h"
 
 struct tier_image;
+/* Without its experts: those are had one by one. */
 const struct tier_image *tier_store_image(const struct tier_store *store);
+void tier_store_expert(const struct tier_store *store, uint64_t at,
+                       struct tier_format_expert *expert);
 
 /* malloc'ed: `path`, or DIR/expertier.index where it is NULL or empty. */
 char *tier_store_path(const char *dir, const char *path);

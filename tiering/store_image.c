@@ -371,14 +371,13 @@ uint64_t tier_image_slot_bytes(const struct tier_record *record)
     return last->slot_offset + span_of(last);
 }
 
-void tier_image_record(const struct tier_image *image, uint32_t moe_layer, uint32_t expert,
-                       uint32_t copy, struct tier_record *record)
+void tier_image_record(const struct tier_image *image, const struct tier_format_expert *from,
+                       uint64_t at, uint32_t copy, struct tier_record *record)
 {
     const struct tier_format_header *h = image->header;
-    MUST(moe_layer < h->layers && expert < h->experts && copy < h->copies);
-    uint64_t at = (uint64_t)moe_layer * h->experts + expert;
-    const struct tier_format_expert *from = &image->experts[at];
-    const struct tier_kind *kind = tier_image_kind(image, at);
+    uint32_t moe_layer = (uint32_t)(at / h->experts), expert = (uint32_t)(at % h->experts);
+    MUST(moe_layer < h->layers && copy < h->copies);
+    const struct tier_kind *kind = tier_image_kind(image, from);
     uint32_t first_file = copy * (h->data_files / h->copies);
     unsigned order[TIER_PARTS];
     unsigned count = order_parts(kind, from, order);

@@ -25,17 +25,19 @@ struct tier_image {
     uint32_t kind_count;
 };
 
-static inline const struct tier_kind *tier_image_kind(const struct tier_image *image, uint64_t at)
+static inline const struct tier_kind *tier_image_kind(const struct tier_image *image,
+                                                      const struct tier_format_expert *expert)
 {
-    return image->kinds ? &image->kinds[image->experts[at].zero] : &image->kind;
+    return image->kinds ? &image->kinds[expert->zero] : &image->kind;
 }
 
 /* `name` is used in messages only. 0, BASE_EFORMAT, BASE_EVERSION or BASE_ECHECKSUM. */
 int tier_image_check(struct tier_image *image, const void *bytes, size_t size, const char *name,
                      struct base_err *err);
 
-void tier_image_record(const struct tier_image *image, uint32_t moe_layer, uint32_t expert,
-                       uint32_t copy, struct tier_record *record);
+/* Of the expert at this place, `from` as on disk: the image itself need not have the experts. */
+void tier_image_record(const struct tier_image *image, const struct tier_format_expert *from,
+                       uint64_t at, uint32_t copy, struct tier_record *record);
 
 /* Bytes of the slot that this record needs: the pages of its extents. */
 uint64_t tier_image_slot_bytes(const struct tier_record *record);

@@ -84,7 +84,9 @@ static int plan(struct packer *p, struct base_err *err)
     p->record_bytes = tier_image_pack_layout(p->image->kind.part_bytes, p->layout);
     port_hash_begin(&hash);
     for (uint64_t i = 0; i < p->count; i++) {
-        port_hash_add(&hash, &p->image->experts[i].hash, sizeof p->image->experts[i].hash);
+        struct tier_format_expert expert;
+        tier_store_expert(p->source, i, &expert);
+        port_hash_add(&hash, &expert.hash, sizeof expert.hash);
     }
     p->experts_hash = port_hash_end(&hash);
     uint64_t facts[] = { p->experts_hash, h->checksum, p->files, p->stripes, p->record_bytes };
@@ -301,8 +303,9 @@ static int read_expert(const struct packer *p, uint64_t at, unsigned char *recor
                        struct base_err *err)
 {
     const struct tier_format_header *h = p->image->header;
-    const struct tier_format_expert *expert = &p->image->experts[at];
+    struct tier_format_expert here, *expert = &here;
     struct port_hash hash;
+    tier_store_expert(p->source, at, expert);
     memset(record, 0, p->record_bytes);
     port_hash_begin(&hash);
     for (unsigned part = 0; part < TIER_PARTS; part++) {
@@ -482,8 +485,9 @@ static int fill_index_files(const struct packer *p, char *const *names, struct p
 static void fill_index_experts(const struct packer *p, struct pack_index *index)
 {
     for (uint64_t i = 0; i < p->count; i++) {
-        struct tier_format_expert *expert = &index->experts[i];
-        expert->hash = p->image->experts[i].hash;
+        struct tier_format_expert *expert = &index->experts[i], from;
+        tier_store_expert(p->source, i, &from);
+        expert->hash = from.hash;
         expert->record_hash = p->record_hashes[i];
         for (unsigned part = 0; part < TIER_PARTS; part++) {
             if (p->image->kind.part_bytes[part] == 0) continue;
@@ -544,7 +548,9 @@ static int find_finished(const struct packer *p, struct base_err *err)
                 image.header->copies == p->files / p->stripes &&
                 (uint64_t)image.header->layers * image.header->experts == p->count;
     for (uint64_t i = 0; same && i < p->count; i++) {
-        same = image.experts[i].hash == p->image->experts[i].hash;
+        struct tier_format_expert expert;
+        tier_store_expert(p->source, i, &expert);
+        same = image.experts[i].hash == expert.hash;
     }
     for (uint32_t f = 0; same && f < p->files; f++) {
         same = tier_store_file_check(p->paths[f], &image.files[f], TIER_KIND_PACK, p->index_path,

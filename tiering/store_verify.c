@@ -35,11 +35,12 @@ static int64_t verify_item(void *context, uint64_t item, unsigned char *buffer,
     uint64_t at = item / v->copies;
     uint32_t layer = (uint32_t)(at / h->experts), index = (uint32_t)(at % h->experts);
     uint32_t first_file = (uint32_t)(item % v->copies) * (h->data_files / h->copies);
-    const struct tier_format_expert *expert = &v->image->experts[at];
+    struct tier_format_expert here, *expert = &here;
     struct port_hash hash;
     char why[256] = "";
     int rc = 0;
     (void)err;
+    tier_store_expert(v->store, at, expert);
     port_hash_begin(&hash);
     for (unsigned p = 0; rc == 0 && p < TIER_PARTS; p++) {
         if (v->image->kind.part_bytes[p] == 0) continue;

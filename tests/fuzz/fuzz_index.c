@@ -68,7 +68,8 @@ static void records_check(const struct tier_image *image)
     struct tier_record record;
     for (uint32_t i = 0; i < h->layers && i < 64; i++) {
         for (uint32_t e = 0; e < h->experts && e < 64; e++) {
-            tier_image_record(image, i, e, (i + e) % h->copies, &record);
+            uint64_t at = (uint64_t)i * h->experts + e;
+            tier_image_record(image, &image->experts[at], at, (i + e) % h->copies, &record);
             uint64_t slot_bytes = tier_image_slot_bytes(&record);
             MUST(record.extent_count >= 1 && record.extent_count <= TIER_PARTS);
             for (uint32_t x = 0; x < record.extent_count; x++) {

@@ -140,6 +140,14 @@ START_TEST(huge_pages_where_slots_are_large)
     tier_slots_touch(&slots, slot, 4096);
     ck_assert_uint_eq(slots.touched, slots.huge ? HUGE_SLOT : 4096);
     tier_slots_destroy(&slots);
+    /* Slots that are smaller, but many; of 64 MiB none is written here. */
+    ck_assert_int_eq(tier_slots_create(&slots, 1024, 1024, 64 << 10, &hold, &err), 0);
+    ck_assert(slots.huge == base_mem_huge_given());
+    ck_assert_uint_eq((uintptr_t)slots.memory % HUGE_SLOT, 0);
+    tier_slots_destroy(&slots);
+    ck_assert_int_eq(tier_slots_create(&slots, 1023, 1024, 64 << 10, &hold, &err), 0);
+    ck_assert(!slots.huge && !slots.huge_refused);
+    tier_slots_destroy(&slots);
     huge_refused = true;
     ck_assert_int_eq(tier_slots_create(&slots, 2, 4, HUGE_SLOT, &hold, &err), 0);
     ck_assert(!slots.huge && slots.huge_refused);
