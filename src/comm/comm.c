@@ -68,7 +68,7 @@ static const struct comm_ops *find(const struct comm_config *config, struct base
     }
 #endif
 #ifdef EXPERTIER_NCCL
-    return &comm_nccl_ops;
+    return &comm_nccl_ops;      /* whose ranks find each other over MPI */
 #else
     base_err_set(err, BASE_ECONFIG, "ranks.comm: this build has no NCCL: configure it where "
                  "nccl.h, libnccl, the CUDA toolkit and Open MPI are, or take mpi");

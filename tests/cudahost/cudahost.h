@@ -42,6 +42,14 @@ extern struct cudahost_machine cudahost_machine;
 /* Launches a kernel that copies bytes (keep.cc). */
 void cudahost_keep(void *to, const void *from, size_t bytes, void *stream);
 
+/* Other libraries' work on a stream: `run` when the stream comes to it, then `drop`. */
+void cudahost_call(const char *name, void *stream, void (*run)(void *context), void *context,
+                   void (*drop)(void *context));
+bool cudahost_stream_known(const void *stream);
+bool cudahost_device_memory(const void *memory, size_t bytes);
+/* Tells of a failure, as the machine itself does. */
+void cudahost_tell(const char *text);
+
 /* Forgets streams, events, memory and sticky errors; all must have been given back. Returns how
  * many things were not. */
 unsigned cudahost_reset(void);

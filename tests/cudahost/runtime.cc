@@ -12,7 +12,7 @@
 namespace
 {
 
-enum kind { POISON, COPY, RECORD, WAIT, KERNEL };
+enum kind { POISON, COPY, RECORD, WAIT, KERNEL, CALL };
 
 struct operation {
     enum kind kind;
@@ -22,7 +22,7 @@ struct operation {
     size_t bytes;
     enum cudaMemcpyKind way;
     uint64_t record; /* RECORD: its own; WAIT: the awaited one */
-    cudahost_grid grid;
+    cudahost_grid grid;         /* CALL: run and context of it */
     void (*drop)(void *context);
 };
 
@@ -72,7 +72,7 @@ void lose(int code)
     sticky = code;
     for (CUstream_st *stream : streams) {
         for (operation &op : stream->list)
-            if (op.kind == KERNEL) op.drop(op.grid.context);
+            if (op.drop) op.drop(op.grid.context);
         stream->list.clear();
     }
 }
@@ -136,6 +136,10 @@ void operation_run(operation &op)
         break;
     case KERNEL:
         cudahost_grid_run(op.grid);
+        op.drop(op.grid.context);
+        break;
+    case CALL:
+        op.grid.run(op.grid.context);
         op.drop(op.grid.context);
         break;
     }
@@ -218,7 +222,7 @@ unsigned cudahost_reset(void)
         left += stream != &default_stream && !stream->destroyed;
         left += (unsigned)stream->list.size();
         for (operation &op : stream->list)
-            if (op.kind == KERNEL) op.drop(op.grid.context);
+            if (op.drop) op.drop(op.grid.context);
         stream->list.clear();
         if (stream != &default_stream) delete stream;
     }
@@ -250,6 +254,34 @@ void cudahost_launch(const char *name, dim3 blocks, dim3 threads, size_t dynamic
     op.grid = cudahost_grid{ name, blocks, threads, dynamic_bytes, run, context };
     op.drop = drop;
     push(stream, op);
+}
+
+void cudahost_call(const char *name, void *stream, void (*run)(void *context), void *context,
+                   void (*drop)(void *context))
+{
+    operation op = {};
+    op.kind = CALL;
+    op.grid = cudahost_grid{ name, dim3(1), dim3(1), 0, run, context };
+    op.drop = drop;
+    push((cudaStream_t)stream, op);
+    some_time_passes();
+}
+
+void cudahost_tell(const char *text)
+{
+    cudahost_report("%s", text);
+}
+
+bool cudahost_stream_known(const void *stream)
+{
+    for (CUstream_st *each : streams)
+        if (each == stream && !each->destroyed) return true;
+    return false;
+}
+
+bool cudahost_device_memory(const void *memory, size_t bytes)
+{
+    return inside(memory, bytes, true);
 }
 
 cudaError_t cudaGetDeviceCount(int *count)
@@ -317,7 +349,7 @@ cudaError_t cudaFree(void *memory)
     }
     for (CUstream_st *stream : streams)
         for (const operation &op : stream->list)
-            if (op.kind == KERNEL) cudahost_report("cudaFree while %s may still run", op.grid.name);
+            if (op.drop) cudahost_report("cudaFree while %s may still run", op.grid.name);
     memset(memory, 0xdd, it->second.bytes);
     regions.erase(it);
     free(memory);

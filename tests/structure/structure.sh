@@ -101,7 +101,7 @@ home_of_header() {
     sanitizer/*) echo 'src/base/asan.h' ;;
     nccl.h) echo 'src/comm/comm_nccl.c' ;;
     mpi.h) echo 'src/comm/comm_mpi.c' ;;
-    cuda* | cublas* | nv* | mma.h) echo 'kernels/cuda/* src/device/device_cuda.c tests/cudahost/* tests/gpu/*' ;;
+    cuda* | cublas* | nv* | mma.h) echo 'kernels/cuda/* src/device/device_cuda.c src/comm/comm_nccl.c tests/cudahost/* tests/gpu/*' ;;
     sys/* | linux/* | netinet/* | arpa/* | net/* | asm/*) echo '' ;;
     *.h)
         case $system_headers in
