@@ -130,7 +130,7 @@ static void give_slot(struct tier_cache *c, uint32_t slot)
     struct tier_slot *at = &c->dram.slots.at[slot];
     MUST(c->dram.slot_of[at->key] == slot);
     /* A lease reads it here, unless it moved up or was given up. */
-    MUST(at->state != TIER_SLOT_READY || c->leases[at->key] == 0 ||
+    MUST(at->state != TIER_SLOT_READY || c->use[at->key].leases == 0 ||
          (c->device && c->flags[at->key] & (TIER_KEY_HBM | TIER_KEY_FAILED)));
     prefetch_close(c, at);
     c->dram.slot_of[at->key] = TIER_NO_SLOT;
@@ -180,7 +180,7 @@ void tier_cache_settle(struct tier_cache *c, uint32_t key)
     }
     if (!needs_dram(c, key)) {
         leave_dram(c, key);
-    } else if (c->leases[key] > 0 && c->dram.slot_of[key] == TIER_NO_SLOT) {
+    } else if (c->use[key].leases > 0 && c->dram.slot_of[key] == TIER_NO_SLOT) {
         /* It was to be used where it lies, and its copy down came to nothing. */
         tier_cache_demand(c, key);
     }
@@ -625,7 +625,7 @@ uint64_t tier_cache_hbm_slot_bytes(const struct tier_store *store)
 
 uint64_t tier_cache_tables_bytes(uint32_t keys, uint64_t slots, uint64_t hbm_slots, uint32_t depth)
 {
-    uint64_t a_key = sizeof(uint32_t) * (hbm_slots ? 4 : 2) + sizeof(uint16_t) + 1;
+    uint64_t a_key = sizeof(uint32_t) * (hbm_slots ? 4 : 2) + sizeof(struct tier_key_use) + 1;
     uint64_t a_slot = sizeof(struct tier_slot) + sizeof(uint32_t);
     uint64_t a_load = sizeof(struct tier_load) + TIER_PARTS * sizeof(void *);
     return keys * a_key + (slots + hbm_slots) * a_slot + hbm_slots * sizeof(struct dev_copy) +
@@ -665,13 +665,13 @@ static int tables_create(struct tier_cache *c, uint32_t hbm_slots)
     uint32_t layers = tier_store_layers(c->store);
     c->load_count = LOADS_PER_READ * c->io->depth;
     c->outbox_size = c->load_count * TIER_PARTS;
-    c->leases = calloc(c->keys, sizeof *c->leases);
+    c->use = calloc(c->keys, sizeof *c->use);
     c->flags = calloc(c->keys, sizeof *c->flags);
     c->loads = calloc(c->load_count, sizeof *c->loads);
     c->outbox = calloc(c->outbox_size, sizeof(void *));
     c->layer_loads = calloc(layers, sizeof *c->layer_loads);
     c->copies = calloc(hbm_slots ? hbm_slots : 1, sizeof *c->copies);
-    if (!c->leases || !c->flags || !c->loads || !c->outbox || !c->layer_loads || !c->copies) {
+    if (!c->use || !c->flags || !c->loads || !c->outbox || !c->layer_loads || !c->copies) {
         return -ENOMEM;
     }
     c->free_load = c->arrived = NO_LOAD;
@@ -772,7 +772,7 @@ void tier_cache_destroy(struct tier_cache *c)
     seats_destroy(&c->dram);
     seats_destroy(&c->hbm);
     free(c->copies);
-    free(c->leases);
+    free(c->use);
     free(c->flags);
     free(c->loads);
     free(c->outbox);

@@ -68,6 +68,12 @@ struct tier_queue {
 
 struct tier_load;
 
+/* What every lookup of an expert changes, side by side. */
+struct tier_key_use {
+    uint32_t lookups;           /* relaxed atomic: one writer, any reader; up to 2^32 - 1 */
+    uint32_t leases;
+};
+
 /* Bits of an expert's flags. */
 enum {
     TIER_KEY_HBM = 1,           /* the core's view: it shall be in hbm, ... */
@@ -122,7 +128,7 @@ struct tier_cache {
     void (*failed)(void *context, uint32_t key);
     void *context;
     uint32_t experts, keys, file_first;
-    uint16_t *leases;           /* [keys] */
+    struct tier_key_use *use;   /* [keys] */
     uint8_t *flags;             /* [keys] */
     uint32_t leased;
     struct dev_copy *copies;    /* [hbm slots, at most]: one copy a slot */

@@ -94,7 +94,8 @@ void tier_mover_give(struct tier_cache *c, uint32_t slot)
     uint32_t key = at->key;
     MUST(c->hbm.slot_of[key] == slot && !at->moving);
     /* A lease reads it here, unless it was demoted and is used in place below. */
-    MUST(at->state != TIER_SLOT_READY || c->leases[key] == 0 || !(c->flags[key] & TIER_KEY_HBM));
+    MUST(at->state != TIER_SLOT_READY || c->use[key].leases == 0 ||
+         !(c->flags[key] & TIER_KEY_HBM));
     if (at->prefetch) c->stats.prefetch_wasted_bytes += at->bytes;
     c->hbm.slot_of[key] = TIER_NO_SLOT;
     tier_slots_give(&c->hbm.slots, slot);

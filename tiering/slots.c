@@ -15,6 +15,8 @@
 /* Slots of so many bytes in so large a range are worth huge pages. */
 enum { HUGE_PAGE = 2 << 20, HUGE_SLOT_MIN = 64 << 10, HUGE_RANGE_MIN = 64 << 20 };
 
+_Static_assert(sizeof(struct tier_slot) == 64, "a cache line");
+
 /* Locks pages as they come in: start stays fast, and nothing that is there leaves again. */
 static int lock_pages(void *memory, uint64_t bytes)
 {
@@ -62,9 +64,11 @@ int tier_slots_create_at(struct tier_slots *s, uint32_t count, uint32_t most, ui
                               .borrowed = true };
     s->bytes = count * slot_bytes;
     s->memory = memory;
-    s->at = calloc(most, sizeof *s->at);
+    /* Zeroed by the system as it is used: a table for millions costs a start nothing. */
+    s->at_memory = calloc((size_t)most + 1, sizeof *s->at);
+    s->at = (void *)(((uintptr_t)s->at_memory + sizeof *s->at - 1) & ~(sizeof *s->at - 1));
     s->free = calloc(most, sizeof *s->free);
-    if (!s->at || !s->free) {
+    if (!s->at_memory || !s->free) {
         tier_slots_destroy(s);
         return base_err_set(err, -ENOMEM, "no memory for the table of %u slots", count);
     }
@@ -176,7 +180,7 @@ int tier_slots_create(struct tier_slots *s, uint32_t count, uint32_t most, uint6
 void tier_slots_destroy(struct tier_slots *s)
 {
     if (s->memory && !s->borrowed) munmap(s->memory, s->most * s->slot_bytes);
-    free(s->at);
+    free(s->at_memory);
     free(s->free);
     *s = (struct tier_slots){ 0 };
 }

@@ -63,7 +63,8 @@ struct tier_slots {
     uint32_t count, most;       /* slots in service, addresses */
     uint32_t free_count, retired_count;
     uint32_t *free;             /* [most] the free ones from the front, the retired from the back */
-    struct tier_slot *at;       /* [most] */
+    struct tier_slot *at;       /* [most], each a cache line of its own */
+    void *at_memory;            /* what that lies in */
     bool locked, borrowed;      /* borrowed: the memory is the caller's */
     bool huge;                  /* of huge pages */
     bool huge_refused;          /* the slots are large enough, but the kernel gives none */

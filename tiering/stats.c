@@ -165,7 +165,7 @@ int tier_snapshot_experts(struct tier *t, uint64_t *lookups, uint8_t *resident, 
     size_t keys = (size_t)t->layers * t->experts;
     if (count < keys) return -ERANGE;
     for (size_t k = 0; k < keys; k++) {
-        lookups[k] = __atomic_load_n(&t->expert_lookups[k], __ATOMIC_RELAXED);
+        lookups[k] = __atomic_load_n(&t->cache.use[k].lookups, __ATOMIC_RELAXED);
         resident[k] = __atomic_load_n(&t->expert_resident[k], __ATOMIC_RELAXED);
     }
     return 0;

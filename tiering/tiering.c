@@ -54,9 +54,8 @@ static int tables_create(struct tier *t)
     t->ids = calloc(t->experts, sizeof *t->ids);
     t->layer_hinted = calloc(t->layers, sizeof *t->layer_hinted);
     t->layer_hints = calloc(t->layers, sizeof *t->layer_hints);
-    t->expert_lookups = calloc(keys, sizeof *t->expert_lookups);
     t->expert_resident = calloc(keys, sizeof *t->expert_resident);
-    if (!t->found || !t->ids || !t->layer_hinted || !t->layer_hints || !t->expert_lookups ||
+    if (!t->found || !t->ids || !t->layer_hinted || !t->layer_hints ||
         !t->expert_resident) {
         return -ENOMEM;
     }
@@ -185,7 +184,6 @@ void tier_close(struct tier *t)
     free(t->ids);
     free(t->layer_hinted);
     free(t->layer_hints);
-    free(t->expert_lookups);
     free(t->expert_resident);
     t->magic = 0;
     free(t);
@@ -272,7 +270,7 @@ static inline void lease_begin(struct tier *t, struct tier_lease *lease, uint32_
     uint32_t key = layer * t->experts + expert;
     lease->layer = layer;
     lease->expert = expert;
-    if (t->cache.leases[key]++ == 0) t->cache.leased++;
+    if (t->cache.use[key].leases++ == 0) t->cache.leased++;
     if (tier_cache_ready(&t->cache, key)) {
         lease_ready(t, lease, key);
         return;
@@ -291,8 +289,7 @@ static void fetch_entries(const struct tier *t, uint32_t layer, const uint32_t *
     uint32_t base = layer * t->experts;
     for (uint32_t i = 0; i < n; i++) {
         __builtin_prefetch(&c->top->slot_of[base + ids[i]]);
-        __builtin_prefetch(&c->leases[base + ids[i]], 1);
-        __builtin_prefetch(&t->expert_lookups[base + ids[i]], 1);
+        __builtin_prefetch(&c->use[base + ids[i]], 1);
     }
     tier_decide_ahead(t->decide, layer, ids, n, false);
     for (uint32_t i = 0; i < n; i++) {
@@ -358,7 +355,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
         base_hist_add(&t->submit_latency, base_clock_now_ns(t->clock) - begin_ns);
     }
     for (uint32_t i = 0; i < k; i++) {
-        uint32_t *lookups = &t->expert_lookups[base + ids[i]];
+        uint32_t *lookups = &t->cache.use[base + ids[i]].lookups;
         if (*lookups < UINT32_MAX) __atomic_store_n(lookups, *lookups + 1, __ATOMIC_RELAXED);
         lease_begin(t, &leases[i], layer, ids[i]);
     }
@@ -399,14 +396,15 @@ void tier_release(struct tier *t, const struct tier_lease *leases, uint32_t n)
     for (uint32_t i = 0; i < n; i++) {
         const struct tier_lease *lease = &leases[i];
         uint32_t key = lease->layer * t->experts + lease->expert;
-        MUST(lease->layer < t->layers && lease->expert < t->experts && t->cache.leases[key] > 0);
+        MUST(lease->layer < t->layers && lease->expert < t->experts);
+        MUST(t->cache.use[key].leases > 0);
         /* A slot that changed hands under a lease would have been read as another expert. */
         MUST(lease->status != 0 || slot_of_lease(t, lease)->epoch == lease->epoch);
         if (count > 0 && (leases[i - 1].layer != lease->layer || count == t->experts)) {
             release_layer(t, leases[i - 1].layer, count);
             count = 0;
         }
-        if (--t->cache.leases[key] == 0) t->cache.leased--;
+        if (--t->cache.use[key].leases == 0) t->cache.leased--;
         t->ids[count++] = lease->expert;
     }
     if (count > 0) release_layer(t, leases[n - 1].layer, count);

@@ -59,7 +59,6 @@ struct tier {
     struct tier_publish publish;        /* tier_snapshot, then tier_layer_stats[layers] */
     uint64_t published_ns;
     struct tier_snapshot scratch;
-    uint32_t *expert_lookups;   /* [keys] relaxed atomics: one writer, any reader; up to 2^32 - 1 */
     uint8_t *expert_resident;
 };
 
