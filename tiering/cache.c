@@ -390,6 +390,8 @@ static void account(struct tier_cache *c, const struct tier_load *load)
     struct tier_load_stats *s = &c->layer_loads[load->key / c->experts];
     uint64_t ns = load->end_ns > load->begin_ns ? load->end_ns - load->begin_ns : 0;
     base_hist_add(&c->stats.read_latency, ns);
+    base_hist_add(&s->latency, ns);
+    tier_loads_add(&c->expert_loads, load->key, ns);
     if (s->count == 0 || ns < s->ns_min) relaxed_store(&s->ns_min, ns);
     if (ns > s->ns_max) relaxed_store(&s->ns_max, ns);
     relaxed_store(&s->ns_sum, s->ns_sum + ns);
@@ -674,6 +676,8 @@ static int tables_create(struct tier_cache *c, uint32_t hbm_slots)
     if (!c->use || !c->flags || !c->loads || !c->outbox || !c->layer_loads || !c->copies) {
         return -ENOMEM;
     }
+    if (tier_loads_create(&c->expert_loads, c->keys) < 0) return -ENOMEM;
+    for (uint32_t l = 0; l < layers; l++) base_hist_init(&c->layer_loads[l].latency);
     c->free_load = c->arrived = NO_LOAD;
     for (uint32_t i = c->load_count; i-- > 0;) load_free(c, &c->loads[i]);
     int rc = seats_create(&c->dram, c->keys);
@@ -777,5 +781,6 @@ void tier_cache_destroy(struct tier_cache *c)
     free(c->loads);
     free(c->outbox);
     free(c->layer_loads);
+    tier_loads_destroy(&c->expert_loads);
     *c = (struct tier_cache){ 0 };
 }

@@ -33,6 +33,7 @@
 #include "base/hist.h"
 #include "device/device.h"
 #include "tiering/io.h"
+#include "tiering/loads.h"
 #include "tiering/slots.h"
 #include "tiering/store.h"
 
@@ -41,6 +42,7 @@ enum { TIER_READ_TRIES = 3, TIER_FAILURES_MAX = 64 };
 /* What one finished load did, for the account of its layer. */
 struct tier_load_stats {
     uint64_t count, ns_sum, ns_min, ns_max;     /* relaxed atomics: one writer, any reader */
+    struct base_hist latency;                   /* the same */
 };
 
 struct tier_failure {
@@ -141,6 +143,7 @@ struct tier_cache {
     struct tier_io_req **outbox;        /* ring of requests the backend has not taken yet */
     uint32_t outbox_first, outbox_count, outbox_size;
     struct tier_load_stats *layer_loads;
+    struct tier_loads expert_loads;
     struct tier_cache_stats stats;
     struct tier_failure failures[TIER_FAILURES_MAX];
     uint32_t failure_count;

@@ -114,12 +114,17 @@ void tier_stats_publish(struct tier *t, uint64_t now)
     for (uint32_t l = 0; l < t->layers; l++) {
         const struct tier_counts *c = tier_decide_layer_counts(t->decide, 0, l);
         const struct tier_load_stats *load = &t->cache.layer_loads[l];
+        static const struct tier_counts none;
+        const struct tier_counts *b = t->tiers == 2 ? tier_decide_layer_counts(t->decide, 1, l)
+                                                    : &none;
         struct tier_layer_stats layer = {
             .lookups = c->lookups, .resident = c->resident, .misses = c->misses,
             .evictions = c->evictions, .load_count = load->count, .load_ns_sum = load->ns_sum,
             .load_ns_min = load->ns_min, .load_ns_max = load->ns_max,
             .hinted = t->layer_hints[l], .prefetched = c->prefetch_admissions,
             .prefetch_used = c->prefetch_used,
+            .below_lookups = b->lookups, .below_resident = b->resident,
+            .below_in_place = b->in_place,
         };
         tier_publish_put(&t->publish, sizeof *s + l * sizeof layer, &layer, sizeof layer);
     }
@@ -169,4 +174,22 @@ int tier_snapshot_experts(struct tier *t, uint64_t *lookups, uint8_t *resident, 
         resident[k] = __atomic_load_n(&t->expert_resident[k], __ATOMIC_RELAXED);
     }
     return 0;
+}
+
+void tier_load_latency(const struct tier *t, uint32_t layer, struct base_hist *out)
+{
+    MUST(layer < t->layers);
+    base_hist_copy(out, &t->cache.layer_loads[layer].latency);
+}
+
+void tier_wait_latency(const struct tier *t, enum tier_wait_cause cause, struct base_hist *out)
+{
+    MUST(cause < TIER_WAIT_CAUSE_COUNT);
+    base_hist_copy(out, &t->wait_latency[cause]);
+}
+
+struct tier_loads_entry tier_expert_loads(const struct tier *t, uint32_t layer, uint32_t expert)
+{
+    MUST(layer < t->layers && expert < t->experts);
+    return tier_loads_get(&t->cache.expert_loads, layer * t->experts + expert);
 }

@@ -146,6 +146,7 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
     t->top_k = args->top_k;
     t->expert_bytes = tier_store_expert_bytes(args->store);
     base_hist_init(&t->submit_latency);
+    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) base_hist_init(&t->wait_latency[w]);
     rc = tables_create(t);
     if (rc < 0) {
         base_err_set(err, rc, "no memory for the tables of the tiers");
@@ -328,7 +329,10 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     for (uint32_t i = 0; i < k; i++) {
         uint32_t key = base + ids[i];
         if (t->found[i].from != 0) {
-            if (t->found[i].from == t->tiers) continue;
+            if (t->found[i].from == t->tiers) {
+                tier_loads_miss(&cache->expert_loads, key);
+                continue;
+            }
             below++;
             if (t->found[i].in_place) {
                 bool ready = use_in_place(cache, key);
@@ -469,6 +473,7 @@ uint32_t tier_wait(struct tier *t, struct tier_lease *leases, uint32_t n, enum t
         uint64_t now = base_clock_now_ns(t->clock);
         t->waits_ns[cause] += now - from;
         t->step_waits_ns[cause] += now - from;
+        base_hist_add(&t->wait_latency[cause], now - from);
         from = now;
     }
     return settled;

@@ -23,6 +23,7 @@
 #include "tiering/event.h"
 #include "tiering/io.h"
 #include "tiering/libtiering.h"
+#include "tiering/loads.h"
 #include "tiering/store.h"
 
 #define TIER_OPTIONS(O) \
@@ -233,6 +234,7 @@ struct tier_warm_metrics {
 
 struct tier_layer_stats {
     uint64_t lookups, resident, misses, evictions;      /* top tier */
+    uint64_t below_lookups, below_resident, below_in_place;     /* dram, where hbm lies above it */
     uint64_t load_count, load_ns_sum, load_ns_min, load_ns_max;
     uint64_t hinted, prefetched, prefetch_used;     /* hinted: predictions offered */
 };
@@ -267,6 +269,13 @@ void tier_snapshot(struct tier *tier, struct tier_snapshot *out);
  * = the top one); return -ERANGE if the array is too small. */
 int tier_snapshot_layers(struct tier *tier, struct tier_layer_stats *out, uint32_t layers);
 int tier_snapshot_experts(struct tier *tier, uint64_t *lookups, uint8_t *resident, size_t count);
+
+/* Histograms in ns that are too large to publish with the rest: of a layer's loads from nvme, of
+ * waits by cause. A copy may be a few samples apart from the snapshot. Any thread. */
+void tier_load_latency(const struct tier *tier, uint32_t layer, struct base_hist *out);
+void tier_wait_latency(const struct tier *tier, enum tier_wait_cause cause, struct base_hist *out);
+/* One expert's loads (tiering/loads.h). Any thread. */
+struct tier_loads_entry tier_expert_loads(const struct tier *tier, uint32_t layer, uint32_t expert);
 
 /* Memory that open will take, for the table printed at start. Index 0 is the top tier: hbm, then
  * dram, or dram alone. */

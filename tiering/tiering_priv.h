@@ -53,7 +53,7 @@ struct tier {
     uint64_t waits_ns[TIER_WAIT_CAUSE_COUNT];       /* since open */
     uint64_t step_waits_ns[TIER_WAIT_CAUSE_COUNT];
     uint64_t steps;
-    struct base_hist submit_latency;
+    struct base_hist submit_latency, wait_latency[TIER_WAIT_CAUSE_COUNT];
     struct tier_warm *warm;     /* NULL: starts cold, saves nothing */
     /* For other threads. */
     struct tier_publish publish;        /* tier_snapshot, then tier_layer_stats[layers] */

@@ -133,7 +133,7 @@ void base_metric_prometheus(struct base_buf *to, const char *module,
     }
 }
 
-static void json_hist(struct base_buf *to, const struct base_hist *hist)
+void base_metric_json_hist(struct base_buf *to, const struct base_hist *hist)
 {
     unsigned long long count = base_hist_count_le(hist, UINT64_MAX);
     base_buf_printf(to, "{\"count\":%llu,\"mean\":%.15g,\"min\":%llu", count,
@@ -170,7 +170,7 @@ void base_metric_json(struct base_buf *to, const struct base_metric *metrics, si
             }
             break;
         case BASE_METRIC_HIST:
-            json_hist(to, field);
+            base_metric_json_hist(to, field);
             break;
         }
     }

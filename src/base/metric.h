@@ -59,6 +59,9 @@ void base_metric_prometheus(struct base_buf *to, const char *module,
                             const struct base_metric *metrics, size_t metric_count,
                             const struct base_metric_sample *samples, size_t sample_count);
 
+/* {"count":..,"mean":..,"min":..,"p50":..,"p90":..,"p99":..,"max":..} in the histogram's unit. */
+void base_metric_json_hist(struct base_buf *to, const struct base_hist *hist);
+
 /* Appends the fields of one sample as the inside of a JSON object ("name":value,...); histograms as
  * {"count","mean","min","p50","p90","p99","max"} in nanoseconds. */
 void base_metric_json(struct base_buf *to, const struct base_metric *metrics, size_t metric_count,

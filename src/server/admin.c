@@ -11,6 +11,7 @@
 #include "server/memory.h"
 #include "server/report.h"
 #include "server/srv.h"
+#include "server/views.h"
 
 enum { EXPERTS_LISTED = 64 };
 
@@ -220,109 +221,37 @@ static void put_tiers(struct base_buf *to, const struct tier_snapshot *tier)
     base_buf_puts(to, "],");
 }
 
-static int put_layers(struct srv *srv, struct base_buf *to)
-{
-    uint32_t count = tier_store_layers(srv->stack->store);
-    struct tier_layer_stats *layers = calloc(count ? count : 1, sizeof *layers);
-    if (!layers) {
-        return -ENOMEM;
-    }
-    int rc = tier_snapshot_layers(srv->stack->tier, layers, count);
-    uint32_t first = tier_store_layer_first(srv->stack->store);
-    base_buf_puts(to, ",\"layers\":[");
-    for (uint32_t l = 0; rc >= 0 && l < count; l++) {
-        const struct tier_layer_stats *s = &layers[l];
-        base_buf_printf(to, "%s{\"layer\":%u,\"moe_layer\":%u,\"lookups\":%llu,\"resident\":%llu,"
-                        "\"misses\":%llu,\"evictions\":%llu", l ? "," : "", first + l, l,
-                        (unsigned long long)s->lookups, (unsigned long long)s->resident,
-                        (unsigned long long)s->misses, (unsigned long long)s->evictions);
-        put_rate(to, "resident_rate", s->resident, s->lookups);
-        base_buf_printf(to, ",\"hinted\":%llu,\"prefetched\":%llu,\"prefetch_used\":%llu",
-                        (unsigned long long)s->hinted, (unsigned long long)s->prefetched,
-                        (unsigned long long)s->prefetch_used);
-        base_buf_printf(to, ",\"loads\":%llu,\"load_seconds_mean\":%.9g,\"load_seconds_min\":%.9g,"
-                        "\"load_seconds_max\":%.9g}", (unsigned long long)s->load_count,
-                        s->load_count ? (double)s->load_ns_sum / (double)s->load_count / 1e9 : 0,
-                        s->load_count ? (double)s->load_ns_min / 1e9 : 0,
-                        (double)s->load_ns_max / 1e9);
-    }
-    base_buf_puts(to, "]");
-    free(layers);
-    return rc;
-}
-
-struct listed {
-    uint64_t lookups;
-    uint32_t key;
-};
-
-static int more_lookups(const void *a, const void *b)
-{
-    const struct listed *x = a, *y = b;
-    if (x->lookups != y->lookups) {
-        return x->lookups > y->lookups ? -1 : 1;
-    }
-    return x->key < y->key ? -1 : x->key > y->key;
-}
-
-static int put_experts(struct srv *srv, struct base_buf *to, uint64_t limit)
-{
-    uint32_t layers = tier_store_layers(srv->stack->store);
-    uint32_t experts = tier_store_experts(srv->stack->store);
-    uint32_t first = tier_store_layer_first(srv->stack->store);
-    size_t count = (size_t)layers * experts;
-    uint64_t *lookups = calloc(count + 1, sizeof *lookups);
-    uint8_t *resident = calloc(count + 1, 1);
-    struct listed *list = calloc(count + 1, sizeof *list);
-    int rc = -ENOMEM;
-    if (!lookups || !resident || !list) goto done;
-    rc = tier_snapshot_experts(srv->stack->tier, lookups, resident, count);
-    if (rc < 0) goto done;
-    for (size_t i = 0; i < count; i++) {
-        list[i] = (struct listed){ lookups[i], (uint32_t)i };
-    }
-    qsort(list, count, sizeof *list, more_lookups);
-    base_buf_printf(to, ",\"expert_count\":%zu,\"experts\":[", count);
-    for (size_t i = 0; i < count && (limit == 0 || i < limit); i++) {
-        uint32_t key = list[i].key;
-        base_buf_printf(to, "%s{\"layer\":%u,\"expert\":%u,\"lookups\":%llu,\"resident\":%s}",
-                        i ? "," : "", first + key / experts, key % experts,
-                        (unsigned long long)list[i].lookups, resident[key] ? "true" : "false");
-    }
-    base_buf_puts(to, "]");
-    rc = 0;
-done:
-    free(lookups);
-    free(resident);
-    free(list);
-    return rc;
-}
-
-/* Reads ?by= and ?limit=. */
-static int read_view(const struct srv_request *request, bool *layers, bool *experts,
-                     uint64_t *limit, struct srv_fault *fault)
+/* Reads ?by=, ?limit= and ?order=. */
+static int read_view(const struct srv_request *request, struct srv_view *view,
+                     struct srv_fault *fault)
 {
     const char *by = request->argument(request->context, "by");
-    const char *limit_text = request->argument(request->context, "limit");
-    *layers = *experts = false;
-    *limit = EXPERTS_LISTED;
-    if (limit_text && base_str_u64_parse(limit_text, limit) < 0) {
+    const char *limit = request->argument(request->context, "limit");
+    const char *order = request->argument(request->context, "order");
+    static const char *const always[] = { "phase", "tier", "wait", "report" };
+    *view = (struct srv_view){ .limit = EXPERTS_LISTED };
+    if (limit && base_str_u64_parse(limit, &view->limit) < 0) {
         return srv_fault_set(fault, 400, "invalid_request_error", "invalid_value", "limit",
-                             "'limit' must be a whole number, not '%.40s'", limit_text);
+                             "'limit' must be a whole number, not '%.40s'", limit);
+    }
+    if (order && srv_views_order(order, &view->order) < 0) {
+        return srv_fault_set(fault, 400, "invalid_request_error", "invalid_value", "order",
+                             "'order' must be hot, cold, missed or slow, not '%.40s'", order);
     }
     while (by && *by) {
         size_t size = strcspn(by, ",");
         bool layer = size == 5 && memcmp(by, "layer", size) == 0;
-        bool expert = size == 6 && memcmp(by, "expert", size) == 0;
-        bool always = (size == 5 && memcmp(by, "phase", size) == 0) ||
-                      (size == 4 && memcmp(by, "tier", size) == 0);
-        if (!layer && !expert && !always) {
-            return srv_fault_set(fault, 400, "invalid_request_error", "invalid_value", "by",
-                                 "'by' must name layer, expert, phase or tier, not '%.*s'",
-                                 (int)(size < 40 ? size : 40), by);
+        bool expert = size == 6 && memcmp(by, "expert", size) == 0, known = layer || expert;
+        for (size_t i = 0; i < sizeof always / sizeof always[0]; i++) {
+            known |= strlen(always[i]) == size && memcmp(by, always[i], size) == 0;
         }
-        *layers |= layer;
-        *experts |= expert;
+        if (!known) {
+            return srv_fault_set(fault, 400, "invalid_request_error", "invalid_value", "by",
+                                 "'by' must name layer, expert, phase, tier, wait or report, not "
+                                 "'%.*s'", (int)(size < 40 ? size : 40), by);
+        }
+        view->layers |= layer;
+        view->experts |= expert;
         by += size + (by[size] == ',');
     }
     return 0;
@@ -332,9 +261,8 @@ void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
                           struct srv_reply *reply)
 {
     struct srv_fault fault = { 0 };
-    bool layers, experts;
-    uint64_t limit;
-    if (read_view(request, &layers, &experts, &limit, &fault) < 0) {
+    struct srv_view view;
+    if (read_view(request, &view, &fault) < 0) {
         srv_reply_fault(reply, &fault);
         return;
     }
@@ -359,6 +287,13 @@ void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
         base_buf_printf(to, "%s\"%s\":%.9g", cause ? "," : "", cause_names[cause],
                         *wait_seconds(&all->tier.io, cause));
     }
+    base_buf_puts(to, "},\"wait_latency\":{");
+    for (int cause = 0; cause < TIER_WAIT_CAUSE_COUNT; cause++) {
+        struct base_hist waits;
+        tier_wait_latency(srv->stack->tier, (enum tier_wait_cause)cause, &waits);
+        base_buf_printf(to, "%s\"%s\":", cause ? "," : "", cause_names[cause]);
+        base_metric_json_hist(to, &waits);
+    }
     base_buf_puts(to, "},\"warm\":{");
     base_metric_json(to, tier_warm_metrics, tier_warm_metric_count, &all->tier.warm);
     base_buf_puts(to, "},\"engine\":{");
@@ -371,8 +306,8 @@ void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
     base_metric_json(to, srv_metrics, srv_metric_count, &all->server);
     base_buf_puts(to, "}");
     free(all);
-    int rc = layers ? put_layers(srv, to) : 0;
-    rc = rc >= 0 && experts ? put_experts(srv, to, limit) : rc;
+    int rc = view.layers ? srv_views_layers(to, srv->stack) : 0;
+    rc = rc >= 0 && view.experts ? srv_views_experts(to, srv->stack, &view) : rc;
     base_buf_puts(to, "}\n");
     reply->status = 200;
     if (rc < 0) {

@@ -132,7 +132,7 @@ for by in phase tier layer expert; do
     "$bin/tier-stats" --once --url "$url" --by "$by" >"$work/stats" || fail "tier-stats --by $by"
     grep -q 'demand reads' "$work/stats" || fail "tier-stats --by $by: $(cat "$work/stats")"
 done
-grep -q 'yes' "$work/stats" || fail 'no expert is resident'
+grep -q ' dram ' "$work/stats" || fail 'no expert is resident'
 "$bin/tier-stats" --once --url "$url" | sed -n '1,12p'
 "$bin/tier-stats" --json --url "$url" --by layer >"$work/stats"
 grep -q '"layers":\[{"layer":1,' "$work/stats" || fail 'no layers in the JSON'
