@@ -43,7 +43,7 @@ int cli_server_config_read(struct srv_settings *to, const struct cli_server_sour
     if (rc >= 0) rc = set_flag(groups, count, "--listen", "server.listen", from->listen, err);
     if (rc >= 0) rc = set_flag(groups, count, "--port", "server.port", from->port, err);
     if (rc >= 0) rc = set_flag(groups, count, "--trace", "trace.path", from->trace, err);
-    if (rc >= 0) rc = eng_stack_check(&to->stack, err);
+    if (rc >= 0 && !from->schema_only) rc = eng_stack_check(&to->stack, err);
     return rc < 0 ? rc : 0;
 }
 

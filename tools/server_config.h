@@ -16,6 +16,7 @@ struct cli_server_source {
     const char *file;
     const struct cli_list *set;
     const char *listen, *port, *trace;  /* NULL = not given */
+    bool schema_only;           /* what this build cannot do is no error */
 };
 
 /* Reads them; BASE_ECONFIG and others with file:line:column. */

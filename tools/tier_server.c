@@ -13,6 +13,7 @@
 #include "base/str.h"
 #include "engine/report.h"
 #include "engine/stack.h"
+#include "port/topo.h"
 #include "server/admin_socket.h"
 #include "server/change.h"
 #include "tools/cli.h"
@@ -34,6 +35,7 @@ static struct {
     bool options;
     bool metrics;
     bool check_config;
+    bool schema_only;
     bool print_config;
     bool dry_run;
 } flags = { .port = PORT_NOT_GIVEN };
@@ -46,6 +48,7 @@ static struct cli_server_source source_of(const char *file)
     static char port[24];
     struct cli_server_source source = {
         .file = file, .set = &flags.set, .listen = flags.listen, .trace = flags.trace,
+        .schema_only = flags.schema_only,
     };
     if (flags.port != PORT_NOT_GIVEN) {
         snprintf(port, sizeof port, "%llu", (unsigned long long)flags.port);
@@ -176,6 +179,23 @@ static void report(struct eng_stack *stack)
     }
 }
 
+/* What hangs where on this machine, for whoever binds ranks, tiers and threads to it. */
+static void report_topology(void)
+{
+    struct base_err err = { 0 };
+    char *text = NULL, *line, *rest;
+    size_t size = 0;
+    FILE *to = open_memstream(&text, &size);
+    if (!to) return;
+    int rc = port_topo_describe(to, &err);
+    fclose(to);
+    if (rc < 0) base_log(BASE_LOG_WARN, "topology", "%s", err.text);
+    for (line = strtok_r(text, "\n", &rest); rc == 0 && line; line = strtok_r(NULL, "\n", &rest)) {
+        base_log(BASE_LOG_INFO, "topology", "%s", line);
+    }
+    free(text);
+}
+
 static void report_ranks(const struct eng_stack *stack)
 {
     const struct eng_ranks *r = &stack->ranks;
@@ -217,6 +237,7 @@ static int run_rank(const struct eng_stack_args *args, struct base_err *err)
     if (rc == 0) rc = eng_stack_open(&stack, args, err);
     if (rc < 0) return rc;
     report(&stack);
+    if (args->comm->local_rank == 0) report_topology();
     eng_follow(stack.engine);
     eng_stack_close(&stack);
     return 0;
@@ -238,6 +259,7 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     if (rc < 0) goto done;
     open = true;
     report(&stack);
+    report_topology();
     report_ranks(&stack);
     rc = catch_signals(err);
     if (rc == 0) rc = open_admin(&socket, admin, &admin_fd, err);
@@ -275,6 +297,12 @@ static int check_config(const struct cli_server_source *source)
                         &err);
     }
     if (note[0]) fprintf(stderr, "%s\n", note);
+    if (flags.schema_only) {
+        struct base_err why = { 0 };
+        if (eng_stack_check(&config.stack, &why) < 0) {
+            fprintf(stderr, "as it stands this build would refuse it: %s\n", why.text);
+        }
+    }
     if (flags.check_config) printf("%s: valid\n", cli_server_config_name(source));
     if (!flags.diff) return EXIT_SUCCESS;
     rc = cli_server_config_diff(&config, stdout, &err);
@@ -308,6 +336,9 @@ static int run(int count, char **arguments)
     if (flags.print_config) {
         base_option_print_yaml(stdout, groups, group_count, true);
         return EXIT_SUCCESS;
+    }
+    if (flags.schema_only && !flags.check_config) {
+        return cli_misuse("--schema-only goes with --check-config: a server that starts obeys all");
     }
     if (flags.check_config || flags.diff) {
         return check_config(&source);
@@ -344,6 +375,8 @@ static const struct cli_flag server_flags[] = {
     { "port", CLI_UINT, &flags.port, "N", "port to listen on, 0 = any free one (server.port)" },
     { "trace", CLI_TEXT, &flags.trace, "FILE", "record the routing for tier-replay" },
     { "dry-run", CLI_SWITCH, &flags.dry_run, NULL, "print what memory it would take, then stop" },
+    { "schema-only", CLI_SWITCH, &flags.schema_only, NULL, "with --check-config: keys and values "
+      "alone, not what this build or this machine can do with them" },
     { "check-config", CLI_SWITCH, &flags.check_config, NULL, "read the settings, say if they are "
       "valid (with --model also if they fit it), then stop" },
     { "diff", CLI_TEXT, &flags.diff, "FILE", "print what FILE would change in the running server "

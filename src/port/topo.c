@@ -8,6 +8,7 @@
 
 #include "base/ledger.h"
 #include "base/must.h"
+#include "base/str.h"
 
 struct port_topo {
     hwloc_topology_t topology;
@@ -161,4 +162,94 @@ int port_topo_place(const struct port_topo *topo, void *memory, size_t size, con
     if (rc < 0) rc = errno == ENOSYS || errno == EXDEV ? -ENOTSUP : -errno;
     hwloc_bitmap_free(set);
     return rc;
+}
+
+/* ----------------------------------------------------------------------------------- devices -- */
+
+enum { CLASS_DISPLAY = 0x03, CLASS_ACCELERATOR = 0x12, VENDOR_NVIDIA = 0x10de };
+
+/* "numa node 0, cores 0-55": where a device hangs. */
+static void put_place(FILE *to, hwloc_obj_t io, hwloc_topology_t topology)
+{
+    char nodes[128] = "?", cores[256] = "?";
+    hwloc_obj_t near = hwloc_get_non_io_ancestor_obj(topology, io);
+    if (near && near->nodeset) hwloc_bitmap_list_snprintf(nodes, sizeof nodes, near->nodeset);
+    if (near && near->cpuset) hwloc_bitmap_list_snprintf(cores, sizeof cores, near->cpuset);
+    fprintf(to, "numa node %s, cpus %s", nodes, cores);
+}
+
+/* The names of block devices that hang where `io` does; or anywhere else. */
+static unsigned put_disks(FILE *to, hwloc_obj_t io, hwloc_topology_t topology, bool beside)
+{
+    unsigned count = 0;
+    hwloc_obj_t near = hwloc_get_non_io_ancestor_obj(topology, io), disk = NULL;
+    while ((disk = hwloc_get_next_osdev(topology, disk))) {
+        if (disk->attr->osdev.type != HWLOC_OBJ_OSDEV_BLOCK) continue;
+        if (strncmp(disk->name, "nvme", 4) != 0) continue;
+        hwloc_obj_t there = hwloc_get_non_io_ancestor_obj(topology, disk);
+        if ((hwloc_bitmap_isequal(near->nodeset, there->nodeset) != 0) != beside) continue;
+        fprintf(to, "%s %s", count++ ? "," : "", disk->name);
+    }
+    return count;
+}
+
+static void put_gpus(FILE *to, hwloc_topology_t topology)
+{
+    hwloc_obj_t pci = NULL;
+    unsigned count = 0;
+    while ((pci = hwloc_get_next_pcidev(topology, pci))) {
+        const struct hwloc_pcidev_attr_s *a = &pci->attr->pcidev;
+        bool display = a->class_id >> 8 == CLASS_DISPLAY && a->vendor_id == VENDOR_NVIDIA;
+        if (!display && a->class_id >> 8 != CLASS_ACCELERATOR) continue;
+        fprintf(to, "gpu %u at %04x:%02x:%02x.%x: ", count++, a->domain, a->bus, a->dev, a->func);
+        put_place(to, pci, topology);
+        fprintf(to, "; nvme beside it:");
+        if (put_disks(to, pci, topology, true) == 0) fprintf(to, " none");
+        fputc('\n', to);
+    }
+    if (count == 0) fprintf(to, "gpu: none\n");
+}
+
+static void put_all_disks(FILE *to, hwloc_topology_t topology)
+{
+    hwloc_obj_t disk = NULL;
+    while ((disk = hwloc_get_next_osdev(topology, disk))) {
+        if (disk->attr->osdev.type != HWLOC_OBJ_OSDEV_BLOCK) continue;
+        if (strncmp(disk->name, "nvme", 4) != 0) continue;
+        fprintf(to, "%s: ", disk->name);
+        put_place(to, disk, topology);
+        fputc('\n', to);
+    }
+}
+
+static void put_nodes(FILE *to, hwloc_topology_t topology)
+{
+    hwloc_obj_t node = NULL;
+    char cpus[256], memory[16];
+    while ((node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node))) {
+        hwloc_bitmap_list_snprintf(cpus, sizeof cpus, node->cpuset);
+        fprintf(to, "numa node %u: cpus %s, %s\n", node->os_index, cpus,
+                base_str_bytes(memory, sizeof memory, node->attr->numanode.local_memory));
+    }
+}
+
+int port_topo_describe(FILE *to, struct base_err *err)
+{
+    hwloc_topology_t topology;
+    if (hwloc_topology_init(&topology) < 0) {
+        return base_err_set(err, -ENOMEM, "no memory for the machine's topology");
+    }
+    /* Devices are left out where nobody asks: looking for them takes a while. */
+    hwloc_topology_set_io_types_filter(topology, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);
+    if (hwloc_topology_load(topology) < 0) {
+        int rc = errno ? -errno : -EIO;
+        hwloc_topology_destroy(topology);
+        return base_err_set(err, rc, "the machine's devices cannot be read: %s",
+                            base_err_name(rc));
+    }
+    put_nodes(to, topology);
+    put_gpus(to, topology);
+    put_all_disks(to, topology);
+    hwloc_topology_destroy(topology);
+    return 0;
 }

@@ -1,9 +1,11 @@
-/* Machine topology (library: hwloc): cores, NUMA nodes, memory, and pinning. Cold; any thread. */
+/* Machine topology (library: hwloc): cores, NUMA nodes, memory, devices, and pinning. Cold; any
+ * thread. */
 #ifndef PORT_TOPO_H
 #define PORT_TOPO_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/err.h"
 
@@ -26,5 +28,9 @@ int port_topo_nodes_check(const struct port_topo *topo, const char *nodes, struc
 /* Puts the pages of a range on these nodes (NULL = all of them), in turn where they are several;
  * those that have memory behind them move. 0; -ENOTSUP or -errno when the system refuses. */
 int port_topo_place(const struct port_topo *topo, void *memory, size_t size, const char *nodes);
+
+/* Writes what hangs where, a line each: NUMA nodes with their cpus and memory, each GPU with its
+ * NUMA node, cpus and the NVMe disks beside it, each NVMe disk. */
+int port_topo_describe(FILE *to, struct base_err *err);
 
 #endif

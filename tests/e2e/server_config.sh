@@ -38,6 +38,25 @@ refuse '--port' --port 70000 --model "$model"
 refuse '--model DIR is missing'
 refuse '--prot' --prot 1
 
+# The whole deployment's file: every key is known and every value is one, on any machine.
+whole=$source_dir/configs/deepseek-v3-8xh20.yaml
+"$bin/tier-server" --check-config --schema-only --config "$whole" >"$work/out" 2>"$work/err" ||
+    fail "configs/deepseek-v3-8xh20.yaml: $(cat "$work/err")"
+for key in tiers.hbm.capacity=40GiB tiers.dram.capacity=512GiB tiers.hbm.headroom=10% kv.block_tokens=16 \
+    policy.eviction=lru_with_prediction prefetch.bandwidth_share=30% parallel.tensor=8 \
+    scheduler.max_num_seqs=80 scheduler.max_num_batched_tokens=65536 scheduler.max_model_len=32768 \
+    scheduler.enable_prefix_caching=true scheduler.batch_wait_timeout=10ms; do
+    name=${key%%=*}
+    case $name in *.capacity) ;; *)     # a text, looked at with the model
+        "$bin/tier-server" --config "$whole" --schema-only --check-config --set "$name=nonsense-#" >/dev/null 2>&1 &&
+            fail "$name: any value is valid" ;;
+    esac
+    grep -Eq "^ *${name##*.}: ${key#*=}\$" "$whole" || fail "configs/deepseek-v3-8xh20.yaml lacks $key"
+done
+sed 's/prefetch:/prefetchh:/' "$whole" >"$work/x.yaml"
+refuse 'x.yaml:' --check-config --schema-only --config "$work/x.yaml"
+refuse '--schema-only goes with --check-config' --schema-only --model "$model"
+
 for name in cpu-only sim default; do
     "$bin/tier-server" --check-config --config "$source_dir/configs/$name.yaml" >/dev/null ||
         fail "configs/$name.yaml is not valid"

@@ -2,6 +2,7 @@
 #include <check.h>
 #include <errno.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -33,6 +34,105 @@ START_TEST(numbers_agree_with_the_system)
     uint64_t physical = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     ck_assert_uint_ge(port_topo_memory_bytes(topo), 1u << 20);
     ck_assert_uint_le(port_topo_memory_bytes(topo), physical + physical / 8);
+}
+END_TEST
+
+/* A machine with two sockets, a card and a disk at each, and a disk more at the second; written as
+ * hwloc writes machines. */
+static void write_disk(FILE *to, unsigned bus, unsigned number)
+{
+    fprintf(to, "<object type=\"PCIDev\" gp_index=\"%u\" pci_busid=\"0000:%02x:00.0\" "
+            "pci_type=\"0108 [144d:a80a] [144d:a801] 00\" pci_link_speed=\"0.000000\"><object "
+            "type=\"OSDev\" gp_index=\"%u\" name=\"nvme%un1\" osdev_type=\"0\"/></object>\n",
+            100 + bus, bus, 400 + bus, number);
+}
+
+static void write_devices(FILE *to, unsigned socket)
+{
+    unsigned bus = socket ? 0x97 : 0x17;
+    fprintf(to, "<object type=\"Bridge\" gp_index=\"%u\" bridge_type=\"0-1\" depth=\"0\" "
+            "bridge_pci=\"0000:[%02x-%02x]\">\n<object type=\"PCIDev\" gp_index=\"%u\" "
+            "pci_busid=\"0000:%02x:00.0\" pci_type=\"0302 [10de:2330] [10de:16c1] a1\" "
+            "pci_link_speed=\"0.000000\"/>\n", 20 + socket, bus - 7, bus + 8, 100 + bus, bus);
+    write_disk(to, bus + 1, socket);
+    if (socket == 1) write_disk(to, bus + 2, 2);
+    fprintf(to, "</object>\n");
+}
+
+/* The attributes that every object with cpus has. */
+static void write_sets(FILE *to, unsigned cpus, unsigned nodes, unsigned index)
+{
+    fprintf(to, "cpuset=\"0x%x\" complete_cpuset=\"0x%x\" nodeset=\"0x%x\" "
+            "complete_nodeset=\"0x%x\" "
+            "gp_index=\"%u\"", cpus, cpus, nodes, nodes, index);
+}
+
+static void write_machine(FILE *to)
+{
+    fprintf(to, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<!DOCTYPE topology SYSTEM "
+            "\"hwloc2.dtd\">\n<topology version=\"2.0\">\n<object type=\"Machine\" os_index=\"0\" "
+            "allowed_cpuset=\"0xf\" allowed_nodeset=\"0x3\" ");
+    write_sets(to, 0xf, 0x3, 1);
+    fprintf(to, ">\n");
+    for (unsigned s = 0; s < 2; s++) {
+        fprintf(to, "<object type=\"Package\" os_index=\"%u\" ", s);
+        write_sets(to, 3u << 2 * s, 1u << s, 2 + s);
+        fprintf(to, ">\n<object type=\"NUMANode\" os_index=\"%u\" local_memory=\"1073741824\" ", s);
+        write_sets(to, 3u << 2 * s, 1u << s, 4 + s);
+        fprintf(to, "/>\n");
+        for (unsigned c = 2 * s; c < 2 * s + 2; c++) {
+            fprintf(to, "<object type=\"Core\" os_index=\"%u\" ", c);
+            write_sets(to, 1u << c, 1u << s, 40 + c);
+            fprintf(to, "><object type=\"PU\" os_index=\"%u\" ", c);
+            write_sets(to, 1u << c, 1u << s, 50 + c);
+            fprintf(to, "/></object>\n");
+        }
+        write_devices(to, s);
+        fprintf(to, "</object>\n");
+    }
+    fprintf(to, "</object>\n</topology>\n");
+}
+
+static char *describe(void)
+{
+    struct base_err err = { 0 };
+    char *text = NULL;
+    size_t size;
+    FILE *to = open_memstream(&text, &size);
+    ck_assert_msg(port_topo_describe(to, &err) == 0, "%s", err.text);
+    fclose(to);
+    return text;
+}
+
+START_TEST(says_what_hangs_where)
+{
+    char path[] = "/tmp/expertier-topo-XXXXXX";
+    FILE *file = fdopen(mkstemp(path), "w");
+    ck_assert_ptr_nonnull(file);
+    write_machine(file);
+    fclose(file);
+    setenv("HWLOC_XMLFILE", path, 1);
+    char *text = describe();
+    unsetenv("HWLOC_XMLFILE");
+    unlink(path);
+    ck_assert_str_eq(text,
+                     "numa node 0: cpus 0-1, 1 GiB\n"
+                     "numa node 1: cpus 2-3, 1 GiB\n"
+                     "gpu 0 at 0000:17:00.0: numa node 0, cpus 0-1; nvme beside it: nvme0n1\n"
+                     "gpu 1 at 0000:97:00.0: numa node 1, cpus 2-3; nvme beside it: nvme1n1, "
+                     "nvme2n1\n"
+                     "nvme0n1: numa node 0, cpus 0-1\n"
+                     "nvme1n1: numa node 1, cpus 2-3\n"
+                     "nvme2n1: numa node 1, cpus 2-3\n");
+    free(text);
+}
+END_TEST
+
+START_TEST(describes_this_machine)
+{
+    char *text = describe();
+    ck_assert_msg(strstr(text, "numa node 0: cpus 0") && strstr(text, "gpu"), "%s", text);
+    free(text);
 }
 END_TEST
 
@@ -99,6 +199,8 @@ int main(void)
     TCase *tcase = tcase_create("topo");
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_set_timeout(tcase, 30);
+    tcase_add_test(tcase, says_what_hangs_where);
+    tcase_add_test(tcase, describes_this_machine);
     tcase_add_test(tcase, numbers_agree_with_the_system);
     tcase_add_test(tcase, a_narrowed_process_has_fewer_cores);
     tcase_add_test(tcase, threads_and_memory_bind);
