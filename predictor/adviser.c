@@ -36,6 +36,7 @@ struct pred_adviser {
     struct pred_history history;
     /* of the running step */
     uint32_t count, predicted;          /* followed; the first `predicted` are predicted */
+    uint32_t rows;                      /* of the step */
     uint32_t *source;                   /* [rows_max] row of the step */
     struct pred_context *contexts;      /* [rows_max] */
     uint32_t *ids;                      /* [rows_max x layers x top_k] */
@@ -46,6 +47,10 @@ struct pred_adviser {
     struct tier_hint *out;              /* [layers x hints_max] */
     float *scores, *none;               /* [experts]: of a row; log of P(no row) */
     uint8_t *asked;                     /* [experts] */
+    float *margins;                     /* [ahead x rows_max x layers x experts] */
+    void (*watch)(void *context, const struct pred_context *row, uint32_t layer,
+                  const float *scores);
+    void *watch_context;
     struct bin bins[KINDS][BINS];
     struct pred_adviser_stats stats;
 };
@@ -65,8 +70,9 @@ static int tables_create(struct pred_adviser *a)
     a->scores = calloc(a->experts, sizeof a->scores[0]);
     a->none = calloc(a->experts, sizeof a->none[0]);
     a->asked = calloc(a->experts, sizeof a->asked[0]);
+    a->margins = calloc(a->options.ahead * rows * layers * a->experts + 1, sizeof a->margins[0]);
     if (!a->source || !a->contexts || !a->ids || !a->said ||
-        !a->kept || !a->raw || !a->out || !a->scores || !a->none || !a->asked) {
+        !a->kept || !a->raw || !a->out || !a->scores || !a->none || !a->asked || !a->margins) {
         return -ENOMEM;
     }
     return pred_history_init(&a->history, &a->predictor->shape);
@@ -77,7 +83,8 @@ int pred_adviser_create(struct pred_adviser **out, struct pred_predictor *predic
 {
     *out = NULL;
     if (options->lead == 0 || options->hints_max == 0 || options->rows_max == 0 ||
-        options->rows_max > ROWS_LIMIT || !(options->probability_min >= 0) ||
+        options->rows_max > ROWS_LIMIT ||
+        options->ahead > PRED_AHEAD_MAX || !(options->probability_min >= 0) ||
         options->probability_min > 1) {
         return -EINVAL;
     }
@@ -112,6 +119,7 @@ void pred_adviser_destroy(struct pred_adviser *a)
     free(a->scores);
     free(a->none);
     free(a->asked);
+    free(a->margins);
     free(a);
 }
 
@@ -123,6 +131,7 @@ size_t pred_adviser_bytes(const struct pred_adviser *a)
            KINDS * (layers * sizeof a->said[0] + hints * (sizeof a->kept[0] + sizeof a->raw[0])) +
            hints * sizeof a->out[0] +
            a->experts * (2 * sizeof a->scores[0] + 1) +
+           a->options.ahead * rows * layers * a->experts * sizeof a->margins[0] +
            PRED_HISTORY_PLACES * (sizeof a->history.last[0] + layers * a->top_k * 4);
 }
 
@@ -206,6 +215,7 @@ static void rows_combine(struct pred_adviser *a, uint32_t layer, uint32_t known)
         struct pred_context *context = &a->contexts[r];
         context->known = known;
         pred_predictor_predict(a->predictor, context, layer, a->scores);
+        if (a->watch) a->watch(a->watch_context, context, layer, a->scores);
         if (a->predicted == 1) return;
         for (uint32_t e = 0; e < a->experts; e++) {
             if (a->scores[e] > NOTHING) a->none[e] -= log1pf(expf(a->scores[e]));
@@ -305,6 +315,12 @@ static uint32_t token_of(const struct rows *rows, uint32_t row)
     return rows->tokens ? rows->tokens[row] : PRED_NO_TOKEN;
 }
 
+static float *margins_of(struct pred_adviser *a, uint32_t between, uint32_t r, uint32_t layer)
+{
+    size_t row = (size_t)between * a->options.rows_max + r;
+    return a->margins + (row * a->layers + layer) * a->experts;
+}
+
 static void follow(struct pred_adviser *a, const struct rows *rows, uint32_t row)
 {
     uint32_t r = a->count++, token;
@@ -315,6 +331,10 @@ static void follow(struct pred_adviser *a, const struct rows *rows, uint32_t row
         .previous_token = previous ? token : PRED_NO_TOKEN, .previous = previous,
         .ids = a->ids + (size_t)r * a->layers * a->top_k,
     };
+    for (uint32_t d = 0; d < a->options.ahead; d++) {
+        a->contexts[r].ahead[d] = margins_of(a, d, r, 0);
+        for (uint32_t l = 0; l < a->layers; l++) margins_of(a, d, r, l)[0] = NAN;
+    }
     /* Within a prompt the token before runs beside this one: its routing is not past yet. */
     if (row > 0 && rows->seqs[row - 1] == rows->seqs[row]) {
         a->contexts[r].previous_token = token_of(rows, row - 1);
@@ -326,6 +346,7 @@ static void rows_choose(struct pred_adviser *a, const struct rows *rows)
 {
     uint32_t max = a->options.rows_max, prefill = 0;
     a->count = 0;
+    a->rows = rows->count;
     for (uint32_t i = 0; i < rows->count; i++) {
         if (rows->phases[i] != TIER_DECODE) prefill++;
         else if (a->count < max) follow(a, rows, i);
@@ -357,6 +378,28 @@ uint32_t pred_adviser_begin(struct pred_adviser *a, const uint64_t *seqs, const 
     uint32_t to = a->options.whole_pass ? a->layers : a->options.lead;
     for (uint32_t l = 0; l < to; l++) predict(a, l, 0);
     return gather(a, 0, to, -1, hints);
+}
+
+bool pred_adviser_wants(const struct pred_adviser *a)
+{
+    return a->options.ahead > 0 && a->count > 0 && a->predicted == a->rows;
+}
+
+void pred_adviser_gate(struct pred_adviser *a, uint32_t layer, uint32_t later, const float *margins)
+{
+    MUST(later > layer && later < a->layers && later - layer <= a->options.ahead);
+    for (uint32_t r = 0; r < a->count; r++) {
+        memcpy(margins_of(a, later - layer - 1, r, later),
+               margins + (size_t)a->source[r] * a->experts, a->experts * sizeof margins[0]);
+    }
+}
+
+void pred_adviser_watch(struct pred_adviser *a,
+                        void (*watch)(void *context, const struct pred_context *row,
+                                      uint32_t layer, const float *scores), void *context)
+{
+    a->watch = watch;
+    a->watch_context = context;
 }
 
 uint32_t pred_adviser_routed(struct pred_adviser *a, uint32_t layer, const uint32_t *ids,

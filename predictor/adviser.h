@@ -38,6 +38,7 @@ struct pred_adviser_options {
     double probability_min;     /* of a hint */
     uint32_t rows_max;          /* followed tokens of a step, >= 1 */
     bool whole_pass;            /* hints for all layers before the pass begins */
+    uint32_t ahead;             /* layers that gates look ahead, at most PRED_AHEAD_MAX; 0 = none */
 };
 
 enum pred_adviser_end {
@@ -67,6 +68,18 @@ size_t pred_adviser_bytes(const struct pred_adviser *adviser);
 uint32_t pred_adviser_begin(struct pred_adviser *adviser, const uint64_t *seqs,
                             const uint32_t *tokens, const uint8_t *phases, uint32_t count,
                             const struct tier_hint **hints);
+
+/* Before `routed` of a layer: what the gate of a later one says of this layer's hidden state, as
+ * margins (predictor.h) [rows x experts]; `options.ahead` layers on at most. False: nobody would
+ * hear it, since the step is not followed whole. */
+bool pred_adviser_wants(const struct pred_adviser *adviser);
+void pred_adviser_gate(struct pred_adviser *adviser, uint32_t layer, uint32_t later,
+                       const float *margins);
+
+/* Told of each prediction of a row: log-odds of all experts. For measurements. */
+void pred_adviser_watch(struct pred_adviser *adviser,
+                        void (*watch)(void *context, const struct pred_context *row,
+                                      uint32_t layer, const float *scores), void *context);
 
 /* The gate of a layer has spoken for all rows: ids [rows x top_k], strongest first; PRED_NO_EXPERT
  * in the first of a row: it was not routed. Layers come in ascending order, each at most once. */

@@ -15,7 +15,8 @@
 #include "predictor/lanes.h"
 #include "predictor/tables.h"
 
-enum { PARTS = 3, FEATURES = PARTS + 2, LEADS = 3 };    /* features: bias, popularity, the parts */
+enum { PARTS = 4, FEATURES = PARTS + 2, LEADS = 3 };    /* features: bias, popularity, the parts */
+enum { LOOKAHEAD = 3 };         /* the part that only speaks where gates were asked */
 enum { NEAR, SECOND, FAR, PREVIOUS, ROWS };
 #define RATE 0.1f               /* first step of a weight (AdaGrad) */
 #define ENERGY_MAX 1e5f         /* its steps never shrink below RATE / sqrt of this */
@@ -28,6 +29,7 @@ static const struct part_kind {
     { "context", 0, 0.8f },
     { "frequency", 0, 0.3f },
     { "frequency", 160, 0.4f },
+    { "lookahead", 0, 1.0f },
 };
 
 struct blend {
@@ -118,6 +120,12 @@ static void sources(const struct blend *b, const struct pred_context *context, u
     if (given[PREVIOUS] && given[PREVIOUS][0] == PRED_NO_EXPERT) given[PREVIOUS] = NULL;
 }
 
+/* How many of the parts know anything here. */
+static int parts_of(const struct blend *b, const struct pred_context *context, uint32_t layer)
+{
+    return pred_context_margins(context, &b->base.shape, layer) ? PARTS : LOOKAHEAD;
+}
+
 /* Fills b->lifts with what the parts say over the popularity, and `scores` with the blend. */
 static void blend_sum(struct blend *b, const struct pred_context *context, uint32_t layer,
                       const uint32_t *const given[ROWS], float *scores)
@@ -131,7 +139,8 @@ static void blend_sum(struct blend *b, const struct pred_context *context, uint3
     for (int i = 0; i < ROWS; i++) {
         if (given[i]) pred_rows_add(&b->rows[i], layer, given[i], b->base.shape.top_k, scores);
     }
-    for (int i = 0; i < PARTS; i++) {
+    int parts = parts_of(b, context, layer);
+    for (int i = 0; i < parts; i++) {
         float *lifts = b->lifts + (size_t)i * n;
         pred_predictor_predict(b->parts[i], context, layer, lifts);
         lanes->add_lifts(scores, lifts, odds, w[2 + i], n);
@@ -168,7 +177,8 @@ static void learn_once(struct blend *b, const struct pred_context *context, uint
     const struct pred_lanes *lanes = pred_lanes();
     weight_step(&w[0], &energy[0], lanes->sum(errors, n));
     weight_step(&w[1], &energy[1], lanes->dot(errors, odds, n));
-    for (int i = 0; i < PARTS; i++) {
+    int parts = parts_of(b, context, layer);
+    for (int i = 0; i < parts; i++) {
         weight_step(&w[2 + i], &energy[2 + i], lanes->dot(errors, b->lifts + (size_t)i * n, n));
     }
     /* The previous token's rows serve all leads; they learn where the most is known besides. */

@@ -17,8 +17,9 @@ enum { VERSION = 1, HEADER_BYTES = 168 };
 #define SAVE_BYTES_MAX ((size_t)4 << 30)
 
 static const struct pred_predictor_ops *const registry[] = {
-    &pred_none_ops,        &pred_frequency_ops,  &pred_previous_token_ops, &pred_token_table_ops,
-    &pred_transition_ops,  &pred_context_ops,    &pred_blend_ops,          &pred_oracle_ops,
+    &pred_none_ops,       &pred_frequency_ops, &pred_previous_token_ops, &pred_token_table_ops,
+    &pred_transition_ops, &pred_context_ops,   &pred_lookahead_ops,      &pred_blend_ops,
+    &pred_oracle_ops,
 };
 
 const char *pred_predictor_name(size_t index)

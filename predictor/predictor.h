@@ -31,6 +31,8 @@ struct pred_shape {
     char model[64];             /* a saved predictor is refused for another one */
 };
 
+enum { PRED_AHEAD_MAX = 4 };     /* layers that gates may look ahead */
+
 struct pred_context {
     uint64_t seq;
     uint32_t token, previous_token;     /* PRED_NO_TOKEN where unknown */
@@ -38,7 +40,21 @@ struct pred_context {
     const uint32_t *ids;        /* [layers x top_k] of this token, the first `known` layers valid */
     const uint32_t *previous;   /* [layers x top_k] of the sequence's previous token, or NULL */
     const uint32_t *future;     /* oracle (replay): this token's whole routing; else NULL */
+    /* What a layer's own gate says of the hidden state before layer - d - 1 was through: by how
+     * much each expert is above the last that it would choose, in spreads of its scores. [d] =
+     * [layers x experts]; the first of a layer is NAN where it was not asked. NULL: no gate is. */
+    const float *ahead[PRED_AHEAD_MAX];
 };
+
+/* The layer's margins as seen from the last known layer; NULL: there are none. */
+static inline const float *pred_context_margins(const struct pred_context *context,
+                                                const struct pred_shape *shape, uint32_t layer)
+{
+    uint32_t between = layer - context->known;
+    if (between >= PRED_AHEAD_MAX || between >= layer || !context->ahead[between]) return NULL;
+    const float *margins = context->ahead[between] + (size_t)layer * shape->experts;
+    return margins[0] == margins[0] ? margins : NULL;
+}
 
 struct pred_predictor;
 
@@ -52,6 +68,7 @@ enum { PRED_BLOCKS_MAX = 64 };
 struct pred_predictor_ops {
     const char *name;
     bool replay_only;
+    bool live_only;             /* lives on what no trace holds */
     int (*create)(struct pred_predictor **out, const struct pred_shape *shape);
     void (*destroy)(struct pred_predictor *p);
     /* The routing of the layer is known now. `learn` = false: tables stay as they are; what follows
@@ -105,6 +122,7 @@ size_t pred_predictor_bytes(struct pred_predictor *p);
 void pred_predictor_settle(struct pred_predictor *p);
 
 extern const struct pred_predictor_ops pred_none_ops, pred_frequency_ops, pred_previous_token_ops,
-    pred_token_table_ops, pred_transition_ops, pred_context_ops, pred_blend_ops, pred_oracle_ops;
+    pred_token_table_ops, pred_transition_ops, pred_context_ops, pred_blend_ops, pred_oracle_ops,
+    pred_lookahead_ops;
 
 #endif

@@ -241,6 +241,10 @@ static int prepare(struct run *run, struct base_err *err)
     for (uint32_t p = 0; rc == 0 && p < run->args->count; p++) {
         const char *name = run->args->names[p];
         rc = pred_predictor_create(&run->predictors[p], name, &run->shape);
+        if (rc == 0 && run->predictors[p]->ops->live_only) {
+            rc = base_err_set(err, BASE_ECONFIG, "%.40s needs hidden states, which no trace "
+                              "holds: tier-bench foresight scores it live", name);
+        }
         if (rc == -ENOENT) base_err_set(err, rc, "no predictor is called \"%.40s\"", name);
         snprintf(run->scores[p].name, sizeof run->scores[p].name, "%.31s", name);
     }

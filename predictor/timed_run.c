@@ -327,6 +327,10 @@ static int advice_prepare(struct run *run, const struct pred_timed_advice *advic
     if (rc == -ENOENT) {
         return base_err_set(err, BASE_ECONFIG, "no predictor is called \"%s\"", advice->predictor);
     }
+    if (rc == 0 && run->predictor->ops->live_only) {
+        return base_err_set(err, BASE_ECONFIG, "%s needs hidden states, which no trace holds",
+                            advice->predictor);
+    }
     if (rc == 0) rc = pred_adviser_create(&run->adviser, run->predictor, &advice->options);
     if (rc < 0) return base_err_set(err, rc, "cannot make the predictor: %s", base_err_name(rc));
     if (!advice->train) return 0;

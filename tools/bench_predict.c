@@ -15,13 +15,14 @@
 
 #include "base/clock.h"
 #include "base/rng.h"
+#include "kernels/kern.h"
 #include "predictor/adviser.h"
 #include "predictor/trace.h"
 #include "tools/bench.h"
 #include "tools/bench_stack.h"
 
 static uint64_t layers = 58, experts = 256, top_k = 8, tokens = 64, warm = 128, rounds = 5;
-static uint64_t lead = 1, active_bytes = 37000000000, threads, seed = 1;
+static uint64_t lead = 2, ahead = 2, hidden = 7168, active_bytes = 37000000000, threads, seed = 1;
 static const char *predictor = "blend";
 static bool whole_pass, json;
 
@@ -39,6 +40,7 @@ struct world {
 
 struct cost {
     double predict_ns, learn_ns, record_ns;     /* a token */
+    double gates_ns;            /* of gates asked ahead; not in predict_ns */
     double memory_rate, floor_ns;
     size_t bytes;
 };
@@ -143,6 +145,42 @@ static int world_open(struct world *w, const char *path, struct base_err *err)
     return open_trace(w, path, err);
 }
 
+/* The products of gates in BF16 with one row, on one thread: every layer's gate is asked by each of
+ * the `ahead` layers before it, and lies in memory, not in a cache. */
+static double measure_gates(void)
+{
+    const struct kern_ops *ops = kern_ops_cpu(KERN_CPU_AVX512);
+    double ns[BENCH_ROUNDS_MAX], spread;
+    size_t each = experts * hidden;
+    uint16_t *weights = calloc(layers * each, sizeof *weights);
+    float *x = calloc(hidden, sizeof *x), *y = calloc(experts, sizeof *y);
+    for (uint64_t i = 0; weights && i < layers * each; i++) {
+        weights[i] = (uint16_t)(0x3c00 + i % 99);
+    }
+    for (uint64_t round = 0; weights && x && y && round < rounds; round++) {
+        uint64_t begin = base_now_ns();
+        for (uint64_t l = 0; l < layers; l++) {
+            for (uint64_t n = 1; n <= ahead && l + n < layers; n++) {
+                struct kern_matrix gate = {
+                    .data = weights + (l + n) * each, .dtype = KERN_BF16,
+                    .rows = (uint32_t)experts, .cols = (uint32_t)hidden,
+                };
+                struct kern_matmul product = {
+                    .w = &gate, .x = x, .x_stride = hidden, .y = y, .y_stride = experts, .m = 1,
+                    .k_blocks = 1,
+                };
+                ops->matmul(&product, 0, (uint32_t)experts);
+            }
+        }
+        ns[round] = (double)(base_now_ns() - begin);
+    }
+    bool made = weights && x && y;
+    free(weights);
+    free(x);
+    free(y);
+    return made ? bench_median(ns, rounds, &spread) : 0;
+}
+
 static int measure(struct world *w, struct cost *best, struct base_err *err)
 {
     double predict[BENCH_ROUNDS_MAX], learn[BENCH_ROUNDS_MAX], recorded[BENCH_ROUNDS_MAX], spread;
@@ -163,6 +201,7 @@ static int measure(struct world *w, struct cost *best, struct base_err *err)
         .memory_rate = bench_memory_rate(crew),
         .bytes = pred_predictor_bytes(w->predictor) + pred_adviser_bytes(w->adviser),
     };
+    best->gates_ns = ahead > 0 ? measure_gates() : 0;
     best->floor_ns = (double)active_bytes / best->memory_rate * 1e9;
     struct pred_trace_metrics metrics;
     pred_trace_writer_snapshot(w->trace, &metrics);
@@ -178,10 +217,11 @@ static void print(const struct cost *c)
         printf("{\"predictor\":\"%s\",\"layers\":%" PRIu64 ",\"experts\":%" PRIu64 ",\"top_k\":%"
                PRIu64 ",\"lead\":%" PRIu64 ",\"predict_ns\":%.0f,\"learn_ns\":%.0f,\"record_ns\":"
                "%.0f,\"bytes\":%zu,\"active_bytes\":%" PRIu64 ",\"memory_bytes_per_second\":%.0f,"
-               "\"floor_ns\":%.0f,\"predictor_share\":%.6f,\"recording_share\":%.6f}\n",
+               "\"floor_ns\":%.0f,\"gates_ns\":%.0f,\"predictor_share\":%.6f,"
+               "\"recording_share\":%.6f}\n",
                predictor, layers, experts, top_k, lead, c->predict_ns, c->learn_ns, c->record_ns,
-               c->bytes, active_bytes, c->memory_rate, c->floor_ns, predicting / c->floor_ns,
-               c->record_ns / c->floor_ns);
+               c->bytes, active_bytes, c->memory_rate, c->floor_ns, c->gates_ns,
+               predicting / c->floor_ns, c->record_ns / c->floor_ns);
         return;
     }
     printf("%s, %" PRIu64 " layers x %" PRIu64 " experts, top-%" PRIu64 ": a token costs %.2f ms "
@@ -191,6 +231,9 @@ static void print(const struct cost *c)
     printf("floor of its decode: %.1f GB at %.1f GB/s = %.0f ms; prediction is %.2f%% of that, "
            "recording %.3f%%\n", (double)active_bytes / 1e9, c->memory_rate / 1e9,
            c->floor_ns / 1e6, 100 * predicting / c->floor_ns, 100 * c->record_ns / c->floor_ns);
+    if (ahead == 0) return;
+    printf("%" PRIu64 " gates of %" PRIu64 " x %" PRIu64 " ahead of each layer: %.2f ms, %.2f%% of "
+           "that\n", ahead, hidden, experts, c->gates_ns / 1e6, 100 * c->gates_ns / c->floor_ns);
 }
 
 static int run(int count, char **arguments)
@@ -227,7 +270,9 @@ static const struct cli_flag predict_flags[] = {
     { "layers", CLI_UINT, &layers, "N", "layers with experts (58)" },
     { "experts", CLI_UINT, &experts, "N", "experts of a layer (256)" },
     { "top-k", CLI_UINT, &top_k, "N", "experts of a token (8)" },
-    { "lead", CLI_UINT, &lead, "N", "as predictor.lead (1)" },
+    { "lead", CLI_UINT, &lead, "N", "as predictor.lead (2)" },
+    { "lookahead", CLI_UINT, &ahead, "N", "gates asked ahead of each layer (2)" },
+    { "hidden", CLI_UINT, &hidden, "N", "width of the state that they are asked with (7168)" },
     { "whole-pass", CLI_SWITCH, &whole_pass, NULL, "as predictor.whole_pass" },
     { "active-bytes", CLI_UINT, &active_bytes, "N",
       "bytes that a token's decode reads (37000000000: DeepSeek-V3's 37 B active parameters in "

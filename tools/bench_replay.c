@@ -259,7 +259,8 @@ static uint32_t choose_predictors(char *list, const char **names)
     if (strcmp(list, "none") == 0) return 0;
     if (strcmp(list, "all") != 0) return split(list, names);
     for (size_t i = 0; count < NAMES_MAX && (name = pred_predictor_name(i)) != NULL; i++) {
-        if (strcmp(name, "none") == 0 || pred_predictor_find(name)->replay_only) continue;
+        const struct pred_predictor_ops *ops = pred_predictor_find(name);
+        if (strcmp(name, "none") == 0 || ops->replay_only || ops->live_only) continue;
         names[count++] = name;
     }
     return count;

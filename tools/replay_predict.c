@@ -117,8 +117,9 @@ static uint32_t choose(char *list, const char **names)
     uint32_t count = 0;
     const char *item;
     if (!flags.predictors) {
-        while (count < NAMES_MAX && (item = pred_predictor_name(count)) != NULL)
-            names[count++] = item;
+        for (size_t i = 0; count < NAMES_MAX && (item = pred_predictor_name(i)) != NULL; i++) {
+            if (!pred_predictor_find(item)->live_only) names[count++] = item;
+        }
         return count;
     }
     while (count < NAMES_MAX && (item = strsep(&list, ",")) != NULL) names[count++] = item;

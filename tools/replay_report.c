@@ -102,7 +102,7 @@ static int score(struct report *r, const char *train_path, const char *test_path
     const char *names[PREDICTORS_MAX], *name;
     struct pred_trace_reader *train = NULL, *test = NULL;
     for (size_t i = 0; r->predictors < PREDICTORS_MAX && (name = pred_predictor_name(i)); i++) {
-        names[r->predictors++] = name;
+        if (!pred_predictor_find(name)->live_only) names[r->predictors++] = name;
     }
     int rc = pred_trace_reader_open(&train, train_path, err);
     if (rc == 0) rc = pred_trace_reader_open(&test, test_path, err);

@@ -9,6 +9,7 @@ int main(int argc, char **argv)
         bench_io_command,
         bench_machine_command,
         bench_predict_command,
+        bench_foresight_command,
         bench_prefill_command,
         bench_replay_command,
     };

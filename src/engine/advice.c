@@ -38,7 +38,8 @@ struct eng_advice {
     struct pred_predictor *predictor;
     struct pred_adviser *adviser;
     char note[400];
-    uint64_t predict_ns, learn_ns, step_ns;
+    struct eng_lookahead_room room;
+    uint64_t predict_ns, learn_ns, step_ns, ahead_ns;
     /* The saver: sleeps until `wanted`, and owns the predictor's state while `saving`. */
     pthread_t saver;
     sem_t wanted;
@@ -53,6 +54,39 @@ struct eng_advice {
 };
 
 /* -------------------------------------------------------------------------------- settings -- */
+
+static void kind_name(const struct eng_advice_config *config, char *to, size_t size)
+{
+    for (size_t i = 0; i < eng_advice_option_count; i++) {
+        if (strcmp(eng_advice_options[i].key, "predictor.kind") != 0) continue;
+        base_option_choice(&eng_advice_options[i], config->kind, to, size);
+    }
+}
+
+static int check_ahead(const struct eng_advice_config *config, struct base_err *err)
+{
+    char kind[32];
+    kind_name(config, kind, sizeof kind);
+    bool alone = strcmp(kind, "lookahead") == 0, hears = alone || strcmp(kind, "blend") == 0;
+    if (alone && config->ahead == 0) {
+        return base_err_set(err, BASE_ECONFIG, "predictor.kind: lookahead cannot take effect: "
+                            "predictor.lookahead is 0, so no gate is asked; set it to 1 or more");
+    }
+    if (config->ahead > 0 && !hears) {
+        return base_err_set(err, BASE_ECONFIG, "predictor.lookahead cannot take effect: "
+                            "predictor.kind %s does not hear it; take lookahead or blend", kind);
+    }
+    if (config->ahead > config->lead) {
+        return base_err_set(err, BASE_ECONFIG, "predictor.lookahead: %llu cannot take effect: "
+                            "hints reach predictor.lead %llu layers",
+                            (unsigned long long)config->ahead, (unsigned long long)config->lead);
+    }
+    if (config->ahead_shared && config->ahead == 0) {
+        return base_err_set(err, BASE_ECONFIG, "predictor.lookahead_shared has no effect while "
+                            "predictor.lookahead is 0");
+    }
+    return 0;
+}
 
 int eng_advice_check(const struct eng_advice_config *config,
                      const struct base_option_group *groups, size_t count, struct base_err *err)
@@ -88,15 +122,7 @@ int eng_advice_check(const struct eng_advice_config *config,
                             "predictor.path is empty, so nothing would ever be learned; name the "
                             "file of a predictor that has learned");
     }
-    return 0;
-}
-
-static void kind_name(const struct eng_advice_config *config, char *to, size_t size)
-{
-    for (size_t i = 0; i < eng_advice_option_count; i++) {
-        if (strcmp(eng_advice_options[i].key, "predictor.kind") != 0) continue;
-        base_option_choice(&eng_advice_options[i], config->kind, to, size);
-    }
+    return config->kind != KIND_NONE ? check_ahead(config, err) : 0;
 }
 
 static int create(const struct eng_advice_config *config, const struct model_shape *shape,
@@ -110,7 +136,7 @@ static int create(const struct eng_advice_config *config, const struct model_sha
     struct pred_adviser_options options = {
         .lead = (uint32_t)config->lead, .hints_max = (uint32_t)config->hints,
         .probability_min = config->probability, .rows_max = (uint32_t)config->rows,
-        .whole_pass = config->whole_pass,
+        .whole_pass = config->whole_pass, .ahead = (uint32_t)config->ahead,
     };
     char kind[32];
     _Static_assert(sizeof own.model == sizeof shape->name, "names fit");
@@ -121,6 +147,24 @@ static int create(const struct eng_advice_config *config, const struct model_sha
     return rc < 0 ? rc : pred_adviser_create(adviser, *predictor, &options);
 }
 
+/* Rows of gates that are asked ahead of their layers. */
+static uint64_t room_bytes(const struct eng_advice_config *config, const struct model_shape *shape)
+{
+    uint64_t row = ((uint64_t)shape->hidden + shape->experts) * sizeof(float);
+    return config->ahead > 0 ? config->rows * row : 0;
+}
+
+static int room_make(struct eng_advice *a, const struct model_shape *shape)
+{
+    struct eng_lookahead_room *room = &a->room;
+    if (a->config.ahead == 0) return 0;
+    room->layers = (uint32_t)a->config.ahead;
+    room->shared = a->config.ahead_shared;
+    room->normed = calloc(a->config.rows * shape->hidden, sizeof room->normed[0]);
+    room->margins = calloc(a->config.rows * shape->experts, sizeof room->margins[0]);
+    return room->normed && room->margins ? 0 : -ENOMEM;
+}
+
 uint64_t eng_advice_footprint(const struct eng_advice_config *config,
                               const struct model_shape *shape, uint32_t moe_layers)
 {
@@ -129,7 +173,8 @@ uint64_t eng_advice_footprint(const struct eng_advice_config *config,
     uint64_t bytes = 0;
     if (config->kind == KIND_NONE) return 0;
     if (create(config, shape, moe_layers, &predictor, &adviser) == 0) {
-        bytes = pred_predictor_bytes(predictor) + pred_adviser_bytes(adviser);
+        bytes = pred_predictor_bytes(predictor) + pred_adviser_bytes(adviser) +
+                room_bytes(config, shape);
     }
     pred_adviser_destroy(adviser);
     pred_predictor_destroy(predictor);
@@ -198,6 +243,7 @@ int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *con
     pthread_mutex_init(&a->published_lock, NULL);
     sem_init(&a->wanted, 0, 0);
     int rc = create(config, shape, moe_layers, &a->predictor, &a->adviser);
+    if (rc == 0) rc = room_make(a, shape);
     if (rc < 0) {
         base_err_set(err, rc, "predictor.kind: %s: no memory for its tables "
                      "(predictor.tokens_max)", kind);
@@ -232,6 +278,8 @@ void eng_advice_close(struct eng_advice *a)
     }
     pred_adviser_destroy(a->adviser);
     pred_predictor_destroy(a->predictor);
+    free(a->room.normed);
+    free(a->room.margins);
     pthread_mutex_destroy(&a->published_lock);
     sem_destroy(&a->wanted);
     a->magic = 0;
@@ -276,6 +324,31 @@ void eng_advice_routed(struct eng_advice *a, uint32_t moe_layer, const uint32_t 
     a->step_ns += base_now_ns() - begin_ns;
 }
 
+bool eng_advice_looks_ahead(struct eng_advice *a, struct eng_lookahead_room *room)
+{
+    if (!a || a->room.layers == 0 || !pred_adviser_wants(a->adviser)) return false;
+    *room = a->room;
+    return true;
+}
+
+bool eng_advice_after_shared(const struct eng_advice *a)
+{
+    return a && a->room.shared && pred_adviser_wants(a->adviser);
+}
+
+void eng_advice_gate(struct eng_advice *a, uint32_t moe_layer, uint32_t later, uint64_t begin_ns)
+{
+    pred_adviser_gate(a->adviser, moe_layer, later, a->room.margins);
+    uint64_t ns = base_now_ns() - begin_ns;
+    a->step_ns += ns;
+    a->ahead_ns += ns;
+}
+
+struct pred_adviser *eng_advice_adviser(struct eng_advice *a)
+{
+    return a ? a->adviser : NULL;
+}
+
 static void publish(struct eng_advice *a)
 {
     const struct pred_adviser_stats *stats = pred_adviser_stats(a->adviser);
@@ -283,6 +356,7 @@ static void publish(struct eng_advice *a)
         .hints = stats->hints, .right = stats->right, .asked = stats->asked,
         .learned_tokens = stats->learned_rows,
         .predict_seconds = (double)a->predict_ns / 1e9, .learn_seconds = (double)a->learn_ns / 1e9,
+        .lookahead_seconds = (double)a->ahead_ns / 1e9,
         .table_bytes = pred_predictor_bytes(a->predictor) + pred_adviser_bytes(a->adviser),
         .saves = atomic_load(&a->saves), .failed_saves = atomic_load(&a->failed_saves),
     };

@@ -26,8 +26,8 @@
 
 #define ENG_ADVICE_OPTIONS(O)                                                                     \
     O(kind, ENUM, "predictor.kind", "none",                                                       \
-      "none|frequency|previous_token|token_table|transition|context|blend", "",                   \
-      "what predicts the experts of layers ahead; none = no hints, no prefetch")                  \
+      "none|frequency|previous_token|token_table|transition|context|lookahead|blend",             \
+      "", "what predicts the experts of layers ahead; none = no hints, no prefetch")              \
     O(path, TEXTLINE, "predictor.path", "", "", "",                                               \
       "file to keep what was learned in: read at start if it is there, written when the engine "  \
       "closes and every predictor.save_every; empty = learn anew at each start")                  \
@@ -46,6 +46,11 @@
       "tokens of a step that are predicted and learned from")                                     \
     O(tokens, UINT, "predictor.tokens_max", "16384", "8..1048576", "tokens",                      \
       "tokens, and pairs of tokens, that tables keep apart")                                      \
+    O(ahead, UINT, "predictor.lookahead", "0", "0..4", "layers",                                  \
+      "how many layers ahead the model's own gates are asked with the hidden state of the one "   \
+      "that runs, for the predictors lookahead and blend; 0 = not")                               \
+    O(ahead_shared, BOOL, "predictor.lookahead_shared", "false", "", "",                          \
+      "add the shared experts' output to that state first; hints then wait for it")               \
     O(learn, BOOL, "predictor.learn", "true", "", "",                                             \
       "learn while serving; false keeps what predictor.path holds as it is")
 
@@ -81,6 +86,23 @@ void eng_advice_begin(struct eng_advice *advice, const struct eng_batch *batch);
 void eng_advice_routed(struct eng_advice *advice, uint32_t moe_layer, const uint32_t *ids);
 void eng_advice_end(struct eng_advice *advice);
 
+/* What lookahead.c works in: rows of the batch. */
+struct eng_lookahead_room {
+    uint32_t layers;            /* ahead */
+    bool shared;
+    float *normed;              /* [rows x hidden] */
+    float *margins;             /* [rows x experts] */
+};
+/* False: nobody wants gates of this step. NULL is nobody. */
+bool eng_advice_looks_ahead(struct eng_advice *advice, struct eng_lookahead_room *room);
+bool eng_advice_after_shared(const struct eng_advice *advice);
+/* room.margins are those of a later layer, seen from `moe_layer`, worked on since begin_ns. Before
+ * routed of moe_layer. */
+void eng_advice_gate(struct eng_advice *advice, uint32_t moe_layer, uint32_t later,
+                     uint64_t begin_ns);
+/* For measurements: the adviser, NULL for NULL. */
+struct pred_adviser *eng_advice_adviser(struct eng_advice *advice);
+
 #define ENG_ADVICE_METRICS(M)                                                                     \
     M(hints, COUNTER, "", "distinct experts of a step's layers that were predicted")              \
     M(right, COUNTER, "", "of those, asked for in that layer of that step")                       \
@@ -88,6 +110,7 @@ void eng_advice_end(struct eng_advice *advice);
     M(learned_tokens, COUNTER, "tokens", "tokens learned from")                                   \
     M(predict_seconds, REAL, "seconds", "time spent on predictions and hints")                    \
     M(learn_seconds, REAL, "seconds", "time spent on learning")                                   \
+    M(lookahead_seconds, REAL, "seconds", "part of predict_seconds: gates asked ahead")           \
     M(table_bytes, GAUGE, "bytes", "memory of the predictor and of what it works in")             \
     M(saves, COUNTER, "", "times that the predictor was saved")                                   \
     M(failed_saves, COUNTER, "", "times that saving failed")

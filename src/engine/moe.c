@@ -9,6 +9,7 @@
 #include "engine/ffn.h"
 #include "engine/gate.h"
 #include "engine/leases.h"
+#include "engine/lookahead.h"
 
 struct pass {
     struct eng_core *core;
@@ -269,6 +270,8 @@ static void advise(struct pass *pass)
     const struct eng_core *core = pass->core;
     if (!core->advice || pass->advised || pass->end < pass->batch->count) return;
     pass->advised = true;
+    if (eng_advice_after_shared(core->advice)) shared(pass);
+    eng_lookahead(pass->core, pass->layer, pass->batch);
     size_t at = (size_t)pass->layer->moe_layer * pass->batch->count * core->shape->top_k;
     eng_advice_routed(core->advice, (uint32_t)pass->layer->moe_layer, core->plan.route_ids + at);
 }

@@ -94,6 +94,11 @@ int eng_stack_check(const struct eng_stack_config *config, struct base_err *err)
     int rc = eng_unbuilt_check(groups, count, err);
     if (rc == 0) rc = check_device(&copy.tier, err);
     if (rc == 0) rc = eng_ranks_check(&copy.ranks, err);
+    if (rc == 0 && on_card(&copy) && copy.advice.ahead > 0) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "predictor.lookahead cannot take effect with tiers.hbm.device: cuda: "
+                            "gates are asked ahead where the CPU computes; leave it at 0");
+    }
     return rc < 0 ? rc : eng_advice_check(&copy.advice, groups, count, err);
 }
 

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "predictor/adviser.h"
 #include "tests/support/campaign.h"
 
 enum { TOKENS = 80 };
@@ -54,14 +55,18 @@ static uint64_t plain_hash(void)
 START_TEST(no_predictor_shows)
 {
     static const char *const kinds[] = { "frequency", "previous_token", "token_table",
-                                         "transition", "context", "blend" };
+                                         "transition", "context", "blend", "lookahead" };
     static struct campaign campaign;
     static struct campaign_settings s;
     uint64_t plain = plain_hash();
     campaign_begin(&campaign);
     campaign_watch(120, "a predictor", (uint64_t)_i);
     campaign_clear(&s);
-    campaign_set(&s, "predictor.kind=%s", kinds[_i % 6]);
+    campaign_set(&s, "predictor.kind=%s", kinds[_i % 7]);
+    if (_i % 7 >= 5) {
+        campaign_set(&s, "predictor.lookahead=1");
+        campaign_set(&s, "predictor.lookahead_shared=%s", _i < 7 ? "true" : "false");
+    }
     campaign_set(&s, "predictor.tokens_max=2048");
     campaign_set(&s, "predictor.lead=%d", 1 + _i % 3);
     campaign_set(&s, "predictor.whole_pass=%s", _i % 2 ? "true" : "false");
@@ -140,12 +145,68 @@ START_TEST(what_was_learned_survives)
 }
 END_TEST
 
+struct seen {
+    uint64_t layers, wrong, near;
+};
+
+/* As many experts as a gate chooses are not below the last that it would choose. */
+static void count_margins(void *context, const struct pred_context *row, uint32_t layer,
+                          const float *scores)
+{
+    struct seen *seen = context;
+    struct pred_shape shape = { .layers = tier_store_layers(run.stack.store),
+                                .experts = run.stack.shape.experts };
+    const float *margins = pred_context_margins(row, &shape, layer);
+    uint32_t chosen = 0;
+    (void)scores;
+    if (!margins) return;
+    for (uint32_t e = 0; e < shape.experts; e++) chosen += margins[e] >= 0;
+    seen->layers++;
+    seen->near += layer == row->known;
+    seen->wrong += chosen != run.stack.shape.top_k;
+}
+
+/* The model's own gates, a layer or two early, know more than habit does. */
+START_TEST(gates_look_ahead)
+{
+    static const char *const settings[][6] = {
+        { "predictor.kind=frequency", "predictor.hints_max=6", "tiers.dram.capacity=50%", NULL },
+        { "predictor.kind=lookahead", "predictor.hints_max=6", "tiers.dram.capacity=50%",
+          "predictor.lookahead=2", NULL },
+        { "predictor.kind=blend", "predictor.hints_max=6", "tiers.dram.capacity=50%",
+          "predictor.lookahead=2", "predictor.lookahead_shared=true", NULL },
+    };
+    double right[3];
+    for (int i = 0; i < 3; i++) {
+        struct eng_advice_metrics m;
+        struct seen seen = { 0 };
+        run_open(&run, run_pebble(), settings[i]);
+        pred_adviser_watch(eng_advice_adviser(run.stack.advice), count_margins, &seen);
+        submit_all(1);
+        run_finish(&run);
+        eng_advice_snapshot(run.stack.advice, &m);
+        right[i] = (double)m.right / (double)m.asked;
+        ck_assert_uint_eq(seen.wrong, 0);
+        ck_assert(i == 0 ? seen.layers == 0 : seen.near > 100 && seen.layers > seen.near);
+        ck_assert(i == 0 ? m.lookahead_seconds == 0 : m.lookahead_seconds > 0);
+        run_close(&run);
+    }
+    printf("top-k hints right: frequency %.1f%%, lookahead %.1f%%, blend with it %.1f%%\n",
+           100 * right[0], 100 * right[1], 100 * right[2]);
+    ck_assert(right[1] > 1.3 * right[0] && right[2] > 1.3 * right[0]);
+}
+END_TEST
+
 START_TEST(settings_without_effect_are_refused)
 {
     static const char *const cases[][3] = {
         { "predictor.lead=3", NULL }, { "prefetch.enabled=true", NULL },
         { "prefetch.waste_max=50%", NULL }, { "predictor.kind=blend", "predictor.learn=false" },
         { "policy.eviction=lru_with_prediction", NULL },
+        { "predictor.kind=lookahead", NULL },
+        { "predictor.kind=transition", "predictor.lookahead=1" },
+        { "predictor.kind=blend", "predictor.lookahead=3" },
+        { "predictor.kind=blend", "predictor.lookahead_shared=true" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct base_err err = { 0 };
@@ -161,8 +222,9 @@ int main(void)
     Suite *suite = suite_create("advice");
     TCase *t = tcase_create("all");
     tcase_set_timeout(t, 200);
-    tcase_add_loop_test(t, no_predictor_shows, 0, 8);
+    tcase_add_loop_test(t, no_predictor_shows, 0, 14);
     tcase_add_test(t, what_was_learned_survives);
+    tcase_add_test(t, gates_look_ahead);
     tcase_add_test(t, settings_without_effect_are_refused);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);

@@ -198,6 +198,47 @@ START_TEST(memory_is_bounded)
 }
 END_TEST
 
+/* Margins that tell the truth are believed, alone and in the blend; lies are not. */
+START_TEST(margins_are_weighed)
+{
+    static const char *const names[] = { "lookahead", "blend" };
+    for (int c = 0; c < 4; c++) {
+        struct pred_predictor *p = make(names[c / 2]);
+        struct base_rng rng;
+        static float margins[LAYERS * EXPERTS];
+        uint32_t ids[LAYERS * TOP_K], right = 0, tokens = 600;
+        bool honest = c % 2 == 0;
+        base_rng_init(&rng, 9);
+        struct pred_context context = { .token = PRED_NO_TOKEN, .previous_token = PRED_NO_TOKEN,
+                                        .ids = ids, .ahead = { margins } };
+        for (uint32_t t = 0; t < tokens; t++) {
+            route(&rng, 0, 0, 1, ids);                  /* nothing but noise */
+            for (uint32_t i = 0; i < LAYERS * EXPERTS; i++) margins[i] = -1;
+            for (uint32_t i = 0; i < LAYERS * TOP_K; i++) {
+                uint32_t e = honest ? ids[i] : (uint32_t)base_rng_below(&rng, EXPERTS);
+                margins[i / TOP_K * EXPERTS + e] = 0.5f;
+            }
+            for (uint32_t l = 1; l < LAYERS; l++) {
+                float scores[EXPERTS];
+                context.known = l;
+                pred_predictor_predict(p, &context, l, scores);
+                for (uint32_t k = 0; t >= tokens / 2 && k < TOP_K; k++) {
+                    unsigned above = 0;
+                    for (uint32_t e = 0; e < EXPERTS; e++) {
+                        above += scores[e] > scores[ids[l * TOP_K + k]];
+                    }
+                    right += above < TOP_K;
+                }
+                pred_predictor_observe(p, &context, l, ids + l * TOP_K, true);
+            }
+        }
+        double recall = (double)right / (double)(tokens / 2 * (LAYERS - 1) * TOP_K);
+        ck_assert_msg(honest ? recall > 0.95 : recall < 0.3, "%s: %.3f", names[c / 2], recall);
+        pred_predictor_destroy(p);
+    }
+}
+END_TEST
+
 START_TEST(saved_and_loaded)
 {
     for (size_t i = 0; pred_predictor_name(i); i++) {
@@ -472,6 +513,7 @@ int main(void)
     tcase_add_test(made_up, a_change_of_domain_is_followed);
     tcase_add_test(made_up, memory_is_bounded);
     tcase_add_test(made_up, saved_and_loaded);
+    tcase_add_test(made_up, margins_are_weighed);
     tcase_add_test(made_up, broken_saves_are_refused);
     tcase_add_test(made_up, unknown_names_and_shapes_are_refused);
     tcase_add_test(made_up, exported_and_imported_again);
