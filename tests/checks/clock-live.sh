@@ -1,24 +1,45 @@
 #!/usr/bin/env bash
 # the virtual clock predicts pebble's live tokens/s within 15% at three disk speeds, DRAM tier 25%
+#
+# Descriptions and live runs take turns: each live run is compared with what the clock makes of the
+# descriptions measured just before and just after it (their mean), since what else the machine does
+# changes within seconds. Of three such comparisons at each speed the median counts. Both sides run
+# ahead of other processes where this user may ask for that: a wait for the processor is in no
+# description, and falls on the one or the other.
 set -eu
 bin=$EXPERTIER_BUILD/bin
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$EXPERTIER_SOURCE"
 worst=0
+
+ahead=(nice -n -15)
+"${ahead[@]}" true 2>/dev/null || { ahead=(); echo "no right to run ahead of other processes (nice): their load counts too" >&2; }
+
+clock() { # TRACE MACHINE: "live clock"
+    "$bin/tier-replay" run "$1" --machine "$2" --json --quiet |
+        sed 's/.*"live_tokens_per_second":\([0-9.]*\).*"tokens_per_second":\([0-9.]*\),"steps".*/\1 \2/'
+}
+
 for speed in 10MB 30MB 90MB; do
-    # The description is measured on its own, then the engine runs with the same disk.
     throttle="io.throttle_bandwidth=$speed"
-    "$bin/tier-bench" machine --quiet --set "$throttle" -o "$work/$speed.yaml"
-    "$bin/tier-bench" decode --quiet --json --rounds 3 --tokens 64 --set "$throttle" \
-        --set tiers.dram.capacity=25% --set "trace.path=$work/$speed.trace" >/dev/null
-    "$bin/tier-replay" run "$work/$speed.trace" --machine "$work/$speed.yaml" --json --quiet >"$work/out"
-    live=$(sed 's/.*"live_tokens_per_second":\([0-9.]*\).*/\1/' "$work/out")
-    clock=$(sed 's/.*"tokens_per_second":\([0-9.]*\),"steps".*/\1/' "$work/out")
-    worst=$(awk -v live="$live" -v clock="$clock" -v speed="$speed" -v worst="$worst" 'BEGIN {
-        off = live > 0 ? 100 * (clock / live - 1) : 100
-        printf "%5s/s: live %.2f tokens/s, virtual clock %.2f (%+.1f%%)\n", speed, live, clock, off > "/dev/stderr"
-        off = off < 0 ? -off : off
-        print (off > worst ? off : worst) }')
+    "${ahead[@]}" "$bin/tier-bench" machine --quiet --set "$throttle" -o "$work/0.yaml"
+    for round in 1 2 3; do
+        "${ahead[@]}" "$bin/tier-bench" decode --quiet --json --rounds 2 --tokens 64 --seed "$round" --set "$throttle" \
+            --set tiers.dram.capacity=25% --set "trace.path=$work/$round.trace" >/dev/null
+        "${ahead[@]}" "$bin/tier-bench" machine --quiet --set "$throttle" -o "$work/$round.yaml"
+        echo "$(clock "$work/$round.trace" "$work/$((round - 1)).yaml") $(clock "$work/$round.trace" "$work/$round.yaml")"
+        rm "$work/$round.trace"
+    done >"$work/rounds"
+    worst=$(awk -v speed="$speed" -v worst="$worst" '
+        { live[NR] = $1; told[NR] = ($2 + $4) / 2; off[NR] = $1 > 0 ? 100 * (told[NR] / $1 - 1) : 100 }
+        END { middle = 1
+              for (i = 1; i <= 3; i++) { below = 0; above = 0
+                  for (j = 1; j <= 3; j++) { below += off[j] < off[i]; above += off[j] > off[i] }
+                  if (below <= 1 && above <= 1) middle = i }
+              printf "%5s/s: live %.2f tokens/s, virtual clock %.2f (%+.1f%%; rounds %+.1f %+.1f %+.1f%%)\n", speed,
+                  live[middle], told[middle], off[middle], off[1], off[2], off[3] > "/dev/stderr"
+              o = off[middle] < 0 ? -off[middle] : off[middle]
+              print (NR == 3 && o <= worst ? worst : NR == 3 ? o : 100) }' "$work/rounds")
 done
 awk -v worst="$worst" 'BEGIN { printf "largest difference %.1f%% (<= 15%% wanted)\n", worst; exit !(worst <= 15) }'
