@@ -85,6 +85,6 @@ VEC_INLINE void dot_groups(const struct kern_matrix *w, enum kern_dtype dtype, u
             }
         }
     }
-    if (whole < k1) dot_cuts(w, dtype, true, count, n, x, whole < k0 ? k0 : whole, k1, total);
+    if (whole < k1) dot_cuts(w, dtype, true, count, n, 1, x, whole < k0 ? k0 : whole, k1, total);
     UNROLL for (uint32_t r = 0; r < count; r++) out[r] = vec_tree(total[r]);
 }

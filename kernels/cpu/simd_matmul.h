@@ -44,17 +44,17 @@ VEC_INLINE void dot_step(enum kern_dtype dtype, uint32_t count, const uint8_t *c
         vec_fma(weight_load(dtype, row[r], k), value, lanes[r]);
 }
 
-/* Adds row n + r times x over [k0, k1) to total[r], for `count` rows; without scales total must be
- * zero. */
+/* Adds row n + r * step times x over [k0, k1) to total[r], for `count` rows; without scales total
+ * must be zero. */
 VEC_INLINE void dot_cuts(const struct kern_matrix *w, enum kern_dtype dtype, bool scaled,
-                         uint32_t count, uint32_t n, const float *x, uint32_t k0, uint32_t k1,
-                         struct vec *total)
+                         uint32_t count, uint32_t n, uint32_t step, const float *x, uint32_t k0,
+                         uint32_t k1, struct vec *total)
 {
     const uint8_t *row[VEC_GEMV_ROWS], *scales[VEC_GEMV_ROWS];
     size_t scale_index = scaled ? k0 / w->scale_cols : 0;
     UNROLL for (uint32_t r = 0; r < count; r++) {
-        row[r] = row_at(w, dtype, n + r);
-        scales[r] = scalar_scales(w, n + r);
+        row[r] = row_at(w, dtype, n + r * step);
+        scales[r] = scalar_scales(w, n + r * step);
     }
     for (size_t cut = k0; cut < k1; scale_index++) {
         const size_t next = scaled ? (scale_index + 1) * w->scale_cols : k1;
@@ -66,10 +66,6 @@ VEC_INLINE void dot_cuts(const struct kern_matrix *w, enum kern_dtype dtype, boo
         size_t k = cut;
         /* FP8 codes are nearly always normal numbers, whose decoding is shorter. */
         for (; dtype == KERN_FP8_E4M3 && k + 2 * KERN_LANES <= whole; k += 2 * KERN_LANES) {
-            /* The rows that follow, a whole row group ahead: the prefetcher of the processor sees
-             * four short streams and starts each anew. */
-            UNROLL for (uint32_t r = 0; r < count; r++)
-                __builtin_prefetch(row[r] + k + (size_t)count * w->cols, 0, 3);
             if (__builtin_expect(!vec_fp8_usual(row, count, k), 0)) {
                 dot_step(dtype, count, row, k, x, lanes);
                 dot_step(dtype, count, row, k + KERN_LANES, x, lanes);
@@ -101,11 +97,12 @@ VEC_INLINE void dot_cuts(const struct kern_matrix *w, enum kern_dtype dtype, boo
 }
 
 #include "kernels/cpu/simd_group.h"
+#include "kernels/cpu/simd_fp8.h"
 
-/* out[r] = dot of row n + r with x over [k0, k1), for `count` rows. */
+/* out[r] = dot of row n + r * step with x over [k0, k1), for `count` rows; INT8, INT4: step 1. */
 VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, bool scaled,
-                         uint32_t count, uint32_t n, const float *x, uint32_t k0, uint32_t k1,
-                         float *out)
+                         uint32_t count, uint32_t n, uint32_t step, const float *x, uint32_t k0,
+                         uint32_t k1, float *out)
 {
     if (kern_dtype_grouped(dtype)) {
         if (w->scale_cols == KERN_GROUP_SMALL) {
@@ -115,43 +112,57 @@ VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, boo
         }
         return;
     }
+    if (dtype == KERN_FP8_E4M3 && scaled && fp8_by_cuts(w)) {
+        for (uint32_t r = 0; r < count; r++)
+            out[r] = fp8_dot(w, n + r * step, x, k0, k1);
+        return;
+    }
     struct vec total[VEC_GEMV_ROWS];
     UNROLL for (uint32_t r = 0; r < count; r++) total[r] = vec_zero();
-    dot_cuts(w, dtype, scaled, count, n, x, k0, k1, total);
+    dot_cuts(w, dtype, scaled, count, n, step, x, k0, k1, total);
     UNROLL for (uint32_t r = 0; r < count; r++)
         out[r] = vec_tree(total[r]);
 }
 
-/* Rows [n, n + count) against every operand row: after the first the weights are in the cache. */
+/* Rows n, n + step, ... against all operand rows: after the first the weights are in the cache.
+ */
 VEC_INLINE void product_rows(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
-                             uint32_t count, uint32_t n)
+                             uint32_t count, uint32_t n, uint32_t step)
 {
     for (uint32_t m = 0; m < args->m; m++) {
         const float *x = args->x + m * args->x_stride;
         float *y = args->y + m * args->y_stride + n;
         for (uint32_t i = 0; i < args->k_blocks; i++) {
             float part[VEC_GEMV_ROWS];
-            dot_rows(args->w, dtype, scaled, count, n, x,
+            dot_rows(args->w, dtype, scaled, count, n, step, x,
                      cpu_range_begin(args->w, i, args->k_blocks),
                      cpu_range_begin(args->w, i + 1, args->k_blocks), part);
             for (uint32_t r = 0; r < count; r++)
-                y[r] = i ? y[r] + part[r] : part[r];
+                y[r * step] = i ? y[r * step] + part[r] : part[r];
         }
     }
 }
 
+/* The rows side by side lie a quarter of the range apart: four long streams are what the
+ * processor's prefetcher follows, neighbouring rows are four short ones that start anew each time.
+ */
 VEC_INLINE void product_few(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
                             uint32_t row_begin, uint32_t row_end)
 {
-    uint32_t n = row_begin;
-    for (; row_end - n >= VEC_GEMV_ROWS; n += VEC_GEMV_ROWS)
-        product_rows(args, dtype, scaled, VEC_GEMV_ROWS, n);
+    const bool near = kern_dtype_grouped(dtype) ||
+                      (dtype == KERN_FP8_E4M3 && scaled && fp8_by_cuts(args->w));
+    const uint32_t quarter = (row_end - row_begin) / VEC_GEMV_ROWS;
+    uint32_t n = row_begin + quarter * VEC_GEMV_ROWS;
+    for (uint32_t i = 0; i < quarter; i++) {
+        if (near) product_rows(args, dtype, scaled, VEC_GEMV_ROWS, row_begin + VEC_GEMV_ROWS * i, 1);
+        else product_rows(args, dtype, scaled, VEC_GEMV_ROWS, row_begin + i, quarter);
+    }
     if (row_end - n >= 2) {
-        product_rows(args, dtype, scaled, 2, n);
+        product_rows(args, dtype, scaled, 2, n, 1);
         n += 2;
     }
     if (n < row_end)
-        product_rows(args, dtype, scaled, 1, n);
+        product_rows(args, dtype, scaled, 1, n, 1);
 }
 
 /* The next chunk from k0 on: as many cuts as fit. */
@@ -181,6 +192,11 @@ VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, en
 VEC_INLINE float *cut_decode(float *to, size_t stride, enum kern_dtype dtype, const uint8_t *row,
                              uint32_t k, uint32_t end)
 {
+    for (; dtype == KERN_FP8_E4M3 && k + FP8_STEP <= end; k += FP8_STEP, to += 4 * stride) {
+        struct vec values[4];
+        fp8_step(row + k, values);
+        UNROLL for (uint32_t i = 0; i < 4; i++) vec_store(to + i * stride, values[i]);
+    }
     for (; dtype == KERN_FP8_E4M3 && k + 2 * KERN_LANES <= end; k += 2 * KERN_LANES) {
         const bool usual = vec_fp8_usual(&row, 1, k);
         for (uint32_t i = k; i < k + 2 * KERN_LANES; i += KERN_LANES, to += stride)

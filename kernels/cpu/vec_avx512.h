@@ -1,5 +1,6 @@
 /* Sixteen f32 lanes as one AVX-512 register: the vector type that simd.h is written in.
- * Needs -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c. Private to kernels/cpu.
+ * Needs -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vnni -mfma -mf16c. Private
+ * to kernels/cpu.
  *
  * Invariant: each operation rounds exactly as its scalar twin in scalar.h does.
  */
@@ -152,6 +153,61 @@ VEC_INLINE struct vec vec_from_fp8(const void *from)
     return (struct vec){ _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f)) };
 }
 
+/* FP8 by tables of 128 bytes: the lower and the upper byte of the BF16 that each code is exactly,
+ * without its sign. */
+#define VEC_FP8_TABLES 1
+
+#define FP8_LOW_EVEN 0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70
+#define FP8_LOW_ODD 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0
+#define FP8_LOW_PAIR FP8_LOW_EVEN, FP8_LOW_ODD
+#define FP8_HIGH(byte) byte, byte, byte, byte, byte, byte, byte, byte
+#define FP8_HIGH_PAIR(byte) FP8_HIGH(byte), FP8_HIGH(byte)
+
+/* The order in which 64 codes enter, so that unpacking leaves them ascending. */
+#define FP8_ORDER_PAIR(i) i, (i) + 16, (i) + 1, (i) + 17, (i) + 2, (i) + 18, (i) + 3, (i) + 19
+#define FP8_ORDER(i) FP8_ORDER_PAIR(i), FP8_ORDER_PAIR((i) + 32)
+
+struct vec_fp8 {
+    __m512i low[2], high[2], order;
+};
+
+VEC_INLINE struct vec_fp8 vec_fp8_tables(void)
+{
+    static const uint8_t low[128] __attribute__((aligned(64))) = {
+        0x00, 0x00, 0x80, 0xc0, 0x00, 0x20, 0x40, 0x60, /* zero and subnormals */
+        FP8_LOW_ODD, FP8_LOW_PAIR, FP8_LOW_PAIR, FP8_LOW_PAIR, FP8_LOW_PAIR, FP8_LOW_PAIR,
+        FP8_LOW_PAIR, FP8_LOW_EVEN, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xc0
+    };
+    static const uint8_t high[128] __attribute__((aligned(64))) = {
+        0x00, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, /* zero and subnormals */
+        FP8_HIGH(0x3c), FP8_HIGH_PAIR(0x3d), FP8_HIGH_PAIR(0x3e), FP8_HIGH_PAIR(0x3f),
+        FP8_HIGH_PAIR(0x40), FP8_HIGH_PAIR(0x41), FP8_HIGH_PAIR(0x42), FP8_HIGH(0x43),
+        0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x7f
+    };
+    static const uint8_t order[64] __attribute__((aligned(64))) = { FP8_ORDER(0), FP8_ORDER(4),
+                                                                    FP8_ORDER(8), FP8_ORDER(12) };
+    return (struct vec_fp8){ { _mm512_load_si512(low), _mm512_load_si512(low + 64) },
+                             { _mm512_load_si512(high), _mm512_load_si512(high + 64) },
+                             _mm512_load_si512(order) };
+}
+
+/* 64 codes as four vectors; any code. */
+VEC_INLINE void vec_from_fp8_table(const struct vec_fp8 *t, const uint8_t *from, struct vec to[4])
+{
+    enum { OR_OF_AND = 0xf8 }; /* a | (b & c) */
+    const __m512i codes = _mm512_permutexvar_epi8(t->order, _mm512_loadu_si512(from));
+    const __m512i low = _mm512_permutex2var_epi8(t->low[0], codes, t->low[1]);
+    const __m512i high = _mm512_ternarylogic_epi32(
+        _mm512_permutex2var_epi8(t->high[0], codes, t->high[1]), codes,
+        _mm512_set1_epi8((char)0x80), OR_OF_AND);
+    const __m512i first = _mm512_unpacklo_epi8(low, high), second = _mm512_unpackhi_epi8(low, high);
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
+    to[0].all = _mm512_castsi512_ps(_mm512_slli_epi32(first, 16));
+    to[1].all = _mm512_castsi512_ps(_mm512_and_si512(first, upper));
+    to[2].all = _mm512_castsi512_ps(_mm512_slli_epi32(second, 16));
+    to[3].all = _mm512_castsi512_ps(_mm512_and_si512(second, upper));
+}
+
 VEC_INLINE struct vec vec_from_int8(const uint8_t *from)
 {
     const __m512i wide = _mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)from));
@@ -227,7 +283,6 @@ VEC_INLINE struct ivec ivec_bias(const int32_t *sums, int shift)
         _mm512_setzero_si512(), _mm512_slli_epi32(_mm512_loadu_si512(sums), (unsigned)shift)) };
 }
 
-#if defined(VEC_VNNI)
 /* Weights must be unsigned, so INT8 codes are moved up by 128. */
 enum { VEC_INT8_SHIFT = 7, VEC_INT4_SHIFT = 3 };
 
@@ -242,24 +297,6 @@ VEC_INLINE struct ivec ivec_dot_int8(const uint8_t *w, const int8_t *x, struct i
     const __m512i codes = _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8((char)0x80));
     return (struct ivec){ ivec_dot(codes, _mm512_loadu_si512(x), sum.all) };
 }
-#else
-enum { VEC_INT8_SHIFT = -1, VEC_INT4_SHIFT = 3 };
-
-VEC_INLINE __m512i ivec_dot(__m512i codes, __m512i x, __m512i sum)
-{
-    const __m512i pairs = _mm512_maddubs_epi16(codes, x);
-    return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-}
-
-/* sum += lane by lane the products of 64 INT8 weights: |w| times x with w's sign. */
-VEC_INLINE struct ivec ivec_dot_int8(const uint8_t *w, const int8_t *x, struct ivec sum)
-{
-    const __m512i weight = _mm512_loadu_si512(w), value = _mm512_loadu_si512(x);
-    const __mmask64 negative = _mm512_movepi8_mask(weight);
-    const __m512i turned = _mm512_mask_sub_epi8(value, negative, _mm512_setzero_si512(), value);
-    return (struct ivec){ ivec_dot(_mm512_abs_epi8(weight), turned, sum.all) };
-}
-#endif
 
 /* The same for 64 INT4 weights in 32 bytes, each code moved up by 8. */
 VEC_INLINE struct ivec ivec_dot_int4(const uint8_t *w, const int8_t *x, struct ivec sum)

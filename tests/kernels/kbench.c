@@ -412,8 +412,8 @@ static void others_bench(const struct bench *b, const struct kern_ops *ops, cons
 int kbench_run(const char *only, const char *type)
 {
     struct bench b = { .pool = malloc(POOL_BYTES),
-                       .x = malloc(sizeof(float) * 128 * 8192),
-                       .y = malloc(sizeof(float) * 128 * 8192) };
+                       .x = aligned_alloc(64, sizeof(float) * 128 * 8192),
+                       .y = aligned_alloc(64, sizeof(float) * 128 * 8192) };
     struct base_rng rng;
     base_rng_init(&rng, 1);
     MUST(b.pool && b.x && b.y);
