@@ -15,12 +15,14 @@
  *                       in ascending order of dots over [K*i/8, K*(i+1)/8), i = 0..7, starting
  *                       from the first: any of 1, 2, 4, 8 ranks can hold whole blocks. INT8 and
  *                       INT4: bounds rounded down to multiples of 128, so that groups stay whole.
- *   matmul, x8          INT8 or INT4 weights against INT8 activations, k_blocks 1. Lane j takes the
- *                       columns c with c / 4 % 16 = j. For each span of 128 columns: the lane's
- *                       products of one group are summed as integers (exact in any order), then
- *                       total_lane = fma(sum, weight scale * activation scale, total_lane), groups
- *                       of 32 in ascending order (a lane sees two in a span, one each 64 columns);
- *                       beyond the last column everything is zero. Then the tree.
+ *   matmul, x8          INT8 or INT4 weights against activations as integers of one or three
+ *                       digits, k_blocks 1. Lane j takes the columns c with c / 4 % 16 = j. For
+ *                       each span of 128 columns: the lane's products of one group and one digit
+ *                       are summed as integers (exact in any order). One digit: value = sum; three:
+ *                       value = fma(sum_0, 254^2, fma(sum_1, 254, sum_2)). Then total_lane =
+ *                       fma(value, weight scale * activation scale, total_lane), groups of 32 in
+ *                       ascending order (a lane sees two in a span, one each 64 columns); beyond
+ *                       the last column everything is zero. Then the tree.
  *   matmul_t            y[c] = sum over rows d ascending of fma(w[d][c], x[d] * scale(d, c), y[c]).
  *   exp, silu           kern_exp: one polynomial in fused multiply-adds, the same in every op set.
  *
@@ -93,16 +95,22 @@ struct kern_matmul {
     const void *x8;             /* not NULL: instead of x, [m] rows made by to_x8 in groups of
                                  * w->scale_cols, one each x8_stride bytes */
     size_t x8_stride;
+    uint32_t x8_digits;         /* of those rows */
 };
 
-/* A row of activations as INT8: codes, then the sum of each four codes (i32), then the scale of
- * each group (f32), all filled up with zeros to a multiple of 128 columns. Bytes are a multiple of
- * 16; rows begin at a multiple of 4. */
-static inline size_t kern_x8_bytes(uint32_t cols)
+/* A row of activations as integers. One digit: INT8. Three: d0 * 254^2 + d1 * 254 + d2, each in
+ * -127..127, which keeps 24 bits of a group's largest. The codes of each digit, then for each digit
+ * -128 times the sum of each four codes (i32), then the scale of each group (f32), all filled up
+ * with zeros to a multiple of 128 columns. In groups of 128 the second sixteen of 32 sums are added
+ * to the first and zero. Bytes are a multiple of 16; rows begin at a multiple of
+ * 4, best of 64. */
+enum { KERN_X8_FAST = 1, KERN_X8_FULL = 3 };
+
+static inline size_t kern_x8_bytes(uint32_t cols, uint32_t digits)
 {
     const size_t filled =
         ((size_t)cols + KERN_GROUP_LARGE - 1) / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
-    return 2 * filled + filled / KERN_GROUP_SMALL * sizeof(float);
+    return 2 * digits * filled + filled / KERN_GROUP_SMALL * sizeof(float);
 }
 
 /* One query token of absorbed latent attention over the paged latent cache.
@@ -160,10 +168,11 @@ struct kern_ops {
     /* Element-wise conversions; n weights of one row, unscaled. */
     void (*to_f32)(float *y, const void *x, enum kern_dtype dtype, size_t n);
     void (*to_bf16)(uint16_t *y, const float *x, size_t n);     /* round to nearest even */
-    /* x[n] in groups of 32 or 128 into kern_x8_bytes(n): scale = max|x| / 127, code = x * 127 /
-     * max|x| rounded to nearest even. A group below 2^-100 becomes zeros; one with an infinity or
-     * a NaN gets zeros and a scale of NaN, so that products with it are NaN. */
-    void (*to_x8)(void *row, const float *x, uint32_t n, uint32_t group);
+    /* x[n] in groups of 32 or 128 into kern_x8_bytes(n, digits), one digit or three: scale = max|x|
+     * / most, code = x * most / max|x| rounded to nearest even, most = 127 or 127 * 254^2. A group
+     * below 2^-100 becomes zeros; one with an infinity or a NaN gets zeros and a scale of NaN, so
+     * that products with it are NaN. */
+    void (*to_x8)(void *row, const float *x, uint32_t n, uint32_t group, uint32_t digits);
 };
 
 enum kern_cpu { KERN_CPU_REFERENCE = 0, KERN_CPU_AVX2 = 1, KERN_CPU_AVX512 = 2 };

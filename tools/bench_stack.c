@@ -82,8 +82,8 @@ int bench_open(struct bench_stack *b, const struct bench_flags *flags, struct ba
                                    .hooks = { .step_end = on_step_end, .context = b } };
     rc = eng_stack_open(&b->stack, &args, err);
     if (rc == 0) {
-        rc = eng_footprint(&config.engine, &b->stack.shape, b->stack.files, &b->stack.ranks,
-                           b->stack.device != NULL, &footprint, err);
+        rc = eng_footprint(&config.engine, &b->stack.shape, b->stack.files, b->stack.store,
+                           &b->stack.ranks, b->stack.device != NULL, &footprint, err);
     }
     if (rc < 0) return rc;
     int online = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;

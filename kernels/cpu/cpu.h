@@ -26,21 +26,23 @@ void kern_ref_gate(const struct kern_gate *gate, const float *logits, uint32_t *
               float *scratch);
 void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n);
 void kern_ref_to_bf16(uint16_t *y, const float *x, size_t n);
-void kern_ref_to_x8(void *row, const float *x, uint32_t n, uint32_t group);
+void kern_ref_to_x8(void *row, const float *x, uint32_t n, uint32_t group, uint32_t digits);
 
-/* Where the pieces of a row of INT8 activations lie. */
+/* Where the pieces of a row of integer activations lie. */
 struct cpu_x8 {
-    const int8_t *codes;
-    const int32_t *sums; /* of four codes */
+    const int8_t *codes; /* of the first digit; those of the next `filled` further on */
+    const int32_t *sums; /* the next digit's `filled` / 4 further on */
     const float *scales;
+    size_t filled;
 };
 
-static inline struct cpu_x8 cpu_x8_row(const void *row, uint32_t cols)
+static inline struct cpu_x8 cpu_x8_row(const void *row, uint32_t cols, uint32_t digits)
 {
     const size_t filled =
         ((size_t)cols + KERN_GROUP_LARGE - 1) / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
     const char *at = row;
-    return (struct cpu_x8){ row, (const void *)(at + filled), (const void *)(at + 2 * filled) };
+    return (struct cpu_x8){ row, (const void *)(at + digits * filled),
+                            (const void *)(at + 2 * digits * filled), filled };
 }
 
 /* Start of range `block` of `blocks` over the columns: the cut of row-parallel products. */
@@ -63,6 +65,7 @@ static inline void cpu_matrix_check(const struct kern_matrix *w)
 static inline void cpu_x8_check(const struct kern_matmul *args)
 {
     MUST(kern_dtype_grouped(args->w->dtype) && args->k_blocks == 1);
+    MUST(args->x8_digits == KERN_X8_FAST || args->x8_digits == KERN_X8_FULL);
     MUST((uintptr_t)args->x8 % 4 == 0 && args->x8_stride % 4 == 0);
 }
 

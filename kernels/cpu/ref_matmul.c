@@ -50,24 +50,34 @@ static float dot_range(const struct kern_matrix *w, uint32_t n, const float *x, 
     return tree(total);
 }
 
-static float dot_x8(const struct kern_matrix *w, uint32_t n, const void *x8)
+/* A lane's sums of one group by digit, as one number. */
+static float x8_value(const int32_t *sum, uint32_t digits)
+{
+    if (digits == KERN_X8_FAST) return (float)sum[0];
+    return fmaf((float)sum[0], X8_BASE_2, fmaf((float)sum[1], X8_BASE, (float)sum[2]));
+}
+
+static float dot_x8(const struct kern_matrix *w, uint32_t n, const void *x8, uint32_t digits)
 {
     const uint8_t *row = (const uint8_t *)w->data + n * kern_row_bytes(w->dtype, w->cols);
     const uint8_t *scales = scalar_scales(w, n);
-    const struct cpu_x8 x = cpu_x8_row(x8, w->cols);
+    const struct cpu_x8 x = cpu_x8_row(x8, w->cols, digits);
     const uint32_t groups = (w->cols + w->scale_cols - 1) / w->scale_cols;
     float total[KERN_LANES] = { 0 };
     for (uint32_t span = 0; span < w->cols; span += KERN_GROUP_LARGE) {
         const uint32_t step = w->scale_cols == KERN_GROUP_SMALL ? 64 : KERN_GROUP_LARGE;
         for (uint32_t k = span; k < span + KERN_GROUP_LARGE; k += step) {
-            int32_t sum[KERN_LANES] = { 0 };
-            for (uint32_t c = k; c < k + step && c < w->cols; c++)
-                sum[c / 4 % KERN_LANES] += (int32_t)scalar_weight(w->dtype, row, c) * x.codes[c];
+            int32_t sum[KERN_LANES][KERN_X8_FULL] = { 0 };
+            for (uint32_t c = k; c < k + step && c < w->cols; c++) {
+                const int32_t weight = (int32_t)scalar_weight(w->dtype, row, c);
+                for (uint32_t d = 0; d < digits; d++)
+                    sum[c / 4 % KERN_LANES][d] += weight * x.codes[d * x.filled + c];
+            }
             for (uint32_t j = 0; j < KERN_LANES; j++) {
                 const uint32_t group = (k + 4 * j) / w->scale_cols;
                 const float scale =
                     group < groups ? scalar_scale(w->dtype, scales, group) * x.scales[group] : 0.0f;
-                total[j] = fmaf((float)sum[j], scale, total[j]);
+                total[j] = fmaf(x8_value(sum[j], digits), scale, total[j]);
             }
         }
     }
@@ -80,7 +90,7 @@ static void matmul_x8(const struct kern_matmul *args, uint32_t row_begin, uint32
     for (uint32_t n = row_begin; n < row_end; n++) {
         for (uint32_t m = 0; m < args->m; m++) {
             const char *row = (const char *)args->x8 + m * args->x8_stride;
-            args->y[m * args->y_stride + n] = dot_x8(args->w, n, row);
+            args->y[m * args->y_stride + n] = dot_x8(args->w, n, row, args->x8_digits);
         }
     }
 }

@@ -115,11 +115,24 @@ static inline float scalar_scale(enum kern_dtype dtype, const uint8_t *scales, s
     return scalar_from_bits(base_le_load32(scales + 4 * index));
 }
 
-/* Activations as INT8 (kern.h). Plain loops: each op set has them compiled for its processor. */
+/* Activations as integers (kern.h). Plain loops: each op set has them compiled for its own
+ * processor. */
 #define X8_ROUND 0x1.8p23f /* added, it leaves a whole number in the low bits */
 #define X8_LEAST 0x1p-100f
+#define X8_BASE 254.0f
+#define X8_BASE_2 64516.0f
+#define X8_MOST(digits) ((digits) == KERN_X8_FULL ? 127.0f * X8_BASE_2 : 127.0f)
 
-static inline void scalar_x8_group(int8_t *codes, float *scale, const float *x, uint32_t n)
+/* The nearest whole number of *rest / base, which is taken off. */
+static inline int8_t scalar_x8_digit(float *rest, float base)
+{
+    const float rounded = *rest * (1.0f / base) + X8_ROUND;
+    *rest -= (rounded - X8_ROUND) * base; /* exact: fewer bits than *rest had */
+    return (int8_t)(scalar_to_bits(rounded) - scalar_to_bits(X8_ROUND));
+}
+
+static inline void scalar_x8_group(int8_t *codes, size_t filled, float *scale, const float *x,
+                                   uint32_t n, uint32_t digits)
 {
     uint32_t most = 0;
     for (uint32_t i = 0; i < n; i++) {
@@ -128,30 +141,46 @@ static inline void scalar_x8_group(int8_t *codes, float *scale, const float *x, 
     }
     const float largest = scalar_from_bits(most);
     if (!(largest >= X8_LEAST) || most >= 0x7f800000u) {
-        memset(codes, 0, n);
+        for (uint32_t d = 0; d < digits; d++)
+            memset(codes + d * filled, 0, n);
         *scale = most >= 0x7f800000u ? scalar_from_bits(0x7fc00000u) : 0.0f;
         return;
     }
-    const float inverse = 127.0f / largest;
-    for (uint32_t i = 0; i < n; i++) {
-        const uint32_t bits = scalar_to_bits(x[i] * inverse + X8_ROUND);
-        codes[i] = (int8_t)(bits - scalar_to_bits(X8_ROUND));
+    const float inverse = X8_MOST(digits) / largest;
+    for (uint32_t i = 0; digits == KERN_X8_FAST && i < n; i++) {
+        float rest = x[i] * inverse;
+        codes[i] = scalar_x8_digit(&rest, 1.0f);
     }
-    *scale = largest / 127.0f;
+    for (uint32_t i = 0; digits == KERN_X8_FULL && i < n; i++) {
+        float rest = x[i] * inverse;
+        codes[i] = scalar_x8_digit(&rest, X8_BASE_2);
+        codes[filled + i] = scalar_x8_digit(&rest, X8_BASE);
+        codes[2 * filled + i] = scalar_x8_digit(&rest, 1.0f);
+    }
+    *scale = largest / X8_MOST(digits);
 }
 
-static inline void scalar_to_x8(void *row, const float *x, uint32_t n, uint32_t group)
+static inline void scalar_to_x8(void *row, const float *x, uint32_t n, uint32_t group,
+                                uint32_t digits)
 {
     const size_t filled = ((size_t)n + KERN_GROUP_LARGE - 1) / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
     int8_t *codes = row;
-    int32_t *sums = (int32_t *)(void *)(codes + filled);
-    float *scales = (float *)(void *)(codes + 2 * filled);
-    memset(codes + n, 0, filled - n);
+    int32_t *sums = (int32_t *)(void *)(codes + digits * filled);
+    float *scales = (float *)(void *)(codes + 2 * digits * filled);
+    for (uint32_t d = 0; d < digits; d++)
+        memset(codes + d * filled + n, 0, filled - n);
     memset(scales, 0, filled / KERN_GROUP_SMALL * sizeof *scales);
     for (uint32_t k = 0; k < n; k += group)
-        scalar_x8_group(codes + k, &scales[k / group], x + k, n - k < group ? n - k : group);
-    for (size_t i = 0; i < filled / 4; i++) {
-        sums[i] = codes[4 * i] + codes[4 * i + 1] + codes[4 * i + 2] + codes[4 * i + 3];
+        scalar_x8_group(codes + k, filled, &scales[k / group], x + k, n - k < group ? n - k : group,
+                        digits);
+    for (size_t i = 0; i < digits * filled / 4; i++) {
+        const int8_t *four = codes + 4 * i;
+        sums[i] = -128 * (four[0] + four[1] + four[2] + four[3]);
+    }
+    for (size_t i = 0; group == KERN_GROUP_LARGE && i < digits * filled / 4; i++) {
+        if (i / KERN_LANES % 2 == 1) continue;
+        sums[i] += sums[i + KERN_LANES];
+        sums[i + KERN_LANES] = 0;
     }
 }
 

@@ -153,10 +153,10 @@ VEC_INLINE void product_few(const struct kern_matmul *args, enum kern_dtype dtyp
                       (dtype == KERN_FP8_E4M3 && scaled && fp8_by_cuts(args->w));
     const uint32_t quarter = (row_end - row_begin) / VEC_GEMV_ROWS;
     uint32_t n = row_begin + quarter * VEC_GEMV_ROWS;
-    for (uint32_t i = 0; i < quarter; i++) {
-        if (near) product_rows(args, dtype, scaled, VEC_GEMV_ROWS, row_begin + VEC_GEMV_ROWS * i, 1);
-        else product_rows(args, dtype, scaled, VEC_GEMV_ROWS, row_begin + i, quarter);
-    }
+    for (uint32_t i = 0; near && i < quarter; i++)
+        product_rows(args, dtype, scaled, VEC_GEMV_ROWS, row_begin + VEC_GEMV_ROWS * i, 1);
+    for (uint32_t i = 0; !near && i < quarter; i++)
+        product_rows(args, dtype, scaled, VEC_GEMV_ROWS, row_begin + i, quarter);
     if (row_end - n >= 2) {
         product_rows(args, dtype, scaled, 2, n, 1);
         n += 2;

@@ -95,13 +95,18 @@ static void simd_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n
     }
 }
 
-static void simd_to_x8(void *row, const float *x, uint32_t n, uint32_t group)
+static void simd_to_x8(void *row, const float *x, uint32_t n, uint32_t group, uint32_t digits)
 {
     MUST(group == KERN_GROUP_SMALL || group == KERN_GROUP_LARGE);
-    if (group == KERN_GROUP_SMALL)
-        scalar_to_x8(row, x, n, KERN_GROUP_SMALL);
+    MUST(digits == KERN_X8_FAST || digits == KERN_X8_FULL);
+    if (digits == KERN_X8_FULL && group == KERN_GROUP_SMALL)
+        scalar_to_x8(row, x, n, KERN_GROUP_SMALL, KERN_X8_FULL);
+    else if (digits == KERN_X8_FULL)
+        scalar_to_x8(row, x, n, KERN_GROUP_LARGE, KERN_X8_FULL);
+    else if (group == KERN_GROUP_SMALL)
+        scalar_to_x8(row, x, n, KERN_GROUP_SMALL, KERN_X8_FAST);
     else
-        scalar_to_x8(row, x, n, KERN_GROUP_LARGE);
+        scalar_to_x8(row, x, n, KERN_GROUP_LARGE, KERN_X8_FAST);
 }
 
 static void simd_to_bf16(uint16_t *y, const float *x, size_t n)

@@ -239,70 +239,71 @@ struct ivec {
     __m256i low, high;
 };
 
-VEC_INLINE struct ivec ivec_add(struct ivec a, struct ivec b)
-{
-    return (struct ivec){ _mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high) };
-}
-
 VEC_INLINE struct ivec ivec_zero(void)
 {
     return (struct ivec){ _mm256_setzero_si256(), _mm256_setzero_si256() };
 }
 
-/* `times` x minus the sums of four activations: what codes moved up by `times` must be given back.
- * Not needed for INT8 here. */
-VEC_INLINE struct ivec ivec_bias(const int32_t *sums, int shift)
+/* `sums` are -128 times those of four activations: INT4 codes are moved up by 8. */
+VEC_INLINE struct ivec ivec_bias(enum kern_dtype dtype, const int32_t *sums)
 {
+    if (dtype == KERN_INT8) return ivec_zero();
     const __m256i low = _mm256_loadu_si256((const void *)sums);
     const __m256i high = _mm256_loadu_si256((const void *)(sums + 8));
-    const __m256i zero = _mm256_setzero_si256();
-    return (struct ivec){ _mm256_sub_epi32(zero, _mm256_slli_epi32(low, shift)),
-                          _mm256_sub_epi32(zero, _mm256_slli_epi32(high, shift)) };
+    return (struct ivec){ _mm256_srai_epi32(low, 4), _mm256_srai_epi32(high, 4) };
 }
 
-enum { VEC_INT8_SHIFT = -1, VEC_INT4_SHIFT = 3 };
+/* 64 weights as bytes: INT8 as they are, INT4 moved up by 8. */
+VEC_INLINE struct ivec ivec_weights(enum kern_dtype dtype, const uint8_t *w)
+{
+    const __m256i first = _mm256_loadu_si256((const void *)w);
+    if (dtype == KERN_INT8)
+        return (struct ivec){ first, _mm256_loadu_si256((const void *)(w + 32)) };
+    const __m256i codes = _mm256_xor_si256(first, _mm256_set1_epi8((char)0x88));
+    const __m256i nibble = _mm256_set1_epi8(15);
+    return (struct ivec){ _mm256_and_si256(codes, nibble),
+                          _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble) };
+}
+
+/* 32 products as sixteen sums. Signed: |w| times x with w's sign; 128 x 127 x 2 fits. */
+VEC_INLINE __m256i ivec_pairs(enum kern_dtype dtype, __m256i w, const int8_t *x)
+{
+    const __m256i value = _mm256_loadu_si256((const void *)x);
+    if (dtype == KERN_INT4) return _mm256_maddubs_epi16(w, value);
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(value, w));
+}
 
 VEC_INLINE __m256i ivec_pair_sums(__m256i pairs, __m256i sum)
 {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-/* 32 products of signed bytes as sixteen sums: |w| times x with w's sign. 128 x 127 x 2 fits. */
-VEC_INLINE __m256i ivec_int8_pairs(const uint8_t *w, const int8_t *x)
+/* sum += lane by lane the products of 64 weights. */
+VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, const int8_t *x,
+                                struct ivec sum)
 {
-    const __m256i weight = _mm256_loadu_si256((const void *)w);
-    const __m256i value = _mm256_loadu_si256((const void *)x);
-    return _mm256_maddubs_epi16(_mm256_abs_epi8(weight), _mm256_sign_epi8(value, weight));
+    return (struct ivec){ ivec_pair_sums(ivec_pairs(dtype, w.low, x), sum.low),
+                          ivec_pair_sums(ivec_pairs(dtype, w.high, x + 32), sum.high) };
 }
 
-/* sum += lane by lane the products of 64 INT8 weights. */
-VEC_INLINE struct ivec ivec_dot_int8(const uint8_t *w, const int8_t *x, struct ivec sum)
+VEC_INLINE struct vec ivec_float(enum kern_dtype dtype, struct ivec a)
 {
-    return (struct ivec){ ivec_pair_sums(ivec_int8_pairs(w, x), sum.low),
-                          ivec_pair_sums(ivec_int8_pairs(w + 32, x + 32), sum.high) };
+    (void)dtype;
+    return (struct vec){ _mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high) };
 }
 
-/* The same for 64 INT4 weights in 32 bytes, each code moved up by 8. */
-VEC_INLINE struct ivec ivec_dot_int4(const uint8_t *w, const int8_t *x, struct ivec sum)
+/* sum_0 * 254^2 + (sum_1 * 254 + sum_2) */
+VEC_INLINE struct vec ivec_join(enum kern_dtype dtype, const struct ivec sum[3])
 {
-    const __m256i codes =
-        _mm256_xor_si256(_mm256_loadu_si256((const void *)w), _mm256_set1_epi8((char)0x88));
-    const __m256i nibble = _mm256_set1_epi8(15);
-    const __m256i low = _mm256_and_si256(codes, nibble);
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
-    const __m256i x_low = _mm256_loadu_si256((const void *)x);
-    const __m256i x_high = _mm256_loadu_si256((const void *)(x + 32));
-    return (struct ivec){ ivec_pair_sums(_mm256_maddubs_epi16(low, x_low), sum.low),
-                          ivec_pair_sums(_mm256_maddubs_epi16(high, x_high), sum.high) };
+    const struct vec low =
+        vec_fma(ivec_float(dtype, sum[1]), vec_set1(X8_BASE), ivec_float(dtype, sum[2]));
+    return vec_fma(ivec_float(dtype, sum[0]), vec_set1(X8_BASE_2), low);
 }
 
-/* total + sums x scales; lanes 0-7 take the first scale, 8-15 the second. */
-VEC_INLINE struct vec ivec_scale(struct ivec a, float first, float second, struct vec total)
+/* Lanes 0-7 the first, 8-15 the second. */
+VEC_INLINE struct vec vec_pair(float first, float second)
 {
-    return (struct vec){
-        _mm256_fmadd_ps(_mm256_cvtepi32_ps(a.low), _mm256_set1_ps(first), total.low),
-        _mm256_fmadd_ps(_mm256_cvtepi32_ps(a.high), _mm256_set1_ps(second), total.high)
-    };
+    return (struct vec){ _mm256_set1_ps(first), _mm256_set1_ps(second) };
 }
 
 /* Eight floats in a register: without the empty statement the compiler would rather read memory

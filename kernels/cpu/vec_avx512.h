@@ -266,55 +266,56 @@ struct ivec {
     __m512i all;
 };
 
-VEC_INLINE struct ivec ivec_add(struct ivec a, struct ivec b)
+/* `sums` are -128 times those of four activations: what codes that were moved up by 128 must be
+ * given back. INT4 codes are taken 16 times, so that the same holds for them. */
+VEC_INLINE struct ivec ivec_bias(enum kern_dtype dtype, const int32_t *sums)
 {
-    return (struct ivec){ _mm512_add_epi32(a.all, b.all) };
+    (void)dtype;
+    return (struct ivec){ _mm512_loadu_si512(sums) };
 }
 
-VEC_INLINE struct ivec ivec_zero(void)
-{
-    return (struct ivec){ _mm512_setzero_si512() };
-}
-
-/* Minus the sums of four activations, shifted: what codes that were moved up must be given back. */
-VEC_INLINE struct ivec ivec_bias(const int32_t *sums, int shift)
-{
-    return (struct ivec){ _mm512_sub_epi32(
-        _mm512_setzero_si512(), _mm512_slli_epi32(_mm512_loadu_si512(sums), (unsigned)shift)) };
-}
-
-/* Weights must be unsigned, so INT8 codes are moved up by 128. */
-enum { VEC_INT8_SHIFT = 7, VEC_INT4_SHIFT = 3 };
-
-VEC_INLINE __m512i ivec_dot(__m512i codes, __m512i x, __m512i sum)
-{
-    return _mm512_dpbusd_epi32(sum, codes, x);
-}
-
-/* sum += lane by lane the products of 64 INT8 weights. */
-VEC_INLINE struct ivec ivec_dot_int8(const uint8_t *w, const int8_t *x, struct ivec sum)
-{
-    const __m512i codes = _mm512_xor_si512(_mm512_loadu_si512(w), _mm512_set1_epi8((char)0x80));
-    return (struct ivec){ ivec_dot(codes, _mm512_loadu_si512(x), sum.all) };
-}
-
-/* The same for 64 INT4 weights in 32 bytes, each code moved up by 8. */
-VEC_INLINE struct ivec ivec_dot_int4(const uint8_t *w, const int8_t *x, struct ivec sum)
+/* 64 weights as unsigned bytes. */
+VEC_INLINE struct ivec ivec_weights(enum kern_dtype dtype, const uint8_t *w)
 {
     enum { XOR_OF_AND = 0x78 }; /* a ^ (b & c) */
+    const __m512i up = _mm512_set1_epi8((char)0x80);
+    if (dtype == KERN_INT8) return (struct ivec){ _mm512_xor_si512(_mm512_loadu_si512(w), up) };
     const __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)w));
-    const __m512i shifted = _mm512_srlv_epi64(both, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4));
-    const __m512i codes =
-        _mm512_ternarylogic_epi32(_mm512_set1_epi8(8), shifted, _mm512_set1_epi8(15), XOR_OF_AND);
-    return (struct ivec){ ivec_dot(codes, _mm512_loadu_si512(x), sum.all) };
+    const __m512i shifted = _mm512_sllv_epi64(both, _mm512_setr_epi64(4, 4, 4, 4, 0, 0, 0, 0));
+    return (struct ivec){ _mm512_ternarylogic_epi32(
+        up, shifted, _mm512_set1_epi8((char)0xf0), XOR_OF_AND) };
 }
 
-/* total + sums x scales; lanes 0-7 take the first scale, 8-15 the second. */
-VEC_INLINE struct vec ivec_scale(struct ivec a, float first, float second, struct vec total)
+/* sum += lane by lane the products of 64 weights. */
+VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, const int8_t *x,
+                                struct ivec sum)
 {
-    const __m512 scale =
-        _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first), _mm512_set1_ps(second));
-    return (struct vec){ _mm512_fmadd_ps(_mm512_cvtepi32_ps(a.all), scale, total.all) };
+    (void)dtype;
+    return (struct ivec){ _mm512_dpbusd_epi32(sum.all, w.all, _mm512_loadu_si512(x)) };
+}
+
+VEC_INLINE struct vec ivec_float(enum kern_dtype dtype, struct ivec a)
+{
+    return (struct vec){ _mm512_cvtepi32_ps(
+        dtype == KERN_INT4 ? _mm512_srai_epi32(a.all, 4) : a.all) };
+}
+
+/* sum_0 * 254^2 + (sum_1 * 254 + sum_2): 16 is in INT4's sums, so the factors are without. */
+VEC_INLINE struct vec ivec_join(enum kern_dtype dtype, const struct ivec sum[3])
+{
+    const float unit = dtype == KERN_INT4 ? 1.0f / 16 : 1.0f;
+    const __m512 low = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[1].all),
+                                       _mm512_set1_ps(unit * X8_BASE),
+                                       ivec_float(dtype, sum[2]).all);
+    return (struct vec){ _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[0].all),
+                                         _mm512_set1_ps(unit * X8_BASE_2), low) };
+}
+
+/* Lanes 0-7 the first, 8-15 the second. */
+VEC_INLINE struct vec vec_pair(float first, float second)
+{
+    return (struct vec){ _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first),
+                                              _mm512_set1_ps(second)) };
 }
 
 /* sum[m][n] = fma(w[n], x[m], sum[m][n]). */

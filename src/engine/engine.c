@@ -54,9 +54,19 @@ struct eng {
     bool lock_made;
 };
 
+/* Digits of the experts' inputs: as integers where the experts are, else none. */
+static uint32_t input_digits(const struct eng_config *config, const struct model_shape *shape,
+                             const struct tier_store *store)
+{
+    if (shape->experts == 0) return 0;
+    if (!kern_dtype_grouped(eng_weights_dtype(tier_store_parts(store)[0].dtype))) return 0;
+    return config->activations == ENG_ACTIVATIONS_INT8 ? KERN_X8_FAST : KERN_X8_FULL;
+}
+
 int eng_footprint(const struct eng_config *config, const struct model_shape *shape,
-                  const struct model_files *files, const struct eng_ranks *ranks, bool on_device,
-                  struct eng_footprint *out, struct base_err *err)
+                  const struct model_files *files, const struct tier_store *store,
+                  const struct eng_ranks *ranks, bool on_device, struct eng_footprint *out,
+                  struct base_err *err)
 {
     enum { DEVICE_ALIGN = 4096, DEVICE_BLOCKS = 3 };
     struct eng_limits limits;
@@ -67,6 +77,7 @@ int eng_footprint(const struct eng_config *config, const struct model_shape *sha
     if (rc < 0) return rc;
     limits.plan.ranks = ranks;
     limits.plan.on_device = on_device;
+    limits.plan.x8_digits = on_device ? 0 : input_digits(config, shape, store);
     out->kv_bytes = limits.kv_bytes;
     out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);
     if (!on_device) return 0;
@@ -291,6 +302,9 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     eng->limits.plan.on_device = args->device != NULL;
     if (rc == 0 && args->shape->experts > 0) rc = learn_experts(eng, args->store, err);
     if (rc == 0) rc = check_activations(eng, args->config, err);
+    if (rc == 0 && !args->device) {
+        eng->limits.plan.x8_digits = input_digits(args->config, args->shape, args->store);
+    }
     if (rc == 0) rc = start_threads(eng, args->config, err);
     if (rc == 0) rc = make_room(eng, err);
     if (rc == 0) {

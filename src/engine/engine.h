@@ -205,7 +205,8 @@ struct eng_footprint {
     uint64_t device_bytes, device_work_bytes;
 };
 int eng_footprint(const struct eng_config *config, const struct model_shape *shape,
-                  const struct model_files *files, const struct eng_ranks *ranks, bool on_device,
-                  struct eng_footprint *out, struct base_err *err);
+                  const struct model_files *files, const struct tier_store *store,
+                  const struct eng_ranks *ranks, bool on_device, struct eng_footprint *out,
+                  struct base_err *err);
 
 #endif

@@ -111,7 +111,6 @@ int eng_limits_of(struct eng_limits *limits, const struct eng_config *config,
         .decode_rows = (uint32_t)config->max_num_seqs,
         .threads = config->threads > 0 ? (uint32_t)config->threads : cores(),
         .blocks_per_seq = limits->kv_blocks_per_seq,
-        .x8 = config->activations == ENG_ACTIVATIONS_INT8 && shape->experts > 0,
     };
     return 0;
 }

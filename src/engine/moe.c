@@ -31,30 +31,31 @@ static struct kern_matrix part_matrix(const struct eng_core *core, const struct 
     return w;
 }
 
-/* Chunk = one row: the experts' input as INT8. */
+/* Chunk = one row: the experts' input as integers. */
 static void row_to_x8(void *context, uint32_t row, unsigned thread)
 {
     (void)thread;
     const struct pass *pass = context;
     const struct eng_core *core = pass->core;
     uint32_t hidden = core->shape->hidden;
-    core->work.ops->to_x8(core->plan.normed_x8 + row * kern_x8_bytes(hidden),
+    uint32_t digits = core->plan.x8_digits;
+    core->work.ops->to_x8(core->plan.normed_x8 + row * kern_x8_bytes(hidden, digits),
                           core->plan.normed + (size_t)row * hidden, hidden,
-                          core->expert[MODEL_GATE].scale_cols);
+                          core->expert[MODEL_GATE].scale_cols, digits);
 }
 
-/* Chunk = one expert of the list: what goes into its down, as INT8. */
+/* Chunk = one expert of the list: what goes into its down, as integers. */
 static void run_to_x8(void *context, uint32_t chunk, unsigned thread)
 {
     (void)thread;
     const struct pass *pass = context;
     const struct eng_core *core = pass->core;
     const struct eng_run *run = &core->plan.runs[chunk];
-    uint32_t width = core->shape->expert_width;
+    uint32_t width = core->shape->expert_width, digits = core->plan.x8_digits;
     for (uint32_t i = run->first; i < run->first + run->count; i++) {
-        core->work.ops->to_x8(core->plan.pair_x8 + i * kern_x8_bytes(width),
+        core->work.ops->to_x8(core->plan.pair_x8 + i * kern_x8_bytes(width, digits),
                               core->plan.pair_gate + (size_t)i * width, width,
-                              core->expert[MODEL_DOWN].scale_cols);
+                              core->expert[MODEL_DOWN].scale_cols, digits);
     }
 }
 
@@ -67,18 +68,19 @@ static struct kern_matmul down_product(const struct eng_core *core, const struct
     struct kern_matmul product = eng_product(down, plan->pair_gate + (size_t)first * width, width,
                                              y, core->shape->hidden, m, 1);
     if (plan->pair_x8) {
-        product.x8_stride = kern_x8_bytes(width);
+        product.x8_digits = plan->x8_digits;
+        product.x8_stride = kern_x8_bytes(width, plan->x8_digits);
         product.x8 = plan->pair_x8 + first * product.x8_stride;
     }
     return product;
 }
 
-/* The INT8 inputs of `count` pairs from `first` on, as gather. */
+/* The integer inputs of `count` pairs from `first` on, as gather. */
 static const void *gather_x8(const struct pass *pass, uint32_t first, uint32_t count,
                              unsigned thread)
 {
     const struct eng_plan *plan = &pass->core->plan;
-    size_t bytes = kern_x8_bytes(pass->core->shape->hidden);
+    size_t bytes = kern_x8_bytes(pass->core->shape->hidden, plan->x8_digits);
     if (!plan->normed_x8) return NULL;
     if (count == 1) return plan->normed_x8 + plan->pair_row[first] * bytes;
     char *tile = plan->tile_x8 + thread * ENG_TILE * bytes;
@@ -124,7 +126,8 @@ static void run_in(void *context, uint32_t chunk, unsigned thread)
         float *raised = plan->pair_up + (size_t)first * width;
         struct kern_matmul product = eng_product(&gate, x, hidden, gated, width, m, 1);
         product.x8 = gather_x8(pass, first, m, thread);
-        product.x8_stride = kern_x8_bytes(hidden);
+        product.x8_stride = kern_x8_bytes(hidden, plan->x8_digits);
+        product.x8_digits = plan->x8_digits;
         core->work.ops->matmul(&product, begin, end);
         product.w = &up;
         product.y = raised;
@@ -210,7 +213,7 @@ static uint64_t runs_tokens(const struct pass *pass)
     return tokens;
 }
 
-enum { X8_COST = 4 }; /* multiply-adds that one number to INT8 is worth */
+enum { X8_COST = 4 }; /* multiply-adds that making one integer is worth */
 
 /* Takes the listed experts through gate, up and activation. */
 static void compute_in(struct pass *pass)

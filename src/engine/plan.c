@@ -78,10 +78,11 @@ static void layout_experts(struct eng_plan *p, struct layout *l, const struct mo
     p->pair_out = take(l, spread ? 0 : (size_t)size->decode_rows * s->top_k * s->hidden, real);
     p->tile_in = take(l, (size_t)size->threads * ENG_TILE * s->hidden, real);
     p->tile_out = take(l, (size_t)size->threads * ENG_TILE * s->hidden, real);
-    if (size->x8) {
-        size_t row = kern_x8_bytes(s->hidden);
+    p->x8_digits = size->x8_digits;
+    if (size->x8_digits > 0) {
+        size_t row = kern_x8_bytes(s->hidden, size->x8_digits);
         p->normed_x8 = take(l, size->rows, row);
-        p->pair_x8 = take(l, pairs, kern_x8_bytes(s->expert_width));
+        p->pair_x8 = take(l, pairs, kern_x8_bytes(s->expert_width, size->x8_digits));
         p->tile_x8 = take(l, (size_t)size->threads * ENG_TILE, row);
     }
     p->gate_scratch = take(l, size->threads * 2 * experts, real);

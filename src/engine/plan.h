@@ -25,7 +25,7 @@ struct eng_plan_size {
     uint32_t decode_rows;       /* generated tokens among them, at most */
     uint32_t threads;
     uint32_t blocks_per_seq;
-    bool x8; /* routed experts take their inputs as INT8 */
+    uint32_t x8_digits;         /* of the routed experts' inputs as integers; 0: they are f32 */
     const struct eng_ranks *ranks;  /* NULL = one */
     bool on_device;             /* only what the host works with: routing, leases, logits */
 };
@@ -64,7 +64,8 @@ struct eng_plan {
     float *route_weights;
     /* [threads] */
     float *tile_in, *tile_out;  /* [ENG_TILE][hidden] */
-    /* engine.activations int8; else NULL. Rows of kern_x8_bytes. */
+    /* Where experts are INT8 or INT4; else NULL. Rows of kern_x8_bytes. */
+    uint32_t x8_digits;
     char *normed_x8;            /* [rows] of hidden */
     char *pair_x8;              /* [pairs] of expert_width */
     char *tile_x8;              /* [threads][ENG_TILE] of hidden */

@@ -442,8 +442,8 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
     if (rc == 0) rc = settle_ranks(stack, err);
     if (rc == 0) rc = rank_paths(stack, err);
     if (rc == 0) {
-        rc = eng_footprint(&config->engine, &stack->shape, stack->files, &stack->ranks,
-                           on_card(config), &engine, err);
+        rc = eng_footprint(&config->engine, &stack->shape, stack->files, stack->store,
+                           &stack->ranks, on_card(config), &engine, err);
     }
     if (rc == 0) rc = tier_footprint(&config->tier, stack->store, stack->top_k, &tier, err);
     if (rc < 0) return rc;

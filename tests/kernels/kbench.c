@@ -175,6 +175,7 @@ struct product_job {
     struct kern_matrix w;
     uint32_t matrices, m, sample, shift;
     const void *x8; /* or NULL: f32 activations */
+    uint32_t digits;
 };
 
 static void product_chunk(void *context, uint32_t chunk, unsigned thread)
@@ -191,7 +192,8 @@ static void product_chunk(void *context, uint32_t chunk, unsigned thread)
                                       .y_stride = w.rows,
                                       .k_blocks = 1,
                                       .x8 = job->x8,
-                                      .x8_stride = kern_x8_bytes(w.cols) };
+                                      .x8_stride = kern_x8_bytes(w.cols, job->digits),
+                                      .x8_digits = job->digits };
     (void)thread;
     job->ops->matmul(&args, w.rows / CHUNKS * chunk, w.rows / CHUNKS * (chunk + 1));
 }
@@ -206,18 +208,17 @@ static void product_run(void *context, uint32_t sample)
 static const struct {
     const char *name;
     enum kern_dtype dtype;
-    uint32_t scale;
-    bool x8;
+    uint32_t scale, digits;
 } weight_types[] = {
     { "fp8 128x128", KERN_FP8_E4M3, 128 },
-    { "int8 32", KERN_INT8, KERN_GROUP_SMALL },
-    { "int8 128", KERN_INT8, KERN_GROUP_LARGE },
-    { "int4 32", KERN_INT4, KERN_GROUP_SMALL },
-    { "int4 128", KERN_INT4, KERN_GROUP_LARGE },
-    { "int8 32 x8", KERN_INT8, KERN_GROUP_SMALL, true },
-    { "int8 128 x8", KERN_INT8, KERN_GROUP_LARGE, true },
-    { "int4 32 x8", KERN_INT4, KERN_GROUP_SMALL, true },
-    { "int4 128 x8", KERN_INT4, KERN_GROUP_LARGE, true },
+    { "int8 32", KERN_INT8, KERN_GROUP_SMALL, KERN_X8_FULL },
+    { "int8 128", KERN_INT8, KERN_GROUP_LARGE, KERN_X8_FULL },
+    { "int4 32", KERN_INT4, KERN_GROUP_SMALL, KERN_X8_FULL },
+    { "int4 128", KERN_INT4, KERN_GROUP_LARGE, KERN_X8_FULL },
+    { "int8 32 x8", KERN_INT8, KERN_GROUP_SMALL, KERN_X8_FAST },
+    { "int8 128 x8", KERN_INT8, KERN_GROUP_LARGE, KERN_X8_FAST },
+    { "int4 32 x8", KERN_INT4, KERN_GROUP_SMALL, KERN_X8_FAST },
+    { "int4 128 x8", KERN_INT4, KERN_GROUP_LARGE, KERN_X8_FAST },
     { "bf16", KERN_BF16, 0 },
     { "f16", KERN_F16, 0 },
     { "f32", KERN_F32, 0 },
@@ -261,7 +262,7 @@ static void product_bench(const struct bench *b, const struct kern_ops *ops, con
     static const uint32_t ms[] = { 1, 2, 4, 8, 32, 128 };
     enum { ROWS = 1536, COLS = 2048, ROWS_CACHED = 128 };
     static float scales[ROWS * COLS / KERN_GROUP_SMALL]; /* bf16 pairs, for groups */
-    static uint8_t x8[128 * (COLS * 2 + COLS / 8)] __attribute__((aligned(64)));
+    static uint8_t x8[128 * (COLS * 6 + COLS / 8)] __attribute__((aligned(64)));
     const bool reference = ops == kern_ops_variant(KERN_CPU_REFERENCE);
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
         scales[i] = 0.01f;
@@ -271,12 +272,14 @@ static void product_bench(const struct bench *b, const struct kern_ops *ops, con
             struct product_job job = { .bench = b, .ops = ops, .m = ms[i] };
             job.w = (struct kern_matrix){ .dtype = weight_types[t].dtype, .rows = ROWS_CACHED,
                                           .cols = COLS };
-            if (weight_types[t].x8) {
-                MUST(sizeof x8 >= job.m * kern_x8_bytes(COLS));
+            if (weight_types[t].digits) {
+                const size_t bytes = kern_x8_bytes(COLS, weight_types[t].digits);
+                MUST(sizeof x8 >= job.m * bytes);
                 for (uint32_t m = 0; m < job.m; m++)
-                    ops->to_x8(x8 + m * kern_x8_bytes(COLS), b->x + (size_t)m * COLS, COLS,
-                               weight_types[t].scale);
+                    ops->to_x8(x8 + m * bytes, b->x + (size_t)m * COLS, COLS,
+                               weight_types[t].scale, weight_types[t].digits);
                 job.x8 = x8;
+                job.digits = weight_types[t].digits;
             }
             if (weight_types[t].scale) {
                 job.w.scales = scales;

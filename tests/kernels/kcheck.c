@@ -208,16 +208,19 @@ static bool check_matmul_x8(struct kcase *c)
     const uint32_t temper = temper_of(c);
     w.data = codes(c, w.dtype, rows * kern_row_bytes(w.dtype, cols), 0);
     group_scales(c, &w, temper);
-    const size_t stride = kern_x8_bytes(cols) + 4 * below(c, 5);
-    uint8_t *x8 = guard_get((m - 1) * stride + kern_x8_bytes(cols), 4 * below(c, 8));
+    const uint32_t digits = below(c, 2) ? KERN_X8_FAST : KERN_X8_FULL;
+    const size_t stride = kern_x8_bytes(cols, digits) + 4 * below(c, 5);
+    uint8_t *x8 = guard_get((m - 1) * stride + kern_x8_bytes(cols, digits), 4 * below(c, 8));
     for (uint32_t i = 0; i < m; i++)
-        c->reference->to_x8(x8 + i * stride, floats(c, cols, temper_of(c)), cols, w.scale_cols);
+        c->reference->to_x8(x8 + i * stride, floats(c, cols, temper_of(c)), cols, w.scale_cols,
+                            digits);
     struct kern_matmul args = { .w = &w,
                                 .m = m,
                                 .y_stride = rows + below(c, 5),
                                 .k_blocks = 1,
                                 .x8 = x8,
-                                .x8_stride = stride };
+                                .x8_stride = stride,
+                                .x8_digits = digits };
     const uint32_t begin = below(c, rows + 1), end = begin + below(c, rows + 1 - begin);
     const size_t y_count = (size_t)(m - 1) * args.y_stride + rows;
     float *wanted = floats(c, y_count, 0), *got = floats(c, y_count, 0);
@@ -229,9 +232,9 @@ static bool check_matmul_x8(struct kcase *c)
     size_t at;
     if (same_floats(wanted, got, y_count, &at)) return true;
     snprintf(c->what, sizeof c->what,
-             "%s groups of %u, rows=[%u,%u) of %u cols=%u m=%u: y[%zu][%zu] %a, not %a",
-             dtype_names[w.dtype], w.scale_cols, begin, end, rows, cols, m, at / args.y_stride,
-             at % args.y_stride, got[at], wanted[at]);
+             "%s groups of %u, rows=[%u,%u) of %u cols=%u m=%u digits=%u: y[%zu][%zu] %a, not %a",
+             dtype_names[w.dtype], w.scale_cols, begin, end, rows, cols, m, digits,
+             at / args.y_stride, at % args.y_stride, got[at], wanted[at]);
     return false;
 }
 
@@ -240,12 +243,14 @@ static bool check_to_x8(struct kcase *c)
     const uint32_t n = 1 + below(c, 700);
     const uint32_t group = below(c, 2) ? KERN_GROUP_SMALL : KERN_GROUP_LARGE;
     const float *x = floats(c, n, temper_of(c));
-    uint8_t *wanted = guard_get(kern_x8_bytes(n), 4 * below(c, 8));
-    uint8_t *got = guard_get(kern_x8_bytes(n), 4 * below(c, 8));
-    c->reference->to_x8(wanted, x, n, group);
-    c->set->to_x8(got, x, n, group);
-    if (!memcmp(wanted, got, kern_x8_bytes(n))) return true;
-    snprintf(c->what, sizeof c->what, "n=%u groups of %u: bytes differ", n, group);
+    const uint32_t digits = below(c, 2) ? KERN_X8_FAST : KERN_X8_FULL;
+    uint8_t *wanted = guard_get(kern_x8_bytes(n, digits), 4 * below(c, 8));
+    uint8_t *got = guard_get(kern_x8_bytes(n, digits), 4 * below(c, 8));
+    c->reference->to_x8(wanted, x, n, group, digits);
+    c->set->to_x8(got, x, n, group, digits);
+    if (!memcmp(wanted, got, kern_x8_bytes(n, digits))) return true;
+    snprintf(c->what, sizeof c->what, "n=%u groups of %u, %u digits: bytes differ", n, group,
+             digits);
     return false;
 }
 

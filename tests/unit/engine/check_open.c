@@ -192,7 +192,7 @@ START_TEST(the_footprint_is_what_open_takes)
     struct eng_footprint footprint;
     run_open(&run, run_pebble(), NULL);
     ck_assert_int_eq(eng_footprint(&run.stack.config.engine, &run.stack.shape, run.stack.files,
-                                   NULL, false, &footprint, &err),
+                                   run.stack.store, NULL, false, &footprint, &err),
                      0);
     struct eng_metrics metrics;
     eng_snapshot(run.stack.engine, &metrics);

@@ -208,6 +208,66 @@ START_TEST(matmul_is_within_its_bound)
 }
 END_TEST
 
+/* INT8 and INT4 against activations of three digits: each is off by at most 2^-23 of its group's
+ * largest (half a unit of 127 * 254^2, and a rounding before), and beyond that what the order
+ * explains. */
+START_TEST(integer_activations_keep_24_bits)
+{
+    enum { ROWS = 5, COLS = 384 };
+    static uint8_t codes[ROWS * COLS], row[8 * COLS];
+    static uint16_t scales[ROWS * COLS / KERN_GROUP_SMALL];
+    static float x[COLS], got[ROWS];
+    for (uint64_t seed = 1; seed <= 60; seed++) {
+        struct base_rng rng;
+        base_rng_init(&rng, seed);
+        const uint32_t group = seed % 2 ? KERN_GROUP_SMALL : KERN_GROUP_LARGE;
+        const uint32_t groups = COLS / group;
+        struct kern_matrix w = { .dtype = seed % 4 < 2 ? KERN_INT8 : KERN_INT4,
+                                 .rows = ROWS,
+                                 .cols = COLS,
+                                 .data = codes,
+                                 .scales = scales,
+                                 .scale_rows = 1,
+                                 .scale_cols = group };
+        for (size_t i = 0; i < sizeof codes; i++)
+            codes[i] = (uint8_t)base_rng_u64(&rng);
+        for (uint32_t i = 0; i < ROWS * groups; i++) {
+            const float scale = normal(&rng);
+            ops->to_bf16(&scales[i], &scale, 1);
+        }
+        for (int k = 0; k < COLS; k++)
+            x[k] = ldexpf(normal(&rng), (int)base_rng_below(&rng, 30) - 15);
+        ck_assert(kern_x8_bytes(COLS, KERN_X8_FULL) <= sizeof row);
+        ops->to_x8(row, x, COLS, group, KERN_X8_FULL);
+        ops->matmul(&(struct kern_matmul){ .w = &w, .y = got, .m = 1, .y_stride = ROWS,
+                                           .k_blocks = 1, .x8 = row, .x8_digits = KERN_X8_FULL,
+                                           .x8_stride = sizeof row }, 0, ROWS);
+        for (uint32_t n = 0; n < ROWS; n++) {
+            double exact = 0, size = 0, rounded = 0;
+            for (uint32_t g = 0; g < groups; g++) {
+                float values[KERN_GROUP_LARGE], scale;
+                double largest = 0, weights = 0;
+                static float all[COLS];
+                ops->to_f32(all, codes + n * kern_row_bytes(w.dtype, COLS), w.dtype, COLS);
+                memcpy(values, all + (size_t)g * group, group * sizeof *values);
+                ops->to_f32(&scale, &scales[n * groups + g], KERN_BF16, 1);
+                for (uint32_t i = 0; i < group; i++) {
+                    const double at = x[g * group + i], weight = (double)values[i] * scale;
+                    exact += weight * at;
+                    size += fabs(weight * at);
+                    weights += fabs(weight);
+                    largest = fmax(largest, fabs(at));
+                }
+                rounded += weights * largest * 0x1p-23;
+            }
+            const double bound = rounded + (COLS / 16.0 + 8) * FLT_EPSILON * size;
+            ck_assert_msg(fabs(got[n] - exact) <= bound, "seed %llu: %g, not %g",
+                          (unsigned long long)seed, got[n], exact);
+        }
+    }
+}
+END_TEST
+
 START_TEST(mla_is_the_softmax_of_its_scores)
 {
     enum { LORA = 40, ROPE = 12, WIDTH = LORA + ROPE, HEADS = 3, BLOCK = 8, TOKENS_MAX = 60 };
@@ -384,6 +444,7 @@ int main(void)
     tcase_add_test(tests, f16_decodes_as_the_compiler_does);
     tcase_add_test(tests, bf16_rounds_to_nearest_even);
     tcase_add_test(tests, matmul_is_within_its_bound);
+    tcase_add_test(tests, integer_activations_keep_24_bits);
     tcase_add_test(tests, mla_is_the_softmax_of_its_scores);
     tcase_add_test(tests, norm_activation_and_rotation);
     tcase_add_test(tests, gate_chooses_like_a_sort);
