@@ -31,7 +31,7 @@ struct eng_ranks;
       "best instruction set to use; results are the same bits with each") \
     O(activations, ENUM, "engine.activations", "f32", "f32|int8", "", \
       "inputs of the routed experts' products; int8 needs INT8 or INT4 experts and rounds, f32 " \
-      "is exact") \
+      "is as exact as f32 sums are") \
     O(pin_threads, BOOL, "engine.pin_threads", "true", "", "", \
       "bind each compute thread to a core") \
     O(kv_dtype, ENUM, "kv.dtype", "f32", "f32|bf16", "", "how latent KV entries are kept") \
