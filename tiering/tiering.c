@@ -491,7 +491,9 @@ uint32_t tier_idle(struct tier *t)
     uint64_t now = base_clock_now_ns(t->clock);
     tier_poll(t);
     if (!t->warm) return UINT32_MAX;
-    if (tier_warm_feeding(t->warm) || t->cache.prefetch_open > 0) {
+    /* What was restored to hbm is not there before its copy is. */
+    bool copies = t->device && t->device->in_flight > 0;
+    if (tier_warm_feeding(t->warm) || t->cache.prefetch_open > 0 || copies) {
         tier_cache_reap(&t->cache, true, now + IDLE_WAIT_NS);
         tier_poll(t);
         tier_stats_publish(t, base_clock_now_ns(t->clock));

@@ -6,6 +6,7 @@ out=$(mktemp)
 pool=/proc/sys/vm/nr_hugepages
 before=$(cat "$pool" 2>/dev/null || true)
 trap 'rm -f "$out"; [ ! -w "$pool" ] || echo "$before" >"$pool"' EXIT
+trap 'exit 1' INT TERM
 # The tiers read into huge pages; fio gets them only where some are set aside.
 [ ! -w "$pool" ] || echo $((before + 80)) >"$pool"
 "$EXPERTIER_BUILD/bin/tier-bench" io --tiers --json --size 512KiB,2MiB --depth 8,32 --rounds 9 --time 400ms "$@" >"$out"
