@@ -232,8 +232,9 @@ static size_t matrix_bytes(const struct kern_matrix *w)
                                         : codes;
 }
 
-/* One line: products of `rows` rows, from DRAM or from the cache. */
-static void product_line(struct product_job *job, const char *type, unsigned threads, bool cached)
+/* Products in turns with reading as many bytes; cached: products alone. */
+static void product_times(struct product_job *job, unsigned threads, bool cached,
+                          struct timing times[2])
 {
     const struct bench *b = job->bench;
     const size_t bytes = matrix_bytes(&job->w);
@@ -242,10 +243,18 @@ static void product_line(struct product_job *job, const char *type, unsigned thr
     /* Half the pool away: what one reads the other finds in no cache. */
     struct read_job reading = { .par = job->par, .pool = b->pool, .bytes = bytes };
     const struct work works[] = { { product_run, job }, { read_run, &reading } };
-    struct timing times[2];
     job->shift = job->matrices / 2;
     timed_turns(works, times, cached ? 1 : 2);
     kern_par_destroy(job->par);
+}
+
+/* One line: products of `rows` rows, from DRAM or from the cache. */
+static void product_line(struct product_job *job, const char *type, unsigned threads, bool cached)
+{
+    const struct bench *b = job->bench;
+    const size_t bytes = matrix_bytes(&job->w);
+    struct timing times[2];
+    product_times(job, threads, cached, times);
     const double rate = (double)bytes / times[0].best;
     const double flops = 2.0 * job->w.rows * job->w.cols * job->m / times[0].best;
     printf("%-9s matmul %-11s m=%-3u threads=%u %-5s: %6.1f GB/s", job->ops->name, type, job->m,
@@ -257,35 +266,42 @@ static void product_line(struct product_job *job, const char *type, unsigned thr
            100 * flops / (b->fma_rate * threads));
 }
 
-static void product_bench(const struct bench *b, const struct kern_ops *ops, const char *type)
+enum { ROWS = 1536, COLS = 2048, ROWS_CACHED = 128, M_MAX = 128 };
+
+/* Products of weight type t: what stays the same over row counts, and the activations. */
+static void product_prepare(struct product_job *job, size_t t)
 {
-    static const uint32_t ms[] = { 1, 2, 4, 8, 32, 128 };
-    enum { ROWS = 1536, COLS = 2048, ROWS_CACHED = 128 };
     static float scales[ROWS * COLS / KERN_GROUP_SMALL]; /* bf16 pairs, for groups */
-    static uint8_t x8[128 * (COLS * 6 + COLS / 8)] __attribute__((aligned(64)));
-    const bool reference = ops == kern_ops_variant(KERN_CPU_REFERENCE);
+    static uint8_t x8[M_MAX * (COLS * 6 + COLS / 8)] __attribute__((aligned(64)));
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
         scales[i] = 0.01f;
+    job->w = (struct kern_matrix){ .dtype = weight_types[t].dtype, .rows = ROWS_CACHED,
+                                   .cols = COLS };
+    if (weight_types[t].digits) {
+        const size_t bytes = kern_x8_bytes(COLS, weight_types[t].digits);
+        MUST(sizeof x8 >= job->m * bytes);
+        for (uint32_t m = 0; m < job->m; m++)
+            job->ops->to_x8(x8 + m * bytes, job->bench->x + (size_t)m * COLS, COLS,
+                            weight_types[t].scale, weight_types[t].digits);
+        job->x8 = x8;
+        job->digits = weight_types[t].digits;
+    }
+    if (weight_types[t].scale) {
+        job->w.scales = scales;
+        job->w.scale_cols = weight_types[t].scale;
+        job->w.scale_rows = kern_dtype_grouped(job->w.dtype) ? 1 : job->w.scale_cols;
+    }
+}
+
+static void product_bench(const struct bench *b, const struct kern_ops *ops, const char *type)
+{
+    static const uint32_t ms[] = { 1, 2, 4, 8, 32, M_MAX };
+    const bool reference = ops == kern_ops_variant(KERN_CPU_REFERENCE);
     for (size_t t = 0; t < sizeof weight_types / sizeof *weight_types; t++) {
         if (type && !strstr(weight_types[t].name, type)) continue;
         for (size_t i = 0; i < sizeof ms / sizeof *ms; i++) {
             struct product_job job = { .bench = b, .ops = ops, .m = ms[i] };
-            job.w = (struct kern_matrix){ .dtype = weight_types[t].dtype, .rows = ROWS_CACHED,
-                                          .cols = COLS };
-            if (weight_types[t].digits) {
-                const size_t bytes = kern_x8_bytes(COLS, weight_types[t].digits);
-                MUST(sizeof x8 >= job.m * bytes);
-                for (uint32_t m = 0; m < job.m; m++)
-                    ops->to_x8(x8 + m * bytes, b->x + (size_t)m * COLS, COLS,
-                               weight_types[t].scale, weight_types[t].digits);
-                job.x8 = x8;
-                job.digits = weight_types[t].digits;
-            }
-            if (weight_types[t].scale) {
-                job.w.scales = scales;
-                job.w.scale_cols = weight_types[t].scale;
-                job.w.scale_rows = kern_dtype_grouped(job.w.dtype) ? 1 : job.w.scale_cols;
-            }
+            product_prepare(&job, t);
             if (reference && ms[i] > 1)
                 continue;
             product_line(&job, weight_types[t].name, 1, true);
@@ -412,24 +428,75 @@ static void others_bench(const struct bench *b, const struct kern_ops *ops, cons
     }
 }
 
-int kbench_run(const char *only, const char *type)
+static void bench_open(struct bench *b)
 {
-    struct bench b = { .pool = malloc(POOL_BYTES),
-                       .x = aligned_alloc(64, sizeof(float) * 128 * 8192),
-                       .y = aligned_alloc(64, sizeof(float) * 128 * 8192) };
     struct base_rng rng;
+    *b = (struct bench){ .pool = malloc(POOL_BYTES),
+                         .x = aligned_alloc(64, sizeof(float) * 128 * 8192),
+                         .y = aligned_alloc(64, sizeof(float) * 128 * 8192) };
     base_rng_init(&rng, 1);
-    MUST(b.pool && b.x && b.y);
+    MUST(b->pool && b->x && b->y);
     /* Codes that are ordinary numbers in every type. */
     for (size_t i = 0; i < POOL_BYTES; i += 8) {
         const uint64_t bits =
             (base_rng_u64(&rng) & UINT64_C(0xb737b737b737b737)) | UINT64_C(0x0808080808080808);
-        memcpy(b.pool + i, &bits, sizeof bits);
+        memcpy(b->pool + i, &bits, sizeof bits);
     }
     for (size_t i = 0; i < 128 * 8192; i++) {
-        b.x[i] = (float)base_rng_normal(&rng);
-        b.y[i] = 0;
+        b->x[i] = (float)base_rng_normal(&rng);
+        b->y[i] = 0;
     }
+}
+
+static void bench_close(struct bench *b)
+{
+    free(b->pool);
+    free(b->x);
+    free(b->y);
+}
+
+int kbench_floor(void)
+{
+    struct bench b;
+    double least = 1e9;
+    unsigned slower = 0;
+    bench_open(&b);
+    for (size_t t = 0; t < sizeof weight_types / sizeof *weight_types; t++) {
+        struct timing twin[2], cached[2];
+        struct product_job job = { .bench = &b, .m = 1,
+                                   .ops = kern_ops_variant(KERN_CPU_REFERENCE) };
+        product_prepare(&job, t);
+        product_times(&job, 1, true, twin);
+        job.ops = kern_ops_cpu(KERN_CPU_AVX512);
+        product_prepare(&job, t);
+        product_times(&job, 1, true, cached);
+        slower += cached[0].median > twin[0].median;
+        printf("%-12s %-11s", job.ops->name, weight_types[t].name);
+        job.w.rows = ROWS;
+        for (unsigned threads = 1; threads <= THREADS_MAX; threads++) {
+            struct timing times[2];
+            const double bytes = (double)matrix_bytes(&job.w);
+            product_times(&job, threads, false, times);
+            const double share = times[1].median / times[0].median;
+            if (share < least) least = share;
+            printf("  %u thread%s %5.1f of %5.1f GB/s (%3.0f%%, best samples %3.0f%%)", threads,
+                   threads > 1 ? "s" : "", bytes / times[0].median * 1e-9,
+                   bytes / times[1].median * 1e-9, 100 * share,
+                   100 * times[1].best / times[0].best);
+        }
+        printf("  cache %.0f x the reference\n", twin[0].median / cached[0].median);
+    }
+    bench_close(&b);
+    printf("smallest share of reading, by medians: %.2f (>= 0.90 wanted); slower than the "
+           "reference: %u (0 wanted)\n",
+           least, slower);
+    return least >= 0.90 && slower == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
+
+int kbench_run(const char *only, const char *type)
+{
+    struct bench b;
+    bench_open(&b);
     floors_measure(&b);
     for (int variant = KERN_CPU_REFERENCE; variant <= KERN_CPU_AVX512; variant++) {
         const struct kern_ops *ops = kern_ops_variant((enum kern_cpu)variant);
@@ -438,8 +505,6 @@ int kbench_run(const char *only, const char *type)
         if (!only || !strcmp(only, "matmul")) product_bench(&b, ops, type);
         others_bench(&b, ops, only);
     }
-    free(b.pool);
-    free(b.x);
-    free(b.y);
+    bench_close(&b);
     return EXIT_SUCCESS;
 }

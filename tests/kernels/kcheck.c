@@ -6,6 +6,8 @@
  *   kcheck [--seeds N] [--seed S] [OP]      compare; exit 77 when only the reference runs here
  *   kcheck --bench [OP [TYPE]]              rates beside the measured floors (kbench.c); of
  *                                           products only the weight types with TYPE in the name
+ *   kcheck --floor                          matrix-vector products of every weight type beside
+ *                                           reading, in turns; exit 1 below 0.90 of it
  *
  * A NaN equals any NaN: kern.h leaves sign and payload open. */
 #include <math.h>
@@ -492,6 +494,8 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--bench")) {
             bench = true;
+        } else if (!strcmp(argv[i], "--floor")) {
+            return kbench_floor();
         } else if (!strcmp(argv[i], "--seeds") && i + 1 < argc) {
             seeds = strtoull(argv[++i], NULL, 10);
         } else if (!strcmp(argv[i], "--seed") && i + 1 < argc) {
@@ -500,7 +504,8 @@ int main(int argc, char **argv)
         } else if (argv[i][0] != '-') {
             *(only ? &type : &only) = argv[i];
         } else {
-            fprintf(stderr, "usage: kcheck [--bench] [--seed S] [--seeds N] [OP [TYPE]]\n");
+            fprintf(stderr,
+                    "usage: kcheck [--bench] [--floor] [--seed S] [--seeds N] [OP [TYPE]]\n");
             return 2;
         }
     }
