@@ -449,7 +449,9 @@ static void hint_used(struct pred_timed *t, uint32_t key, bool ready)
     if (!(t->flags[key] & HINTED)) return;
     uint64_t bytes = t->config.expert_bytes[key / t->experts];
     t->flags[key] &= (uint8_t)~HINTED;
+    struct pred_timed_layer *layer = &t->layer_stats[key / t->experts];
     *(ready ? &t->stats.useful_bytes : &t->stats.late_bytes) += bytes;
+    *(ready ? &layer->useful_bytes : &layer->late_bytes) += bytes;
 }
 
 uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t *ids, uint32_t n,

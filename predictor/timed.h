@@ -50,6 +50,7 @@ struct pred_timed_counts {
 struct pred_timed_layer {
     struct pred_timed_counts counts;
     uint64_t compute_ns, wait_ns;
+    uint64_t useful_bytes, late_bytes;  /* hinted: there at the lookup, still on their way */
 };
 
 struct pred_timed_stats {

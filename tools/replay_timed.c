@@ -235,8 +235,10 @@ static void json_layers(struct base_buf *to, const struct plan *plan,
     for (uint32_t l = 0; l < plan->header->layers; l++) {
         base_buf_printf(to, "%s{", l > 0 ? "," : "");
         json_counts(to, &r->layers[l].counts);
-        base_buf_printf(to, ",\"compute_seconds\":%.9f,\"wait_seconds\":%.9f}",
-                        (double)r->layers[l].compute_ns / 1e9, (double)r->layers[l].wait_ns / 1e9);
+        base_buf_printf(to, ",\"compute_seconds\":%.9f,\"wait_seconds\":%.9f,"
+                        "\"hinted_bytes\":{\"useful\":%" PRIu64 ",\"late\":%" PRIu64 "}}",
+                        (double)r->layers[l].compute_ns / 1e9, (double)r->layers[l].wait_ns / 1e9,
+                        r->layers[l].useful_bytes, r->layers[l].late_bytes);
     }
     base_buf_puts(to, "]");
 }
@@ -343,7 +345,8 @@ static void table_row(struct cli_table *table, const struct plan *plan, uint32_t
 static void print_layers(const struct plan *plan, uint32_t i)
 {
     static const char *const headings[] = { "layer",  "lookups",    "hit %",
-                                            "late %", "compute ms", "wait ms" };
+                                            "late %", "compute ms", "wait ms",
+                                            "hinted MB", "hidden %" };
     enum { COLUMNS = sizeof headings / sizeof headings[0] };
     struct cli_table *table;
     printf("\n%s at %.4g%%:\n", plan->cases[i].policy, 100 * plan->args->capacities[i]);
@@ -359,6 +362,9 @@ static void print_layers(const struct plan *plan, uint32_t i)
         snprintf(text[3], sizeof text[0], "%.2f", 100 * ratio((double)layer->counts.late, lookups));
         snprintf(text[4], sizeof text[0], "%.3f", (double)layer->compute_ns / 1e6);
         snprintf(text[5], sizeof text[0], "%.3f", (double)layer->wait_ns / 1e6);
+        double hinted = (double)(layer->useful_bytes + layer->late_bytes);
+        snprintf(text[6], sizeof text[0], "%.1f", hinted / 1e6);
+        snprintf(text[7], sizeof text[0], "%.2f", 100 * ratio((double)layer->useful_bytes, hinted));
         for (int k = 0; k < COLUMNS; k++)
             cells[k] = text[k];
         cli_table_row(table, cells);
