@@ -233,6 +233,7 @@ int main(void)
 {
     Suite *suite = suite_create("governor");
     TCase *t = tcase_create("all");
+    tcase_set_timeout(t, 120);      /* sanitizers, a busy machine */
     tcase_add_test(t, costs_little_where_it_never_pays);
     tcase_add_test(t, starts_off_and_probes);
     tcase_add_test(t, keeps_what_pays);

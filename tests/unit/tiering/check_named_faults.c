@@ -308,7 +308,7 @@ END_TEST
 /* The watchdog names what does not come back; when it does, all is well. */
 START_TEST(a_stuck_read_is_named)
 {
-    static const char *const pairs[] = { "io.faults=seed=1,stuck=1,stuck_for=120ms",
+    static const char *const pairs[] = { "io.faults=seed=1,stuck=1,stuck_for=500ms",
                                          "tiers.nvme.stuck_after=30ms", "tiers.dram.capacity=100%",
                                          NULL };
     struct tier_lease lease;
