@@ -63,6 +63,14 @@ tight='tiers.hbm.capacity=40% tiers.dram.capacity=20% tiers.hbm.sim_bandwidth=0'
     grep -q 'pebble, .*all_to_all 0,' "$work/err" || fail "sums by blocks: $(cat "$work/err")"
 }
 
+# Experts that one rank cannot read end requests, the same ones on all ranks, and nothing else.
+echo '== experts that cannot be read'
+# shellcheck disable=SC2086
+ranks 2 "$bits" $small tiers.dram.capacity=40% io.faults=seed=3,eio=0.3 "$model" >"$work/have" \
+    2>"$work/err" || fail "a job ends because of an expert: $(cat "$work/err")"
+grep -q 'expert given up' "$work/err" || fail 'no expert was given up'
+[ "$(awk '{ print $3 + $5 + $7 }' "$work/have")" -lt 80 ] || fail "no request failed: $(cat "$work/have")"
+
 # ---- where experts lie; traces ----
 
 echo '== placement by load, replicas, traces'
