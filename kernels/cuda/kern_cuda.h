@@ -8,14 +8,21 @@
  * Same bits: each output element has one reduction order, fixed by its length alone, whatever the
  * batch, the launch shape and the arrival of other work:
  *
- *   row products    32 lanes; lane l takes chunks of 16 columns, l, l + 32, ... Within a chunk the
- *                   sum starts at zero, columns ascending by fused multiply-add, cut where the
- *                   scale changes; then total = fma(chunk, scale, total). Lanes meet in a tree of
- *                   xor 16, 8, 4, 2, 1. k_blocks = 8: the ranges of kern.h, summed ascending.
- *   tile products   tensor cores, for prompts: x is split in two BF16 (about 16 bits), columns
+ *   whole units     matrices of BF16 with columns in 64s, of FP8, INT8 and INT4 in 128s, scales
+ *                   none or for 128s of columns: on tensor cores, decode and prompts alike. x is
+ *                   three BF16 (BF16), or two F16 of x / 2^e, e from the largest of a token's 128.
+ *                   Units of so many columns ascending, total = fma(unit, scale, total), in four
+ *                   ranges, those summed ascending. k_blocks = 8: the ranges of kern.h, where
+ *                   columns come in 1024s.
+ *   row products    other shapes: 32 lanes; lane l takes chunks of 16 columns, l, l + 32, ...
+ *                   Within a chunk the sum starts at zero, columns ascending by fused
+ *                   multiply-add, cut where the scale changes; then total = fma(chunk, scale,
+ *                   total). Lanes meet in a tree of xor 16, 8, 4, 2, 1. k_blocks = 8: as above.
+ *   tile products   other shapes, for prompts: x is split in two BF16 (about 16 bits), columns
  *                   ascending in steps of 16, a sum per scale cut, then fma with the scale.
- *   attention       tokens in tiles of 8 (running maximum and sum), folded at each split of
- *                   KERN_CUDA_SPLIT tokens, splits ascending; decode and prefill agree in each bit.
+ *   attention       tokens in tiles of 8, of V3's shape over a BF16 cache 64 (running maximum and
+ *                   sum), folded at each split of KERN_CUDA_SPLIT tokens, splits ascending; decode
+ *                   and prefill agree in each bit.
  *   the rest        as the scalar reference, bit for bit: rope, gate, combine, absorb, SiLU; norms
  *                   sum in an order of their own.
  *
@@ -145,7 +152,7 @@ struct kern_cuda_experts_in_args {
     const struct kern_cuda_expert *table;
     const struct kern_cuda_run *runs;
     uint32_t run_count;
-    uint32_t count_max;         /* no run has more pairs */
+    uint32_t count_max;         /* no run has more pairs, or the rest is left out */
     const uint32_t *pair_row;
     const float *x;             /* [rows][cols] */
     float *act;                 /* [pairs][shape.rows] */
@@ -214,7 +221,8 @@ int kern_cuda_add(const struct kern_cuda_add_args *args, void *stream);
 int kern_cuda_pages(const struct kern_cuda_pages_args *args, void *stream);
 int kern_cuda_experts_in(const struct kern_cuda_experts_in_args *args, void *stream);
 int kern_cuda_experts_out(const struct kern_cuda_experts_out_args *args, void *stream);
-/* The same through tensor cores, for prompts: FP8 and BF16, scale_rows a multiple of 16. */
+/* For prompts: the same bits where columns come in whole units; of other shapes FP8 and BF16, with
+ * scale_rows a multiple of 16. */
 int kern_cuda_experts_in_tiles(const struct kern_cuda_experts_in_args *args, void *stream);
 int kern_cuda_experts_out_tiles(const struct kern_cuda_experts_out_args *args, void *stream);
 int kern_cuda_product(const struct kern_cuda_product_args *args, void *stream);

@@ -5,6 +5,7 @@
  *
  * Both walk the same tiles and fold at the same splits, so a token's bits do not depend on whether
  * it came in a prompt. */
+#include "kernels/cuda/heads.cuh"
 #include "kernels/cuda/math.cuh"
 
 namespace
@@ -246,6 +247,14 @@ bool mla_taken(const kern_cuda_mla &a)
            (a.lora + a.rope) % 8 == 0 && a.block_tokens > 0 && a.tokens_max > 0;
 }
 
+int fold_launch(const kern_cuda_mla &args, cudaStream_t stream)
+{
+    const kern_cuda_mla a = args;
+    const uint32_t splits = (a.tokens_max + KERN_CUDA_SPLIT - 1) / KERN_CUDA_SPLIT;
+    KERN_LAUNCH(mla_fold, dim3(a.heads, a.rows), dim3(THREADS), 0, stream, a, splits);
+    return kern_launched();
+}
+
 template <class C, int Q, int A> int decode_launch(const kern_cuda_mla &args, cudaStream_t stream)
 {
     const kern_cuda_mla a = args;
@@ -254,8 +263,7 @@ template <class C, int Q, int A> int decode_launch(const kern_cuda_mla &args, cu
     void (*split)(kern_cuda_mla) = mla_split<C, Q, A>;
     KERN_LAUNCH(split, dim3(splits, (a.heads + WARPS - 1) / WARPS, a.rows), dim3(THREADS), bytes,
                 stream, a);
-    KERN_LAUNCH(mla_fold, dim3(a.heads, a.rows), dim3(THREADS), 0, stream, a, splits);
-    return kern_launched();
+    return fold_launch(a, stream);
 }
 
 template <class C, int Q, int A> int prefill_launch(const kern_cuda_mla &args, cudaStream_t stream)
@@ -282,6 +290,11 @@ int kern_cuda_mla_decode(const struct kern_cuda_mla *args, void *stream)
 {
     cudaStream_t on = (cudaStream_t)stream;
     if (!mla_taken(*args)) return -EINVAL;
+    if (kern_heads_takes(*args)) {
+        bool folded;
+        const int rc = kern_heads_decode(*args, on, &folded);
+        return rc < 0 || folded ? rc : fold_launch(*args, on);
+    }
     if (args->lora + args->rope <= SMALL)
         return args->bf16 ? decode_launch<uint16_t, 4, 4>(*args, on)
                           : decode_launch<float, 4, 4>(*args, on);
@@ -293,6 +306,7 @@ int kern_cuda_mla_prefill(const struct kern_cuda_mla *args, void *stream)
 {
     cudaStream_t on = (cudaStream_t)stream;
     if (!mla_taken(*args) || args->tile_count == 0) return -EINVAL;
+    if (kern_heads_takes(*args)) return kern_heads_prefill(*args, on);
     if (args->lora + args->rope <= SMALL)
         return args->bf16 ? prefill_launch<uint16_t, 4, 4>(*args, on)
                           : prefill_launch<float, 4, 4>(*args, on);

@@ -1,6 +1,7 @@
 /* Products that are bound by reading weights: a warp a row, weights decoded in registers on their
  * way, straight from where the expert lies. Gate, up and SiLU are one pass. */
 #include "kernels/cuda/math.cuh"
+#include "kernels/cuda/slab_calls.cuh"
 
 namespace
 {
@@ -242,6 +243,119 @@ __global__ void __launch_bounds__(THREADS) absorb_rows(const kern_cuda_absorb_ar
     to[c] = sum;
 }
 
+/* The same for one to ABSORB_ROWS rows at a time, four columns a thread, `AHEAD` rows of the matrix
+ * on their way. */
+const unsigned ABSORB_THREADS = 128, ABSORB_ROWS = 4, ABSORB_NOPE = 256;
+
+template <int DTYPE>
+__device__ __forceinline__ void load_four(unsigned (&word)[2], const uint8_t *at)
+{
+    if (DTYPE == KERN_BF16) {
+        const uint2 v = *(const uint2 *)(const void *)at;
+        word[0] = v.x;
+        word[1] = v.y;
+    } else {
+        word[0] = *(const unsigned *)(const void *)at;
+    }
+}
+
+template <int DTYPE, unsigned M, unsigned AHEAD>
+__global__ void __launch_bounds__(ABSORB_THREADS) absorb_four(const kern_cuda_absorb_args a)
+{
+    KERN_SHARED(float, query, M *ABSORB_NOPE);
+    const uint32_t c = 4 * (blockIdx.x * ABSORB_THREADS + threadIdx.x), h = blockIdx.y;
+    const uint32_t row0 = blockIdx.z * M, lora = a.w.cols, wide = a.nope + a.rope;
+    const uint32_t count = a.rows - row0 < M ? a.rows - row0 : (uint32_t)M;
+    for (uint32_t i = threadIdx.x; i < count * wide; i += ABSORB_THREADS) {
+        const uint32_t m = i / wide, d = i % wide;
+        const float value = a.q[((size_t)(row0 + m) * a.heads + h) * wide + d];
+        if (d < a.nope)
+            query[m * ABSORB_NOPE + d] = value;
+        else if (blockIdx.x == 0)
+            a.q_latent[((size_t)(row0 + m) * a.heads + h) * (lora + a.rope) + lora + d - a.nope] =
+                value;
+    }
+    __syncthreads();
+    if (c >= lora) return;
+    const uint32_t w0 = h * a.w_head, scale_rows = a.w.scales ? a.w.scale_rows : 0;
+    const uint32_t stride = scale_rows ? (lora + a.w.scale_cols - 1) / a.w.scale_cols : 0;
+    const uint32_t scale_at = scale_rows ? c / a.w.scale_cols : 0;
+    const uint8_t *data =
+        (const uint8_t *)a.w.data + w0 * row_bytes<DTYPE>(lora) + column_at<DTYPE>(c);
+    float sum[M][4];
+#pragma unroll
+    for (unsigned i = 0; i < M * 4; i++)
+        sum[i / 4][i % 4] = 0;
+    for (uint32_t d0 = 0; d0 < a.nope; d0 += AHEAD) {
+        unsigned word[AHEAD][2];
+        float scale[AHEAD];
+#pragma unroll
+        for (unsigned i = 0; i < AHEAD; i++) {
+            const uint32_t d = d0 + i < a.nope ? d0 + i : a.nope - 1;
+            load_four<DTYPE>(word[i], data + d * row_bytes<DTYPE>(lora));
+        }
+        /* Most often one scale has all these rows. */
+        const uint32_t last = d0 + AHEAD < a.nope ? d0 + AHEAD - 1 : a.nope - 1;
+        const uint32_t first_scale = scale_rows ? (w0 + d0) / scale_rows : 0;
+        const bool one = scale_rows && first_scale == (w0 + last) / scale_rows;
+        const float scale_all =
+            one ? load_scale<DTYPE>((const uint8_t *)a.w.scales, first_scale * stride + scale_at)
+                : 1.0f;
+#pragma unroll
+        for (unsigned i = 0; i < AHEAD; i++) {
+            const uint32_t d = d0 + i < a.nope ? d0 + i : a.nope - 1;
+            scale[i] = one || !scale_rows
+                           ? scale_all
+                           : load_scale<DTYPE>((const uint8_t *)a.w.scales,
+                                               (w0 + d) / scale_rows * stride + scale_at);
+        }
+#pragma unroll
+        for (unsigned i = 0; i < AHEAD; i++) {
+            float w[4];
+            if (d0 + i >= a.nope) continue;
+            decode_word<DTYPE>(word[i][0], 0, w);
+            if (DTYPE == KERN_BF16) decode_word<DTYPE>(word[i][1], 0, w + 2);
+#pragma unroll
+            for (unsigned m = 0; m < M; m++) {
+                if (m >= count) continue;
+                const float q = query[m * ABSORB_NOPE + d0 + i];
+                const float factor = scale_rows ? q * scale[i] : q;
+#pragma unroll
+                for (unsigned j = 0; j < 4; j++)
+                    sum[m][j] = fmaf(w[j], factor, sum[m][j]);
+            }
+        }
+    }
+#pragma unroll
+    for (unsigned m = 0; m < M; m++) {
+        if (m >= count) continue;
+        float *to = a.q_latent + ((size_t)(row0 + m) * a.heads + h) * (lora + a.rope) + c;
+#pragma unroll
+        for (unsigned j = 0; j < 4; j++)
+            to[j] = sum[m][j];
+    }
+}
+
+template <int DTYPE> void absorb_launch(const kern_cuda_absorb_args &args, cudaStream_t stream)
+{
+    const kern_cuda_absorb_args a = args;
+    const uint32_t many = a.rows > 1 ? ABSORB_ROWS : 1;
+    const dim3 blocks((a.w.cols + 4 * ABSORB_THREADS - 1) / (4 * ABSORB_THREADS), a.heads,
+                      (a.rows + many - 1) / many);
+    void (*kernel)(kern_cuda_absorb_args) =
+        many == 1 ? absorb_four<DTYPE, 1, 32> : absorb_four<DTYPE, ABSORB_ROWS, 16>;
+    KERN_LAUNCH(kernel, blocks, dim3(ABSORB_THREADS), 0, stream, a);
+}
+
+/* The bits are those of absorb_rows, so where the matrix lies may decide. */
+bool absorb_four_taken(const kern_cuda_absorb_args &a)
+{
+    const bool bf16 = a.w.dtype == KERN_BF16;
+    return (bf16 || a.w.dtype == KERN_FP8_E4M3 || a.w.dtype == KERN_INT8) && a.w.cols % 4 == 0 &&
+           ((uintptr_t)a.w.data & (bf16 ? 7u : 3u)) == 0 && a.nope <= ABSORB_NOPE && a.nope > 0 &&
+           (!a.w.scales || a.w.scale_cols % 4 == 0);
+}
+
 bool shape_taken(const kern_cuda_shape &shape)
 {
     const bool small = shape.scale_cols == KERN_GROUP_SMALL;
@@ -289,6 +403,7 @@ int kern_cuda_experts_in(const struct kern_cuda_experts_in_args *args, void *str
     const kern_cuda_experts_in_args a = *args;
     const dim3 blocks((a.shape.rows + WARPS - 1) / WARPS, a.run_count);
     if (!shape_taken(a.shape) || a.run_count == 0 || a.run_count > 65535) return -EINVAL;
+    if (kern_slab_takes(a.shape, 1)) return kern_slab_experts_in(a, (cudaStream_t)stream);
     BY_DTYPE(a.shape.dtype, experts_in_rows, blocks, stream, a)
     return kern_launched();
 }
@@ -298,6 +413,7 @@ int kern_cuda_experts_out(const struct kern_cuda_experts_out_args *args, void *s
     const kern_cuda_experts_out_args a = *args;
     const dim3 blocks((a.shape.rows + WARPS - 1) / WARPS, a.run_count);
     if (!shape_taken(a.shape) || a.run_count == 0 || a.run_count > 65535) return -EINVAL;
+    if (kern_slab_takes(a.shape, 1)) return kern_slab_experts_out(a, (cudaStream_t)stream);
     BY_DTYPE(a.shape.dtype, experts_out_rows, blocks, stream, a)
     return kern_launched();
 }
@@ -308,6 +424,9 @@ int kern_cuda_product(const struct kern_cuda_product_args *args, void *stream)
     const bool whole = a.k_blocks == 1 || a.k_blocks == KERN_RANK_BLOCKS;
     if (!shape_taken(shape_of(a.w)) || a.m == 0 || a.rows == 0 || a.group == 0 || !whole)
         return -EINVAL;
+    /* A block's 32 rows must have one x. */
+    if (kern_slab_takes(shape_of(a.w), a.k_blocks) && (a.group >= a.rows || a.group % 32 == 0))
+        return kern_slab_product(a, (cudaStream_t)stream);
     BY_DTYPE(a.w.dtype, product_rows, dim3((a.rows + WARPS - 1) / WARPS), stream, a)
     return kern_launched();
 }
@@ -318,6 +437,15 @@ int kern_cuda_absorb(const struct kern_cuda_absorb_args *args, void *stream)
     const dim3 blocks((a.w.cols + a.rope + THREADS - 1) / THREADS, a.heads, a.rows);
     if (a.rows == 0 || a.rows > 65535 || a.heads == 0 || a.heads > 65535) return -EINVAL;
     if (!shape_taken(shape_of(a.w))) return -EINVAL;
+    if (absorb_four_taken(a)) {
+        if (a.w.dtype == KERN_BF16)
+            absorb_launch<KERN_BF16>(a, (cudaStream_t)stream);
+        else if (a.w.dtype == KERN_INT8)
+            absorb_launch<KERN_INT8>(a, (cudaStream_t)stream);
+        else
+            absorb_launch<KERN_FP8_E4M3>(a, (cudaStream_t)stream);
+        return kern_launched();
+    }
     BY_DTYPE(a.w.dtype, absorb_rows, blocks, stream, a)
     return kern_launched();
 }

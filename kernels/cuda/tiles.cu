@@ -8,6 +8,7 @@
 #include <mma.h>
 
 #include "kernels/cuda/math.cuh"
+#include "kernels/cuda/slab_calls.cuh"
 
 namespace
 {
@@ -258,9 +259,10 @@ int kern_cuda_experts_in_tiles(const struct kern_cuda_experts_in_args *args, voi
     const kern_cuda_experts_in_args a = *args;
     const dim3 blocks((a.shape.rows + ROWS - 1) / ROWS, a.run_count,
                       (a.count_max + TOKENS - 1) / TOKENS);
-    if (!tiles_taken(a.shape) || a.run_count == 0 || a.run_count > 65535 || a.count_max == 0 ||
-        blocks.z > 65535)
+    if (a.run_count == 0 || a.run_count > 65535 || a.count_max == 0 || blocks.z > 65535)
         return -EINVAL;
+    if (kern_slab_takes(a.shape, 1)) return kern_slab_experts_in_prompt(a, (cudaStream_t)stream);
+    if (!tiles_taken(a.shape)) return -EINVAL;
     BY_DTYPE(a.shape.dtype, experts_in_tile, blocks, stream, a)
     return kern_launched();
 }
@@ -270,9 +272,10 @@ int kern_cuda_experts_out_tiles(const struct kern_cuda_experts_out_args *args, v
     const kern_cuda_experts_out_args a = *args;
     const dim3 blocks((a.shape.rows + ROWS - 1) / ROWS, a.run_count,
                       (a.count_max + TOKENS - 1) / TOKENS);
-    if (!tiles_taken(a.shape) || a.run_count == 0 || a.run_count > 65535 || a.count_max == 0 ||
-        blocks.z > 65535)
+    if (a.run_count == 0 || a.run_count > 65535 || a.count_max == 0 || blocks.z > 65535)
         return -EINVAL;
+    if (kern_slab_takes(a.shape, 1)) return kern_slab_experts_out_prompt(a, (cudaStream_t)stream);
+    if (!tiles_taken(a.shape)) return -EINVAL;
     BY_DTYPE(a.shape.dtype, experts_out_tile, blocks, stream, a)
     return kern_launched();
 }
@@ -286,10 +289,12 @@ int kern_cuda_product_tiles(const struct kern_cuda_product_args *args, void *str
     const bool whole = a.k_blocks == 1 || a.k_blocks == KERN_RANK_BLOCKS;
     /* A block's rows must lie in one group, and a warp's in one row of scales. */
     const bool grouped = a.group < a.rows;
-    if (!tiles_taken(shape) || a.m == 0 || a.rows == 0 || !whole || a.group == 0) return -EINVAL;
+    if (a.m == 0 || a.rows == 0 || !whole || a.group == 0 || blocks.y > 65535) return -EINVAL;
+    if (kern_slab_takes(shape, a.k_blocks) && (!grouped || a.group % 128 == 0))
+        return kern_slab_product_prompt(a, (cudaStream_t)stream);
+    if (!tiles_taken(shape)) return -EINVAL;
     if (grouped && a.group % ROWS) return -EINVAL;
     if (shape.scale_rows && (a.w_first % PIECE || (grouped && a.w_group % PIECE))) return -EINVAL;
-    if (blocks.y > 65535) return -EINVAL;
     BY_DTYPE(a.w.dtype, product_tile, blocks, stream, a)
     return kern_launched();
 }

@@ -96,7 +96,7 @@ struct kern_matrix case_matrix(struct cuda_case *c, enum kern_dtype dtype, uint3
     const bool grouped = kern_dtype_grouped(dtype);
     const size_t size = dtype == KERN_INT4 ? 1 : kern_dtype_bytes(dtype);
     const size_t bytes = rows * kern_row_bytes(dtype, cols);
-    uint8_t *data = guard_get(bytes, case_below(c, 2) ? 0 : size * case_below(c, 16));
+    uint8_t *data = guard_get(bytes, case_below(c, 4) ? 0 : size * case_below(c, 16));
     for (size_t i = 0; i < bytes; i += size)
         weight_draw(c, dtype, data + i);
     w.data = data;

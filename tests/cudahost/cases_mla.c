@@ -31,17 +31,19 @@ static const void *block_draw(struct cuda_case *c, const struct kern_cuda_mla *a
 static void batch_draw(struct cuda_case *c, struct batch *b)
 {
     static const uint32_t usual[] = { 16, 16, 64 };
-    const bool small = case_below(c, 4) > 0;
+    const bool small = case_below(c, 2) > 0;
     struct kern_cuda_mla *a = &b->a;
     *a = (struct kern_cuda_mla){
-        .heads = 1 + case_below(c, small ? 10 : 3),
+        .heads =
+            small ? 1 + case_below(c, 10) : 1 + case_below(c, 3) + 32 * (case_below(c, 8) == 0),
         .rope = small ? 8 * case_below(c, 4) : 64,
         .lora = small ? 8 * (1 + case_below(c, 12)) : 512,
-        .bf16 = case_below(c, 2),
+        .bf16 = case_below(c, small ? 2 : 6),
         .scale = 0.125f,
     };
     const uint32_t members = 1 + case_below(c, 2), longest = case_below(c, 3) ? 60 : 560;
-    const uint32_t most = small ? longest : 40;
+    /* Of V3's shape some are longer than a split. */
+    const uint32_t most = small ? longest : case_below(c, 4) ? 150 : KERN_CUDA_SPLIT + 40;
     a->block_tokens = case_below(c, 2) ? usual[case_below(c, 3)] : 8 * (1 + case_below(c, 8));
     a->blocks_per_seq = (most + a->block_tokens - 1) / a->block_tokens;
     b->blocks = guard_get(members * a->blocks_per_seq * sizeof *b->blocks, 0);

@@ -25,7 +25,12 @@ static struct kern_cuda_shape shape_of(const struct kern_matrix *w)
 static void layer_draw(struct cuda_case *c, struct layer *l, bool tiles)
 {
     static const enum kern_dtype tile_dtypes[] = { KERN_FP8_E4M3, KERN_BF16 };
-    const uint32_t hidden = 1 + case_below(c, tiles ? 160 : 700), width = 1 + case_below(c, 80);
+    /* Whole units of columns go another way than odd shapes. */
+    const bool whole = case_below(c, 2);
+    const uint32_t hidden =
+        whole ? 64 * (1 + case_below(c, tiles ? 4 : 18)) : 1 + case_below(c, tiles ? 160 : 700);
+    const uint32_t width =
+        whole && case_below(c, 2) ? 64 * (1 + case_below(c, 2)) : 1 + case_below(c, 80);
     const enum kern_dtype dtype =
         tiles ? tile_dtypes[case_below(c, 2)] : (enum kern_dtype)case_below(c, KERN_DTYPE_COUNT);
     const uint32_t scale_rows = case_below(c, 4) == 0 ? 0 : 16u << case_below(c, 4);
@@ -42,7 +47,7 @@ static void layer_draw(struct cuda_case *c, struct layer *l, bool tiles)
             (struct kern_cuda_expert){ l->gate[e].data, l->gate[e].scales, l->up[e].data,
                                        l->up[e].scales, l->down[e].data,   l->down[e].scales };
         /* Some experts have no tokens: no run, or an empty one. */
-        const uint32_t count = case_below(c, tiles ? 70 : 10);
+        const uint32_t count = case_below(c, tiles || case_below(c, 8) == 0 ? 70 : 10);
         if (count == 0 && case_below(c, 2)) continue;
         l->runs[l->run_count++] = (struct kern_cuda_run){ e, l->pairs, count };
         l->pairs += count;
@@ -187,15 +192,18 @@ static void product(struct cuda_case *c, bool tiles)
         tiles ? tile_dtypes[case_below(c, 2)] : (enum kern_dtype)case_below(c, KERN_DTYPE_COUNT);
     const bool grouped = case_below(c, 2);
     const uint32_t groups = grouped ? 1 + case_below(c, 3) : 1;
-    const uint32_t group = grouped && tiles ? 64 : 1 + case_below(c, 70);
+    const bool whole = case_below(c, 2);
+    const uint32_t group = grouped && (tiles || whole) ? 64 : 1 + case_below(c, 70);
     const uint32_t first = grouped ? 16 * case_below(c, 3) : 0;
     const uint32_t w_group = grouped ? (first + group + 15) / 16 * 16 : group;
-    const uint32_t cols = 8 + case_below(c, tiles ? 200 : 900);
+    const uint32_t cols = !whole             ? 8 + case_below(c, tiles ? 200 : 900)
+                          : case_below(c, 3) ? 64 * (1 + case_below(c, tiles ? 3 : 14))
+                                             : 1024 * (1 + case_below(c, 2));
     struct kern_cuda_product_args a = {
         .w = case_matrix(c, dtype, groups * w_group, cols,
                          case_below(c, 3) ? 16u << case_below(c, 4) : 0,
                          case_below(c, 2) ? 128 : 1 + case_below(c, 150)),
-        .m = 1 + case_below(c, tiles ? 70 : 9),
+        .m = 1 + case_below(c, tiles || case_below(c, 4) == 0 ? 40 : 9),
         .rows = groups * group,
         .k_blocks = case_below(c, 2) ? 1 : KERN_RANK_BLOCKS,
         .group = group,
@@ -239,14 +247,16 @@ void case_product_tiles(struct cuda_case *c)
 
 void case_absorb(struct cuda_case *c)
 {
-    struct kern_cuda_absorb_args a = { .rows = 1 + case_below(c, 3),
+    struct kern_cuda_absorb_args a = { .rows = 1 + case_below(c, 6),
                                        .heads = 1 + case_below(c, 3),
                                        .nope = 1 + case_below(c, 40),
                                        .rope = case_below(c, 20) };
-    const uint32_t lora = 1 + case_below(c, 300), head = a.nope + a.rope, width = lora + a.rope;
+    const uint32_t lora = case_below(c, 2) ? 1 + case_below(c, 300) : 4 * (1 + case_below(c, 140));
+    const uint32_t head = a.nope + a.rope, width = lora + a.rope;
     a.w_head = a.nope + case_below(c, 20);
     a.w = case_matrix(c, (enum kern_dtype)case_below(c, KERN_DTYPE_COUNT), a.heads * a.w_head, lora,
-                      case_below(c, 2) ? 1 + case_below(c, 40) : 0, 1 + case_below(c, 150));
+                      case_below(c, 2) ? 1 + case_below(c, 40) : 0,
+                      case_below(c, 2) ? 4 * (1 + case_below(c, 40)) : 1 + case_below(c, 150));
     a.q = case_floats(c, (size_t)a.rows * a.heads * head);
     a.q_latent = case_room(c, (size_t)a.rows * a.heads * width);
     case_finish(c, kern_cuda_absorb(&a, NULL));

@@ -120,6 +120,6 @@ int main(int argc, char **argv)
         }
     }
     const unsigned failed =
-        mutate ? mutations_run(seeds ? seeds : 6) : cases_run(only, first, seeds ? seeds : 20);
+        mutate ? mutations_run(seeds ? seeds : 12) : cases_run(only, first, seeds ? seeds : 20);
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -207,6 +207,7 @@ static void refusals(void)
     int rc = dev_create(&dev, dev_find("cuda"), &config, base_clock_real(), &err);
     result_give("refuses a card that is not there", rc == BASE_EDEVICE && !dev, err.text);
     config = (struct dev_config){ .memory_bytes = (uint64_t)1 << 42 };
+    err = (struct base_err){ 0 };
     rc = dev_create(&dev, dev_find("cuda"), &config, base_clock_real(), &err);
     result_give("refuses more memory than there is", rc == BASE_EBUDGET && !dev, err.text);
 }

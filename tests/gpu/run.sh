@@ -111,7 +111,7 @@ compile_all() {
         # About as many at a time as there are processors.
         while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n 2>/dev/null || break; done
     }
-    for name in rows tiles mla gate vector step; do
+    for name in slabs rows heads tiles mla gate vector step; do
         job "cuda_$name.o" "$nvcc" "${kernels[@]}" "kernels/cuda/$name.cu"
     done
     job stream.o "$nvcc" "${kernels[@]}" tests/gpu/stream.cu

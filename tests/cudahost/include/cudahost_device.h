@@ -31,6 +31,9 @@ struct dim3 {
     {
     }
 };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
@@ -232,6 +235,138 @@ template <class T> static inline void kern_async_copy16(cudahost_cursor<T> to, c
 
 #define kern_async_commit() cudahost_async_commit()
 #define KERN_ASYNC_WAIT(groups_left) cudahost_async_wait(groups_left, __FILE__, __LINE__)
+
+/* ---- tensor cores and pairs of BF16 ---- */
+
+static inline float cudahost_bf16(unsigned code)
+{
+    return __uint_as_float(code << 16);
+}
+
+static inline unsigned cudahost_to_bf16(float value)
+{
+    const unsigned bits = __float_as_uint(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return bits >> 16 | 0x40u;
+    return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+}
+
+static inline float cudahost_f16(unsigned code)
+{
+    const unsigned sign = (code & 0x8000u) << 16, magnitude = code & 0x7fffu;
+    if (magnitude >= 0x7c00u)
+        return __uint_as_float(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    return __uint_as_float(sign | magnitude << 13) * 0x1p112f;
+}
+
+static inline unsigned cudahost_to_f16(float value)
+{
+    const unsigned sign = __float_as_uint(value) >> 16 & 0x8000u;
+    const float magnitude = fabsf(value);
+    if (isnan(value)) return 0x7fffu;
+    if (magnitude >= 65520.0f) return sign | 0x7c00u;
+    /* A float of that size whose last place is that of the F16 rounds to nearest even for us. */
+    const float place = magnitude < 0x1p-14f ? 0x1p-1f
+                                             : __uint_as_float(__float_as_uint(magnitude) &
+                                                               0x7f800000u) *
+                                                   0x1p13f;
+    const float rounded = (magnitude + place) - place;
+    return sign | (unsigned)(__float_as_uint(rounded * 0x1p-112f) >> 13);
+}
+
+/* A card sums in an order of its own: closeness may be asked of results, never equal bits. */
+static inline void cudahost_mma(const char *what, float (*decode)(unsigned), float (&d)[4],
+                                const unsigned (&a)[4], unsigned b0, unsigned b1)
+{
+    static unsigned left[32][32][4], right[32][32][2]; /* of each warp of the block */
+    unsigned(*l)[4] = left[cudahost_self->warp], (*r)[2] = right[cudahost_self->warp];
+    const unsigned lane = cudahost_self->lane;
+    memcpy(l[lane], a, sizeof l[lane]);
+    r[lane][0] = b0;
+    r[lane][1] = b1;
+    cudahost_exchange(what, 0xffffffffu, 0);
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = lane / 4 + (i / 2) * 8, col = 2 * (lane % 4) + i % 2;
+        for (unsigned k = 0; k < 16; k++) {
+            const unsigned t = k % 8 / 2, half = k / 8, shift = 16 * (k % 2);
+            const unsigned x = l[row % 8 * 4 + t][2 * half + row / 8] >> shift & 0xffffu;
+            const unsigned y = r[col * 4 + t][half] >> shift & 0xffffu;
+            d[i] = fmaf(decode(x), decode(y), d[i]);
+        }
+    }
+    cudahost_exchange(what, 0xffffffffu, 1);
+}
+
+static inline void kern_mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
+{
+    cudahost_mma("kern_mma", cudahost_bf16, d, a, b0, b1);
+}
+
+static inline void kern_mma_f16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
+{
+    cudahost_mma("kern_mma_f16", cudahost_f16, d, a, b0, b1);
+}
+
+static inline void cudahost_matrices(unsigned (&m)[4], cudahost_cursor<uint32_t> row, bool turned)
+{
+    uint64_t at[32];
+    if (row.at % 4) cudahost_report("%s[%zu]: ldmatrix at an odd address", row.name, row.at);
+    memcpy(at, cudahost_exchange("kern_matrices", 0xffffffffu, row.at), sizeof at);
+    for (unsigned i = 0; i < 4; i++) {
+        m[i] = 0;
+        for (unsigned j = 0; j < 2; j++) {
+            const unsigned a = cudahost_self->lane / 4, b = 2 * (cudahost_self->lane % 4) + j;
+            const unsigned r = turned ? b : a, c = turned ? a : b;
+            const uint32_t word = (row + (size_t)(at[8 * i + r] - row.at))[c / 2];
+            m[i] |= (word >> 16 * (c % 2) & 0xffffu) << 16 * j;
+        }
+    }
+}
+
+static inline void kern_matrices(unsigned (&m)[4], cudahost_cursor<uint32_t> row)
+{
+    cudahost_matrices(m, row, false);
+}
+
+static inline void kern_matrices_turned(unsigned (&m)[4], cudahost_cursor<uint32_t> row)
+{
+    cudahost_matrices(m, row, true);
+}
+
+static inline unsigned kern_bf16_pair(float first, float second)
+{
+    return cudahost_to_bf16(first) | cudahost_to_bf16(second) << 16;
+}
+
+static inline unsigned kern_f16_pair(float first, float second)
+{
+    return cudahost_to_f16(first) | cudahost_to_f16(second) << 16;
+}
+
+static inline void kern_f16_floats(unsigned pair, float *first, float *second)
+{
+    *first = cudahost_f16(pair & 0xffffu);
+    *second = cudahost_f16(pair >> 16);
+}
+
+static inline unsigned kern_f16_fma(unsigned a, unsigned b, unsigned c)
+{
+    return kern_f16_pair(
+        fmaf(cudahost_f16(a & 0xffffu), cudahost_f16(b & 0xffffu), cudahost_f16(c & 0xffffu)),
+        fmaf(cudahost_f16(a >> 16), cudahost_f16(b >> 16), cudahost_f16(c >> 16)));
+}
+
+static inline uint4 kern_shared_load4(cudahost_cursor<uint32_t> from)
+{
+    if (from.at % 4) cudahost_report("%s[%zu]: 16 bytes at an odd address", from.name, from.at);
+    return uint4{ from[0], from[1], from[2], from[3] };
+}
+
+static inline void kern_shared_store2(cudahost_cursor<uint32_t> to, uint32_t a, uint32_t b)
+{
+    if (to.at % 2) cudahost_report("%s[%zu]: 8 bytes at an odd address", to.name, to.at);
+    to[0] = a;
+    to[1] = b;
+}
 
 /* ---- launch ---- */
 
