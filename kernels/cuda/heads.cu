@@ -2,9 +2,9 @@
  * heads of one row, which all read the same latents, in tiles of 64 tokens.
  *
  *     scores   warp w: 16 heads x 64 tokens over a quarter of the 576 values; q in three BF16, two
- * in registers, one in shared memory; the quarters meet in shared memory softmax  8 threads a head:
- * running maximum and sum, p in two BF16 values   warp w: 32 heads x latents 64 w .. 64 w + 63,
- * summed in registers
+ *              in registers, one in shared memory; the quarters meet in shared memory
+ *     softmax  8 threads a head: running maximum and sum, p in two BF16
+ *     values   warp w: 32 heads x latents 64 w .. 64 w + 63, summed in registers
  *
  * A row's splits are folded ascending, by the block that takes the whole row or by mla_fold: the
  * same operations, so decode and prefill agree in each bit. */
@@ -229,6 +229,24 @@ template <class F> __device__ __forceinline__ void each_value(float (&o)[2][OUT_
     }
 }
 
+/* What a thread holds of o, by one pointer that walks the heads: an address each would not fit
+ * into the registers of sm_100. */
+__device__ __forceinline__ void split_store(const float (&o)[2][OUT_TILES][4], float *to,
+                                            size_t stride, uint32_t heads)
+{
+    const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    float *place = to + lane / 4 * stride + (warp * OUT_TILES * 8 + lane % 4 * 2);
+#pragma unroll
+    for (unsigned h = 0; h < 4; h++, place += 8 * stride) {
+        if (lane / 4 + 8 * h >= heads) return;
+#pragma unroll
+        for (unsigned n = 0; n < OUT_TILES; n++) {
+            place[n * 8] = o[h / 2][n][h % 2 * 2];
+            place[n * 8 + 1] = o[h / 2][n][h % 2 * 2 + 1];
+        }
+    }
+}
+
 /* One row: splits [first, first + most) into `work`, or (WHOLE) all of them, folded, into `out`. */
 template <bool WHOLE>
 __device__ __forceinline__ void row_attend(const kern_cuda_mla &a, uint32_t row, uint32_t head0,
@@ -273,15 +291,13 @@ __device__ __forceinline__ void row_attend(const kern_cuda_mla &a, uint32_t row,
         if (next < end && next % KERN_CUDA_SPLIT) continue;
         if (!WHOLE) {
             const uint32_t split = at / KERN_CUDA_SPLIT;
-            float *to = a.work + ((size_t)row * a.heads + head0) * splits_max * (LORA + 2) +
+            const size_t stride = (size_t)splits_max * (LORA + 2); /* of a head */
+            float *to = a.work + ((size_t)row * a.heads + head0) * stride +
                         (size_t)split * (LORA + 2);
-            each_value(o, [&](float &value, unsigned head, unsigned c) {
-                if (head0 + head < a.heads)
-                    to[(size_t)head * splits_max * (LORA + 2) + 2 + c] = value;
-            });
+            split_store(o, to + 2, stride, a.heads - head0);
             if (threadIdx.x % 8 == 0 && head0 + my_head < a.heads) {
-                to[(size_t)my_head * splits_max * (LORA + 2)] = highest;
-                to[(size_t)my_head * splits_max * (LORA + 2) + 1] = sum;
+                to[my_head * stride] = highest;
+                to[my_head * stride + 1] = sum;
             }
             continue;
         }
