@@ -114,14 +114,7 @@ start_ranks() { # [argument...]
     bash "$source_dir/tests/support/ranks.sh" 2 "$bin/tier-server" --model "$model" --port 0 --set "tiers.nvme.index=$work/i" "$@" \
         >"$work/server.log" 2>&1 &
     server=$!
-    url=''
-    for _ in $(seq 600); do
-        url=$(sed -n 's/.*listening on \(http:[^ ]*\).*/\1/p' "$work/server.log" | head -n 1)
-        if [ -n "$url" ]; then return; fi
-        kill -0 "$server" 2>/dev/null || { server=''; fail 'the server did not start'; }
-        sleep 0.05
-    done
-    fail 'the server did not say that it listens within 30 s'
+    await_server
 }
 rank_pid() { # RANK: its process, found by what mpirun told it
     local pid

@@ -23,14 +23,8 @@ fail() {
 
 command -v curl >/dev/null 2>&1 || skip 'curl is not installed'
 
-# Starts tier-server with these arguments; sets $url.
-start_server() {
-    # Here, not by the redirection: that happens when the child runs, and the last server's address
-    # would be read until then.
-    : >"$work/server.log"
-    "$bin/tier-server" --model "$model" --port 0 --set "tiers.nvme.index=$work/expertier.index" \
-        "$@" >"$work/server.log" 2>&1 &
-    server=$!
+# Sets url once $server says in its log that it listens.
+await_server() {
     url=''
     for _ in $(seq 600); do
         url=$(sed -n 's/.*listening on \(http:[^ ]*\).*/\1/p' "$work/server.log" | head -n 1)
@@ -39,6 +33,17 @@ start_server() {
         sleep 0.05
     done
     fail 'the server did not say that it listens within 30 s'
+}
+
+# Starts tier-server with these arguments; sets $url.
+start_server() {
+    # Here, not by the redirection: that happens when the child runs, and the last server's address
+    # would be read until then.
+    : >"$work/server.log"
+    "$bin/tier-server" --model "$model" --port 0 --set "tiers.nvme.index=$work/expertier.index" \
+        "$@" >"$work/server.log" 2>&1 &
+    server=$!
+    await_server
 }
 
 # Stops it in order and checks that it says 0.
