@@ -66,6 +66,18 @@ size_t pred_predictor_bytes(struct pred_predictor *p)
     return bytes;
 }
 
+void pred_predictor_copy(struct pred_predictor *to, const struct pred_predictor *from)
+{
+    struct pred_block own[PRED_BLOCKS_MAX], others[PRED_BLOCKS_MAX];
+    MUST(to->ops == from->ops);
+    unsigned n = to->ops->blocks(to, own);
+    MUST(from->ops->blocks((struct pred_predictor *)from, others) == n);
+    for (unsigned i = 0; i < n; i++) {
+        MUST(own[i].bytes == others[i].bytes);
+        memcpy(own[i].memory, others[i].memory, own[i].bytes);
+    }
+}
+
 void pred_predictor_settle(struct pred_predictor *p)
 {
     struct pred_block blocks[PRED_BLOCKS_MAX];

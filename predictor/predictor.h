@@ -116,6 +116,9 @@ static inline void pred_predictor_predict(struct pred_predictor *p,
 int pred_predictor_save(struct pred_predictor *p, const char *path, struct base_err *err);
 int pred_predictor_load(struct pred_predictor *p, const char *path, struct base_err *err);
 
+/* Takes over the state of another one of the same kind and shape. */
+void pred_predictor_copy(struct pred_predictor *to, const struct pred_predictor *from);
+
 size_t pred_predictor_bytes(struct pred_predictor *p);
 /* Brings all of them into memory, as they are: later no prediction waits for a page, and what is
  * resident is what pred_predictor_bytes says. */

@@ -37,6 +37,7 @@ struct run {
     const struct tier_hint *hints;          /* that the running layer gives */
     uint32_t hint_count;
     struct pred_future *future;
+    uint64_t steps_max;
     const struct pred_replay_progress *progress;
 };
 
@@ -232,6 +233,7 @@ static int pass(struct run *run, bool future, struct pred_timed_summary *summary
     uint64_t seen = 0;
     int rc;
     while ((rc = pred_trace_reader_next(run->reader, want, &item, err)) > 0) {
+        if (run->steps_max > 0 && seen == run->steps_max) return 0;
         if (item.kind == PRED_ITEM_GAP) {
             summary->gaps += !future;
             continue;
@@ -262,6 +264,7 @@ static int sizes_fill(struct run *run, struct base_err *err)
     for (uint32_t l = 0; l < h->layers; l++) {
         uint64_t bytes = h->expert_bytes ? h->expert_bytes[l] : 0;
         if (bytes == 0) bytes = m->expert_bytes;
+        if (bytes == 0) bytes = h->slot_bytes; /* a server's trace: with its pads */
         if (bytes == 0) {
             return base_err_set(err, BASE_ECONFIG,
                                 "neither the trace nor the machine's "
@@ -313,23 +316,71 @@ static int case_create(struct run *run, uint32_t i, struct base_err *err)
     return pred_timed_create(&run->timed[i], &config, err);
 }
 
+static int predictor_make(struct pred_predictor **out, const struct pred_timed_advice *advice,
+                          const struct pred_trace_header *h, struct base_err *err)
+{
+    struct pred_shape shape = { .layers = h->layers, .experts = h->experts, .top_k = h->top_k,
+                                .tokens_max = advice->tokens_max };
+    int rc = pred_predictor_create(out, advice->predictor, &shape);
+    if (rc == -ENOENT) {
+        return base_err_set(err, BASE_ECONFIG, "no predictor is called \"%s\"", advice->predictor);
+    }
+    if (rc == 0 && (*out)->ops->live_only) {
+        return base_err_set(err, BASE_ECONFIG, "%s needs hidden states, which no trace holds",
+                            advice->predictor);
+    }
+    return rc < 0 ? base_err_set(err, rc, "cannot make the predictor: %s", base_err_name(rc)) : 0;
+}
+
+static int learn(struct pred_adviser *adviser, struct pred_trace_reader *from,
+                 struct base_err *err)
+{
+    const struct pred_trace_header *h = pred_trace_reader_header(from);
+    struct pred_trace_item item;
+    const struct tier_hint *unused;
+    int rc;
+    while ((rc = pred_trace_reader_next(from, PRED_WANT_STEPS, &item, err)) > 0) {
+        const struct pred_step *step = &item.step;
+        pred_adviser_begin(adviser, step->seqs, step->tokens, step->phases, step->token_count,
+                           &unused);
+        for (uint32_t l = 0; l < h->layers; l++) {
+            pred_adviser_routed(adviser, l,
+                                step->expert_ids + (size_t)l * step->token_count * h->top_k,
+                                &unused);
+        }
+        pred_adviser_end(adviser, PRED_LEARN);
+    }
+    return rc;
+}
+
+int pred_timed_learn(struct pred_predictor **out, const struct pred_timed_advice *advice,
+                     struct pred_trace_reader *const *traces, uint32_t trace_count,
+                     struct base_err *err)
+{
+    struct pred_adviser *adviser = NULL;
+    *out = NULL;
+    int rc = predictor_make(out, advice, pred_trace_reader_header(traces[0]), err);
+    if (rc == 0) rc = pred_adviser_create(&adviser, *out, &advice->options);
+    for (uint32_t i = 0; rc == 0 && i < trace_count; i++) {
+        rc = learn(adviser, traces[i], err);
+        if (rc == 0) rc = pred_trace_reader_rewind(traces[i], err);
+    }
+    pred_adviser_destroy(adviser);
+    if (rc == 0) return 0;
+    pred_predictor_destroy(*out);
+    *out = NULL;
+    return base_err_set(err, rc, "cannot learn from the trace: %s", base_err_name(rc));
+}
+
 /* The predictor, with what it learns from the other trace. */
 static int advice_prepare(struct run *run, const struct pred_timed_advice *advice,
                           struct base_err *err)
 {
     const struct pred_trace_header *h = run->header;
-    struct pred_shape shape = { .layers = h->layers, .experts = h->experts, .top_k = h->top_k,
-                                .tokens_max = advice->tokens_max };
-    struct pred_trace_item item;
-    const struct tier_hint *unused;
     if (advice->predictor[0] == '\0') return 0;
-    int rc = pred_predictor_create(&run->predictor, advice->predictor, &shape);
-    if (rc == -ENOENT) {
-        return base_err_set(err, BASE_ECONFIG, "no predictor is called \"%s\"", advice->predictor);
-    }
-    if (rc == 0 && run->predictor->ops->live_only) {
-        return base_err_set(err, BASE_ECONFIG, "%s needs hidden states, which no trace holds",
-                            advice->predictor);
+    int rc = predictor_make(&run->predictor, advice, h, err);
+    if (rc == 0 && advice->learned) {
+        pred_predictor_copy(run->predictor, advice->learned);
     }
     if (rc == 0) rc = pred_adviser_create(&run->adviser, run->predictor, &advice->options);
     if (rc < 0) return base_err_set(err, rc, "cannot make the predictor: %s", base_err_name(rc));
@@ -338,18 +389,7 @@ static int advice_prepare(struct run *run, const struct pred_timed_advice *advic
     if (t->layers != h->layers || t->experts != h->experts || t->top_k != h->top_k) {
         return base_err_set(err, BASE_EMISMATCH, "the trace to learn from is of another model");
     }
-    while ((rc = pred_trace_reader_next(advice->train, PRED_WANT_STEPS, &item, err)) > 0) {
-        const struct pred_step *step = &item.step;
-        pred_adviser_begin(run->adviser, step->seqs, step->tokens, step->phases, step->token_count,
-                           &unused);
-        for (uint32_t l = 0; l < h->layers; l++) {
-            pred_adviser_routed(run->adviser, l,
-                                step->expert_ids + (size_t)l * step->token_count * h->top_k,
-                                &unused);
-        }
-        pred_adviser_end(run->adviser, PRED_LEARN);
-    }
-    return rc;
+    return learn(run->adviser, advice->train, err);
 }
 
 static int prepare(struct run *run, struct pred_timed_summary *summary, struct base_err *err)
@@ -402,6 +442,7 @@ int pred_timed_run(const struct pred_timed_args *args, struct pred_timed_result 
                        .cases = args->cases,
                        .results = results,
                        .count = args->count,
+                       .steps_max = args->steps_max,
                        .progress = args->progress };
     memset(results, 0, run.count * sizeof results[0]);
     *summary = (struct pred_timed_summary){

@@ -45,6 +45,7 @@ struct pred_timed_advice {
     struct pred_adviser_options options;
     uint32_t tokens_max;
     struct pred_trace_reader *train;    /* learned from beforehand; NULL = nothing */
+    const struct pred_predictor *learned;   /* else begins with its tables; NULL = empty */
 };
 
 struct pred_timed_args {
@@ -53,6 +54,7 @@ struct pred_timed_args {
     const struct pred_timed_case *cases;
     uint32_t count;
     struct pred_timed_advice advice;
+    uint64_t steps_max;     /* only the trace's first so many; 0 = all */
     const struct pred_replay_progress *progress;        /* or NULL */
 };
 
@@ -77,6 +79,12 @@ struct pred_timed_summary {
 int pred_timed_run(const struct pred_timed_args *args, struct pred_timed_result *results,
                    struct pred_timed_summary *summary, struct base_err *err);
 void pred_timed_results_fini(struct pred_timed_result *results, uint32_t count);
+
+/* Makes the predictor of `advice` and lets it learn from the traces, which are left at their begin:
+ * what a server with a predictor.path starts with. The caller destroys it. */
+int pred_timed_learn(struct pred_predictor **out, const struct pred_timed_advice *advice,
+                     struct pred_trace_reader *const *traces, uint32_t trace_count,
+                     struct base_err *err);
 
 /* The least time in which a run that moves these bytes can be done. */
 uint64_t pred_timed_bound_ns(const struct pred_machine *machine,

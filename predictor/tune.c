@@ -6,397 +6,398 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/must.h"
 #include "base/rng.h"
-#include "predictor/feed.h"
-#include "predictor/timed_run.h"
+#include "predictor/tune_priv.h"
 #include "tiering/policy.h"
+#include "tiering/tiering.h"
 
-enum { CANDIDATES_MAX = 128, SAMPLES = 4000, PROGRESS_EVERY = 1024 };
+/* COARSE_STEPS: of each quarter, for rounds of many candidates. BEST: of them, tried on all. */
+enum { SAMPLES = 4000, COARSE_STEPS = 1500, BEST = 5 };
 
 static const double half_lives[] = { 0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512 };
 static const double factors[] = { 0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.35, 1.6 };
 static const double shares[] = { 0.1, 0.25, 0.5, 0.75, 1 };
+static const uint32_t leads[] = { 1, 2, 3, 4 };
+static const uint32_t per_layers[] = { 1, 2, 4, 8, 16 };
+static const double bandwidth_shares[] = { 0.1, 0.3, 0.6, 1 };
+static const uint32_t experts_inflight[] = { 1, 2, 4, 8, 16 };
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
-/* One candidate while it runs, and what it cost. */
-struct run {
-    struct pred_tune_setting setting;
-    struct tier_decide *decide; /* NULL: a server would refuse it */
-    double *cost;               /* [sequences] */
-    struct pred_tune_sum sum;
-};
+/* ----------------------------------------------------------------------------- the settings -- */
 
-struct tune {
-    const struct pred_tune_args *args;
-    const struct pred_trace_header *header; /* of the first trace */
-    struct pred_tune_result *result;
-    struct pred_tune_parts parts;
-    struct pred_union joined;
-    struct tier_found *found;
-    struct pred_step step;   /* the part's tokens of the running step */
-    uint32_t room, *numbers; /* [room] */
-    char folder[160];           /* on the clock: where the halves are; \"\" = nowhere */
-    struct pred_trace_reader *halves[2];
-    double tokens[2];           /* of each half */
-    struct run runs[CANDIDATES_MAX];
-    uint32_t count;
+/* In the order in which the winner's are turned: what predicts first, since a policy that hears
+ * hints is nothing without them. */
+enum knob {
+    KNOB_PREDICTOR,
+    KNOB_POLICY,
+    KNOB_QUOTAS,
+    KNOB_HALF_LIFE,
+    KNOB_PREFILL,
+    KNOB_LEAD,
+    KNOB_PER_LAYER,
+    KNOB_BANDWIDTH,
+    KNOB_INFLIGHT,
+    KNOB_COUNT,
 };
+static const char *const knob_names[KNOB_COUNT] = {
+    "predictor.kind", "policy.eviction", "policy.quotas", "policy.half_life",
+    "policy.prefill_share", "predictor.lead", "prefetch.experts_per_layer_max",
+    "prefetch.bandwidth_share", "prefetch.inflight",
+};
+_Static_assert(KNOB_COUNT + 1 == PRED_TUNE_PATH_MAX, "the base and every knob");
+
+#define TURN(field)                                                                                \
+    do {                                                                                           \
+        if (memcmp(&s->field, &to->field, sizeof s->field) == 0) return false;                     \
+        memcpy(&s->field, &to->field, sizeof s->field);                                            \
+        return true;                                                                               \
+    } while (0)
+
+static bool turn_text(char *s, const char *to)
+{
+    if (strcmp(s, to) == 0) return false;
+    snprintf(s, sizeof((struct pred_tune_setting *)0)->policy, "%s", to);
+    return true;
+}
+
+/* Turns one knob of s to where `to` has it; false when it is there. */
+static bool turn(struct pred_tune_setting *s, const struct pred_tune_setting *to, enum knob knob)
+{
+    bool hinted = to->predictor[0] != '\0';
+    if (knob >= KNOB_LEAD && !hinted) return false;
+    switch (knob) {
+    case KNOB_PREDICTOR:
+        return turn_text(s->predictor, to->predictor);
+    case KNOB_POLICY:
+        return turn_text(s->policy, to->policy);
+    case KNOB_QUOTAS:
+        TURN(adaptive);
+    case KNOB_HALF_LIFE:
+        TURN(half_life_tokens);
+    case KNOB_PREFILL:
+        TURN(prefill_share);
+    case KNOB_LEAD:
+        TURN(lead);
+    case KNOB_PER_LAYER:
+        TURN(per_layer);
+    case KNOB_BANDWIDTH:
+        TURN(bandwidth_share);
+    case KNOB_INFLIGHT:
+        TURN(inflight);
+    case KNOB_COUNT:
+        break;
+    }
+    return false;
+}
 
 static bool same(const struct pred_tune_setting *a, const struct pred_tune_setting *b)
 {
-    return strcmp(a->policy, b->policy) == 0 && a->half_life_tokens == b->half_life_tokens &&
-           a->prefill_share == b->prefill_share && a->adaptive == b->adaptive;
-}
-
-static double expert_bytes(const struct tune *t, uint32_t layer)
-{
-    const struct pred_trace_header *h = t->header;
-    uint64_t bytes = h->expert_bytes ? h->expert_bytes[layer] : h->slot_bytes;
-    return bytes > 0 ? (double)bytes : 1;
-}
-
-/* ------------------------------------------------------------------------------ one reading -- */
-
-static int step_reserve(struct tune *t, uint32_t tokens)
-{
-    size_t ids = (size_t)tokens * t->header->layers * t->header->top_k;
-    if (tokens <= t->room) return 0;
-    free((void *)t->step.phases);
-    free((void *)t->step.expert_ids);
-    free((void *)t->step.expert_weights);
-    free(t->numbers);
-    t->step.phases = calloc(tokens, 1);
-    t->step.expert_ids = calloc(ids, sizeof(uint32_t));
-    t->step.expert_weights = calloc(ids, sizeof(float));
-    t->numbers = calloc(tokens, sizeof t->numbers[0]);
-    t->room = tokens;
-    bool all = t->step.phases && t->step.expert_ids && t->step.expert_weights && t->numbers;
-    return all ? 0 : -ENOMEM;
-}
-
-/* Copies the tokens of the part; `to` is t->step, without weights where there are none. */
-static int step_take(struct tune *t, const struct pred_step *from, uint32_t trace,
-                     enum pred_tune_part part, struct pred_step *to)
-{
-    uint32_t n = 0, top_k = t->header->top_k;
-    int rc = step_reserve(t, from->token_count);
-    if (rc < 0) return rc;
-    uint8_t *phases = (uint8_t *)t->step.phases;
-    uint32_t *ids = (uint32_t *)t->step.expert_ids;
-    float *weights = (float *)t->step.expert_weights;
-    for (uint32_t i = 0; i < from->token_count; i++) {
-        uint32_t number = pred_tune_parts_number(&t->parts, trace, from->seqs[i]);
-        if (number % 2 == (uint32_t)part) n++;
+    struct pred_tune_setting s = *a;
+    for (int knob = 0; knob < KNOB_COUNT; knob++) {
+        if (turn(&s, b, (enum knob)knob)) return false;
     }
-    for (uint32_t i = 0, at = 0; n > 0 && i < from->token_count; i++) {
-        uint32_t number = pred_tune_parts_number(&t->parts, trace, from->seqs[i]);
-        if (number % 2 != (uint32_t)part) continue;
-        for (uint32_t l = 0; l < t->header->layers; l++) {
-            size_t source = ((size_t)l * from->token_count + i) * top_k,
-                   target = ((size_t)l * n + at) * top_k;
-            memcpy(ids + target, from->expert_ids + source, top_k * sizeof ids[0]);
-            if (!from->expert_weights) continue;
-            memcpy(weights + target, from->expert_weights + source, top_k * sizeof weights[0]);
+    return true;
+}
+
+static bool decays(const struct pred_tune *t, const char *policy)
+{
+    const char *below = t->args->cache.policy_below;
+    return tier_policy_find(policy)->decayed || (below[0] && tier_policy_find(below)->decayed);
+}
+
+/* What a server insists on where nothing counts uses. */
+static double half_life_idle(void)
+{
+    for (size_t i = 0; i < tier_option_count; i++) {
+        if (strcmp(tier_options[i].key, "policy.half_life") == 0) {
+            return strtod(tier_options[i].initial, NULL);
         }
-        t->numbers[at] = number;
-        phases[at++] = from->phases[i];
     }
-    *to = t->step;
-    to->token_count = n;
-    if (!from->expert_weights) to->expert_weights = NULL;
-    return 0;
+    return 16;
 }
 
-/* Lookups of the acquire that nobody in memory could serve. */
-static uint32_t reads_of(struct tune *t, struct tier_decide *decide, uint32_t layer, uint32_t n,
-                         enum tier_phase phase)
+/* lru_with_prediction without predictions is refused by a server. */
+static bool serves(const struct pred_tune *t, const struct pred_tune_setting *s)
 {
-    const uint32_t *ids = t->joined.ids;
-    uint32_t done = 0, reads = 0;
-    while (done < n) {
-        uint32_t k = tier_decide_acquire(decide, layer, ids + done, n - done, phase, t->found);
-        MUST(k > 0); /* nothing is leased between two waves */
-        for (uint32_t i = 0; i < k; i++)
-            reads += t->found[i].from == t->args->cache.tier_count;
-        tier_decide_release(decide, layer, ids + done, k);
-        done += k;
-    }
-    return reads;
+    bool hints = s->predictor[0] != '\0' && t->args->advice.prefetch != PRED_TUNE_NEVER;
+    return hints || strcmp(s->policy, "lru_with_prediction") != 0;
 }
 
-/* What an acquire costs is shared by the tokens that asked. */
-static void acquire(struct tune *t, const struct pred_step *step, uint32_t layer,
-                    enum tier_phase phase)
+static void candidate_add(struct pred_tune *t, struct pred_tune_setting s)
 {
-    uint32_t n = pred_union_of(&t->joined, step, layer, phase), tokens = 0;
-    if (n == 0) return;
-    for (uint32_t i = 0; i < step->token_count; i++)
-        tokens += step->phases[i] == phase;
-    double each = expert_bytes(t, layer);
+    if (t->count > 0 && !serves(t, &s)) return;
+    if (t->count > 0 && !decays(t, s.policy)) s.half_life_tokens = half_life_idle();
     for (uint32_t c = 0; c < t->count; c++) {
-        struct run *run = &t->runs[c];
-        if (!run->decide) continue;
-        uint32_t reads = reads_of(t, run->decide, layer, n, phase);
-        run->sum.lookups += n;
-        run->sum.reads += reads;
-        run->sum.cost += reads * each;
-        for (uint32_t i = 0; reads > 0 && i < step->token_count; i++) {
-            if (step->phases[i] == phase) run->cost[t->numbers[i]] += reads * each / tokens;
-        }
+        if (same(&t->tries[c].setting, &s)) return;
     }
+    MUST(t->count < PRED_TUNE_CANDIDATES_MAX);
+    t->tries[t->count++].setting = s;
 }
 
-static int run_create(struct tune *t, struct run *run, struct base_err *err)
+/* -------------------------------------------------------------------------------- the rounds -- */
+
+/* What a round takes, in the units of the progress. */
+static double work_of(const struct pred_tune *t, enum pred_tune_part part, uint64_t steps_max,
+                      uint32_t cases, uint32_t predictors)
 {
-    const struct pred_tune_cache *cache = &t->args->cache;
-    struct tier_decide_config config = {
-        .layers = t->header->layers,
-        .experts = t->header->experts,
-        .top_k = t->header->top_k,
-        .tier_count = cache->tier_count,
-        .inclusive = cache->inclusive, .adaptive = run->setting.adaptive,
-        .half_life_tokens = run->setting.half_life_tokens,
-        .prefill_share = run->setting.prefill_share,
-        .strict = true,
-    };
-    for (uint32_t i = 0; i < cache->tier_count; i++) {
-        config.tiers[i].slots = cache->slots[i];
-        bool own = i > 0 && cache->policy_below[0];
-        memcpy(config.tiers[i].policy, own ? cache->policy_below : run->setting.policy,
-               sizeof config.tiers[i].policy);
-    }
-    run->sum = (struct pred_tune_sum){ 0 };
-    if (!run->cost) run->cost = calloc(t->parts.sequences, sizeof run->cost[0]);
-    if (!run->cost) return base_err_set(err, -ENOMEM, "no memory for a candidate");
-    memset(run->cost, 0, t->parts.sequences * sizeof run->cost[0]);
-    return tier_decide_create(&run->decide, &config, err);
+    if (!t->args->machine) return cases;
+    return pred_tune_clock_work(t, part, steps_max, cases, predictors);
 }
 
-/* A candidate that a server would refuse keeps its core NULL; the first one is somebody's
- * configuration and must do. */
-static int runs_create(struct tune *t, struct base_err *err)
+static bool is_long(const struct pred_tune *t)
 {
-    for (uint32_t c = 0; c < t->count; c++) {
-        struct base_err refused = { 0 };
-        int rc = run_create(t, &t->runs[c], &refused);
-        if (rc < 0 && (c == 0 || (rc != BASE_EBUDGET && rc != BASE_ECONFIG))) {
-            return base_err_set(err, rc, "%s", refused.text);
-        }
-    }
-    return 0;
+    uint64_t steps = t->steps[PRED_TUNE_QUARTER_0] + t->steps[PRED_TUNE_QUARTER_1];
+    return t->args->machine && steps > 3 * COARSE_STEPS;
 }
 
-static int evaluate_bytes(struct tune *t, enum pred_tune_part part, const char *what,
-                          struct base_err *err)
+static int compare_tries(const void *a, const void *b)
 {
-    static const enum tier_phase order[] = { TIER_DECODE, TIER_PREFILL };
-    const struct pred_replay_progress *progress = t->args->progress;
-    struct pred_trace_item item;
-    struct pred_step step;
-    uint64_t steps = 0;
-    int rc = 0;
-    for (uint32_t i = 0; rc >= 0 && i < t->args->trace_count; i++) {
-        struct pred_trace_reader *reader = t->args->traces[i];
-        while ((rc = pred_trace_reader_next(reader, PRED_WANT_STEPS, &item, err)) > 0) {
-            rc = step_take(t, &item.step, i, part, &step);
-            if (rc < 0) return base_err_set(err, rc, "no memory for a step");
-            for (uint32_t l = 0; step.token_count > 0 && l < t->header->layers; l++) {
-                for (int p = 0; p < 2; p++)
-                    acquire(t, &step, l, order[p]);
-            }
-            if (progress && ++steps % PROGRESS_EVERY == 0) {
-                struct pred_trace_health health;
-                pred_trace_reader_health(reader, &health);
-                progress->report(progress->context, what, health.read_bytes, health.file_bytes);
-            }
-        }
-        if (rc == 0) rc = pred_trace_reader_rewind(reader, err);
+    const struct pred_tune_try *const *x = a, *const *y = b;
+    if ((*x)->sum.cost != (*y)->sum.cost) return (*x)->sum.cost < (*y)->sum.cost ? -1 : 1;
+    return *x < *y ? -1 : *x > *y;
+}
+
+/* Leaves the first candidate and the best of the others by their first steps. */
+static int shortlist(struct pred_tune *t, const char *what, struct base_err *err)
+{
+    struct pred_tune_try *order[PRED_TUNE_CANDIDATES_MAX];
+    struct pred_tune_setting best[BEST + 1];
+    uint32_t n = 0;
+    if (!is_long(t) || t->count <= BEST + 1) return 0;
+    int rc = pred_tune_evaluate(t, PRED_TUNE_TUNED, COARSE_STEPS, what, err);
+    best[0] = t->tries[0].setting;
+    for (uint32_t c = 1; c < t->count; c++) {
+        if (t->tries[c].decide) order[n++] = &t->tries[c];
     }
+    if (n > 0) qsort(order, n, sizeof(struct pred_tune_try *), compare_tries);
+    if (n > BEST) n = BEST;
+    for (uint32_t i = 0; i < n; i++) best[i + 1] = order[i]->setting;
+    t->result->candidates += t->count;
+    pred_tune_tries_end(t);
+    t->count = 0;
+    for (uint32_t i = 0; i <= n; i++) candidate_add(t, best[i]);
     return rc;
 }
 
-/* What an engine would take for the part: cases on the clock of the machine. */
-static void step_done(void *context, const struct pred_step *step, uint64_t ns)
-{
-    struct run *run = context;
-    for (uint32_t i = 0; i < step->token_count; i++) {
-        run->cost[step->seqs[i]] += (double)ns / step->token_count;
-    }
-}
-
-static int evaluate_clock(struct tune *t, enum pred_tune_part part, const char *what,
-                          struct base_err *err)
-{
-    static struct pred_timed_case cases[CANDIDATES_MAX];
-    static struct pred_timed_result results[CANDIDATES_MAX];
-    const struct pred_tune_cache *cache = &t->args->cache;
-    struct pred_timed_summary summary;
-    uint32_t count = 0, of[CANDIDATES_MAX];
-    (void)what;
-    for (uint32_t c = 0; c < t->count; c++) {
-        struct run *run = &t->runs[c];
-        if (!run->decide) continue;
-        of[count] = c;
-        cases[count] = (struct pred_timed_case){
-            .tier_count = cache->tier_count, .inclusive = cache->inclusive,
-            .slots = { cache->slots[0], cache->slots[1] },
-            .prefill_share = run->setting.prefill_share,
-            .half_life_tokens = run->setting.half_life_tokens, .adaptive = run->setting.adaptive,
-            .step_done = step_done, .context = run,
-        };
-        memcpy(cases[count].policy_below, cache->policy_below, sizeof cases[0].policy_below);
-        memcpy(cases[count++].policy, run->setting.policy, sizeof cases[0].policy);
-    }
-    const struct pred_timed_args args = {
-        .reader = t->halves[part], .machine = t->args->machine, .cases = cases, .count = count,
-        .progress = t->args->progress,
-    };
-    int rc = pred_timed_run(&args, results, &summary, err);
-    for (uint32_t i = 0; rc >= 0 && i < count; i++) {
-        const struct pred_timed_stats *stats = &results[i].stats;
-        struct pred_tune_sum *sum = &t->runs[of[i]].sum;
-        for (int cell = 0; cell < TIER_CELL_COUNT; cell++) {
-            sum->lookups += (double)stats->cells[cell].lookups;
-            sum->reads += (double)stats->cells[cell].misses;
-        }
-        if (cache->tier_count == 2) {
-            sum->reads = (double)(stats->below_lookups - stats->below_hits);
-        }
-        sum->cost = (double)results[i].time_ns;
-    }
-    pred_timed_results_fini(results, count);
-    return rc < 0 ? rc : pred_trace_reader_rewind(t->halves[part], err);
-}
-
-/* All candidates over one part, by what counts. */
-static int evaluate(struct tune *t, enum pred_tune_part part, const char *what,
-                    struct base_err *err)
-{
-    int rc = runs_create(t, err);
-    if (rc < 0) return rc;
-    rc = (t->args->machine ? evaluate_clock : evaluate_bytes)(t, part, what, err);
-    for (uint32_t c = 0; c < t->count; c++) t->runs[c].sum.tokens = t->tokens[part];
-    return rc;
-}
-
-static void runs_end(struct tune *t)
-{
-    for (uint32_t c = 0; c < t->count; c++) {
-        tier_decide_destroy(t->runs[c].decide);
-        t->runs[c].decide = NULL;
-    }
-}
-
-/* --------------------------------------------------------------------------------- searching -- */
-
-static void candidate_add(struct tune *t, struct pred_tune_setting setting)
-{
-    for (uint32_t c = 0; c < t->count; c++) {
-        if (same(&t->runs[c].setting, &setting)) return;
-    }
-    MUST(t->count < CANDIDATES_MAX);
-    t->runs[t->count++].setting = setting;
-}
-
-/* Tries what was added beside `best` and leaves the one in it that reads least; of equals the one
- * added first, so that nothing is changed for nothing. */
-static int choose(struct tune *t, struct pred_tune_setting *best, const char *what,
+/* Tries what was added and leaves the one in `best` that costs least; of equals the one added
+ * first, so that nothing is changed for nothing. */
+static int choose(struct pred_tune *t, struct pred_tune_setting *best, const char *what,
                   struct base_err *err)
 {
     uint32_t winner = 0;
-    int rc = evaluate(t, PRED_TUNE_TUNED, what, err);
+    uint64_t listed = t->result->candidates;
+    int rc = shortlist(t, what, err);
+    if (rc == 0) rc = pred_tune_evaluate(t, PRED_TUNE_TUNED, 0, what, err);
     for (uint32_t c = 1; rc == 0 && c < t->count; c++) {
-        const struct run *run = &t->runs[c];
-        if (run->decide && run->sum.cost < t->runs[winner].sum.cost) winner = c;
+        const struct pred_tune_try *try = &t->tries[c];
+        if (try->decide && try->sum.cost < t->tries[winner].sum.cost) winner = c;
     }
-    if (rc == 0) *best = t->runs[winner].setting;
-    t->result->candidates += t->count;
-    runs_end(t);
+    if (rc == 0) *best = t->tries[winner].setting;
+    if (t->result->candidates == listed) t->result->candidates += t->count;
+    pred_tune_tries_end(t);
     t->count = 0;
     return rc;
 }
 
-static bool decays(const char *policy)
+/* -- what each tries beside the best so far ---------------------------------------------------- */
+
+static void policy_add(struct pred_tune *t, const struct pred_tune_setting *best, const char *name)
 {
-    return tier_policy_find(policy)->decayed;
+    struct pred_tune_setting s = *best;
+    turn_text(s.policy, name);
+    candidate_add(t, s);
+    for (size_t h = 0; tier_policy_find(name)->decayed && h < COUNT(half_lives); h++) {
+        s.half_life_tokens = half_lives[h];
+        candidate_add(t, s);
+    }
 }
 
-static int search(struct tune *t, struct pred_tune_setting *best, struct base_err *err)
+/* The base's own first: where nobody hints some policies are one. */
+static void policies_add(struct pred_tune *t, const struct pred_tune_setting *best)
 {
     const char *name;
-    *best = t->args->base;
-    candidate_add(t, *best);
+    policy_add(t, best, best->policy);
     for (size_t i = 0; (name = tier_policy_name(i)) != NULL; i++) {
-        struct pred_tune_setting s = t->args->base;
         /* pinned takes a list that no server has an option for. */
         if (tier_policy_find(name)->replay_only || strcmp(name, "pinned") == 0) continue;
-        snprintf(s.policy, sizeof s.policy, "%s", name);
+        policy_add(t, best, name);
+    }
+}
+
+static void quotas_add(struct pred_tune *t, const struct pred_tune_setting *best)
+{
+    struct pred_tune_setting s = *best;
+    s.adaptive = !s.adaptive;
+    candidate_add(t, s);
+}
+
+static void shares_add(struct pred_tune *t, const struct pred_tune_setting *best)
+{
+    struct pred_tune_setting s = *best;
+    for (size_t i = 0; t->parts.prefill_tokens > 0 && i < COUNT(shares); i++) {
+        s.prefill_share = shares[i];
         candidate_add(t, s);
-        for (size_t h = 0; decays(name) && h < COUNT(half_lives); h++) {
-            s.half_life_tokens = half_lives[h];
-            candidate_add(t, s);
-        }
     }
-    int rc = choose(t, best, "trying policies", err);
-    if (rc == 0) {
-        struct pred_tune_setting s = *best;
-        candidate_add(t, *best);
-        s.adaptive = !s.adaptive;
+}
+
+/* Each with the policy that was best, and with the one that was made for it. */
+static void predictors_add(struct pred_tune *t, const struct pred_tune_setting *best)
+{
+    static const char *const policies[] = { "lru_with_prediction", "lfu" };
+    const char *name;
+    struct pred_tune_setting s = *best;
+    if (!t->args->machine) return;
+    for (size_t i = 0; (name = pred_predictor_name(i)) != NULL; i++) {
+        const struct pred_predictor_ops *ops = pred_predictor_find(name);
+        bool none = strcmp(name, "none") == 0;
+        if (ops->replay_only || ops->live_only) continue;
+        s = *best;
+        turn_text(s.predictor, none ? "" : name);
         candidate_add(t, s);
-        rc = choose(t, best, "trying quotas", err);
+        turn_text(s.policy, policies[none]);
+        if (!decays(t, best->policy)) s.half_life_tokens = half_life_idle();
+        candidate_add(t, s);
     }
-    if (rc == 0 && t->parts.prefill_tokens > 0) {
-        struct pred_tune_setting s = *best;
-        candidate_add(t, *best);
-        for (size_t i = 0; i < COUNT(shares); i++) {
-            s.prefill_share = shares[i];
+}
+
+static bool prefetches(const struct pred_tune *t, const struct pred_tune_setting *s)
+{
+    uint32_t per_layer;
+    return pred_tune_per_layer(t, s, &per_layer) && per_layer > 0;
+}
+
+static void leads_add(struct pred_tune *t, const struct pred_tune_setting *best)
+{
+    struct pred_tune_setting s = *best;
+    for (size_t i = 0; prefetches(t, best) && i < COUNT(leads); i++) {
+        s.lead = leads[i];
+        if (s.lead >= t->args->advice.lead_min && s.lead < t->header->layers) candidate_add(t, s);
+    }
+}
+
+/* More than there are slots for is what there are slots for. */
+static void depths_add(struct pred_tune *t, const struct pred_tune_setting *best)
+{
+    struct pred_tune_setting s = *best;
+    uint32_t now, then;
+    if (!pred_tune_per_layer(t, best, &now) || now == 0) return;
+    for (size_t i = 0; i < COUNT(per_layers); i++) {
+        s.per_layer = per_layers[i];
+        if (pred_tune_per_layer(t, &s, &then) && then == s.per_layer && then != now) {
             candidate_add(t, s);
         }
-        rc = choose(t, best, "trying prefill shares", err);
     }
-    if (rc == 0 && decays(best->policy) && best->half_life_tokens > 0) {
-        struct pred_tune_setting s = *best;
+}
+
+static void budgets_add(struct pred_tune *t, const struct pred_tune_setting *best)
+{
+    struct pred_tune_setting s = *best;
+    for (size_t i = 0; prefetches(t, best) && i < COUNT(bandwidth_shares); i++) {
+        s.bandwidth_share = bandwidth_shares[i];
+        candidate_add(t, s);
+    }
+}
+
+/* What a server counts as one expert under way. */
+static uint64_t expert_room(const struct pred_tune *t)
+{
+    const struct pred_machine *m = t->args->machine;
+    uint64_t most = t->header->slot_bytes;
+    if (m->read_bytes > most) most = m->read_bytes;
+    if (m->expert_bytes > most && !t->header->expert_bytes) most = m->expert_bytes;
+    for (uint32_t l = 0; t->header->expert_bytes && l < t->header->layers; l++) {
+        if (t->header->expert_bytes[l] > most) most = t->header->expert_bytes[l];
+    }
+    return most;
+}
+
+static void inflights_add(struct pred_tune *t, const struct pred_tune_setting *best)
+{
+    struct pred_tune_setting s = *best;
+    uint64_t each = t->args->machine ? expert_room(t) : 0;
+    for (size_t i = 0; prefetches(t, best) && i < COUNT(experts_inflight); i++) {
+        s.inflight = experts_inflight[i] * each;
+        if (each > 0 && s.inflight / each != best->inflight / each) candidate_add(t, s);
+    }
+}
+
+static void finer_half_lives_add(struct pred_tune *t, const struct pred_tune_setting *best)
+{
+    struct pred_tune_setting s = *best;
+    if (!tier_policy_find(best->policy)->decayed || best->half_life_tokens <= 0) return;
+    for (size_t i = 0; i < COUNT(factors); i++) {
+        s.half_life_tokens = fmax(1, round(best->half_life_tokens * factors[i]));
+        candidate_add(t, s);
+    }
+}
+
+/* cases, predictors: as many as there may be, for the plan. */
+static const struct {
+    void (*add)(struct pred_tune *t, const struct pred_tune_setting *best);
+    const char *what;
+    uint32_t cases, predictors;
+    bool many, on_clock;
+} rounds[] = {
+    { policies_add, "trying policies", 46, 0, true, false },
+    { quotas_add, "trying quotas", 2, 0, false, false },
+    { shares_add, "trying prefill shares", 6, 0, false, false },
+    { predictors_add, "trying predictors", 15, 6, true, true },
+    { leads_add, "trying leads", 4, 4, false, true },
+    { depths_add, "trying depths", 6, 1, false, true },
+    { budgets_add, "trying budgets", 5, 1, false, true },
+    { inflights_add, "trying bytes under way", 6, 1, false, true },
+    { finer_half_lives_add, "trying half-lives", 9, 1, false, false },
+};
+
+static double round_work(const struct pred_tune *t, size_t i)
+{
+    uint32_t cases = rounds[i].cases, predictors = rounds[i].predictors;
+    if (rounds[i].on_clock && !t->args->machine) return 0;
+    if (!rounds[i].on_clock) predictors = t->args->base.predictor[0] || predictors > 0;
+    if (!rounds[i].many || !is_long(t)) {
+        return work_of(t, PRED_TUNE_TUNED, 0, cases, predictors);
+    }
+    return work_of(t, PRED_TUNE_TUNED, COARSE_STEPS, cases, predictors) +
+           work_of(t, PRED_TUNE_TUNED, 0, BEST + 1, predictors < 3 ? predictors : 3);
+}
+
+static void plan(struct pred_tune *t)
+{
+    for (size_t i = 0; i < COUNT(rounds); i++) t->work_planned += round_work(t, i);
+    for (int part = PRED_TUNE_TUNED; part <= PRED_TUNE_HELD_OUT; part++) {
+        t->work_planned += work_of(t, (enum pred_tune_part)part, 0, 6, t->args->machine ? 2 : 0);
+    }
+}
+
+static int search(struct pred_tune *t, struct pred_tune_setting *best, struct base_err *err)
+{
+    int rc = 0;
+    *best = t->args->base;
+    plan(t);
+    for (size_t i = 0; rc == 0 && i < COUNT(rounds); i++) {
+        double left = t->work_planned - t->work_done - round_work(t, i);
         candidate_add(t, *best);
-        for (size_t i = 0; i < COUNT(factors); i++) {
-            s.half_life_tokens = fmax(1, round(best->half_life_tokens * factors[i]));
-            candidate_add(t, s);
-        }
-        rc = choose(t, best, "trying half-lives", err);
+        rounds[i].add(t, best);
+        if (t->count > 1) rc = choose(t, best, rounds[i].what, err);
+        t->count = 0;
+        t->work_planned = t->work_done + left;
     }
     return rc;
 }
 
-/* ------------------------------------------------------------------------------ the judgement --
- */
+/* ----------------------------------------------------------------------------- the judgement -- */
 
-static void path_add(struct pred_tune_result *r, const char *knob,
-                     const struct pred_tune_setting *setting)
+static void path_make(struct pred_tune *t, const struct pred_tune_setting *best)
 {
-    r->path[r->path_count++] = (struct pred_tune_step){ .knob = knob, .setting = *setting };
-}
-
-static void path_make(struct tune *t, const struct pred_tune_setting *best)
-{
+    struct pred_tune_result *r = t->result;
     struct pred_tune_setting s = t->args->base;
-    path_add(t->result, NULL, &s);
-    if (strcmp(s.policy, best->policy) != 0) {
-        memcpy(s.policy, best->policy, sizeof s.policy);
-        path_add(t->result, "policy.eviction", &s);
-    }
-    if (s.adaptive != best->adaptive) {
-        s.adaptive = best->adaptive;
-        path_add(t->result, "policy.quotas", &s);
-    }
-    if (s.half_life_tokens != best->half_life_tokens) {
-        s.half_life_tokens = best->half_life_tokens;
-        path_add(t->result, "policy.half_life", &s);
-    }
-    if (s.prefill_share != best->prefill_share) {
-        s.prefill_share = best->prefill_share;
-        path_add(t->result, "policy.prefill_share", &s);
+    r->path[r->path_count++] = (struct pred_tune_step){ .setting = s };
+    for (int knob = 0; knob < KNOB_COUNT; knob++) {
+        if (!turn(&s, best, (enum knob)knob)) continue;
+        r->path[r->path_count++] = (struct pred_tune_step){ .knob = knob_names[knob],
+                                                            .setting = s };
     }
 }
 
@@ -407,7 +408,8 @@ static int compare(const void *a, const void *b)
 }
 
 /* Sequences drawn with replacement, the same ones for both settings. */
-static int bootstrap(struct tune *t, const double *base, const double *won, struct base_err *err)
+static int bootstrap(struct pred_tune *t, const double *base, const double *won,
+                     struct base_err *err)
 {
     struct pred_tune_result *r = t->result;
     double *samples = calloc(SAMPLES, sizeof samples[0]);
@@ -430,22 +432,34 @@ static int bootstrap(struct tune *t, const double *base, const double *won, stru
     return 0;
 }
 
-static int judge(struct tune *t, const struct pred_tune_setting *best, struct base_err *err)
+/* A step between that no server would take (adaptive quotas before a policy per layer) changes
+ * nothing yet. */
+static void path_fill(struct pred_tune *t, enum pred_tune_part part)
+{
+    struct pred_tune_result *r = t->result;
+    for (uint32_t i = 0; i < r->path_count; i++) {
+        struct pred_tune_try *try = &t->tries[i];
+        if (i > 0 && !try->decide) try->sum = t->tries[i - 1].sum;
+        *(part == PRED_TUNE_TUNED ? &r->path[i].tuned : &r->path[i].held_out) = try->sum;
+    }
+}
+
+static int judge(struct pred_tune *t, const struct pred_tune_setting *best, struct base_err *err)
 {
     struct pred_tune_result *r = t->result;
     path_make(t, best);
     for (int part = PRED_TUNE_TUNED; part <= PRED_TUNE_HELD_OUT; part++) {
         t->count = r->path_count;
-        for (uint32_t i = 0; i < t->count; i++)
-            t->runs[i].setting = r->path[i].setting;
-        int rc = evaluate(t, (enum pred_tune_part)part, "checking on the held-out half", err);
-        runs_end(t);
+        for (uint32_t i = 0; i < t->count; i++) t->tries[i].setting = r->path[i].setting;
+        int rc = pred_tune_evaluate(t, (enum pred_tune_part)part, 0,
+                                    part == PRED_TUNE_TUNED ? "checking on the tuned half"
+                                                            : "checking on the held-out half",
+                                    err);
+        if (rc == 0) path_fill(t, (enum pred_tune_part)part);
+        pred_tune_tries_end(t);
         if (rc < 0) return rc;
-        for (uint32_t i = 0; i < t->count; i++) {
-            *(part == PRED_TUNE_TUNED ? &r->path[i].tuned : &r->path[i].held_out) = t->runs[i].sum;
-        }
     }
-    const struct run *base = &t->runs[0], *won = &t->runs[r->path_count - 1];
+    const struct pred_tune_try *base = &t->tries[0], *won = &t->tries[r->path_count - 1];
     if (base->sum.cost > 0) r->saved = 1 - won->sum.cost / base->sum.cost;
     int rc = bootstrap(t, base->cost, won->cost, err);
     r->better = rc == 0 && r->path_count > 1 && r->saved > 0 && r->saved_low > 0;
@@ -454,99 +468,25 @@ static int judge(struct tune *t, const struct pred_tune_setting *best, struct ba
 
 /* ------------------------------------------------------------------------------------ set-up -- */
 
-/* The tokens of each half as a trace whose sequences have the numbers of the parts. */
-static int half_write(struct tune *t, enum pred_tune_part part, const char *path,
-                      struct base_err *err)
+static int base_check(const struct pred_tune *t, struct base_err *err)
 {
-    struct pred_trace_config config;
-    struct base_option_group group = { "trace", pred_trace_options, pred_trace_option_count,
-                                       &config };
-    struct pred_trace_header header = *t->header;
-    struct pred_trace_writer *writer;
-    struct pred_trace_item item;
-    struct pred_step step;
-    uint64_t *seqs = NULL;
-    uint32_t *positions = NULL;
-    base_option_defaults(&group, 1);
-    snprintf(config.path, sizeof config.path, "%.*s", (int)sizeof config.path - 1, path);
-    config.weights = PRED_WEIGHTS_F32;
-    header.decide.tier_count = 0;
-    header.yaml = NULL;
-    int rc = pred_trace_writer_open(&writer, &config, &header, false, err);
-    if (rc < 0) return rc;
-    pred_trace_writer_patient(writer);
-    for (uint32_t i = 0; rc >= 0 && i < t->args->trace_count; i++) {
-        struct pred_trace_reader *reader = t->args->traces[i];
-        while ((rc = pred_trace_reader_next(reader, PRED_WANT_STEPS, &item, err)) > 0) {
-            rc = step_take(t, &item.step, i, part, &step);
-            if (rc < 0) break;
-            uint64_t *more = realloc(seqs, (step.token_count + 1) * sizeof seqs[0]);
-            if (more) seqs = more;
-            uint32_t *zero = realloc(positions, (step.token_count + 1) * sizeof positions[0]);
-            if (zero) positions = zero;
-            if (!more || !zero) rc = -ENOMEM;
-            if (rc < 0 || step.token_count == 0) continue;
-            for (uint32_t k = 0; k < step.token_count; k++) {
-                seqs[k] = t->numbers[k];
-                positions[k] = 0;
-            }
-            step.seqs = seqs;
-            step.positions = positions;
-            pred_trace_writer_step(writer, &step);
-        }
-        if (rc == 0) rc = pred_trace_reader_rewind(reader, err);
+    const struct pred_tune_setting *base = &t->args->base;
+    if (!tier_policy_find(base->policy)) {
+        return base_err_set(err, BASE_ECONFIG, "no policy is called \"%s\"", base->policy);
     }
-    free(seqs);
-    free(positions);
-    struct base_err closing = { 0 };
-    int end = pred_trace_writer_close(writer, &closing);
-    if (rc < 0) return base_err_set(err, rc, "cannot keep a half of the trace");
-    return end < 0 ? base_err_set(err, end, "%s", closing.text) : 0;
-}
-
-static void half_path(const struct tune *t, int part, char *to, size_t size)
-{
-    snprintf(to, size, "%s/half-%d", t->folder, part);
-}
-
-static void halves_end(struct tune *t)
-{
-    char path[200];
-    for (int part = 0; part < 2; part++) {
-        pred_trace_reader_close(t->halves[part]);
-        if (!t->folder[0]) continue;
-        half_path(t, part, path, sizeof path);
-        unlink(path);
+    const struct pred_predictor_ops *ops =
+        base->predictor[0] ? pred_predictor_find(base->predictor) : NULL;
+    if (base->predictor[0] && (!ops || ops->replay_only)) {
+        return base_err_set(err, BASE_ECONFIG, "no predictor is called \"%s\"", base->predictor);
     }
-    if (t->folder[0]) rmdir(t->folder);
-}
-
-static int halves_make(struct tune *t, struct base_err *err)
-{
-    const char *dir = getenv("TMPDIR");
-    char path[200];
-    if (!dir || !*dir) dir = "/tmp";
-    int length = snprintf(t->folder, sizeof t->folder, "%s/expertier-tune-XXXXXX", dir);
-    if (length >= (int)sizeof t->folder) {
-        t->folder[0] = '\0';
-        return base_err_set(err, -ENAMETOOLONG, "TMPDIR: %.80s...: this path is too long", dir);
-    }
-    if (!mkdtemp(t->folder)) {
-        int rc = base_err_set(err, -errno, "%s: no temporary folder can be made there: %s",
-                              t->folder, strerror(errno));
-        t->folder[0] = '\0';
-        return rc;
-    }
-    for (int part = 0; part < 2; part++) {
-        half_path(t, part, path, sizeof path);
-        int rc = half_write(t, (enum pred_tune_part)part, path, err);
-        if (rc == 0) rc = pred_trace_reader_open(&t->halves[part], path, err);
-        if (rc < 0) return rc;
+    if (ops && ops->live_only) {
+        return base_err_set(err, BASE_ECONFIG, "predictor.kind: %s needs hidden states, which no "
+                            "trace holds: begin with another one, blend or none", base->predictor);
     }
     return 0;
 }
 
-static int prepare(struct tune *t, struct base_err *err)
+static int prepare(struct pred_tune *t, struct base_err *err)
 {
     const struct pred_trace_header *h = t->header;
     for (uint32_t i = 1; i < t->args->trace_count; i++) {
@@ -558,23 +498,20 @@ static int prepare(struct tune *t, struct base_err *err)
                             ", top-%" PRIu32,
                             h->layers, h->experts, h->top_k, o->layers, o->experts, o->top_k);
     }
-    if (!tier_policy_find(t->args->base.policy)) {
-        return base_err_set(err, BASE_ECONFIG, "no policy is called \"%s\"", t->args->base.policy);
-    }
+    int rc = base_check(t, err);
+    if (rc < 0) return rc;
     t->result->on_clock = t->args->machine != NULL;
     t->result->known_bytes = h->expert_bytes || h->slot_bytes > 0;
     t->found = calloc(h->experts, sizeof t->found[0]);
     if (!t->found) return base_err_set(err, -ENOMEM, "no memory to tune");
-    int rc = pred_union_init(&t->joined, h->experts, h->top_k);
+    rc = pred_union_init(&t->joined, h->experts, h->top_k);
     if (rc < 0) return base_err_set(err, rc, "no memory to tune");
     rc = pred_tune_parts_init(&t->parts, t->args, err);
     if (rc < 0) return rc;
     t->result->sequences = t->parts.sequences;
     t->result->held_out_sequences = t->parts.sequences / 2;
     t->result->shared_text = t->parts.shared_text;
-    t->tokens[0] = t->parts.tokens[0];
-    t->tokens[1] = t->parts.tokens[1];
-    if (t->parts.sequences >= 2) return t->args->machine ? halves_make(t, err) : 0;
+    if (t->parts.sequences >= 2) return t->args->machine ? pred_tune_clock_begin(t, err) : 0;
     return base_err_set(err, BASE_ECONFIG,
                         "%" PRIu32 " sequence in all: at least 2 are needed, one to tune on and "
                         "one to hold out",
@@ -585,7 +522,7 @@ int pred_tune_run(const struct pred_tune_args *args, struct pred_tune_result *re
                   struct base_err *err)
 {
     struct pred_tune_setting best;
-    struct tune *t = calloc(1, sizeof *t);
+    struct pred_tune *t = calloc(1, sizeof *t);
     if (!t) return base_err_set(err, -ENOMEM, "no memory to tune");
     memset(result, 0, sizeof *result);
     t->args = args;
@@ -594,15 +531,16 @@ int pred_tune_run(const struct pred_tune_args *args, struct pred_tune_result *re
     int rc = prepare(t, err);
     if (rc == 0) rc = search(t, &best, err);
     if (rc == 0) rc = judge(t, &best, err);
-    for (uint32_t c = 0; c < CANDIDATES_MAX; c++) {
-        tier_decide_destroy(t->runs[c].decide);
-        free(t->runs[c].cost);
+    for (uint32_t c = 0; c < PRED_TUNE_CANDIDATES_MAX; c++) {
+        tier_decide_destroy(t->tries[c].decide);
+        free(t->tries[c].cost);
     }
-    halves_end(t);
+    pred_tune_clock_end(t);
     pred_union_fini(&t->joined);
     pred_tune_parts_fini(&t->parts);
     free(t->found);
     free((void *)t->step.phases);
+    free((void *)t->step.tokens);
     free((void *)t->step.expert_ids);
     free((void *)t->step.expert_weights);
     free(t->numbers);

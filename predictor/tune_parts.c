@@ -6,7 +6,7 @@
 #include "base/must.h"
 #include "port/hash.h"
 #include "predictor/import_out.h"
-#include "predictor/tune.h"
+#include "predictor/tune_priv.h"
 
 /* Windows are kept as bits by their hash: 8 MiB hold a million with 1.5% mistaken for known. */
 enum { BITS = 1 << 26 };

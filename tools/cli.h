@@ -75,6 +75,8 @@ struct cli_progress {
 };
 void cli_progress_begin(struct cli_progress *progress, const char *what, bool quiet);
 void cli_progress_bytes(struct cli_progress *progress, uint64_t done, uint64_t total);
+/* The same of work that has no bytes; `what` may change under way, the time left is of all. */
+void cli_progress_share(struct cli_progress *progress, const char *what, double share);
 void cli_progress_end(struct cli_progress *progress);
 
 /* A table on stdout: columns sized to fit, numbers right-aligned. Rows of `columns` texts. */

@@ -21,46 +21,64 @@ void cli_progress_begin(struct cli_progress *progress, const char *what, bool qu
                                        .started_ns = base_now_ns() };
 }
 
-static void print_progress(const struct cli_progress *progress, uint64_t done, uint64_t total,
+/* `amounts`: what stands between the share and the time left. */
+static void print_progress(const struct cli_progress *progress, double share, const char *amounts,
                            uint64_t passed_ns, bool terminal)
 {
-    char done_text[32], total_text[32], rate_text[32], left_text[32];
-    double rate = (double)done * 1e9 / (double)passed_ns;
-    double left_ns = done > 0 ? (double)(total - done) * (double)passed_ns / (double)done : 0.0;
-    double share = total > 0 ? (double)done / (double)total : 1.0;
-    base_str_bytes(done_text, sizeof done_text, done);
-    base_str_bytes(total_text, sizeof total_text, total);
-    base_str_bytes(rate_text, sizeof rate_text, (uint64_t)rate);
-    base_str_duration(left_text, sizeof left_text, (uint64_t)left_ns);
-    char bar[BAR_CELLS + 1];
+    char left_text[32], bar[BAR_CELLS + 1];
+    double left_ns = share > 0 ? (double)passed_ns * (1 - share) / share : 0.0;
     int full = (int)(share * BAR_CELLS);
+    base_str_duration(left_text, sizeof left_text, (uint64_t)left_ns);
     for (int i = 0; i < BAR_CELLS; i++) {
         bar[i] = i < full ? '#' : '.';
     }
     bar[BAR_CELLS] = '\0';
     if (terminal) {
-        fprintf(stderr, "\r%s [%s] %3.0f%%  %s of %s  %s/s  %s left\033[K", progress->what, bar,
-                share * 100.0, done_text, total_text, rate_text, left_text);
+        fprintf(stderr, "\r%s [%s] %3.0f%%  %s%s left\033[K", progress->what, bar, share * 100.0,
+                amounts, left_text);
     } else {
-        fprintf(stderr, "%s: %.0f%%  %s of %s  %s/s  %s left\n", progress->what, share * 100.0,
-                done_text, total_text, rate_text, left_text);
+        fprintf(stderr, "%s: %.0f%%  %s%s left\n", progress->what, share * 100.0, amounts,
+                left_text);
     }
+}
+
+/* True when it is time to show something. */
+static bool is_due(struct cli_progress *progress, uint64_t now, double share)
+{
+    if (progress->quiet || now - progress->started_ns < silent_ns) return false;
+    bool terminal = isatty(STDERR_FILENO) == 1;
+    unsigned tenth = (unsigned)(share * 10.0);
+    if (terminal && progress->shown && now - progress->shown_ns < redraw_ns && share < 1) {
+        return false;
+    }
+    if (!terminal && tenth == progress->shown_tenth) return false;
+    progress->shown = true;
+    progress->shown_ns = now;
+    progress->shown_tenth = tenth;
+    return true;
 }
 
 void cli_progress_bytes(struct cli_progress *progress, uint64_t done, uint64_t total)
 {
-    if (progress->quiet) return;
+    char done_text[32], total_text[32], rate_text[32], amounts[128];
     uint64_t now = base_now_ns(), passed_ns = now - progress->started_ns;
-    if (passed_ns < silent_ns) return;
     if (done > total) done = total;
-    bool terminal = isatty(STDERR_FILENO) == 1;
-    unsigned tenth = total > 0 ? (unsigned)((double)done / (double)total * 10.0) : 10;
-    if (terminal && progress->shown && now - progress->shown_ns < redraw_ns && done < total) return;
-    if (!terminal && tenth == progress->shown_tenth) return;
-    print_progress(progress, done, total, passed_ns, terminal);
-    progress->shown = true;
-    progress->shown_ns = now;
-    progress->shown_tenth = tenth;
+    double share = total > 0 ? (double)done / (double)total : 1.0;
+    if (!is_due(progress, now, share)) return;
+    base_str_bytes(done_text, sizeof done_text, done);
+    base_str_bytes(total_text, sizeof total_text, total);
+    base_str_bytes(rate_text, sizeof rate_text, (uint64_t)((double)done * 1e9 / (double)passed_ns));
+    snprintf(amounts, sizeof amounts, "%s of %s  %s/s  ", done_text, total_text, rate_text);
+    print_progress(progress, share, amounts, passed_ns, isatty(STDERR_FILENO) == 1);
+}
+
+void cli_progress_share(struct cli_progress *progress, const char *what, double share)
+{
+    uint64_t now = base_now_ns();
+    if (share > 1) share = 1;
+    progress->what = what;
+    if (!is_due(progress, now, share)) return;
+    print_progress(progress, share, "", now - progress->started_ns, isatty(STDERR_FILENO) == 1);
 }
 
 void cli_progress_end(struct cli_progress *progress)

@@ -42,6 +42,13 @@ void cli_replay_config_free(struct cli_replay_config *config);
 /* The value as text; "" for a key that this build does not have. */
 const char *cli_replay_config_get(struct cli_replay_config *config, const char *key);
 
+/* The value as a number: a share as its part, a size in bytes; 0 for what is none. What was read as
+ * an option parses. */
+double cli_replay_config_real(struct cli_replay_config *config, const char *key);
+bool cli_replay_config_is(struct cli_replay_config *config, const char *key, const char *value);
+
+/* All keys with this beginning get their defaults again. */
+void cli_replay_config_reset(struct cli_replay_config *config, const char *beginning);
 /* One "key=value" over it. */
 int cli_replay_config_set(struct cli_replay_config *config, const char *pair, struct base_err *err);
 /* All keys and values, as a YAML that a server takes. */

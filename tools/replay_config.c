@@ -1,8 +1,12 @@
 #include "tools/replay.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "base/must.h"
+#include "base/str.h"
 #include "engine/advice.h"
 #include "engine/engine.h"
 #include "engine/ranks.h"
@@ -111,4 +115,35 @@ const char *cli_replay_config_get(struct cli_replay_config *c, const char *key)
     c->text[0] = '\0';
     if (base_option_get(c->groups, GROUPS, key, c->text, sizeof c->text) < 0) return "";
     return c->text;
+}
+
+double cli_replay_config_real(struct cli_replay_config *c, const char *key)
+{
+    const char *text = cli_replay_config_get(c, key);
+    uint64_t bytes;
+    double value = 0;
+    if (strchr(text, '%')) base_str_share_parse(text, &value);
+    else if (base_str_bytes_parse(text, &bytes) == 0) value = (double)bytes;
+    else base_str_double_parse(text, &value);
+    return value;
+}
+
+bool cli_replay_config_is(struct cli_replay_config *c, const char *key, const char *value)
+{
+    return strcmp(cli_replay_config_get(c, key), value) == 0;
+}
+
+void cli_replay_config_reset(struct cli_replay_config *c, const char *beginning)
+{
+    char pair[2 * BASE_OPTION_TEXT];
+    struct base_err unused = { 0 };
+    for (size_t g = 0; g < GROUPS; g++) {
+        for (size_t i = 0; i < c->groups[g].count; i++) {
+            const struct base_option *o = &c->groups[g].options[i];
+            if (strncmp(o->key, beginning, strlen(beginning)) != 0) continue;
+            snprintf(pair, sizeof pair, "%s=%s", o->key, o->initial);
+            int rc = base_option_set_pair(c->groups, GROUPS, pair, &unused);
+            MUST(rc >= 0); /* a default is a value */
+        }
+    }
 }

@@ -55,23 +55,6 @@ static int tiers_of(struct plan *plan, struct pred_timed_case *to, const struct 
     return 0;
 }
 
-/* Settings that have been read and checked as options: what is there parses. */
-static double real_of(struct cli_replay_config *config, const char *key)
-{
-    const char *text = cli_replay_config_get(config, key);
-    uint64_t bytes;
-    double value = 0;
-    if (strchr(text, '%')) base_str_share_parse(text, &value);
-    else if (base_str_bytes_parse(text, &bytes) == 0) value = (double)bytes;
-    else base_str_double_parse(text, &value);
-    return value;
-}
-
-static bool is(struct cli_replay_config *config, const char *key, const char *value)
-{
-    return strcmp(cli_replay_config_get(config, key), value) == 0;
-}
-
 static void advice_fill(struct plan *plan)
 {
     struct cli_replay_config *c = plan->args->config;
@@ -79,13 +62,13 @@ static void advice_fill(struct plan *plan)
     if (!kind) kind = cli_replay_config_get(c, "predictor.kind");
     if (strcmp(kind, "none") == 0) return;
     snprintf(plan->advice.predictor, sizeof plan->advice.predictor, "%s", kind);
-    plan->advice.tokens_max = (uint32_t)real_of(c, "predictor.tokens_max");
+    plan->advice.tokens_max = (uint32_t)cli_replay_config_real(c, "predictor.tokens_max");
     plan->advice.options = (struct pred_adviser_options){
-        .lead = (uint32_t)real_of(c, "predictor.lead"),
-        .hints_max = (uint32_t)real_of(c, "predictor.hints_max"),
-        .probability_min = real_of(c, "predictor.probability_min"),
-        .rows_max = (uint32_t)real_of(c, "predictor.rows_max"),
-        .whole_pass = is(c, "predictor.whole_pass", "true"),
+        .lead = (uint32_t)cli_replay_config_real(c, "predictor.lead"),
+        .hints_max = (uint32_t)cli_replay_config_real(c, "predictor.hints_max"),
+        .probability_min = cli_replay_config_real(c, "predictor.probability_min"),
+        .rows_max = (uint32_t)cli_replay_config_real(c, "predictor.rows_max"),
+        .whole_pass = cli_replay_config_is(c, "predictor.whole_pass", "true"),
     };
 }
 
@@ -96,18 +79,19 @@ static void case_hint(const struct plan *plan, struct pred_timed_case *to)
     struct cli_replay_config *c = plan->args->config;
     uint64_t a_layer = to->slots[0] / plan->header->layers;
     uint64_t spare = a_layer > plan->header->top_k ? a_layer - plan->header->top_k : 0;
-    uint64_t wanted = (uint64_t)real_of(c, "prefetch.experts_per_layer_max");
+    uint64_t wanted = (uint64_t)cli_replay_config_real(c, "prefetch.experts_per_layer_max");
     if (plan->advice.predictor[0] == '\0' || strcmp(to->policy, "belady") == 0) return;
     to->hinted = true;
-    to->prefetch_inflight = (uint64_t)real_of(c, "prefetch.inflight");
-    bool automatic = is(c, "prefetch.enabled", "auto");
+    to->prefetch_inflight = (uint64_t)cli_replay_config_real(c, "prefetch.inflight");
+    bool automatic = cli_replay_config_is(c, "prefetch.enabled", "auto");
     to->prefetch_per_layer = (uint32_t)(automatic && wanted > spare ? spare : wanted);
-    to->prefetch = !is(c, "prefetch.enabled", "false") && to->prefetch_per_layer > 0;
+    to->prefetch =
+        !cli_replay_config_is(c, "prefetch.enabled", "false") && to->prefetch_per_layer > 0;
     to->governor = (struct tier_governor_options){
-        .share = real_of(c, "prefetch.bandwidth_share"),
-        .waste_max = real_of(c, "prefetch.waste_max"),
-        .probability_min = real_of(c, "prefetch.probability_min"),
-        .fixed = is(c, "prefetch.governor", "fixed"),
+        .share = cli_replay_config_real(c, "prefetch.bandwidth_share"),
+        .waste_max = cli_replay_config_real(c, "prefetch.waste_max"),
+        .probability_min = cli_replay_config_real(c, "prefetch.probability_min"),
+        .fixed = cli_replay_config_is(c, "prefetch.governor", "fixed"),
     };
 }
 

@@ -150,7 +150,8 @@ static const struct cli_command commands[] = {
       "Deals the sequences into two halves, tries eviction policies, half-lives, quotas and "
       "prefill shares on one, and compares the winner with the configuration it began with on "
       "the other, sequence by sequence. What counts is bytes that had to be read from nvme, or, "
-      "with --machine, the time on that machine's virtual clock. The YAML it writes holds every "
+      "with --machine, the time on that machine's virtual clock; then predictors, how far ahead "
+      "they look and how much is read ahead are tried, too. The YAML it writes holds every "
       "key and is taken by tier-server as it is; it differs from the base only where the "
       "bootstrap over the held-out sequences leaves no doubt. The same traces and base give the "
       "same file.",

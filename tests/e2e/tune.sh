@@ -17,7 +17,10 @@ counts() { # FILE KEY: the key's numbers, in order
     grep -Eo "\"$2\": ?[0-9]+" "$1" | grep -Eo '[0-9]+$' | tr '\n' ' '
 }
 
-printf 'tiers:\n  dram:\n    capacity: "20%%"\npolicy:\n  eviction: lru\n' >"$work/base.yaml"
+printf 'tiers:\n  dram:\n    capacity: "20%%"\npolicy:\n  eviction: lru\npredictor:\n  kind: none\n' >"$work/base.yaml"
+# Time to read ahead in, and reads that are worth it.
+printf 'machine:\n  name: e2e\nnvme:\n  bandwidth: 2GB\n  latency: 150us\ncompute:\n  layer_time: 400us\n' \
+    >"$work/machine.yaml"
 start_server --config "$work/base.yaml" --trace "$work/day.trace"
 ask_all 48
 stop_server
@@ -32,10 +35,16 @@ grep -Eq 'Turning policy.|the base stays' "$work/told" || fail 'nothing was expl
 cmp "$work/tuned.yaml" "$work/again.yaml" || fail 'the same traces gave another YAML'
 mkdir "$work/tmp"
 TMPDIR=$work/tmp "$bin/tier-replay" tune "$work/day.trace" --config "$work/base.yaml" -o "$work/timed.yaml" --json --quiet \
-    --machine "$source_dir/configs/machines/cpu-only.yaml" >"$work/timed.json" 2>"$work/tune.err" ||
+    --machine "$work/machine.yaml" >"$work/timed.json" 2>"$work/tune.err" ||
     fail "tune on the clock: $(cat "$work/tune.err")"
 grep -q '"objective":"time in ns"' "$work/timed.json" || fail 'the clock did not judge'
 [ -z "$(ls "$work/tmp")" ] || fail 'temporary files are left'
+grep -Eq '"knob":"predictor.kind"' "$work/timed.json" || fail "no predictor was found: $(cat "$work/timed.json")"
+"$bin/tier-replay" tune "$work/day.trace" --config "$work/base.yaml" -o "$work/timed-again.yaml" --explain \
+    --machine "$work/machine.yaml" >"$work/timed.told" 2>"$work/tune.err" || fail "tune: $(cat "$work/tune.err")"
+cmp "$work/timed.yaml" "$work/timed-again.yaml" || fail 'the same traces gave another YAML on the clock'
+cat "$work/timed.told"
+grep -q 'Turning predictor.kind from none to' "$work/timed.told" || fail 'the predictor was not explained'
 "$bin/tier-server" --config "$work/timed.yaml" --check-config >/dev/null || fail 'the server refuses the timed YAML'
 better=$(grep -Eo '"better":(true|false)' "$work/tune.json")
 if [ "$better" = '"better":false' ]; then
@@ -43,15 +52,24 @@ if [ "$better" = '"better":false' ]; then
 fi
 "$bin/tier-server" --config "$work/tuned.yaml" --check-config >/dev/null || fail 'the server refuses the tuned YAML'
 
-start_server --config "$work/tuned.yaml" --trace "$work/tuned.trace"
-ask_all 24
-"$bin/tier-stats" --once --json --url "$url" >"$work/stats.json" || fail 'tier-stats failed'
-stop_server
-"$bin/tier-replay" run "$work/tuned.trace" --as-recorded --json >"$work/replay.json" 2>"$work/replay.err" ||
-    fail "replay differs from live: $(cat "$work/replay.json" "$work/replay.err")"
-grep -Eq '"misses": ?[1-9]' "$work/replay.json" || fail "no misses in $(cat "$work/replay.json")"
-for key in resident misses evictions; do echo "$key, live and replayed: $(counts "$work/replay.json" "$key")"; done
+# Both serve as they are; what the server counted is what replay counts.
+for name in tuned timed; do
+    start_server --config "$work/$name.yaml" --trace "$work/$name.trace"
+    ask_all 24
+    "$bin/tier-stats" --once --json --url "$url" >"$work/stats.json" || fail 'tier-stats failed'
+    stop_server
+    "$bin/tier-replay" run "$work/$name.trace" --as-recorded --json >"$work/replay.json" 2>"$work/replay.err" ||
+        fail "replay differs from live: $(cat "$work/replay.json" "$work/replay.err")"
+    grep -Eq '"misses": ?[1-9]' "$work/replay.json" || fail "no misses in $(cat "$work/replay.json")"
+    for key in resident misses evictions; do
+        echo "$name: $key, live and replayed: $(counts "$work/replay.json" "$key")"
+    done
+done
+if grep -q '"better":true' "$work/timed.json"; then
+    [ "$(counts "$work/stats.json" prefetch_reads | tr ' ' '\n' | sort -n | tail -n 1)" -gt 0 ] ||
+        fail 'nothing was read ahead'
+fi
 "$bin/tier-replay" tune "$work/day.trace" --config "$work/base.yaml" --set policy.eviction=mru -o "$work/bad.yaml" \
     >/dev/null 2>"$work/bad.err" && fail 'an unknown policy was taken'
 [ ! -e "$work/bad.yaml" ] || fail 'a YAML was written in spite of the error'
-echo "tuned, served and replayed: $better"
+echo "tuned, served and replayed: by bytes $better, by time $(grep -Eo '"better":(true|false)' "$work/timed.json")"

@@ -8,11 +8,12 @@
 enum { LAYERS = 2, EXPERTS = 32, TOP_K = 2, SLOTS = 8 };
 
 /* loyal: half of the choices are among four experts, the others anywhere, so that counts of use pay
- * and recency does not; else all experts are equally likely and nothing pays. */
+ * and recency does not. told: the token says which experts it takes, out of few tokens, so that
+ * prediction pays. Else all experts are equally likely and nothing pays. */
 struct world {
     uint64_t seed;
     uint32_t sequences, tokens;
-    bool loyal, same_text, unknown_text, interleaved;
+    bool loyal, told, same_text, unknown_text, interleaved;
 };
 
 static void token_ids(struct base_rng *rng, const struct world *w, uint32_t *ids)
@@ -51,7 +52,9 @@ static void write_world(const char *path, const struct world *w)
         uint32_t ids[LAYERS * TOP_K], token;
         uint8_t phase = position < 3 ? TIER_PREFILL : TIER_DECODE;
         base_rng_init(&text, 1000 * (w->same_text ? 0 : seq + 1) + position);
-        token = w->unknown_text ? PRED_NO_TOKEN : (uint32_t)base_rng_below(&text, 50000);
+        token = (uint32_t)base_rng_below(&text, w->told ? 40 : 50000);
+        if (w->told) base_rng_init(&rng, token);
+        if (w->unknown_text) token = PRED_NO_TOKEN;
         token_ids(&rng, w, ids);
         struct pred_step step = { .step = s,
                                   .token_count = 1,
@@ -64,6 +67,8 @@ static void write_world(const char *path, const struct world *w)
     }
     ck_assert_msg(pred_trace_writer_close(writer, &err) == 0, "%s", err.text);
 }
+
+static bool never;      /* prefetch.enabled: false */
 
 static int tune_with(const struct world *w, const char *policy,
                      const struct pred_machine *machine, struct pred_tune_result *result,
@@ -78,7 +83,12 @@ static int tune_with(const struct world *w, const char *policy,
         .trace_count = 1,
         .cache = { .tier_count = 1, .slots = { SLOTS * LAYERS } },
         .machine = machine,
-        .base = { .half_life_tokens = 16, .prefill_share = 0.5 },
+        .advice = { .prefetch = never ? PRED_TUNE_NEVER : PRED_TUNE_AUTO,
+                    .hints_max = 16, .rows_max = 16, .tokens_max = 4096, .probability_min = 0.02,
+                    .prefetch_probability_min = 0.1,
+                    .waste_max = 0.25 },
+        .base = { .half_life_tokens = 16, .prefill_share = 0.5, .lead = 2, .per_layer = 8,
+                  .bandwidth_share = 0.3, .inflight = 128 << 20 },
     };
     snprintf(args.base.policy, sizeof args.base.policy, "%s", policy);
     int rc = pred_tune_run(&args, result, err);
@@ -150,6 +160,71 @@ START_TEST(judges_by_the_clock)
 }
 END_TEST
 
+/* Steps are long enough to read ahead in. */
+static void roomy(struct pred_machine *machine)
+{
+    struct base_err err = { 0 };
+    ck_assert_int_eq(pred_machine_load(machine, NULL, &err), 0);
+    ck_assert_int_eq(pred_machine_set(machine, "compute.layer_time=300us", &err), 0);
+    ck_assert_int_eq(pred_machine_set(machine, "nvme.latency=200us", &err), 0);
+    ck_assert_int_eq(pred_machine_set(machine, "nvme.bandwidth=1GB", &err), 0);
+}
+
+static const struct pred_tune_step *turned(const struct pred_tune_result *r, const char *knob)
+{
+    for (uint32_t i = 1; i < r->path_count; i++) {
+        if (strcmp(r->path[i].knob, knob) == 0) return &r->path[i];
+    }
+    return NULL;
+}
+
+/* A predictor is found where tokens tell; where nobody may read ahead, no policy that needs one. */
+START_TEST(finds_a_predictor)
+{
+    static const char *const kinds[] = { "token_table", "context", "blend", "transition" };
+    struct world w = { .seed = 2, .sequences = 24, .tokens = 120, .told = true };
+    struct pred_tune_result r;
+    struct pred_machine machine;
+    struct base_err err = { 0 };
+    bool known = false;
+    roomy(&machine);
+    ck_assert_msg(tune_with(&w, "lru", &machine, &r, &err) == 0, "%s", err.text);
+    ck_assert(r.better);
+    ck_assert_double_gt(r.saved_low, 0.1);
+    ck_assert_ptr_nonnull(turned(&r, "predictor.kind"));
+    const struct pred_tune_step *won = &r.path[r.path_count - 1];
+    for (int i = 0; i < 4; i++) known |= strcmp(won->setting.predictor, kinds[i]) == 0;
+    ck_assert_msg(known, "\"%s\" won", won->setting.predictor);
+    ck_assert_double_gt(won->held_out.hits, r.path[0].held_out.hits);
+    ck_assert_double_gt(won->held_out.bytes, 0);
+    /* Nobody may read ahead: what predicts is nothing then, and lru_with_prediction is refused. */
+    never = true;
+    ck_assert_msg(tune_with(&w, "lru", &machine, &r, &err) == 0, "%s", err.text);
+    never = false;
+    for (uint32_t i = 0; i < r.path_count; i++) {
+        ck_assert_str_ne(r.path[i].setting.policy, "lru_with_prediction");
+    }
+    /* Without a clock nothing is said of it. */
+    ck_assert_int_eq(tune_from(&w, "lru", &r, &err), 0);
+    ck_assert_ptr_null(turned(&r, "predictor.kind"));
+}
+END_TEST
+
+/* Tokens that come once, experts at random: only who learned what he is judged on could tell. */
+START_TEST(nothing_is_learned_of_what_is_judged)
+{
+    struct world w = { .seed = 5 + (uint64_t)_i, .sequences = 16, .tokens = 90 };
+    struct pred_tune_result r;
+    struct pred_machine machine;
+    struct base_err err = { 0 };
+    roomy(&machine);
+    ck_assert_msg(tune_with(&w, "lru", &machine, &r, &err) == 0, "%s", err.text);
+    const struct pred_tune_step *base = &r.path[0], *won = &r.path[r.path_count - 1];
+    ck_assert_double_gt(won->tuned.cost, 0.97 * base->tuned.cost);
+    ck_assert_double_gt(won->held_out.cost, 0.97 * base->held_out.cost);
+}
+END_TEST
+
 /* Ten worlds without any habit: what looked better on one half is hardly ever taken, and never when
  * it reads more on the other. */
 START_TEST(keeps_the_base_without_a_reason)
@@ -206,6 +281,8 @@ int main(void)
     tcase_set_timeout(tcase, 60);
     tcase_add_loop_test(tcase, finds_what_pays, 0, 2);
     tcase_add_test(tcase, judges_by_the_clock);
+    tcase_add_test(tcase, finds_a_predictor);
+    tcase_add_loop_test(tcase, nothing_is_learned_of_what_is_judged, 0, 3);
     tcase_add_test(tcase, keeps_the_base_without_a_reason);
     tcase_add_test(tcase, shared_text_is_seen);
     tcase_add_test(tcase, nothing_to_tune_on);
