@@ -143,6 +143,11 @@ void tier_cache_dram_give(struct tier_cache *c, uint32_t slot)
     tier_cache_seat_waiting(c);
 }
 
+static void tell_fate(struct tier_cache *c, uint32_t key, const char *fate)
+{
+    if (c->story->timeline) tier_story_fate(c->story, base_clock_now_ns(c->clock), key, fate);
+}
+
 /* Nobody needs the expert's dram slot any more. One that is being read comes back with the read. */
 static void leave_dram(struct tier_cache *c, uint32_t key)
 {
@@ -152,6 +157,7 @@ static void leave_dram(struct tier_cache *c, uint32_t key)
     if (at->prefetch && !at->restore && at->state != TIER_SLOT_QUEUED) {
         c->stats.prefetch_wasted_bytes += at->bytes;
     }
+    if (at->prefetch) tell_fate(c, key, at->state == TIER_SLOT_QUEUED ? "cancelled" : "wasted");
     if (at->state == TIER_SLOT_READING) {
         prefetch_close(c, at);
         at->prefetch = false;
@@ -223,8 +229,10 @@ void tier_cache_demand(struct tier_cache *c, uint32_t key)
         c->flags[key] |= TIER_KEY_LATE;
         c->stats.prefetch_late++;
         c->hbm.slots.at[c->hbm.slot_of[key]].prefetch = false;
+        tell_fate(c, key, "late");
     }
     if (!at->prefetch) return;
+    tell_fate(c, key, at->state == TIER_SLOT_READY ? "useful" : "late");
     if (at->state == TIER_SLOT_QUEUED) {
         queue_remove(c, &c->prefetch, slot);
         queue_push(c, &c->demand, slot);
@@ -248,6 +256,7 @@ void tier_cache_layer_passed(struct tier_cache *c, uint32_t layer)
         uint32_t next = at->next;
         if (at->key / c->experts == layer && !at->restore) {
             queue_remove(c, &c->prefetch, slot);
+            tell_fate(c, at->key, "cancelled");
             give_slot(c, slot);
             c->stats.prefetch_cancelled++;
         }
@@ -387,6 +396,10 @@ static void relaxed_store(uint64_t *at, uint64_t value)
 
 static void account(struct tier_cache *c, const struct tier_load *load)
 {
+    const char *kind = load->reqs[0].prefetch               ? "prefetch"
+                       : c->flags[load->key] & TIER_KEY_LATE ? "late prefetch" : "demand";
+    tier_story_flight(c->story, "reads", "read", load->begin_ns, load->end_ns, load->key,
+                      load->record.bytes, kind);
     struct tier_load_stats *s = &c->layer_loads[load->key / c->experts];
     uint64_t ns = load->end_ns > load->begin_ns ? load->end_ns - load->begin_ns : 0;
     base_hist_add(&c->stats.read_latency, ns);
@@ -410,6 +423,7 @@ void tier_cache_give_up(struct tier_cache *c, uint32_t key, int code, uint32_t f
         };
     }
     c->stats.quarantined++;
+    tell_fate(c, key, "failed");
     base_log(BASE_LOG_ERROR, "tiers",
              "expert given up: %s layer=%" PRIu32 " expert=%" PRIu32 " file=%s offset=%" PRIu64,
              base_err_name(code), layer, key % c->experts, path, offset);
@@ -459,11 +473,17 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
     if (rc < 0) {
         c->stats.read_errors++;
     } else if (c->verify_always || !(c->flags[key] & TIER_KEY_VERIFIED)) {
+        uint64_t begin_ns = c->story->timeline ? base_clock_now_ns(c->clock) : 0;
         rc = tier_store_check(&load->record, tier_slots_memory(&c->dram.slots, slot));
+        if (begin_ns) {
+            tier_story_span(c->story, "check", begin_ns, base_clock_now_ns(c->clock), key);
+        }
         load->error_extent = 0;
         if (rc < 0) c->stats.checksum_failures++;
     }
     if (rc < 0) {
+        tier_story_flight(c->story, "reads", "read", load->begin_ns, load->end_ns, key,
+                          load->record.bytes, "failed");
         if (load->tries++ < TIER_READ_TRIES || load_other_copy(c, load, rc)) {
             outbox_push(c, load);
             return;
@@ -728,7 +748,7 @@ int tier_cache_create(struct tier_cache *c, const struct tier_cache_args *args,
     *c = (struct tier_cache){
         .store = args->store, .io = args->io, .clock = args->clock,
         .verify_always = args->verify_always, .warm_compute = args->warm_compute,
-        .stuck_after_ns = args->stuck_after_ns,
+        .stuck_after_ns = args->stuck_after_ns, .story = args->story,
         .failed = args->failed, .context = args->context,
         .top = &c->dram,
         .demand = { TIER_NO_SLOT, TIER_NO_SLOT }, .prefetch = { TIER_NO_SLOT, TIER_NO_SLOT },

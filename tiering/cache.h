@@ -36,6 +36,7 @@
 #include "tiering/loads.h"
 #include "tiering/slots.h"
 #include "tiering/store.h"
+#include "tiering/story.h"
 
 enum { TIER_READ_TRIES = 3, TIER_FAILURES_MAX = 64 };
 
@@ -112,6 +113,7 @@ struct tier_cache_args {
     bool verify_always, warm_compute;
     uint64_t prefetch_inflight; /* bytes */
     uint64_t stuck_after_ns;
+    struct tier_story *story;   /* borrowed */
     /* An expert was given up. */
     void (*failed)(void *context, uint32_t key);
     void *context;
@@ -127,6 +129,7 @@ struct tier_cache {
     bool verify_always;
     bool warm_compute;          /* the core leaves what it finds in dram there (with hbm) */
     uint64_t stuck_after_ns;
+    struct tier_story *story;
     void (*failed)(void *context, uint32_t key);
     void *context;
     uint32_t experts, keys, file_first;

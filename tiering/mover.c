@@ -96,7 +96,12 @@ void tier_mover_give(struct tier_cache *c, uint32_t slot)
     /* A lease reads it here, unless it was demoted and is used in place below. */
     MUST(at->state != TIER_SLOT_READY || c->use[key].leases == 0 ||
          !(c->flags[key] & TIER_KEY_HBM));
-    if (at->prefetch) c->stats.prefetch_wasted_bytes += at->bytes;
+    if (at->prefetch) {
+        c->stats.prefetch_wasted_bytes += at->bytes;
+        if (c->story->timeline) {
+            tier_story_fate(c->story, base_clock_now_ns(c->clock), key, "wasted");
+        }
+    }
     c->hbm.slot_of[key] = TIER_NO_SLOT;
     tier_slots_give(&c->hbm.slots, slot);
     tier_mover_next(c);
@@ -175,7 +180,12 @@ bool tier_mover_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
         uint64_t ns = done[i]->done_ns - done[i]->submit_ns;
         c->stats.copy_ns += ns;
         base_hist_add(&c->stats.copy_latency, ns);
-        if (c->hbm.slots.at[slot].moving == TIER_MOVING_UP) {
+        const struct tier_slot *at = &c->hbm.slots.at[slot];
+        bool up = at->moving == TIER_MOVING_UP;
+        tier_story_flight(c->story, "copies", up ? "copy up" : "copy down", done[i]->submit_ns,
+                          done[i]->done_ns, at->key, at->bytes,
+                          done[i]->result < 0 ? "failed" : NULL);
+        if (up) {
             up_end(c, slot, done[i]);
         } else {
             down_end(c, slot, done[i]);

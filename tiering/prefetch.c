@@ -97,18 +97,22 @@ static bool may_fetch_ahead(struct tier *t, const struct tier_hint *h, bool belo
 }
 
 /* True if the hint brought its expert in. */
-static bool hint_one(struct tier *t, const struct tier_hint *h, bool top)
+static bool hint_one(struct tier *t, const struct tier_hint *h, bool top, uint64_t now_ns)
 {
     bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert);
     /* The same again about an expert that is there tells nobody anything. */
     if (top && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) return false;
     t->hint_count++;
     t->layer_hints[h->layer]++;
+    uint32_t key = h->layer * t->experts + h->expert;
     if (!top && !may_fetch_ahead(t, h, below)) {
         t->prefetch_refused += t->prefetch;
+        tier_story_hint(&t->story, now_ns, key, h->probability, "refused");
         return false;
     }
     bool taken = tier_decide_hint(t->decide, h->layer, h->expert, h->probability, h->distance);
+    tier_story_hint(&t->story, now_ns, key, h->probability,
+                    top ? "there" : taken ? NULL : "not taken");
     tier_carry_out(t, true, false);
     t->layer_hinted[h->layer] += taken;
     tier_observe(t, &(struct tier_event){
@@ -130,7 +134,7 @@ uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
             const struct tier_hint *h = &hints[i];
             MUST(h->layer < t->layers && h->expert < t->experts);
             bool top = tier_decide_resident(t->decide, 0, h->layer, h->expert);
-            if (top == there) admitted += hint_one(t, h, top);
+            if (top == there) admitted += hint_one(t, h, top, begin_ns);
         }
     }
     if (admitted > 0) tier_cache_pump(&t->cache);

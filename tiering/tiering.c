@@ -113,6 +113,7 @@ static int cache_create(struct tier *t, const struct tier_open_args *args,
         .warm_compute = t->config.warm_experts == TIER_WARM_COMPUTE,
         .prefetch_inflight = t->config.prefetch_inflight,
         .stuck_after_ns = t->config.stuck_after,
+        .story = &t->story,
         .failed = on_failed, .context = t,
     };
     if (t->tiers == 2) {
@@ -125,6 +126,12 @@ static int cache_create(struct tier *t, const struct tier_open_args *args,
         cache.hbm_slot_bytes = f->slot_bytes[0];
     }
     return tier_cache_create(&t->cache, &cache, err);
+}
+
+static int create_story(struct tier *t, struct base_timeline *timeline)
+{
+    return tier_story_create(&t->story, timeline, t->layers, t->experts,
+                             tier_store_layer_first(t->store));
 }
 
 int tier_open(struct tier **out, const struct tier_open_args *args, struct base_err *err)
@@ -148,6 +155,7 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
     base_hist_init(&t->submit_latency);
     for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) base_hist_init(&t->wait_latency[w]);
     rc = tables_create(t);
+    if (rc == 0) rc = create_story(t, args->timeline);
     if (rc < 0) {
         base_err_set(err, rc, "no memory for the tables of the tiers");
         goto fail;
@@ -176,6 +184,7 @@ void tier_close(struct tier *t)
     MUST(t->magic == TIER_MAGIC);
     tier_warm_close(t->warm);
     tier_cache_destroy(&t->cache);
+    tier_story_destroy(&t->story, base_clock_now_ns(t->clock));
     tier_numa_close(&t->numa);
     tier_io_destroy(t->io);
     dev_destroy(t->own_device);
@@ -300,16 +309,25 @@ static void fetch_entries(const struct tier *t, uint32_t layer, const uint32_t *
     tier_decide_ahead(t->decide, layer, ids, n, true);
 }
 
-/* An expert is used where it lies, in dram. True if it can be read at once. */
-static bool use_in_place(struct tier_cache *cache, uint32_t key)
+/* An expert that was read or copied ahead is there when it is asked for. */
+static void used_ahead(struct tier *t, uint32_t key)
 {
+    t->cache.stats.prefetch_useful++;
+    if (!t->story.timeline) return;
+    tier_story_fate(&t->story, base_clock_now_ns(t->clock), key, "useful");
+}
+
+/* An expert is used where it lies, in dram. True if it can be read at once. */
+static bool use_in_place(struct tier *t, uint32_t key)
+{
+    struct tier_cache *cache = &t->cache;
     if (!tier_seats_ready(&cache->dram, key)) {
         bool down = cache->hbm.slot_of[key] != TIER_NO_SLOT;    /* its copy is on its way */
         if (!down) tier_cache_demand(cache, key);
         return false;
     }
     struct tier_slot *slot = &cache->dram.slots.at[cache->dram.slot_of[key]];
-    cache->stats.prefetch_useful += slot->prefetch;
+    if (slot->prefetch) used_ahead(t, key);
     slot->prefetch = false;
     return true;
 }
@@ -335,7 +353,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
             }
             below++;
             if (t->found[i].in_place) {
-                bool ready = use_in_place(cache, key);
+                bool ready = use_in_place(t, key);
                 t->hits[1] += ready;
                 in_place += ready;
                 continue;
@@ -347,7 +365,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
         resident++;
         if (tier_cache_ready(cache, key)) {
             struct tier_slot *slot = &top->slots.at[top->slot_of[key]];
-            cache->stats.prefetch_useful += slot->prefetch;
+            if (slot->prefetch) used_ahead(t, key);
             slot->prefetch = false;
             hits++;
         } else {
@@ -454,6 +472,11 @@ static enum tier_wait_cause cause_of(const struct tier *t, const struct tier_lea
     return TIER_WAIT_DEMAND;
 }
 
+static const char *const causes[TIER_WAIT_CAUSE_COUNT] = {
+    [TIER_WAIT_DEMAND] = "wait for demand", [TIER_WAIT_LATE] = "wait for late prefetch",
+    [TIER_WAIT_COPY] = "wait for copy", [TIER_WAIT_SLOT] = "wait for slot",
+};
+
 uint32_t tier_wait(struct tier *t, struct tier_lease *leases, uint32_t n, enum tier_wait_mode mode,
                    uint64_t deadline_ns)
 {
@@ -474,6 +497,7 @@ uint32_t tier_wait(struct tier *t, struct tier_lease *leases, uint32_t n, enum t
         t->waits_ns[cause] += now - from;
         t->step_waits_ns[cause] += now - from;
         base_hist_add(&t->wait_latency[cause], now - from);
+        tier_story_span(&t->story, causes[cause], from, now, BASE_TIMELINE_NONE);
         from = now;
     }
     return settled;

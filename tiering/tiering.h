@@ -18,6 +18,7 @@
 #include "base/hist.h"
 #include "base/metric.h"
 #include "base/option.h"
+#include "base/timeline.h"
 #include "device/device.h"
 #include "tiering/decide.h"
 #include "tiering/event.h"
@@ -126,6 +127,7 @@ struct tier_open_args {
     struct tier_observer observer;      /* .event may be NULL */
     struct dev *device;                 /* borrowed; NULL = made as tiers.hbm.* says */
     struct base_clock *clock;           /* NULL = real */
+    struct base_timeline *timeline;     /* borrowed; NULL = nobody wants to see it */
 };
 
 int tier_open(struct tier **out, const struct tier_open_args *args, struct base_err *err);

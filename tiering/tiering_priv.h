@@ -24,6 +24,7 @@ struct tier {
     struct tier_decide *decide;
     struct tier_numa numa;      /* where dram lies */
     struct tier_cache cache;
+    struct tier_story story;
     struct dev *device, *own_device;    /* own: made here, ended here */
     uint32_t tiers;             /* resident ones: 2 = hbm over dram */
     struct tier_observer observer;

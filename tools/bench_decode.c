@@ -2,7 +2,9 @@
  *
  * The floor of a token is the longer of two times, since they can overlap: the bytes that its step
  * touches at the measured rate of memory, and the bytes it misses at the measured rate of the disk.
+ * Memory is read before and after each round, and the round held against the mean of the two.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -14,39 +16,51 @@ static uint64_t tokens = 64, prompt_tokens = 16, batch = 1;
 
 struct result {
     double rate, spread, bytes, missed, waits;
-    double memory_rate, disk_rate, floor_rate, fraction;
+    double memory_rate, disk_rate, floor_rate, fraction, fraction_spread;
 };
 
 static int measure(struct bench_stack *b, struct result *r, struct base_err *err)
 {
-    double rates[BENCH_ROUNDS_MAX], bytes = 0, missed = 0, waits = 0, times = 0, made = 0;
-    int rc = bench_warm(b, err);
+    double rates[BENCH_ROUNDS_MAX], reads[BENCH_ROUNDS_MAX], shares[BENCH_ROUNDS_MAX];
+    double bytes = 0, missed = 0, waits = 0, times = 0, made = 0, spread;
+    struct bench_memory memory;
+    int rc = bench_memory_open(&memory, b->threads);
+    if (rc < 0) return base_err_set(err, -ENOMEM, "no memory to measure the rate of memory with");
+    rc = bench_warm(b, err);
     b->batch = (uint32_t)batch;
     for (uint64_t round = 0; round < flags.rounds && rc == 0; round++) {
         /* Only steps that do nothing else are measured: no prompt among them, every sequence
          * there. */
+        double before_rate = bench_memory_read(&memory, false);
         uint64_t before = bench_reset(b);
         rc = bench_generate(b, (uint32_t)batch, (uint32_t)prompt_tokens, (uint32_t)tokens + 1,
                             flags.seed + round * 100, err);
         if (rc < 0) break;
         rates[round] = (double)b->step_tokens * 1e9 / (double)b->step_ns;
-        bytes += (double)(b->steps * b->dense_step_bytes + b->expert_bytes + b->kv_bytes);
+        double touched = (double)(b->steps * b->dense_step_bytes + b->expert_bytes + b->kv_bytes);
+        reads[round] = (before_rate + bench_memory_read(&memory, false)) / 2;
+        shares[round] = touched / reads[round] * 1e9 / (double)b->step_ns;
+        bytes += touched;
         missed += (double)(bench_missed(b) - before) * (double)b->step_tokens / (double)b->tokens;
         waits += (double)b->wait_ns;
         times += (double)b->step_ns;
         made += (double)b->step_tokens;
     }
+    bench_memory_close(&memory);
     if (rc < 0) return rc;
     r->rate = bench_median(rates, flags.rounds, &r->spread);
     r->bytes = bytes / made;
     r->missed = missed / made;
     r->waits = waits / times;
-    r->memory_rate = bench_memory_rate(b->threads);
+    r->memory_rate = bench_median(reads, flags.rounds, &spread);
+    r->fraction = bench_median(shares, flags.rounds, &r->fraction_spread);
     r->disk_rate = missed > 0 ? bench_disk_rate(b) : 0;
     double seconds = r->bytes / r->memory_rate;
-    if (r->disk_rate > 0 && r->missed / r->disk_rate > seconds) seconds = r->missed / r->disk_rate;
     r->floor_rate = 1 / seconds;
-    r->fraction = r->rate / r->floor_rate;
+    if (r->disk_rate > 0 && r->missed / r->disk_rate > seconds) {
+        r->floor_rate = r->disk_rate / r->missed;
+        r->fraction = r->rate / r->floor_rate;
+    }
     return 0;
 }
 
@@ -56,10 +70,12 @@ static void print_json(const struct bench_stack *b, const struct result *r)
            "\"tokens_per_second\":%.3f,\"spread\":%.4f,\"bytes_per_token\":%.0f,"
            "\"missed_bytes_per_token\":%.0f,\"wait_share\":%.4f,\"memory_bytes_per_second\":%.0f,"
            "\"disk_bytes_per_second\":%.0f,\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%."
-           "4f}\n",
+           "4f,\"floor_fraction_spread\":%.4f,",
            b->stack.shape.name, b->threads, (unsigned long long)batch, (unsigned long long)tokens,
            (unsigned long long)flags.rounds, r->rate, r->spread, r->bytes, r->missed, r->waits,
-           r->memory_rate, r->disk_rate, r->floor_rate, r->fraction);
+           r->memory_rate, r->disk_rate, r->floor_rate, r->fraction, r->fraction_spread);
+    bench_print_account(b, true);
+    puts("}");
 }
 
 static void print_text(const struct bench_stack *b, const struct result *r)
@@ -73,7 +89,9 @@ static void print_text(const struct bench_stack *b, const struct result *r)
         printf("; %.1f MB missed a token, the disk reads %.2f GB/s; %.0f%% of the time waiting",
                r->missed / 1e6, r->disk_rate / 1e9, 100 * r->waits);
     }
-    printf("\n  floor %.2f tokens/s: %.0f%% of it reached\n", r->floor_rate, 100 * r->fraction);
+    printf("\n  floor %.2f tokens/s: %.0f%% of it reached (median; spread %.0f%%)\n", r->floor_rate,
+           100 * r->fraction, 100 * r->fraction_spread);
+    bench_print_account(b, false);
 }
 
 static int run(int count, char **arguments)
@@ -113,6 +131,8 @@ static const struct cli_flag decode_flags[] = {
     { "config", CLI_TEXT, &flags.config, "FILE", "YAML settings; see tier-server --options" },
     { "set", CLI_REPEATED, &flags.set, "KEY=VALUE",
       "one setting, over the file's; may be repeated" },
+    { "profile", CLI_TEXT, &flags.profile, "FILE",
+      "write where the time went, as Chrome trace events" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print the result as JSON" },
     { "quiet", CLI_SWITCH, &flags.quiet, NULL, "show no progress" },
     { 0 },

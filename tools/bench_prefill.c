@@ -1,7 +1,8 @@
 /* tier-bench prefill: prompt tokens a second, and how much of the floor that is.
  *
- * The floor of a prompt is its multiply-adds at the rate of our own f32 product from cache, on all
- * threads, or its missed bytes at the rate of the disk, whichever takes longer.
+ * The floor of a prompt is its multiply-adds at the peak of the cores (f32, and where the routed
+ * experts take 8-bit integers, theirs at the peak of 8-bit integers), measured before each round,
+ * or its missed bytes at the rate of the disk, whichever takes longer.
  */
 #include <stdio.h>
 #include <string.h>
@@ -14,8 +15,8 @@ static struct bench_flags flags = { .model = "models/pebble", .rounds = 5, .seed
 static uint64_t tokens = 512;
 
 struct result {
-    double rate, spread, work, missed, waits;
-    double product_rate, disk_rate, floor_rate, fraction;
+    double rate, spread, work, expert_work, missed, waits;
+    double peak, peak_int8, disk_rate, floor_rate, fraction, fraction_spread;
 };
 
 /* Multiply-adds of one prompt token that sees `seen` tokens before it. */
@@ -37,43 +38,73 @@ static double token_work(const struct model_shape *s, double seen)
     return sum;
 }
 
+/* Of these, what routed experts take. */
+static double routed_work(const struct model_shape *s)
+{
+    return (double)model_shape_moe_layers(s) * s->top_k * 3.0 * s->hidden * s->expert_width;
+}
+
+static double floor_seconds(const struct result *r, double peak, double peak_int8)
+{
+    return (r->work - r->expert_work) / peak + r->expert_work / peak_int8;
+}
+
 static int measure(struct bench_stack *b, struct result *r, struct base_err *err)
 {
-    double rates[BENCH_ROUNDS_MAX], missed = 0, waits = 0, times = 0;
+    double rates[BENCH_ROUNDS_MAX], shares[BENCH_ROUNDS_MAX], peaks[BENCH_ROUNDS_MAX];
+    double peaks_int8[BENCH_ROUNDS_MAX], missed = 0, waits = 0, times = 0, spread;
+    bool int8 = b->stack.config.engine.activations == ENG_ACTIVATIONS_INT8;
     int rc = bench_warm(b, err);
+    r->work = token_work(&b->stack.shape, (double)tokens / 2);
+    r->expert_work = int8 ? routed_work(&b->stack.shape) : 0;
+    /* Of prompts of this length alone. */
+    memset(b->account_op_ns, 0, sizeof b->account_op_ns);
+    memset(b->account_wait_ns, 0, sizeof b->account_wait_ns);
+    b->account_step_ns = 0;
     for (uint64_t round = 0; round < flags.rounds && rc == 0; round++) {
+        peaks[round] = bench_peak_rate(b->threads, false);
+        peaks_int8[round] = bench_peak_rate(b->threads, true);
         uint64_t before = bench_reset(b), begin = base_now_ns();
         rc = bench_generate(b, 1, (uint32_t)tokens, 1, flags.seed + round * 100, err);
         if (rc < 0) break;
         rates[round] = (double)tokens * 1e9 / (double)(b->first_ns - begin);
+        shares[round] = rates[round] * floor_seconds(r, peaks[round], peaks_int8[round]);
         missed += (double)(bench_missed(b) - before);
         waits += (double)b->wait_ns;
         times += (double)b->step_ns;
     }
     if (rc < 0) return rc;
     r->rate = bench_median(rates, flags.rounds, &r->spread);
-    r->work = token_work(&b->stack.shape, (double)tokens / 2);
     r->missed = missed / (double)(flags.rounds * tokens);
     r->waits = waits / times;
-    r->product_rate = bench_product_rate(b);
+    r->peak = bench_median(peaks, flags.rounds, &spread);
+    r->peak_int8 = bench_median(peaks_int8, flags.rounds, &spread);
+    r->fraction = bench_median(shares, flags.rounds, &r->fraction_spread);
     r->disk_rate = missed > 0 ? bench_disk_rate(b) : 0;
-    double seconds = r->work / r->product_rate;
-    if (r->disk_rate > 0 && r->missed / r->disk_rate > seconds) seconds = r->missed / r->disk_rate;
+    double seconds = floor_seconds(r, r->peak, r->peak_int8);
     r->floor_rate = 1 / seconds;
-    r->fraction = r->rate / r->floor_rate;
+    if (r->disk_rate > 0 && r->missed / r->disk_rate > seconds) {
+        r->floor_rate = r->disk_rate / r->missed;
+        r->fraction = r->rate / r->floor_rate;
+    }
     return 0;
 }
 
 static void print_json(const struct bench_stack *b, const struct result *r)
 {
-    printf("{\"model\":\"%s\",\"threads\":%u,\"tokens\":%llu,\"rounds\":%llu,\"tokens_per_second\":"
-           "%.3f,"
-           "\"spread\":%.4f,\"multiply_adds_per_token\":%.0f,\"missed_bytes_per_token\":%.0f,"
-           "\"wait_share\":%.4f,\"multiply_adds_per_second\":%.0f,\"disk_bytes_per_second\":%.0f,"
-           "\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%.4f}\n",
+    printf("{\"model\":\"%s\",\"threads\":%u,\"tokens\":%llu,\"rounds\":%llu,"
+           "\"tokens_per_second\":%.3f,\"spread\":%.4f,\"multiply_adds_per_token\":%.0f,"
+           "\"int8_multiply_adds_per_token\":%.0f,\"missed_bytes_per_token\":%.0f,"
+           "\"wait_share\":%.4f,\"multiply_adds_per_second\":%.0f,"
+           "\"int8_multiply_adds_per_second\":%.0f,\"disk_bytes_per_second\":%.0f,"
+           "\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%.4f,"
+           "\"floor_fraction_spread\":%.4f,",
            b->stack.shape.name, b->threads, (unsigned long long)tokens,
-           (unsigned long long)flags.rounds, r->rate, r->spread, r->work, r->missed, r->waits,
-           r->product_rate, r->disk_rate, r->floor_rate, r->fraction);
+           (unsigned long long)flags.rounds, r->rate, r->spread, r->work, r->expert_work, r->missed,
+           r->waits, r->peak, r->peak_int8, r->disk_rate, r->floor_rate, r->fraction,
+           r->fraction_spread);
+    bench_print_account(b, true);
+    puts("}");
 }
 
 static void print_text(const struct bench_stack *b, const struct result *r)
@@ -82,13 +113,16 @@ static void print_text(const struct bench_stack *b, const struct result *r)
         "%s, %u threads, a prompt of %llu tokens: %.1f tokens/s, median of %llu (spread %.0f%%)\n",
         b->stack.shape.name, b->threads, (unsigned long long)tokens, r->rate,
         (unsigned long long)flags.rounds, 100 * r->spread);
-    printf("  %.1f M multiply-adds a token, our f32 product does %.1f G a second", r->work / 1e6,
-           r->product_rate / 1e9);
+    printf("  %.1f M multiply-adds a token (%.1f M of them in 8 bits), the cores can do %.1f G a "
+           "second (%.1f G)", r->work / 1e6, r->expert_work / 1e6, r->peak / 1e9,
+           r->peak_int8 / 1e9);
     if (r->missed > 0) {
         printf("; %.1f MB missed a token, the disk reads %.2f GB/s; %.0f%% of the time waiting",
                r->missed / 1e6, r->disk_rate / 1e9, 100 * r->waits);
     }
-    printf("\n  floor %.1f tokens/s: %.0f%% of it reached\n", r->floor_rate, 100 * r->fraction);
+    printf("\n  floor %.1f tokens/s: %.0f%% of it reached (median; spread %.0f%%)\n", r->floor_rate,
+           100 * r->fraction, 100 * r->fraction_spread);
+    bench_print_account(b, false);
 }
 
 static int run(int count, char **arguments)
@@ -117,6 +151,8 @@ static const struct cli_flag prefill_flags[] = {
     { "config", CLI_TEXT, &flags.config, "FILE", "YAML settings; see tier-server --options" },
     { "set", CLI_REPEATED, &flags.set, "KEY=VALUE",
       "one setting, over the file's; may be repeated" },
+    { "profile", CLI_TEXT, &flags.profile, "FILE",
+      "write where the time went, as Chrome trace events" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print the result as JSON" },
     { "quiet", CLI_SWITCH, &flags.quiet, NULL, "show no progress" },
     { 0 },
@@ -129,9 +165,9 @@ const struct cli_command bench_prefill_command = {
     .details = "Opens the model as the server does, with all experts in DRAM unless a setting says "
                "otherwise, warms\n"
                "the cache, then computes random prompts. The floor is the longer of: multiply-adds "
-               "over the rate of\n"
-               "our f32 product from cache on all threads, bytes missed over the measured rate of "
-               "the disk.",
+               "over the peak\n"
+               "of the cores (8-bit where experts take 8-bit inputs), bytes missed over the "
+               "measured rate of the disk.",
     .flags = prefill_flags,
     .run = run,
 };

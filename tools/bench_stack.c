@@ -15,8 +15,6 @@
 #include "port/yaml.h"
 #include "tiering/io.h"
 
-enum { TRIES = 5 };
-
 /* ------------------------------------------------------------------------------------ stack -- */
 
 static void on_step_end(void *context, const struct eng_step_record *record)
@@ -32,8 +30,11 @@ static void on_step_end(void *context, const struct eng_step_record *record)
     b->steps++;
     b->step_tokens += record->token_count;
     b->step_ns += record->step_ns;
+    b->account_step_ns += record->step_ns;
+    for (int op = 0; op < ENG_OP_COUNT; op++) b->account_op_ns[op] += record->op_ns[op];
     for (int cause = 0; cause < TIER_WAIT_CAUSE_COUNT; cause++) {
         b->wait_ns += record->wait_ns[cause];
+        b->account_wait_ns[cause] += record->wait_ns[cause];
     }
     uint64_t distinct = 0, pairs = (uint64_t)record->token_count * record->top_k;
     for (uint32_t l = 0; l < record->moe_layers; l++) {
@@ -79,6 +80,8 @@ int bench_open(struct bench_stack *b, const struct bench_flags *flags, struct ba
                                    .config = &config,
                                    .quiet = flags->quiet,
                                    .observer = flags->observer,
+                                   .profile_path = flags->profile,
+                                   .account = true,
                                    .hooks = { .step_end = on_step_end, .context = b } };
     rc = eng_stack_open(&b->stack, &args, err);
     if (rc == 0) {
@@ -165,6 +168,42 @@ int bench_generate(struct bench_stack *b, uint32_t count, uint32_t prompt_tokens
     return rc;
 }
 
+/* ---------------------------------------------------------------------------------- account -- */
+
+static double share_of(const struct bench_stack *b, uint64_t ns)
+{
+    return b->account_step_ns > 0 ? (double)ns / (double)b->account_step_ns : 0;
+}
+
+double bench_accounted(const struct bench_stack *b)
+{
+    uint64_t known = 0;
+    for (int op = 0; op < ENG_OP_COUNT; op++) known += b->account_op_ns[op];
+    for (int cause = 0; cause < TIER_WAIT_CAUSE_COUNT; cause++) known += b->account_wait_ns[cause];
+    return share_of(b, known);
+}
+
+void bench_print_account(const struct bench_stack *b, bool json)
+{
+    static const char *const causes[] = { "wait for demand", "wait for late prefetch",
+                                          "wait for copy", "wait for slot" };
+    _Static_assert(sizeof causes / sizeof *causes == TIER_WAIT_CAUSE_COUNT, "a name for each");
+    const double least = json ? 0 : 0.01;
+    const char *between = "";
+    printf(json ? "\"accounted\":%.5f,\"account\":{" : "  %.2f%% of the steps' time is known:",
+           (json ? 1 : 100) * bench_accounted(b));
+    for (int i = 0; i < ENG_OP_COUNT + TIER_WAIT_CAUSE_COUNT; i++) {
+        bool op = i < ENG_OP_COUNT;
+        const char *name = op ? eng_op_name((enum eng_op)i) : causes[i - ENG_OP_COUNT];
+        double share = share_of(b, op ? b->account_op_ns[i] : b->account_wait_ns[i - ENG_OP_COUNT]);
+        if (share <= least) continue;
+        if (json) printf("%s\"%s\":%.5f", between, name, share);
+        else printf("%s %s %.1f%%", between, name, 100 * share);
+        between = ",";
+    }
+    fputs(json ? "}" : "\n", stdout);
+}
+
 int bench_warm(struct bench_stack *b, struct base_err *err)
 {
     int rc = 0;
@@ -180,186 +219,4 @@ int bench_warm(struct bench_stack *b, struct base_err *err)
         if (bench_missed(b) == before) break;
     }
     return rc;
-}
-
-/* ------------------------------------------------------------------------------------ rates -- */
-
-struct crew_member {
-    void (*work)(struct crew_member *member);
-    pthread_t thread;
-    pthread_barrier_t *start;
-    const uint64_t *from;       /* memory */
-    size_t words;
-    uint64_t sum;
-    const struct kern_ops *ops; /* product */
-    struct kern_matmul product;
-    unsigned repeats;
-    uint64_t begin_ns, end_ns;
-};
-
-static void *crew_main(void *argument)
-{
-    struct crew_member *member = argument;
-    pthread_barrier_wait(member->start);
-    member->begin_ns = base_now_ns();
-    member->work(member);
-    member->end_ns = base_now_ns();
-    return NULL;
-}
-
-/* Seconds from the first start to the last end. */
-static double crew_run(struct crew_member *members, unsigned count)
-{
-    pthread_barrier_t start;
-    uint64_t begin = UINT64_MAX, end = 0;
-    pthread_barrier_init(&start, NULL, count);
-    for (unsigned i = 0; i < count; i++) {
-        members[i].start = &start;
-        if (pthread_create(&members[i].thread, NULL, crew_main, &members[i]) != 0) abort();
-    }
-    for (unsigned i = 0; i < count; i++) {
-        pthread_join(members[i].thread, NULL);
-        if (members[i].begin_ns < begin) begin = members[i].begin_ns;
-        if (members[i].end_ns > end) end = members[i].end_ns;
-    }
-    pthread_barrier_destroy(&start);
-    return (double)(end - begin) / 1e9;
-}
-
-static void read_words(struct crew_member *member)
-{
-    uint64_t sums[8] = { 0 };
-    for (size_t i = 0; i + 8 <= member->words; i += 8) {
-        for (int j = 0; j < 8; j++) {
-            sums[j] += member->from[i + (size_t)j];
-        }
-    }
-    for (int j = 0; j < 8; j++) {
-        member->sum += sums[j];
-    }
-}
-
-double bench_memory_rate(unsigned threads)
-{
-    enum { SHARE = 128 << 20 };     /* a thread's part: more than any cache */
-    struct crew_member *crew = calloc(threads, sizeof *crew);
-    unsigned char *memory = aligned_alloc(4096, (size_t)threads * SHARE);
-    double best = 0;
-    if (!crew || !memory) abort();
-    memset(memory, 1, (size_t)threads * SHARE);
-    for (int i = 0; i < TRIES; i++) {
-        for (unsigned t = 0; t < threads; t++) {
-            crew[t] = (struct crew_member){
-                .work = read_words,
-                .words = SHARE / 8,
-                .from = (const uint64_t *)(const void *)(memory + (size_t)t * SHARE)
-            };
-        }
-        double rate = (double)threads * SHARE / crew_run(crew, threads);
-        if (rate > best) best = rate;
-    }
-    free(memory);
-    free(crew);
-    return best;
-}
-
-static void multiply(struct crew_member *member)
-{
-    for (unsigned i = 0; i < member->repeats; i++) {
-        member->ops->matmul(&member->product, 0, member->product.w->rows);
-    }
-}
-
-double bench_product_rate(struct bench_stack *b)
-{
-    enum { M = 64, N = 64, K = 512, REPEATS = 60 };
-    struct crew_member *crew = calloc(b->threads, sizeof *crew);
-    float *memory = calloc((size_t)b->threads, (M * K + N * K + M * N) * sizeof *memory);
-    struct kern_matrix *weights = calloc(b->threads, sizeof *weights);
-    double best = 0;
-    if (!crew || !memory || !weights) abort();
-    for (int i = 0; i < TRIES; i++) {
-        for (unsigned t = 0; t < b->threads; t++) {
-            float *x = memory + (size_t)t * (M * K + N * K + M * N);
-            weights[t] =
-                (struct kern_matrix){ .dtype = KERN_F32, .rows = N, .cols = K, .data = x + M * K };
-            crew[t] = (struct crew_member){
-                .work = multiply,
-                .repeats = REPEATS,
-                .ops = kern_ops_cpu((enum kern_cpu)b->stack.config.engine.cpu_mask),
-                .product = { .w = &weights[t],
-                             .x = x,
-                             .y = x + M * K + N * K,
-                             .m = M,
-                             .x_stride = K,
-                             .y_stride = N,
-                             .k_blocks = 1 },
-            };
-        }
-        double rate = (double)b->threads * REPEATS * M * N * K / crew_run(crew, b->threads);
-        if (rate > best) best = rate;
-    }
-    free(weights);
-    free(memory);
-    free(crew);
-    return best;
-}
-
-double bench_disk_rate(struct bench_stack *b)
-{
-    enum { DEPTH = 16 };
-    const uint64_t part = UINT64_C(1) << 20, time_ns = 1000000000;
-    struct base_err err = { 0 };
-    struct tier_io *io;
-    struct tier_io_req reqs[DEPTH], *done[DEPTH];
-    struct base_rng rng;
-    uint64_t file_bytes = 0;
-    unsigned char *memory = aligned_alloc(4096, DEPTH * part);
-    const char *path = tier_store_file_path(b->stack.store, 0);
-    FILE *from = fopen(path, "rbe");
-    if (from && fseeko(from, 0, SEEK_END) == 0) file_bytes = (uint64_t)ftello(from);
-    if (from) fclose(from);
-    uint64_t parts = file_bytes / part, bytes = 0;
-    if (!memory || parts == 0 ||
-        tier_io_create(&io, &b->stack.config.io, base_clock_real(), &err) < 0) {
-        free(memory);
-        return 0;
-    }
-    int handle = tier_io_file_add(io, path, &err);
-    base_rng_init(&rng, b->flags->seed);
-    uint64_t begin = base_now_ns(), now = begin;
-    for (int i = 0; i < DEPTH && handle >= 0; i++) {
-        struct tier_io_req *req = &reqs[i];
-        *req = (struct tier_io_req){ .file = (uint32_t)handle,
-                                     .to = memory + (uint64_t)i * part,
-                                     .bytes = part,
-                                     .offset = base_rng_below(&rng, parts) * part };
-        tier_io_submit(io, &req, 1);
-    }
-    while (io->in_flight > 0) {
-        int count = tier_io_reap(io, done, DEPTH, 1, UINT64_MAX);
-        now = base_now_ns();
-        for (int i = 0; i < count; i++) {
-            if (done[i]->result > 0) bytes += (uint64_t)done[i]->result;
-            done[i]->offset = base_rng_below(&rng, parts) * part;
-        }
-        if (now < begin + time_ns && count > 0) tier_io_submit(io, done, (unsigned)count);
-    }
-    tier_io_destroy(io);
-    free(memory);
-    return (double)bytes * 1e9 / (double)(now - begin);
-}
-
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-double bench_median(double *values, size_t count, double *spread)
-{
-    qsort(values, count, sizeof *values, ascending);
-    double median = count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
-    *spread = (values[count - 1] - values[0]) / median;
-    return median;
 }

@@ -2,8 +2,9 @@
  * the machine's rates, and the bytes that steps touch.
  *
  * A floor is what the machine would allow if nothing but the unavoidable happened: weights read
- * once at the measured rate of memory, missed experts at the measured rate of the disk, products at
- * the rate of our own fastest product. One thread.
+ * once at the measured rate of memory, missed experts at the measured rate of the disk,
+ * multiply-adds at the measured peak of the cores. The machine is shared and its rates move:
+ * they are measured round by round, beside what is held against them. One thread.
  */
 #ifndef TOOLS_BENCH_STACK_H
 #define TOOLS_BENCH_STACK_H
@@ -17,6 +18,7 @@ struct bench_flags {
     const char *model, *config;
     struct cli_list set;
     uint64_t rounds, seed;
+    const char *profile;        /* a timeline goes there; NULL = none */
     bool json, quiet;
     struct tier_observer observer;      /* of cache events, or nothing */
 };
@@ -29,6 +31,8 @@ struct bench_stack {
     uint32_t batch;             /* > 0: only steps count that generate for so many sequences */
     /* Added up over steps; zeroed by bench_reset. */
     uint64_t steps, step_tokens, step_ns, wait_ns, expert_bytes, kv_bytes;
+    /* Added up over all of these since open. */
+    uint64_t account_step_ns, account_wait_ns[TIER_WAIT_CAUSE_COUNT], account_op_ns[ENG_OP_COUNT];
     /* Of the running request. */
     uint32_t tokens;
     uint64_t first_ns, last_ns;
@@ -49,12 +53,28 @@ int bench_generate(struct bench_stack *bench, uint32_t count, uint32_t prompt_to
 /* Brings in every expert that there is room for. */
 int bench_warm(struct bench_stack *bench, struct base_err *err);
 
-/* Bytes a second that `threads` threads read from memory together; the best of five. */
+/* Share of the steps' time that is known: compute, operation by operation, and waits by cause. */
+double bench_accounted(const struct bench_stack *bench);
+/* That, and the operations and waits by their shares: as members of a JSON object, or as text. */
+void bench_print_account(const struct bench_stack *bench, bool json);
+
+/* Memory that threads read together, each a part larger than any cache. */
+struct bench_memory {
+    unsigned threads;
+    void *at;
+    size_t bytes;
+};
+int bench_memory_open(struct bench_memory *memory, unsigned threads);   /* -1: no memory */
+void bench_memory_close(struct bench_memory *memory);
+/* Bytes a second; of five times through all of it the best one, or the median. */
+double bench_memory_read(struct bench_memory *memory, bool best);
+/* The best of five, all at once. */
 double bench_memory_rate(unsigned threads);
 /* Bytes a second of random reads of an expert's size from the model's first file. */
 double bench_disk_rate(struct bench_stack *bench);
-/* Multiply-adds a second of the f32 product from cache, on `threads` threads; the best of five. */
-double bench_product_rate(struct bench_stack *bench);
+/* Multiply-adds a second that `threads` threads can do: f32, or 8-bit integers where the cores have
+ * instructions for them (else f32); the best of five. */
+double bench_peak_rate(unsigned threads, bool int8);
 
 /* Median of the values, which get sorted; `*spread` = (highest - lowest) / median. */
 double bench_median(double *values, size_t count, double *spread);

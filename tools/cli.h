@@ -21,6 +21,9 @@
 
 enum cli_type { CLI_SWITCH, CLI_TEXT, CLI_UINT, CLI_REAL, CLI_BYTES, CLI_TIME, CLI_REPEATED };
 
+/* Most of --profile-events: 4 GiB. */
+enum { CLI_PROFILE_EVENTS_MAX = 1 << 26 };
+
 /* At most this many values of a CLI_REPEATED flag (such as --set key=value). */
 enum { CLI_REPEAT_MAX = 64 };
 struct cli_list {

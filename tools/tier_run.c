@@ -22,6 +22,8 @@ static struct {
     struct cli_list set;
     const char *trace;
     const char *perplexity;
+    const char *profile;
+    uint64_t profile_events;
     uint64_t max_tokens;
     double temperature;
     double top_p;
@@ -29,7 +31,8 @@ static struct {
     uint64_t seed;
     bool chat;
     bool quiet;
-} flags = { .max_tokens = 128, .temperature = 0.0, .top_p = 1.0, .seed = 1 };
+} flags = { .max_tokens = 128, .profile_events = ENG_PROFILE_EVENTS, .temperature = 0.0,
+            .top_p = 1.0, .seed = 1 };
 
 /* What the engine's callbacks write to. */
 struct answer {
@@ -262,8 +265,12 @@ static int run(int count, char **arguments)
         return cli_misuse("--top-p must be above 0 and at most 1");
     }
     if (flags.temperature < 0.0) return cli_misuse("--temperature must not be negative");
-    if (flags.perplexity && (flags.prompt || flags.chat || flags.trace)) {
-        return cli_misuse("--perplexity reads its file: it takes no --prompt, --chat or --trace");
+    if (flags.perplexity && (flags.prompt || flags.chat || flags.trace || flags.profile)) {
+        return cli_misuse("--perplexity reads its file: it takes no --prompt, --chat, --trace or "
+                          "--profile");
+    }
+    if (flags.profile_events < 1 || flags.profile_events > CLI_PROFILE_EVENTS_MAX) {
+        return cli_misuse("--profile-events: 1 to %d", CLI_PROFILE_EVENTS_MAX);
     }
     if (!flags.perplexity && !flags.prompt && isatty(STDIN_FILENO)) {
         return cli_misuse("--prompt TEXT is needed ('-' reads standard input)");
@@ -273,6 +280,8 @@ static int run(int count, char **arguments)
     bool leads = comm->rank == 0;
     if (flags.quiet || flags.perplexity || !leads) base_log_level_set(BASE_LOG_WARN);
     struct eng_stack_args args = { .model_dir = flags.model, .config = &config, .comm = comm,
+                                   .profile_path = flags.profile,
+                                   .profile_events = flags.profile_events,
                                    .trace_path = flags.trace, .quiet = flags.quiet || !leads };
     int rc = !leads ? follow(&args, &err)
              : flags.perplexity ? read_text(&config, comm, &err) : answer(&args, &err);
@@ -300,6 +309,10 @@ static const struct cli_flag run_flags[] = {
     { "set", CLI_REPEATED, &flags.set, "KEY=VALUE",
       "one setting, over the file's; may be repeated" },
     { "trace", CLI_TEXT, &flags.trace, "FILE", "record routing and cache events for tier-replay" },
+    { "profile", CLI_TEXT, &flags.profile, "FILE",
+      "write where the time went, as Chrome trace events; open it in Perfetto" },
+    { "profile-events", CLI_UINT, &flags.profile_events, "N",
+      "newest events that --profile keeps (262144)" },
     { "perplexity", CLI_TEXT, &flags.perplexity, "FILE",
       "no answer: how well the model predicts this text, in windows of 512 tokens" },
     { "quiet", CLI_SWITCH, &flags.quiet, NULL, "print the answer only" },

@@ -27,6 +27,8 @@ static struct {
     const char *model;
     const char *listen;
     const char *trace;
+    const char *profile;
+    uint64_t profile_events;
     const char *log_level;
     const char *diff;
     struct cli_list set;
@@ -38,7 +40,7 @@ static struct {
     bool schema_only;
     bool print_config;
     bool dry_run;
-} flags = { .port = PORT_NOT_GIVEN };
+} flags = { .profile_events = ENG_PROFILE_EVENTS, .port = PORT_NOT_GIVEN };
 
 static struct srv_settings config;
 
@@ -347,12 +349,17 @@ static int run(int count, char **arguments)
         return cli_misuse("--model DIR is missing: the folder with config.json and the "
                           "safetensors files, for example models/pebble");
     }
+    if (flags.profile_events < 1 || flags.profile_events > CLI_PROFILE_EVENTS_MAX) {
+        return cli_misuse("--profile-events: 1 to %d", CLI_PROFILE_EVENTS_MAX);
+    }
     signal(SIGPIPE, SIG_IGN);
     signal(SIGHUP, SIG_IGN);    /* until there is something to change */
     struct eng_stack_args args = {
         .model_dir = flags.model,
         .config = &config.stack,
         .trace_path = flags.trace,
+        .profile_path = flags.profile,
+        .profile_events = flags.profile_events,
     };
     if (comm_open(&args.comm, &config.stack.comm, &err) < 0) return cli_fail(EXIT_FAILURE, &err);
     int rc = flags.dry_run         ? eng_stack_print_footprint(&args, stdout, &err)
@@ -374,6 +381,10 @@ static const struct cli_flag server_flags[] = {
     { "listen", CLI_TEXT, &flags.listen, "ADDRESS", "address to listen on (server.listen)" },
     { "port", CLI_UINT, &flags.port, "N", "port to listen on, 0 = any free one (server.port)" },
     { "trace", CLI_TEXT, &flags.trace, "FILE", "record the routing for tier-replay" },
+    { "profile", CLI_TEXT, &flags.profile, "FILE", "write at the end where the time went, as "
+      "Chrome trace events; open it in Perfetto" },
+    { "profile-events", CLI_UINT, &flags.profile_events, "N", "newest events that --profile keeps "
+      "(262144)" },
     { "dry-run", CLI_SWITCH, &flags.dry_run, NULL, "print what memory it would take, then stop" },
     { "schema-only", CLI_SWITCH, &flags.schema_only, NULL, "with --check-config: keys and values "
       "alone, not what this build or this machine can do with them" },

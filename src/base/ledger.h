@@ -24,6 +24,7 @@
     T(STAGING, "staging", "staging", "slots for what is on its way")                              \
     T(TABLES, "tables", "tables", "index, slots, policy, counters")                               \
     T(PREDICTOR, "predictor", "predictor", "what it learns and works in")                         \
+    T(PROFILE, "profile", "profile", "newest events of the timeline (--profile)")                 \
     T(BUFFERS, "buffers", "buffers", "")                                                          \
     T(PROGRAM, "program", "program", "code, libraries, tokenizer, threads, requests")
 

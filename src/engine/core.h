@@ -6,6 +6,7 @@
 #include "engine/kv.h"
 #include "engine/lead.h"
 #include "engine/plan.h"
+#include "engine/profile.h"
 #include "engine/ranks.h"
 #include "engine/scheduler.h"
 #include "engine/weights.h"
@@ -36,6 +37,7 @@ struct eng_core {
     float rope_magnitude;
     float *rope_frequency;      /* [rope / 2] */
     uint64_t wait_ns;           /* spent in tier_wait by the running step, on the engine's clock */
+    struct eng_profile *profile;        /* NULL = nobody wants to know where time goes */
 };
 
 /* V2 and V3 build these two norms with their class's default, whatever rms_norm_eps says. */

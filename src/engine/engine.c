@@ -290,6 +290,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     eng->core.shape = args->shape;
     eng->core.tier = args->tier;
     eng->core.advice = args->advice;
+    eng->core.profile = args->profile;
     eng->core.device = args->device;
     eng->tokenizer = args->tokenizer;
     eng->hooks = args->hooks;
@@ -547,8 +548,10 @@ static void sample_batch(struct eng *eng, const struct eng_batch *batch)
     show_logits(eng, batch, rows, kept);
     enum { DRAW_COST = 16 };    /* multiply-adds that a candidate's exponentials are worth */
     struct draws draws = { eng, batch, rows };
+    uint64_t draw_ns = eng_op_begin(eng->core.profile);
     eng_work_run(&eng->core.work, kept, (uint64_t)kept * eng->core.shape->vocab * DRAW_COST,
                  row_draw, &draws);
+    draw_ns = eng_op_next(eng->core.profile, ENG_OP_SAMPLE, draw_ns);
     for (uint32_t i = 0; i < kept; i++) {
         struct eng_seq *seq = owner_of(batch, rows[i]);
         if (seq->state == ENG_SEQ_OVER) continue;
@@ -557,6 +560,7 @@ static void sample_batch(struct eng *eng, const struct eng_batch *batch)
     for (uint32_t i = 0; i < batch->member_count; i++) {
         if (batch->members[i]->error.code < 0) fail_seq(eng, batch->members[i]);
     }
+    eng_op_end(eng->core.profile, ENG_OP_ANSWER, draw_ns);
 }
 
 static void end_step(struct eng *eng, const struct eng_batch *batch, uint64_t start_ns)
@@ -573,9 +577,12 @@ static void end_step(struct eng *eng, const struct eng_batch *batch, uint64_t st
         .top_k = core->shape->top_k,
         .expert_ids = core->plan.route_ids,
         .expert_weights = core->plan.route_weights,
+        .op_ns = core->profile ? core->profile->op_ns : NULL,
     };
     tier_step_waits(core->tier, record.wait_ns);
-    record.step_ns = base_now_ns() - start_ns;
+    uint64_t end_ns = base_now_ns();
+    record.step_ns = end_ns - start_ns;
+    if (core->profile) eng_profile_step(core->profile, start_ns, end_ns, batch->count);
     record.compute_ns = record.step_ns - core->wait_ns;
     if (eng->hooks.step_end) eng->hooks.step_end(eng->hooks.context, &record);
     if (core->advice) eng_advice_end(core->advice);
@@ -594,9 +601,12 @@ static uint64_t begin_step(struct eng *eng, const struct eng_batch *batch)
 {
     uint64_t start_ns = base_now_ns();
     eng->core.wait_ns = 0;
+    if (eng->core.profile) eng_profile_begin(eng->core.profile);
     eng->collective_ns = comm_ns(eng->core.ranks.comm);
     if (eng->hooks.step_begin) eng->hooks.step_begin(eng->hooks.context, eng->step);
+    uint64_t hints_ns = eng_op_begin(eng->core.profile);
     if (eng->core.advice) eng_advice_begin(eng->core.advice, batch);
+    eng_op_end(eng->core.profile, ENG_OP_HINTS, hints_ns);
     eng_forward(&eng->core, batch);
     return start_ns;
 }

@@ -15,6 +15,7 @@
 #include "base/hist.h"
 #include "base/metric.h"
 #include "base/option.h"
+#include "engine/profile.h"
 #include "model/safetensors.h"
 #include "model/shape.h"
 #include "model/tokenizer.h"
@@ -116,6 +117,7 @@ struct eng_step_record {
     const float *expert_weights;
     uint64_t step_ns, compute_ns;
     uint64_t wait_ns[TIER_WAIT_CAUSE_COUNT];
+    const uint64_t *op_ns;      /* [ENG_OP_COUNT] compute by operation; NULL without a profile */
 };
 
 struct eng_hooks {
@@ -135,6 +137,7 @@ struct eng_open_args {
     const struct tier_store *store;
     struct tier *tier;
     struct eng_advice *advice;  /* NULL = none */
+    struct eng_profile *profile;        /* NULL = none */
     struct dev *device;         /* where it computes: one with a stream; NULL = on the CPU */
     struct eng_hooks hooks;
     const struct eng_ranks *ranks;      /* NULL = one; copied */

@@ -4,6 +4,7 @@
 
 #include "engine/cuda/cuda.h"
 #include "engine/ffn.h"
+#include "engine/leases.h"
 #include "engine/mla.h"
 #include "engine/moe.h"
 
@@ -57,10 +58,13 @@ static void row_add(void *context, uint32_t row, unsigned thread)
                               pass->core->shape->hidden);
 }
 
-static void by_row(struct pass *pass, void (*run)(void *context, uint32_t row, unsigned thread))
+static void by_row(struct pass *pass, enum eng_op op,
+                   void (*run)(void *context, uint32_t row, unsigned thread))
 {
+    uint64_t begin_ns = eng_op_begin(pass->core->profile);
     uint64_t cost = (uint64_t)pass->batch->count * pass->core->shape->hidden;
     eng_work_run(&pass->core->work, pass->batch->count, cost, run, pass);
+    eng_op_end(pass->core->profile, op, begin_ns);
 }
 
 /* What failed on the device failed for all that it computed together. */
@@ -73,29 +77,50 @@ static int fail_all(struct eng_core *core, const struct eng_batch *batch, int rc
     return rc;
 }
 
+static void dense(struct eng_core *core, const struct eng_layer *layer,
+                  const struct eng_batch *batch)
+{
+    uint64_t begin_ns = eng_op_begin(core->profile);
+    eng_ffn(core, &layer->mlp, core->plan.normed, core->plan.branch, batch->count);
+    eng_op_end(core->profile, ENG_OP_DENSE, begin_ns);
+}
+
+/* All of it is one operation but for the waits in it. */
+static void forward_on_device(struct eng_core *core, const struct eng_batch *batch)
+{
+    struct base_err err = { 0 };
+    uint64_t begin_ns = eng_op_begin(core->profile);    /* nothing has waited yet */
+    fail_all(core, batch, eng_cuda_forward(core->cuda, batch, &err), &err);
+    if (core->profile) eng_op_end(core->profile, ENG_OP_DEVICE, begin_ns + core->wait_ns);
+}
+
 void eng_forward(struct eng_core *core, const struct eng_batch *batch)
 {
     if (core->cuda) {
-        struct base_err err = { 0 };
-        fail_all(core, batch, eng_cuda_forward(core->cuda, batch, &err), &err);
+        forward_on_device(core, batch);
         return;
     }
     struct pass pass = { .core = core, .batch = batch };
-    by_row(&pass, row_embed);
+    by_row(&pass, ENG_OP_EMBED, row_embed);
+    uint64_t positions_ns = eng_op_begin(core->profile);
     join_embeddings(core, batch->count);
     eng_mla_positions(core, batch);
+    eng_op_end(core->profile, ENG_OP_EMBED, positions_ns);
     for (uint32_t i = 0; i < core->shape->layers; i++) {
         const struct eng_layer *layer = &core->weights.layers[i];
+        uint64_t layer_ns = eng_op_begin(core->profile);
+        if (core->profile) core->profile->layer = i;
         pass.weight = layer->attention_norm;
-        by_row(&pass, row_norm);
+        by_row(&pass, ENG_OP_NORM, row_norm);
         eng_mla(core, layer, i, batch);
-        by_row(&pass, row_add);
+        by_row(&pass, ENG_OP_ADD, row_add);
         pass.weight = layer->ffn_norm;
-        by_row(&pass, row_norm);
+        by_row(&pass, ENG_OP_NORM, row_norm);
         if (layer->moe_layer >= 0) eng_moe(core, layer, batch);
-        else eng_ffn(core, &layer->mlp, core->plan.normed, core->plan.branch, batch->count);
-        by_row(&pass, row_add);
-        tier_poll(core->tier);
+        else dense(core, layer, batch);
+        by_row(&pass, ENG_OP_ADD, row_add);
+        eng_poll(core);
+        if (core->profile) eng_profile_layer(core->profile, layer_ns);
     }
 }
 
@@ -104,10 +129,14 @@ int eng_head(struct eng_core *core, const struct eng_batch *batch, const uint32_
 {
     if (core->cuda) {
         struct base_err err = { 0 };
-        return fail_all(core, batch, eng_cuda_head(core->cuda, rows, count, &err), &err);
+        uint64_t device_ns = eng_op_begin(core->profile);
+        int rc = fail_all(core, batch, eng_cuda_head(core->cuda, rows, count, &err), &err);
+        eng_op_end(core->profile, ENG_OP_DEVICE, device_ns);
+        return rc;
     }
     const struct model_shape *s = core->shape;
     struct eng_plan *plan = &core->plan;
+    uint64_t begin_ns = eng_op_begin(core->profile);
     if (core->ranks.rank == 0) eng_lead_head(&core->lead, rows, count);
     for (uint32_t i = 0; i < count; i++) {
         core->work.ops->rmsnorm(plan->head_in + (size_t)i * s->hidden,
@@ -121,5 +150,6 @@ int eng_head(struct eng_core *core, const struct eng_batch *batch, const uint32_
                                              1);
     if (core->weights.head.rows > 0) eng_work_products(&core->work, &product, 1);
     if (joint) eng_ranks_gather(core, plan->rank_part, plan->logits, count, s->vocab, 1);
+    eng_op_end(core->profile, ENG_OP_HEAD, begin_ns);
     return 0;
 }

@@ -4,6 +4,13 @@
 
 #include "base/clock.h"
 
+void eng_poll(struct eng_core *core)
+{
+    uint64_t begin_ns = eng_op_begin(core->profile);
+    tier_poll(core->tier);
+    eng_op_end(core->profile, ENG_OP_POLL, begin_ns);
+}
+
 uint32_t eng_leases_wait(struct eng_core *core, struct tier_lease *leases, uint32_t count,
                          enum tier_wait_mode mode, uint64_t deadline_ns)
 {

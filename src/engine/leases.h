@@ -18,4 +18,7 @@ void eng_leases_why(struct eng_core *core, const struct tier_lease *lease, char 
 void eng_leases_fail(struct eng_core *core, const struct eng_batch *batch,
                      const struct tier_lease *lease);
 
+/* Takes in what has arrived meanwhile; waits for nothing. */
+void eng_poll(struct eng_core *core);
+
 #endif

@@ -157,6 +157,14 @@ static void use_card(struct base_ledger *card, const struct tier_snapshot *tier,
     use_slots(card, &tier->tiers[0], true, true);
 }
 
+static uint64_t profile_touched(const struct eng_stack *stack)
+{
+    const struct base_timeline *timeline = stack->profile.timeline;
+    uint64_t most = stack->ledger.rows[BASE_LEDGER_PROFILE].planned;
+    uint64_t written = timeline ? base_timeline_bytes(base_timeline_count(timeline)) : 0;
+    return base_mem_touched(most, written < most ? written : most);
+}
+
 void eng_ledger_use(struct base_ledger *ledger, struct base_ledger *card, struct eng_stack *stack)
 {
     static _Thread_local struct tier_snapshot tier;     /* too large for a worker's stack */
@@ -177,6 +185,7 @@ void eng_ledger_use(struct base_ledger *ledger, struct base_ledger *card, struct
     if (card && stack->device) use_card(card, &tier, &engine);
     rows[BASE_LEDGER_TABLES].used = rows[BASE_LEDGER_TABLES].planned;
     rows[BASE_LEDGER_PREDICTOR].used = rows[BASE_LEDGER_PREDICTOR].planned;
+    rows[BASE_LEDGER_PROFILE].used = profile_touched(stack);
     rows[BASE_LEDGER_BUFFERS].used =
         stack->trace ? pred_trace_writer_touched(stack->trace) : 0;
     /* The heap as a whole, without what has a row and lies in it. */

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "engine/leases.h"
+
 struct pass {
     struct eng_core *core;
     const struct eng_layer *layer;
@@ -180,10 +182,14 @@ void eng_mla(struct eng_core *core, const struct eng_layer *layer, uint32_t laye
     const struct model_shape *s = core->shape;
     struct pass pass = { core, layer, layer_index, batch, 1 };
     uint64_t rows = batch->count, heads = core->heads, lora = s->kv_lora_rank;
+    uint64_t begin_ns = eng_op_begin(core->profile);
     project(&pass);
+    begin_ns = eng_op_next(core->profile, ENG_OP_PROJECT, begin_ns);
     eng_work_run(&core->work, batch->count, rows * heads * s->qk_rope_dim * 4, row_finish, &pass);
+    begin_ns = eng_op_next(core->profile, ENG_OP_ROPE, begin_ns);
     eng_work_run(&core->work, core->heads, rows * heads * s->qk_nope_dim * lora, head_absorb,
                  &pass);
+    begin_ns = eng_op_next(core->profile, ENG_OP_ABSORB, begin_ns);
     fill_block_table(&pass);
     uint64_t seen = 0;
     for (uint32_t row = 0; row < batch->count; row++) {
@@ -192,14 +198,18 @@ void eng_mla(struct eng_core *core, const struct eng_layer *layer, uint32_t laye
     uint64_t cost = seen * heads * (2 * lora + s->qk_rope_dim);
     pass.parts = eng_work_parts(&core->work, batch->count, cost / rows, core->heads * 8);
     eng_work_run(&core->work, batch->count * pass.parts, cost, row_attend, &pass);
-    tier_poll(core->tier);
+    begin_ns = eng_op_next(core->profile, ENG_OP_ATTEND, begin_ns);
+    eng_poll(core);
+    begin_ns = eng_op_begin(core->profile);
     eng_work_run(&core->work, core->heads, rows * heads * s->v_dim * lora, head_values, &pass);
+    begin_ns = eng_op_next(core->profile, ENG_OP_VALUES, begin_ns);
     if (core->ranks.tensor > 1) {
         join_heads(core, layer, batch->count);
-        return;
+    } else {
+        struct kern_matmul out = eng_product(&layer->o, core->plan.attended, heads * s->v_dim,
+                                             core->plan.branch, s->hidden, batch->count,
+                                             KERN_RANK_BLOCKS);
+        eng_work_products(&core->work, &out, 1);
     }
-    struct kern_matmul out = eng_product(&layer->o, core->plan.attended, heads * s->v_dim,
-                                         core->plan.branch, s->hidden, batch->count,
-                                         KERN_RANK_BLOCKS);
-    eng_work_products(&core->work, &out, 1);
+    eng_op_end(core->profile, ENG_OP_OUTPUT, begin_ns);
 }

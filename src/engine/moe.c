@@ -221,12 +221,15 @@ static void compute_in(struct pass *pass)
     const struct model_shape *s = pass->core->shape;
     uint64_t cost = runs_tokens(pass) * 2 * s->hidden * s->expert_width;
     pass->parts = eng_work_parts(&pass->core->work, pass->runs, cost / pass->runs, s->expert_width);
+    uint64_t begin_ns = eng_op_begin(pass->core->profile);
     eng_work_run(&pass->core->work, pass->runs * pass->parts, cost, run_in, pass);
+    begin_ns = eng_op_next(pass->core->profile, ENG_OP_EXPERTS_IN, begin_ns);
     if (pass->core->plan.pair_x8) {
         eng_work_run(&pass->core->work, pass->runs, runs_tokens(pass) * s->expert_width * X8_COST,
                      run_to_x8, pass);
+        eng_op_end(pass->core->profile, ENG_OP_QUANTIZE, begin_ns);
     }
-    tier_poll(pass->core->tier);
+    eng_poll(pass->core);
 }
 
 static void compute_decode(struct pass *pass)
@@ -236,8 +239,10 @@ static void compute_decode(struct pass *pass)
     compute_in(pass);
     uint64_t cost = runs_tokens(pass) * s->hidden * s->expert_width;
     pass->parts = eng_work_parts(&pass->core->work, pass->runs, cost / pass->runs, s->hidden);
+    uint64_t begin_ns = eng_op_begin(pass->core->profile);
     eng_work_run(&pass->core->work, pass->runs * pass->parts, cost, run_out, pass);
-    tier_poll(pass->core->tier);
+    eng_op_end(pass->core->profile, ENG_OP_EXPERTS_OUT, begin_ns);
+    eng_poll(pass->core);
 }
 
 static void compute_prefill(struct pass *pass)
@@ -247,8 +252,10 @@ static void compute_prefill(struct pass *pass)
     compute_in(pass);
     uint64_t cost = runs_tokens(pass) * s->hidden * s->expert_width;
     pass->parts = eng_work_parts(&pass->core->work, 1, cost, s->hidden);
+    uint64_t begin_ns = eng_op_begin(pass->core->profile);
     eng_work_run(&pass->core->work, pass->parts, cost, runs_add, pass);
-    tier_poll(pass->core->tier);
+    eng_op_end(pass->core->profile, ENG_OP_EXPERTS_OUT, begin_ns);
+    eng_poll(pass->core);
 }
 
 /* Computed once a layer, as early as there is something to wait for. */
@@ -257,13 +264,15 @@ static void shared(struct pass *pass)
     struct eng_core *core = pass->core;
     if (pass->shared_done) return;
     pass->shared_done = true;
+    uint64_t begin_ns = eng_op_begin(core->profile);
     if (pass->layer->mlp.width > 0) {
         eng_ffn(core, &pass->layer->mlp, core->plan.normed, core->plan.branch, pass->batch->count);
     } else {
         memset(core->plan.branch, 0,
                (size_t)pass->batch->count * core->shape->hidden * sizeof *core->plan.branch);
     }
-    tier_poll(core->tier);
+    eng_op_end(core->profile, ENG_OP_SHARED, begin_ns);
+    eng_poll(core);
 }
 
 /* Hints for layers ahead, once a layer: its gate has spoken for all rows, and the demand reads of
@@ -274,9 +283,11 @@ static void advise(struct pass *pass)
     if (!core->advice || pass->advised || pass->end < pass->batch->count) return;
     pass->advised = true;
     if (eng_advice_after_shared(core->advice)) shared(pass);
+    uint64_t begin_ns = eng_op_begin(core->profile);
     eng_lookahead(pass->core, pass->layer, pass->batch);
     size_t at = (size_t)pass->layer->moe_layer * pass->batch->count * core->shape->top_k;
     eng_advice_routed(core->advice, (uint32_t)pass->layer->moe_layer, core->plan.route_ids + at);
+    eng_op_end(core->profile, ENG_OP_HINTS, begin_ns);
 }
 
 /* With several ranks all of them learn of it at once, from the exchange. */
@@ -358,35 +369,63 @@ static void prepare(struct pass *pass, bool *prepared)
 
 static uint32_t group(struct pass *pass, bool strongest_first)
 {
+    uint64_t begin_ns = eng_op_begin(pass->core->profile);
     uint32_t wanted = eng_gate_group(pass->core, pass->layer, pass->batch, pass->begin, pass->end,
                                      strongest_first);
-    return pass->spread ? eng_exchange_deal(pass->core, pass->layer, wanted) : wanted;
+    if (pass->spread) wanted = eng_exchange_deal(pass->core, pass->layer, wanted);
+    eng_op_end(pass->core->profile, ENG_OP_GATE, begin_ns);
+    return wanted;
+}
+
+/* Leases of plan.wanted from `done` on, as many as there are slots for. */
+static uint32_t acquire(struct pass *pass, uint32_t done, uint32_t wanted, enum tier_phase phase)
+{
+    struct eng_core *core = pass->core;
+    uint64_t begin_ns = eng_op_begin(core->profile);
+    uint32_t granted =
+        tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer, core->plan.wanted + done,
+                     wanted - done, phase, core->plan.leases);
+    MUST(granted > 0);
+    eng_op_end(core->profile, ENG_OP_ACQUIRE, begin_ns);
+    return granted;
+}
+
+static void release(struct eng_core *core, uint32_t granted)
+{
+    uint64_t begin_ns = eng_op_begin(core->profile);
+    tier_release(core->tier, core->plan.leases, granted);
+    eng_op_end(core->profile, ENG_OP_RELEASE, begin_ns);
+}
+
+static void exchange_sum(struct pass *pass)
+{
+    uint64_t begin_ns = eng_op_begin(pass->core->profile);
+    eng_exchange_sum(pass->core, pass->layer, pass->batch, pass->begin, pass->end);
+    eng_op_end(pass->core->profile, ENG_OP_EXCHANGE, begin_ns);
 }
 
 static void decode_rows(struct pass *pass)
 {
     struct eng_core *core = pass->core;
-    struct eng_plan *plan = &core->plan;
     uint32_t wanted = group(pass, true);
     bool prepared = false;
     for (uint32_t done = 0; done < wanted;) {
-        uint32_t granted =
-            tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer, plan->wanted + done,
-                         wanted - done, TIER_DECODE, plan->leases);
-        MUST(granted > 0);
+        uint32_t granted = acquire(pass, done, wanted, TIER_DECODE);
         prepare(pass, &prepared);
         serve_arrivals(pass, granted);
-        tier_release(core->tier, plan->leases, granted);
+        release(core, granted);
         done += granted;
     }
     if (pass->spread) {
         prepare(pass, &prepared);
-        eng_exchange_sum(core, pass->layer, pass->batch, pass->begin, pass->end);
+        exchange_sum(pass);
         return;
     }
     uint32_t rows = pass->end - pass->begin;
+    uint64_t begin_ns = eng_op_begin(core->profile);
     eng_work_run(&core->work, rows, (uint64_t)rows * core->shape->top_k * core->shape->hidden,
                  row_sum, pass);
+    eng_op_end(core->profile, ENG_OP_SUM, begin_ns);
 }
 
 static void prefill_rows(struct pass *pass)
@@ -396,15 +435,14 @@ static void prefill_rows(struct pass *pass)
     uint32_t wanted = group(pass, false);
     bool prepared = false;
     for (uint32_t done = 0; done < wanted;) {
-        uint32_t granted =
-            tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer, plan->wanted + done,
-                         wanted - done, TIER_PREFILL, plan->leases);
-        MUST(granted > 0);
+        uint32_t granted = acquire(pass, done, wanted, TIER_PREFILL);
         prepare(pass, &prepared);
         for (uint32_t i = 0; i < granted;) {
             /* The next in id order, and all those behind it that are there as well. */
             eng_leases_wait(core, &plan->leases[i], 1, TIER_WAIT_ALL, UINT64_MAX);
+            uint64_t begin_ns = eng_op_begin(core->profile);
             tier_wait(core->tier, &plan->leases[i], granted - i, TIER_WAIT_ANY, 0);
+            eng_op_end(core->profile, ENG_OP_POLL, begin_ns);
             pass->runs = 0;
             for (; i < granted && plan->leases[i].status != -EINPROGRESS; i++) {
                 if (plan->leases[i].status == 0) list_run(pass, &plan->leases[i]);
@@ -413,12 +451,12 @@ static void prefill_rows(struct pass *pass)
             if (pass->spread) compute_decode(pass);
             else compute_prefill(pass);
         }
-        tier_release(core->tier, plan->leases, granted);
+        release(core, granted);
         done += granted;
     }
     if (pass->spread) {
         prepare(pass, &prepared);
-        eng_exchange_sum(core, pass->layer, pass->batch, pass->begin, pass->end);
+        exchange_sum(pass);
     }
 }
 
@@ -428,11 +466,14 @@ void eng_moe(struct eng_core *core, const struct eng_layer *layer, const struct 
                          .spread = core->ranks.expert > 1 };
     struct eng_plan *plan = &core->plan;
     size_t hidden = core->shape->hidden;
+    uint64_t begin_ns = eng_op_begin(core->profile);
     memset(plan->routed, 0, batch->count * hidden * sizeof *plan->routed);
     eng_gate(core, layer, batch);
+    begin_ns = eng_op_next(core->profile, ENG_OP_GATE, begin_ns);
     if (plan->normed_x8) {
         eng_work_run(&core->work, batch->count, (uint64_t)batch->count * hidden * X8_COST,
                      row_to_x8, &pass);
+        eng_op_end(core->profile, ENG_OP_QUANTIZE, begin_ns);
     }
     pass.end = batch->decode_count;
     if (pass.begin < pass.end) decode_rows(&pass);
@@ -441,9 +482,11 @@ void eng_moe(struct eng_core *core, const struct eng_layer *layer, const struct 
     if (pass.begin < pass.end) prefill_rows(&pass);
     advise(&pass);              /* nothing was wanted: every sequence of the batch has failed */
     shared(&pass);
+    begin_ns = eng_op_begin(core->profile);
     for (uint32_t row = 0; row < batch->count; row++) {
         core->work.ops->add(plan->routed + row * hidden, plan->branch + row * hidden,
                             (uint32_t)hidden);
     }
     memcpy(plan->branch, plan->routed, batch->count * hidden * sizeof *plan->branch);
+    eng_op_end(core->profile, ENG_OP_SUM, begin_ns);
 }

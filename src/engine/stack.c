@@ -363,6 +363,51 @@ static void close_trace(struct eng_stack *stack)
     stack->trace = NULL;
 }
 
+/* ---------------------------------------------------------------------------------- profile -- */
+
+static size_t profile_events(const struct eng_stack_args *args)
+{
+    return args->profile_events > 0 ? args->profile_events : ENG_PROFILE_EVENTS;
+}
+
+static int open_profile(struct eng_stack *stack, const struct eng_stack_args *args,
+                        struct base_err *err)
+{
+    stack->profiles = args->account || args->profile_path;
+    if (!args->profile_path) return 0;
+    if (base_str_format(stack->profile_path, sizeof stack->profile_path, "%s",
+                        args->profile_path) < 0) {
+        return base_err_set(err, -ENAMETOOLONG, "profile: the path has more than %zu bytes",
+                            sizeof stack->profile_path - 1);
+    }
+    int rc = eng_ranks_path(&stack->ranks, stack->profile_path, err);
+    if (rc == 0) rc = base_timeline_create(&stack->profile.timeline, profile_events(args));
+    if (rc < 0) return base_err_set(err, rc, "no memory for a timeline of %zu events",
+                                    profile_events(args));
+    /* What cannot be written is told now, not after hours. */
+    return base_timeline_write(stack->profile.timeline, stack->profile_path, err);
+}
+
+static void close_profile(struct eng_stack *stack)
+{
+    struct base_err err = { 0 };
+    const struct base_timeline *timeline = stack->profile.timeline;
+    if (!timeline) return;
+    uint64_t dropped = base_timeline_dropped(timeline);
+    if (base_timeline_write(timeline, stack->profile_path, &err) < 0) {
+        base_log(BASE_LOG_WARN, "profile", "%s", err.text);
+    } else if (dropped > 0) {
+        base_log(BASE_LOG_WARN, "profile", "%s: the newest %" PRIu64 " events; %" PRIu64
+                 " older ones were dropped", stack->profile_path,
+                 base_timeline_count(timeline) - dropped, dropped);
+    } else {
+        base_log(BASE_LOG_INFO, "profile", "%s: all %" PRIu64 " events", stack->profile_path,
+                 base_timeline_count(timeline));
+    }
+    base_timeline_destroy(stack->profile.timeline);
+    stack->profile.timeline = NULL;
+}
+
 /* ------------------------------------------------------------------------------ open, close -- */
 
 static int open_model(struct eng_stack *stack, const char *dir, struct base_err *err)
@@ -390,6 +435,7 @@ static int open_tier(struct eng_stack *stack, struct base_err *err)
         .top_k = stack->top_k,
         .observer = { .event = on_event, .context = stack },
         .device = stack->device,
+        .timeline = stack->profile.timeline,
     };
     return tier_open(&stack->tier, &args, err);
 }
@@ -410,6 +456,7 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
         .store = stack->store,
         .tier = stack->tier,
         .advice = stack->advice,
+        .profile = stack->profiles ? &stack->profile : NULL,
         .device = stack->device,
         .hooks = { .step_begin = on_step_begin, .step_end = on_step_end,
                    .logits = stack->hooks.logits ? on_logits : NULL, .context = stack },
@@ -452,6 +499,9 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
         eng_advice_footprint(&config->advice, &stack->shape, tier_store_layers(stack->store)),
     };
     eng_ledger_plan(&stack->ledger, &parts);
+    if (args->profile_path) {
+        stack->ledger.rows[BASE_LEDGER_PROFILE].planned = base_timeline_bytes(profile_events(args));
+    }
     eng_ledger_plan_card(&stack->card, &parts);
     stack->device_bytes = engine.device_bytes + tier.slots_bytes[0];
     base_ledger_limit(&stack->limit, "");
@@ -487,6 +537,7 @@ int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, s
     if (rc == 0) rc = check_built(&stack->config, err);
     if (rc == 0) rc = prepare(stack, args, err);
     if (rc == 0) rc = base_ledger_check(&stack->ledger, &stack->limit, err);
+    if (rc == 0) rc = open_profile(stack, args, err);
     if (rc == 0) rc = open_device(stack, err);
     if (rc == 0) rc = open_tier(stack, err);
     if (rc == 0) rc = open_trace(stack, err);
@@ -511,6 +562,7 @@ void eng_stack_close(struct eng_stack *stack)
     eng_advice_close(stack->advice);
     close_trace(stack);
     tier_close(stack->tier);
+    close_profile(stack);
     dev_destroy(stack->device);
     tier_store_close(stack->store);
     model_chat_free(stack->chat);

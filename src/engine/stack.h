@@ -54,9 +54,15 @@ struct eng_stack {
     struct base_ledger_limit limit;
     struct base_ledger card;            /* the same of the device's memory; zero on the CPU */
     uint64_t device_bytes;              /* what is taken of it at start */
+    struct eng_profile profile;
+    bool profiles;
+    char profile_path[BASE_OPTION_TEXT];    /* empty: no timeline */
     struct eng_hooks hooks;             /* the caller's */
     struct tier_observer observer;      /* the caller's */
 };
+
+/* About 100 tokens of a model of 60 layers; 16 MiB. */
+enum { ENG_PROFILE_EVENTS = 1 << 18 };
 
 struct eng_stack_args {
     const char *model_dir;
@@ -66,6 +72,10 @@ struct eng_stack_args {
     struct eng_hooks hooks;         /* called beside the trace's own */
     struct tier_observer observer;  /* the same for cache events; .event may be NULL */
     bool quiet;                     /* no progress on stderr */
+    /* A timeline of the newest `profile_events` events, written there by close; NULL = none. */
+    const char *profile_path;
+    size_t profile_events;          /* 0 = ENG_PROFILE_EVENTS */
+    bool account;                   /* step records have op_ns; a timeline means it, too */
 };
 
 /* Opens everything in order; on failure closes what was open and says why. The stack must stay
@@ -74,7 +84,8 @@ struct eng_stack_args {
  * with comm_abort. */
 int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args,
                    struct base_err *err);
-/* Closes the trace in order and frees everything. Accepts a stack that is zero or half open. */
+/* Closes the trace in order, writes the timeline, frees everything. Accepts a stack that is zero
+ * or half open. */
 void eng_stack_close(struct eng_stack *stack);
 
 /* Whether other settings of the open stack's tiers would fit `limit` (base_ledger_limit) beside all

@@ -1,0 +1,288 @@
+/* Rates of this machine that benchmarks hold their results against. */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "base/rng.h"
+#include "kernels/kern.h"
+#include "tiering/io.h"
+#include "tools/bench_stack.h"
+
+enum {
+    TRIES = 5,
+    SHARE = 128 << 20,          /* a thread's part of what is read: more than any cache */
+    SPIN_ROUNDS = 2000000,
+    CHAINS = 12,                /* sums at once: more than an addition takes cycles */
+};
+
+static struct base_mem_tag pool_tag = { .name = "bench pool" };
+
+struct crew_member {
+    void (*work)(struct crew_member *member);
+    pthread_t thread;
+    pthread_barrier_t *start;
+    const uint64_t *from;       /* memory */
+    size_t words;
+    uint64_t sum;
+    double operations;          /* peaks */
+    float sink;
+    uint64_t begin_ns, end_ns;
+};
+
+static void *crew_main(void *argument)
+{
+    struct crew_member *member = argument;
+    pthread_barrier_wait(member->start);
+    member->begin_ns = base_now_ns();
+    member->work(member);
+    member->end_ns = base_now_ns();
+    return NULL;
+}
+
+/* Seconds from the first start to the last end. */
+static double crew_run(struct crew_member *members, unsigned count)
+{
+    pthread_barrier_t start;
+    uint64_t begin = UINT64_MAX, end = 0;
+    pthread_barrier_init(&start, NULL, count);
+    for (unsigned i = 0; i < count; i++) {
+        members[i].start = &start;
+        if (pthread_create(&members[i].thread, NULL, crew_main, &members[i]) != 0) abort();
+    }
+    for (unsigned i = 0; i < count; i++) {
+        pthread_join(members[i].thread, NULL);
+        if (members[i].begin_ns < begin) begin = members[i].begin_ns;
+        if (members[i].end_ns > end) end = members[i].end_ns;
+    }
+    pthread_barrier_destroy(&start);
+    return (double)(end - begin) / 1e9;
+}
+
+/* -- memory ----------------------------------------------------------------------------------- */
+
+static void read_words(struct crew_member *member)
+{
+    uint64_t sums[8] = { 0 };
+    for (size_t i = 0; i + 8 <= member->words; i += 8) {
+        for (int j = 0; j < 8; j++) sums[j] ^= member->from[i + (size_t)j];
+    }
+    for (int j = 0; j < 8; j++) member->sum ^= sums[j];
+}
+
+int bench_memory_open(struct bench_memory *memory, unsigned threads)
+{
+    memory->threads = threads;
+    memory->bytes = (size_t)threads * SHARE;
+    memory->at = base_mem_alloc(&pool_tag, memory->bytes, 64);
+    if (!memory->at) return -1;
+    memset(memory->at, 1, memory->bytes);
+    return 0;
+}
+
+void bench_memory_close(struct bench_memory *memory)
+{
+    base_mem_free(&pool_tag, memory->at, memory->bytes);
+    memory->at = NULL;
+}
+
+double bench_memory_read(struct bench_memory *memory, bool best)
+{
+    double rates[TRIES], spread;
+    struct crew_member *crew = calloc(memory->threads, sizeof *crew);
+    if (!crew) abort();
+    for (int i = 0; i < TRIES; i++) {
+        for (unsigned t = 0; t < memory->threads; t++) {
+            crew[t] = (struct crew_member){
+                .work = read_words,
+                .words = SHARE / 8,
+                .from = (const uint64_t *)memory->at + (size_t)t * SHARE / 8,
+            };
+        }
+        rates[i] = (double)memory->bytes / crew_run(crew, memory->threads);
+    }
+    free(crew);
+    double median = bench_median(rates, TRIES, &spread);
+    return best ? rates[TRIES - 1] : median;
+}
+
+double bench_memory_rate(unsigned threads)
+{
+    struct bench_memory memory;
+    if (bench_memory_open(&memory, threads) < 0) abort();
+    double rate = bench_memory_read(&memory, true);
+    bench_memory_close(&memory);
+    return rate;
+}
+
+/* -- arithmetic ------------------------------------------------------------------------------- */
+
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma"))) static void spin_f32_avx2(struct crew_member *m)
+{
+    __m256 sum[CHAINS], a = _mm256_set1_ps(0.999f), b = _mm256_set1_ps(0.001f);
+    for (int j = 0; j < CHAINS; j++) sum[j] = _mm256_set1_ps((float)j);
+    for (int i = 0; i < SPIN_ROUNDS; i++) {
+#pragma GCC unroll 12
+        for (int j = 0; j < CHAINS; j++) sum[j] = _mm256_fmadd_ps(sum[j], a, b);
+    }
+    for (int j = 1; j < CHAINS; j++) sum[0] = _mm256_add_ps(sum[0], sum[j]);
+    m->sink = _mm256_cvtss_f32(sum[0]);
+    m->operations = (double)SPIN_ROUNDS * CHAINS * 8;
+}
+
+__attribute__((target("avx512f"))) static void spin_f32_avx512(struct crew_member *m)
+{
+    __m512 sum[CHAINS], a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(0.001f);
+    for (int j = 0; j < CHAINS; j++) sum[j] = _mm512_set1_ps((float)j);
+    for (int i = 0; i < SPIN_ROUNDS; i++) {
+#pragma GCC unroll 12
+        for (int j = 0; j < CHAINS; j++) sum[j] = _mm512_fmadd_ps(sum[j], a, b);
+    }
+    for (int j = 1; j < CHAINS; j++) sum[0] = _mm512_add_ps(sum[0], sum[j]);
+    m->sink = _mm512_cvtss_f32(sum[0]);
+    m->operations = (double)SPIN_ROUNDS * CHAINS * 16;
+}
+
+__attribute__((target("avx512f,avx512vnni"))) static void spin_int8_avx512(struct crew_member *m)
+{
+    __m512i sum[CHAINS], a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-2);
+    for (int j = 0; j < CHAINS; j++) sum[j] = _mm512_set1_epi32(j);
+    for (int i = 0; i < SPIN_ROUNDS; i++) {
+#pragma GCC unroll 12
+        for (int j = 0; j < CHAINS; j++) {
+            sum[j] = _mm512_dpbusd_epi32(sum[j], a, b);
+            __asm__("" : "+v"(sum[j]));     /* else it is seen to be a multiplication */
+        }
+    }
+    for (int j = 1; j < CHAINS; j++) sum[0] = _mm512_add_epi32(sum[0], sum[j]);
+    m->sink = (float)_mm512_cvtsi512_si32(sum[0]);
+    m->operations = (double)SPIN_ROUNDS * CHAINS * 64;
+}
+
+__attribute__((target("avx2"))) static void spin_int8_avx2(struct crew_member *m)
+{
+    __m256i sum[CHAINS], a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-2);
+    __m256i ones = _mm256_set1_epi16(1);
+    for (int j = 0; j < CHAINS; j++) sum[j] = _mm256_set1_epi32(j);
+    for (int i = 0; i < SPIN_ROUNDS; i++) {
+#pragma GCC unroll 12
+        for (int j = 0; j < CHAINS; j++) {
+            __asm__("" : "+x"(a));
+            sum[j] = _mm256_add_epi32(sum[j],
+                                      _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
+        }
+    }
+    for (int j = 1; j < CHAINS; j++) sum[0] = _mm256_add_epi32(sum[0], sum[j]);
+    m->sink = (float)_mm256_extract_epi32(sum[0], 0);
+    m->operations = (double)SPIN_ROUNDS * CHAINS * 32;
+}
+
+static void (*spin_of(bool int8, unsigned choice))(struct crew_member *m)
+{
+    bool vnni = __builtin_cpu_supports("avx512vnni");
+    if (choice == 0) return int8 ? spin_int8_avx2 : spin_f32_avx2;
+    if (int8) return vnni ? spin_int8_avx512 : NULL;
+    return __builtin_cpu_supports("avx512f") ? spin_f32_avx512 : NULL;
+}
+#else
+static void spin_plain(struct crew_member *m)
+{
+    float sum[CHAINS] = { 0 };
+    for (int i = 0; i < SPIN_ROUNDS; i++) {
+        for (int j = 0; j < CHAINS; j++) sum[j] = sum[j] * 0.999f + 0.001f;
+    }
+    for (int j = 1; j < CHAINS; j++) sum[0] += sum[j];
+    m->sink = sum[0];
+    m->operations = (double)SPIN_ROUNDS * CHAINS;
+}
+
+static void (*spin_of(bool int8, unsigned choice))(struct crew_member *m)
+{
+    return int8 || choice > 0 ? NULL : spin_plain;
+}
+#endif
+
+double bench_peak_rate(unsigned threads, bool int8)
+{
+    double best = 0;
+    struct crew_member *crew = calloc(threads, sizeof *crew);
+    if (!crew) abort();
+    for (unsigned choice = 0; choice < 2; choice++) {
+        void (*spin)(struct crew_member *m) = spin_of(int8, choice);
+        for (int i = 0; spin && i < TRIES; i++) {
+            for (unsigned t = 0; t < threads; t++) crew[t] = (struct crew_member){ .work = spin };
+            double seconds = crew_run(crew, threads);
+            double rate = crew[0].operations * threads / seconds;
+            if (rate > best) best = rate;
+        }
+    }
+    free(crew);
+    return best > 0 ? best : bench_peak_rate(threads, false);
+}
+
+/* -- disk ------------------------------------------------------------------------------------- */
+
+double bench_disk_rate(struct bench_stack *b)
+{
+    enum { DEPTH = 16 };
+    const uint64_t part = UINT64_C(1) << 20, time_ns = 1000000000;
+    struct base_err err = { 0 };
+    struct tier_io *io;
+    struct tier_io_req reqs[DEPTH], *done[DEPTH];
+    struct base_rng rng;
+    uint64_t file_bytes = 0;
+    unsigned char *memory = aligned_alloc(4096, DEPTH * part);
+    const char *path = tier_store_file_path(b->stack.store, 0);
+    FILE *from = fopen(path, "rbe");
+    if (from && fseeko(from, 0, SEEK_END) == 0) file_bytes = (uint64_t)ftello(from);
+    if (from) fclose(from);
+    uint64_t parts = file_bytes / part, bytes = 0;
+    if (!memory || parts == 0 ||
+        tier_io_create(&io, &b->stack.config.io, base_clock_real(), &err) < 0) {
+        free(memory);
+        return 0;
+    }
+    int handle = tier_io_file_add(io, path, &err);
+    base_rng_init(&rng, b->flags->seed);
+    uint64_t begin = base_now_ns(), now = begin;
+    for (int i = 0; i < DEPTH && handle >= 0; i++) {
+        struct tier_io_req *req = &reqs[i];
+        *req = (struct tier_io_req){ .file = (uint32_t)handle,
+                                     .to = memory + (uint64_t)i * part,
+                                     .bytes = part,
+                                     .offset = base_rng_below(&rng, parts) * part };
+        tier_io_submit(io, &req, 1);
+    }
+    while (io->in_flight > 0) {
+        int count = tier_io_reap(io, done, DEPTH, 1, UINT64_MAX);
+        now = base_now_ns();
+        for (int i = 0; i < count; i++) {
+            if (done[i]->result > 0) bytes += (uint64_t)done[i]->result;
+            done[i]->offset = base_rng_below(&rng, parts) * part;
+        }
+        if (now < begin + time_ns && count > 0) tier_io_submit(io, done, (unsigned)count);
+    }
+    tier_io_destroy(io);
+    free(memory);
+    return (double)bytes * 1e9 / (double)(now - begin);
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+double bench_median(double *values, size_t count, double *spread)
+{
+    qsort(values, count, sizeof *values, ascending);
+    double median = count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
+    *spread = (values[count - 1] - values[0]) / median;
+    return median;
+}
