@@ -18,18 +18,25 @@
 enum { PARTS = 4, FEATURES = PARTS + 2, LEADS = 3 };    /* features: bias, popularity, the parts */
 enum { LOOKAHEAD = 3 };         /* the part that only speaks where gates were asked */
 enum { NEAR, SECOND, FAR, PREVIOUS, ROWS };
-#define RATE 0.1f               /* first step of a weight (AdaGrad) */
-#define ENERGY_MAX 1e5f         /* its steps never shrink below RATE / sqrt of this */
+/* Steps of a weight (AdaGrad): RATE / sqrt of the squared gradients so far. It begins as if a dozen
+ * tokens had been learned from, so that the first few do not throw the weights about. */
+#define RATE 0.1f
+#define ENERGY_START 100.0f
+#define ENERGY_MAX 1e5f
+/* The sequence's previous token says mostly what the parts say too: its rows move by less, or they
+ * take from the layers before what these explain better. */
+#define PREVIOUS_STEP 0.25f
+enum { EARLY = 1024 };          /* observations that all leads learn from; later they take turns */
 
 static const struct part_kind {
     const char *name;
     double half_life;           /* 0 = the shape's */
     float start;                /* weight before anything was learned */
 } part_kinds[PARTS] = {
-    { "context", 0, 0.8f },
+    { "context", 0, 0.3f },
     { "frequency", 0, 0.3f },
     { "frequency", 160, 0.4f },
-    { "lookahead", 0, 1.0f },
+    { "lookahead", 0, 2.5f },
 };
 
 struct blend {
@@ -79,6 +86,7 @@ static int blend_fill(struct blend *b, const struct pred_shape *shape)
         w[1] = 1;
         for (int i = 0; i < PARTS; i++) w[2 + i] = part_kinds[i].start;
     }
+    for (size_t i = 0; i < rows * FEATURES; i++) b->energy[i] = ENERGY_START;
     return rc;
 }
 
@@ -159,7 +167,7 @@ static void weight_step(float *weight, float *energy, float gradient)
 {
     *energy += gradient * gradient;
     if (*energy > ENERGY_MAX) *energy = ENERGY_MAX;
-    *weight -= RATE * gradient / (sqrtf(*energy) + 1e-3f);
+    *weight -= RATE * gradient / sqrtf(*energy);
 }
 
 static void learn_once(struct blend *b, const struct pred_context *context, uint32_t layer,
@@ -184,8 +192,17 @@ static void learn_once(struct blend *b, const struct pred_context *context, uint
     /* The previous token's rows serve all leads; they learn where the most is known besides. */
     if (lead > 0) given[PREVIOUS] = NULL;
     for (int i = 0; i < ROWS; i++) {
-        if (given[i]) pred_rows_learn(&b->rows[i], layer, given[i], b->base.shape.top_k, errors);
+        if (!given[i]) continue;
+        pred_rows_learn(&b->rows[i], layer, given[i], b->base.shape.top_k, errors,
+                        i == PREVIOUS ? PREVIOUS_STEP : 1);
     }
+}
+
+/* Longer leads learn as if the layers between were not known yet: while little is known, of every
+ * token, later one at a time to halve the work. */
+static bool learns(uint32_t lead, uint32_t turn)
+{
+    return turn < EARLY || (lead == 1 ? turn % 2 == 0 : turn % 8 == 1);
 }
 
 static void blend_observe(struct pred_predictor *p, const struct pred_context *context,
@@ -193,12 +210,11 @@ static void blend_observe(struct pred_predictor *p, const struct pred_context *c
 {
     struct blend *b = (struct blend *)p;
     if (learn) {
-        struct pred_context ahead = *context;
         uint32_t turn = b->turns[layer]++;
         learn_once(b, context, layer, ids);
-        /* Longer leads learn in turns, as if the layers between were not known yet. */
-        uint32_t lead = turn % 2 == 0 ? 1 : turn % 8 == 1 ? 2 : 0;
-        if (lead > 0 && context->known >= lead) {
+        for (uint32_t lead = 1; lead < LEADS && lead <= context->known; lead++) {
+            if (!learns(lead, turn)) continue;
+            struct pred_context ahead = *context;
             ahead.known -= lead;
             learn_once(b, &ahead, layer, ids);
         }

@@ -99,14 +99,14 @@ static void transition_observe(struct pred_predictor *p, const struct pred_conte
     if (near) {
         transition_predict(p, context, layer, t->scores);
         pred_errors(t->scores, n, ids, top_k);
-        pred_rows_learn(&t->rows[NEAR], layer, near, top_k, t->scores);
-        if (far) pred_rows_learn(&t->rows[SECOND], layer, far, top_k, t->scores);
+        pred_rows_learn(&t->rows[NEAR], layer, near, top_k, t->scores, 1);
+        if (far) pred_rows_learn(&t->rows[SECOND], layer, far, top_k, t->scores, 1);
     }
     if (far) {
         begin(t, layer, t->scores);
         pred_rows_add(&t->rows[FAR], layer, far, top_k, t->scores);
         pred_errors(t->scores, n, ids, top_k);
-        pred_rows_learn(&t->rows[FAR], layer, far, top_k, t->scores);
+        pred_rows_learn(&t->rows[FAR], layer, far, top_k, t->scores, 1);
     }
     pred_popularity_learn(&t->popularity, layer, ids, top_k);
 }
@@ -153,7 +153,7 @@ static void previous_observe(struct pred_predictor *p, const struct pred_context
     if (given) {
         previous_predict(p, context, layer, t->scores);
         pred_errors(t->scores, p->shape.experts, ids, p->shape.top_k);
-        pred_rows_learn(&t->rows[0], layer, given, p->shape.top_k, t->scores);
+        pred_rows_learn(&t->rows[0], layer, given, p->shape.top_k, t->scores, 1);
     }
     pred_popularity_learn(&t->popularity, layer, ids, p->shape.top_k);
 }

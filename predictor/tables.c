@@ -14,8 +14,8 @@ enum {
     KEY_SEEN_MAX = 1024,        /* the same for a key's layer */
 };
 /* Steps of learned rows: the first, how fast they shrink with use, the last. */
-#define ROW_STEP 0.3f
-#define ROW_SHRINK 0.15f
+#define ROW_STEP 0.7f
+#define ROW_SHRINK 0.8f
 #define ROW_STEP_MIN 0.01f
 
 /* ------------------------------------------------------------------------------ popularity -- */
@@ -91,7 +91,7 @@ void pred_rows_add(const struct pred_rows *rows, uint32_t layer, const uint32_t 
 }
 
 void pred_rows_learn(struct pred_rows *rows, uint32_t layer, const uint32_t *given, uint32_t top_k,
-                     const float *errors)
+                     const float *errors, float share)
 {
     const struct pred_lanes *lanes = pred_lanes();
     for (uint32_t j = 0; j < top_k; j++) {
@@ -100,7 +100,7 @@ void pred_rows_learn(struct pred_rows *rows, uint32_t layer, const uint32_t *giv
         float step = ROW_STEP / sqrtf(1.0f + (float)rows->seen[at] * ROW_SHRINK);
         if (step < ROW_STEP_MIN) step = ROW_STEP_MIN;
         if (rows->seen[at] < UINT32_MAX) rows->seen[at]++;
-        lanes->descend(row, step, errors, rows->experts);
+        lanes->descend(row, share * step, errors, rows->experts);
     }
 }
 

@@ -39,9 +39,9 @@ void pred_rows_fini(struct pred_rows *rows);
 /* Adds the rows of the given experts to scores. */
 void pred_rows_add(const struct pred_rows *rows, uint32_t layer, const uint32_t *given,
                    uint32_t top_k, float *scores);
-/* errors[e] = predicted probability - (1 if chosen). */
+/* errors[e] = predicted probability - (1 if chosen). Steps are `share` of what they would be. */
 void pred_rows_learn(struct pred_rows *rows, uint32_t layer, const uint32_t *given, uint32_t top_k,
-                     const float *errors);
+                     const float *errors, float share);
 unsigned pred_rows_blocks(const struct pred_rows *rows, struct pred_block *blocks);
 
 /* In place: log-odds -> probability, less 1 for the chosen. */
