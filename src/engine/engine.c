@@ -452,6 +452,11 @@ static void finish_seq(struct eng *eng, struct eng_seq *seq)
 static void fail_seq(struct eng *eng, struct eng_seq *seq)
 {
     if (seq->state == ENG_SEQ_OVER) return;
+    /* Whatever failed first in the step, an expert's copy say: this is why. */
+    if (eng_failure(eng)) {
+        seq->error = (struct base_err){ 0 };
+        base_err_set(&seq->error, BASE_EDEVICE, "%s: %s", eng->core.shape->name, eng_failure(eng));
+    }
     finish_seq(eng, seq);
     eng_seq_fail(seq);
 }
@@ -645,8 +650,6 @@ static int fail_everybody(struct eng *eng)
     eng->in_step = true; /* who is told may cancel */
     for (int i = 0; i < 2; i++) {
         for (struct eng_seq *seq = lists[i]; seq; seq = seq->next) {
-            base_err_set(&seq->error, BASE_EDEVICE, "%s: %s", eng->core.shape->name,
-                         eng->core.device->lost_why);
             fail_seq(eng, seq);
         }
     }

@@ -30,12 +30,17 @@ void cudahost_site_mute(const char *name);      /* NULL: none */
 
 /* ---- the machine ---- */
 
+/* Calls that can fail: all, launches of kernels, copies on streams that have run kernels. */
+enum cudahost_calls { CUDAHOST_ALL, CUDAHOST_KERNELS, CUDAHOST_COPIES };
+
 struct cudahost_machine {
     int devices;
     size_t memory_bytes;        /* of each */
-    /* The n-th call from now that can fail so does, with this code; 0: none. */
+    /* The n-th of these calls from now on fails, with this code; 0: none. */
     unsigned fail_at;
     int fail_code;
+    enum cudahost_calls fail_of;
+    bool fail_waits;            /* counts from the first kernel on, not from now */
 };
 extern struct cudahost_machine cudahost_machine;
 
@@ -54,6 +59,9 @@ void cudahost_tell(const char *text);
  * many things were not. */
 unsigned cudahost_reset(void);
 uint64_t cudahost_operations(void);             /* run so far */
+/* Of all bytes that came down to the host on streams that ran kernels, in their order. */
+uint64_t cudahost_down_hash(void);
+uint64_t cudahost_kernels(void);                /* launched so far */
 
 #ifdef __cplusplus
 }

@@ -31,6 +31,7 @@ struct operation {
 struct CUstream_st {
     std::deque<operation> list;
     bool destroyed; /* what was asked of it still runs */
+    bool computes;  /* ran kernels */
 };
 
 struct CUevent_st {
@@ -51,7 +52,8 @@ struct region {
     bool device;
 };
 
-uint64_t random_state = 1, operations_queued, operations_run, records;
+uint64_t random_state = 1, operations_queued, operations_run, records, kernels;
+uint64_t down_hash = 0xcbf29ce484222325u;
 CUstream_st default_stream;
 std::vector<CUstream_st *> streams = { &default_stream };
 std::vector<CUevent_st *> events;
@@ -78,11 +80,12 @@ void lose(int code)
 }
 
 /* What a call answers before it does anything. */
-cudaError_t refuse()
+cudaError_t refuse(enum cudahost_calls of = CUDAHOST_ALL)
 {
     int code = sticky;
-    if (!code && cudahost_machine.fail_at > 0 && --cudahost_machine.fail_at == 0)
-        code = cudahost_machine.fail_code;
+    struct cudahost_machine &m = cudahost_machine;
+    const bool counted = !m.fail_waits && (m.fail_of == CUDAHOST_ALL || m.fail_of == of);
+    if (!code && counted && m.fail_at > 0 && --m.fail_at == 0) code = m.fail_code;
     if (code_sticky(code) && !sticky) lose(code);
     if (code) last_error = code;
     return (cudaError_t)code;
@@ -119,7 +122,15 @@ bool copy_allowed(const operation &op)
     return true;
 }
 
-void operation_run(operation &op)
+/* FNV-1a */
+void came_down(const operation &op)
+{
+    const unsigned char *bytes = (const unsigned char *)op.to;
+    for (size_t i = 0; i < op.bytes; i++)
+        down_hash = (down_hash ^ bytes[i]) * 0x100000001b3u;
+}
+
+void operation_run(const CUstream_st *stream, operation &op)
 {
     operations_run++;
     switch (op.kind) {
@@ -127,7 +138,9 @@ void operation_run(operation &op)
         if (copy_allowed(op)) memset(op.to, 0xa5, op.bytes);
         break;
     case COPY:
-        if (copy_allowed(op)) memcpy(op.to, op.from, op.bytes);
+        if (!copy_allowed(op)) break;
+        memcpy(op.to, op.from, op.bytes);
+        if (stream->computes && op.way == cudaMemcpyDeviceToHost) came_down(op);
         break;
     case RECORD:
         places[op.record].done = true;
@@ -156,7 +169,7 @@ void head_run(CUstream_st *stream)
 {
     operation op = stream->list.front();
     stream->list.pop_front();
-    operation_run(op);
+    operation_run(stream, op);
 }
 
 /* Runs the stream up to and with that operation, and what it waits for, and no more. */
@@ -191,7 +204,7 @@ void push(cudaStream_t stream, operation op)
 
 } // namespace
 
-struct cudahost_machine cudahost_machine = { 1, 64u << 20, 0, 0 };
+struct cudahost_machine cudahost_machine = { 1, 64u << 20, 0, 0, CUDAHOST_ALL, false };
 
 uint64_t cudahost_random(uint64_t bound)
 {
@@ -210,6 +223,16 @@ void cudahost_seed(uint64_t seed)
 uint64_t cudahost_operations(void)
 {
     return operations_run;
+}
+
+uint64_t cudahost_down_hash(void)
+{
+    return down_hash;
+}
+
+uint64_t cudahost_kernels(void)
+{
+    return kernels;
 }
 
 unsigned cudahost_reset(void)
@@ -238,6 +261,8 @@ unsigned cudahost_reset(void)
     cudahost_machine.devices = 1;
     cudahost_machine.memory_bytes = 64u << 20;
     cudahost_machine.fail_at = 0;
+    cudahost_machine.fail_of = CUDAHOST_ALL;
+    cudahost_machine.fail_waits = false;
     return left;
 }
 
@@ -245,10 +270,13 @@ void cudahost_launch(const char *name, dim3 blocks, dim3 threads, size_t dynamic
                      cudaStream_t stream, void (*run)(void *context), void *context,
                      void (*drop)(void *context))
 {
-    if (refuse()) {
+    cudahost_machine.fail_waits = false;
+    if (refuse(CUDAHOST_KERNELS)) {
         drop(context);
         return;
     }
+    kernels++;
+    (stream ? stream : &default_stream)->computes = true;
     operation op = {};
     op.kind = KERNEL;
     op.grid = cudahost_grid{ name, blocks, threads, dynamic_bytes, run, context };
@@ -422,7 +450,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
                             cudaStream_t stream)
 {
-    if (cudaError_t code = refuse()) return code;
+    const bool computes = (stream ? stream : &default_stream)->computes;
+    if (cudaError_t code = refuse(computes ? CUDAHOST_COPIES : CUDAHOST_ALL)) return code;
     operation op = {};
     op.to = to;
     op.from = from;

@@ -6,7 +6,7 @@ source_dir=${EXPERTIER_SOURCE:?}
 bin=${EXPERTIER_BUILD:?}/bin
 model=$source_dir/models/pebble
 work=$(mktemp -d)
-server=''
+server='' program=''
 
 finish() {
     if [ -n "$server" ]; then kill -KILL "$server" 2>/dev/null || true; fi
@@ -35,12 +35,12 @@ await_server() {
     fail 'the server did not say that it listens within 30 s'
 }
 
-# Starts tier-server with these arguments; sets $url.
+# Starts $program, tier-server if that is not set, with these arguments; sets $url.
 start_server() {
     # Here, not by the redirection: that happens when the child runs, and the last server's address
     # would be read until then.
     : >"$work/server.log"
-    "$bin/tier-server" --model "$model" --port 0 --set "tiers.nvme.index=$work/expertier.index" \
+    "${program:-$bin/tier-server}" --model "$model" --port 0 --set "tiers.nvme.index=$work/expertier.index" \
         "$@" >"$work/server.log" 2>&1 &
     server=$!
     await_server
