@@ -311,6 +311,19 @@ static int check_config(const struct cli_server_source *source)
     return rc < 0 ? cli_fail(EXIT_FAILURE, &err) : EXIT_SUCCESS;
 }
 
+/* What is wrong with the settings; where only this build or machine is, that much is said. */
+static int refuse_config(struct cli_server_source *source, struct base_err *err)
+{
+    struct base_err keys = { 0 };
+    source->schema_only = true;
+    if (flags.check_config && !flags.schema_only &&
+        cli_server_config_read(&config, source, &keys) == 0) {
+        fprintf(stderr, "%s: each key and value is valid (--schema-only asks no more), but this "
+                        "build cannot do all of it:\n", cli_server_config_name(source));
+    }
+    return cli_fail(EXIT_MISUSE, err);
+}
+
 static int run(int count, char **arguments)
 {
     struct base_err err = { 0 };
@@ -332,9 +345,7 @@ static int run(int count, char **arguments)
         return EXIT_SUCCESS;
     }
     struct cli_server_source source = source_of(flags.diff ? flags.diff : flags.config);
-    if (cli_server_config_read(&config, &source, &err) < 0) {
-        return cli_fail(EXIT_MISUSE, &err);
-    }
+    if (cli_server_config_read(&config, &source, &err) < 0) return refuse_config(&source, &err);
     if (flags.print_config) {
         base_option_print_yaml(stdout, groups, group_count, true);
         return EXIT_SUCCESS;

@@ -480,7 +480,7 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
     if (rc == 0 && on_card(config) && stack->ranks.count > 1) {
         rc = base_err_set(err, BASE_ECONFIG,
                           "tiers.hbm.device: cuda cannot take effect with several ranks: the step "
-                          "on a card is one rank's; start one process");
+                          "on a card is one rank's; start one process (docs/ranks.md, Cards)");
     }
     if (rc == 0) rc = open_model(stack, args->model_dir, err);
     if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);

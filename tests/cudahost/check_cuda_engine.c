@@ -2,11 +2,11 @@
  * whole server).
  *
  * models/pebble with a quarter of its experts in hbm and half in dram: greedy tokens are the CPU's
- * on 5 prompts, of a long run on 20, and every row of logits has the same bits in any order in which the machine works.
- * A random small model: the same bits for any residency, policy, batch and chunking, and for a
- * sequence that lost its place and was computed again; a call that fails ends its requests with the
- * reason and no others, one after which nothing works ends all; and without any of the events and
- * waits answers change.
+ * on 5 prompts, of a long run on 20, and every row of logits has the same bits in any order in
+ * which the machine works. A random small model: the same bits for any residency, policy, batch
+ * and chunking, and for a sequence that lost its place and was computed again; a call that fails
+ * ends its requests with the reason and no others, one after which nothing works ends all; and
+ * without any of the events and waits answers change.
  *
  *   check_cuda_engine [--seeds N]       default 20 */
 #include <check.h>

@@ -45,15 +45,17 @@ int main(int count, char **arguments)
     cudahost_machine.memory_bytes = number("CUDAHOST_MEMORY", 64) << 20;
     cudahost_machine.devices = (int)number("CUDAHOST_DEVICES", 1);
     if (fail && !read_failure(fail)) {
-        fprintf(stderr, "CUDAHOST_FAIL=%s: CODE@N, CODE@kernel:N, CODE@copy:N are known\n", fail);
+        fprintf(stderr, "CUDAHOST_FAIL=%s: CODE@N, CODE@kernel:N, CODE@copy:N are known\n",
+                fail);
         return EXIT_BREACH;
     }
     const int code = cudahost_program_main(count, arguments);
     const uint64_t kernels = cudahost_kernels(), hash = cudahost_down_hash();
     const unsigned left = cudahost_reset();
     const char *failure = cudahost_failure();
-    fprintf(stderr, "emulated machine: %" PRIu64 " kernels, %" PRIu64 " operations, down %016" PRIx64
-                    ", %s\n", kernels, cudahost_operations(), hash,
+    fprintf(stderr,
+            "emulated machine: %" PRIu64 " kernels, %" PRIu64 " operations, down %016" PRIx64
+            ", %s\n", kernels, cudahost_operations(), hash,
             failure ? failure : left ? "something was not given back" : "nothing to complain of");
     return failure || left ? EXIT_BREACH : code;
 }

@@ -66,6 +66,14 @@ up=$(metric expertier_io_copies_up_total) misses=$(metric 'expertier_tier_misses
 [ "$(metric expertier_io_copy_errors_total)" = 0 ] || fail 'copies failed'
 "$bin/tier-replay" run "$work/trace" --as-recorded >"$work/replay" 2>&1 || fail "replay differs: $(cat "$work/replay")"
 
+if [ "$schedules" -ge 100 ]; then # it warms the cache first: half a minute here
+    echo '== tier-bench does not hold a card against the memory of the CPU'
+    CUDAHOST_MEMORY=256 "$EXPERTIER_BUILD/tests/cudahost/tier-bench-emulated" decode --model "$model" --rounds 1 --tokens 1 \
+        --prompt-tokens 2 --quiet --set "tiers.nvme.index=$work/expertier.index" --set tiers.hbm.device=cuda \
+        --set tiers.hbm.capacity=50% >"$work/bench" || fail 'tier-bench decode'
+    grep 'floor: none: .*the card' "$work/bench" || fail "a floor where none was measured: $(cat "$work/bench")"
+fi
+
 echo '== the same bits under any schedule'
 one_schedule() { # SEED: what the client sees, and a hash of routing and logits as they came down
     local log=$work/seed$1.log url='' pid

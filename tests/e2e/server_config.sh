@@ -42,6 +42,10 @@ refuse '--prot' --prot 1
 whole=$source_dir/configs/deepseek-v3-8xh20.yaml
 "$bin/tier-server" --check-config --schema-only --config "$whole" >"$work/out" 2>"$work/err" ||
     fail "configs/deepseek-v3-8xh20.yaml: $(cat "$work/err")"
+code=0
+"$bin/tier-server" --check-config --config "$whole" >"$work/out" 2>"$work/err" || code=$?
+[ $code = 2 ] && grep -q 'each key and value is valid' "$work/err" &&
+    grep -q 'enable_prefix_caching: true cannot take effect' "$work/err" || fail "plain --check-config: $(cat "$work/err")"
 for key in tiers.hbm.capacity=40GiB tiers.dram.capacity=512GiB tiers.hbm.headroom=10% kv.block_tokens=16 \
     policy.eviction=lru_with_prediction prefetch.bandwidth_share=30% parallel.tensor=8 \
     scheduler.max_num_seqs=80 scheduler.max_num_batched_tokens=65536 scheduler.max_model_len=32768 \
