@@ -4,28 +4,47 @@
 . "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
 
 runs=0
+# One server, asked alone and by several at once; its counts against those of the replay.
+live() { # TITLE [--set KEY=VALUE...]
+    local title=$1 trace=$work/$runs.trace pids='' pid prompt; shift
+    start_server --trace "$trace" "$@"
+    # Alone, and beside others: batches make events with more than top-k experts.
+    complete 'In the beginning God created' 24 '"temperature": 0' >"$work/alone.json"
+    for prompt in 'The kernel allocates memory' '#include <stdio.h>' 'Le système de paquets Debian'; do
+        complete "$prompt" 16 '"temperature": 0.7, "seed": 3' >/dev/null & pids+=" $!"
+    done
+    for pid in $pids; do wait "$pid" || fail 'a completion failed'; done
+    grep -q '"text"' "$work/alone.json" || fail "no text in the answer: $(cat "$work/alone.json")"
+    "$bin/tier-stats" --once --json --url "$url" >"$work/stats.json" || fail 'tier-stats failed'
+    stop_server
+    "$bin/tier-replay" run "$trace" --as-recorded --json >"$work/replay.json" 2>"$work/replay.err" ||
+        fail "$title: replay differs: $(cat "$work/replay.json" "$work/replay.err")"
+    # The counts compared must be real ones.
+    grep -Eq '"lookups": ?[1-9]' "$work/replay.json" || fail "no lookups in $(cat "$work/replay.json")"
+    grep -Eq '"misses": ?[1-9]' "$work/replay.json" || fail "no misses in $(cat "$work/replay.json")"
+    runs=$((runs + 1))
+    echo "$title: replay equals live"
+}
+
 for policy in lru lru_global; do
     for capacity in 15% 25% 60%; do
-        trace=$work/$policy-$capacity.trace
-        start_server --trace "$trace" --set "policy.eviction=$policy" \
-            --set "tiers.dram.capacity=$capacity"
-        # Alone, and beside others: batches make events with more than top-k experts.
-        complete 'In the beginning God created' 24 '"temperature": 0' >"$work/alone.json"
-        pids=''
-        for prompt in 'The kernel allocates memory' '#include <stdio.h>' 'Le système de paquets Debian'; do
-            complete "$prompt" 16 '"temperature": 0.7, "seed": 3' >/dev/null & pids+=" $!"
-        done
-        for pid in $pids; do wait "$pid" || fail 'a completion failed'; done
-        grep -q '"text"' "$work/alone.json" || fail "no text in the answer: $(cat "$work/alone.json")"
-        "$bin/tier-stats" --once --json --url "$url" >"$work/stats.json" || fail 'tier-stats failed'
-        stop_server
-        "$bin/tier-replay" run "$trace" --as-recorded --json >"$work/replay.json" 2>"$work/replay.err" ||
-            fail "$policy at $capacity: replay differs: $(cat "$work/replay.json" "$work/replay.err")"
-        # The counts compared must be real ones.
-        grep -Eq '"lookups": ?[1-9]' "$work/replay.json" || fail "no lookups in $(cat "$work/replay.json")"
-        grep -Eq '"misses": ?[1-9]' "$work/replay.json" || fail "no misses in $(cat "$work/replay.json")"
-        runs=$((runs + 1))
-        echo "$policy at $capacity: replay equals live"
+        live "$policy at $capacity" --set "policy.eviction=$policy" --set "tiers.dram.capacity=$capacity"
     done
 done
-[ "$runs" = 6 ] || fail "only $runs of 6 settings ran"
+
+# With hints: they steer eviction and bring experts in. A fixed governor prefetches from the first
+# step; the automatic one begins off. One tier, and an emulated card's above it.
+hints=(--set predictor.kind=blend --set policy.eviction=lru_with_prediction)
+fetched() { grep -Eq '"prefetch_reads": ?[1-9]' "$work/stats.json" || fail "nothing was prefetched: $(cat "$work/stats.json")"; }
+for capacity in 15% 25% 60%; do
+    live "lru_with_prediction, blend, at $capacity" "${hints[@]}" --set "tiers.dram.capacity=$capacity"
+done
+live 'lru_with_prediction, blend, prefetch from the start' "${hints[@]}" --set prefetch.governor=fixed --set tiers.dram.capacity=25%
+fetched
+for policy in lru lfu lru_with_frequency slru s3fifo sieve arc; do
+    live "$policy with prefetch from the start" --set "policy.eviction=$policy" --set predictor.kind=blend --set prefetch.governor=fixed --set tiers.dram.capacity=25%
+done
+for inclusion in exclusive inclusive; do
+    live "three tiers, $inclusion" "${hints[@]}" --set prefetch.governor=fixed --set tiers.hbm.capacity=15% --set "tiers.inclusion=$inclusion" --set tiers.dram.capacity=40%
+done
+[ "$runs" = 19 ] || fail "only $runs of 19 settings ran"
