@@ -57,10 +57,6 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     int rc = bench_warm(b, err);
     r->work = token_work(&b->stack.shape, (double)tokens / 2);
     r->expert_work = int8 ? routed_work(&b->stack.shape) : 0;
-    /* Of prompts of this length alone. */
-    memset(b->account_op_ns, 0, sizeof b->account_op_ns);
-    memset(b->account_wait_ns, 0, sizeof b->account_wait_ns);
-    b->account_step_ns = 0;
     for (uint64_t round = 0; round < flags.rounds && rc == 0; round++) {
         peaks[round] = bench_peak_rate(b->threads, false);
         peaks_int8[round] = bench_peak_rate(b->threads, true);

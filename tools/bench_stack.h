@@ -50,7 +50,7 @@ uint64_t bench_missed(struct bench_stack *bench);
 /* Runs `count` requests of random prompts to their end; the time of each is in the fields above. */
 int bench_generate(struct bench_stack *bench, uint32_t count, uint32_t prompt_tokens,
                    uint32_t answer_tokens, uint64_t seed, struct base_err *err);
-/* Brings in every expert that there is room for. */
+/* Brings in every expert that there is room for; the account of steps begins behind it. */
 int bench_warm(struct bench_stack *bench, struct base_err *err);
 
 /* Share of the steps' time that is known: compute, operation by operation, and waits by cause. */

@@ -40,14 +40,15 @@ static double share(float logit, float best, float temperature)
     return exp(((double)logit - (double)best) / (double)temperature);
 }
 
-/* Everybody takes part: no order is needed. */
+/* Everybody takes part: no order is needed. `*whole` is the sum of all shares. */
 static uint32_t draw_all(const struct eng_sampling *sampling, double target, const float *logits,
-                         uint32_t vocab, float best, double *shares)
+                         uint32_t vocab, float best, double *shares, double *whole)
 {
     double sum = 0.0;
     for (uint32_t i = 0; i < vocab; i++) {
         sum += shares[i] = share(logits[i], best, sampling->temperature);
     }
+    *whole = sum;
     target *= sum;
     double passed = 0.0;
     uint32_t last = 0;
@@ -110,15 +111,18 @@ int64_t eng_sample(const struct eng_sampling *sampling, struct base_rng *rng, co
     }
     if (!numbers) return -EDOM;
     uint32_t token = best;
+    double sum = 0.0;
     if (sampling->temperature > 0.0f) {
         double target = base_rng_unit(rng);
         bool cut = sampling->top_p < 1.0f || (sampling->top_k > 0 && sampling->top_k < vocab);
         token =
             cut ? draw_strongest(sampling, target, logits, vocab, room)
-                : draw_all(sampling, target, logits, vocab, logits[best], (double *)(void *)room);
+                : draw_all(sampling, target, logits, vocab, logits[best], (double *)(void *)room,
+                           &sum);
+        /* Shares at temperature 1 are these very numbers. */
+        if (sampling->temperature != 1.0f) sum = 0.0;
     }
-    double sum = 0.0;
-    for (uint32_t i = 0; i < vocab; i++) {
+    for (uint32_t i = 0; i < vocab && (i > 0 || sum == 0.0); i++) {
         sum += exp((double)logits[i] - (double)logits[best]);
     }
     *logprob = (float)((double)logits[token] - (double)logits[best] - log(sum));

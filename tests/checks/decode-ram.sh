@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# decode with everything in RAM: 0.90 of the rate of memory for FP8, INT8 and INT4, f32 and int8 activations
+# usage: decode-ram [FOLDER]: keeps the models there for another run (about 4 GB)
+set -euo pipefail
+bin=$EXPERTIER_BUILD/bin
+python=${PYTHON:-python3}
+cd "$EXPERTIER_SOURCE"
+work=${1:-}
+if [ -z "$work" ]; then
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+fi
+"$python" -c 'import numpy' 2>/dev/null ||
+    { echo "skipped: $python has no numpy to make a model with (PYTHON=... names another)"; exit 77; }
+if [ ! -d "$work/fp8" ]; then
+    "$python" tests/peers/make_model.py "$work/fp8.part" --geometry baseline --layers 5 --experts 16 \
+        --tokenizer models/pebble >/dev/null 2>&1
+    mv "$work/fp8.part" "$work/fp8"
+fi
+for to in int8:128 int4:32; do
+    [ -d "$work/${to%:*}" ] || "$bin/tier-pack" quantize --quiet "$work/fp8" "$work/${to%:*}" --to "${to%:*}" \
+        --group "${to#*:}" --allow-larger >/dev/null
+done
+bad=0
+for cell in 'fp8 f32' 'int8 f32' 'int8 int8' 'int4 f32' 'int4 int8'; do
+    read -r weights activations <<<"$cell"
+    "$bin/tier-bench" decode --json --quiet --model "$work/$weights" --tokens 24 --rounds "${ROUNDS:-5}" \
+        --set "engine.activations=$activations" >"$work/out"
+    awk -v cell="$cell" '
+        function field(name) { match($0, "\"" name "\":[0-9.]+"); return substr($0, RSTART + length(name) + 3, RLENGTH - length(name) - 3) + 0 }
+        { printf "experts %-10s %6.2f tokens/s, floor %6.2f (memory %.1f GB/s), floor_fraction %.2f (0.90 wanted; spread %.2f)\n", cell,
+              field("tokens_per_second"), field("floor_tokens_per_second"), field("memory_bytes_per_second") / 1e9,
+              field("floor_fraction"), field("floor_fraction_spread")
+          exit !(field("floor_fraction") >= 0.90) }' "$work/out" || bad=1
+done
+exit "$bad"
