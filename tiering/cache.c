@@ -104,6 +104,7 @@ static bool needs_dram(const struct tier_cache *c, uint32_t key)
 /* Finds a place for an expert and queues its read, or puts it in line for a slot. */
 static void seat(struct tier_cache *c, uint32_t key)
 {
+    MUST(c->device || !tier_cache_noted(c, key));
     uint32_t slot = tier_slots_take(&c->dram.slots, key);
     if (slot == TIER_NO_SLOT) {
         tier_line_push(c, &c->dram.line, key, TIER_KEY_IN_LINE);
@@ -133,6 +134,7 @@ static void give_slot(struct tier_cache *c, uint32_t slot)
     MUST(at->state != TIER_SLOT_READY || c->use[at->key].leases == 0 ||
          (c->device && c->flags[at->key] & (TIER_KEY_HBM | TIER_KEY_FAILED)));
     prefetch_close(c, at);
+    tier_cache_unnote(c, at->key);
     c->dram.slot_of[at->key] = TIER_NO_SLOT;
     tier_slots_give(&c->dram.slots, slot);
 }
@@ -196,6 +198,7 @@ void tier_cache_move(struct tier_cache *c, uint32_t key, uint8_t in, uint8_t out
                      bool demand)
 {
     MUST(!(c->flags[key] & TIER_KEY_FAILED));
+    tier_cache_unnote(c, key);
     c->flags[key] = (uint8_t)((c->flags[key] | in) & ~out);
     /* What leaves the tier where it is used is nobody's demand any more. */
     if (out & (c->device ? TIER_KEY_HBM : TIER_KEY_DRAM)) {
@@ -430,6 +433,7 @@ void tier_cache_give_up(struct tier_cache *c, uint32_t key, int code, uint32_t f
     /* It may still stand in a line: that bit goes when its turn comes. */
     c->flags[key] &= TIER_KEY_IN_LINE | TIER_KEY_IN_LINE << 1;
     c->flags[key] |= TIER_KEY_FAILED;
+    tier_cache_unnote(c, key);
     c->failed(c->context, key);
     if (c->device && c->hbm.slot_of[key] != TIER_NO_SLOT) tier_cache_settle(c, key);
     if (c->dram.slot_of[key] != TIER_NO_SLOT) tier_cache_dram_give(c, c->dram.slot_of[key]);

@@ -71,10 +71,21 @@ struct tier_queue {
 
 struct tier_load;
 
-/* What every lookup of an expert changes, side by side. */
+/* What a lookup that hits needs of an expert, in a quarter of a cache line: with very many experts
+ * that is all that has to come from memory. `layout`, `slot` and `epoch` repeat what the slot says;
+ * they are noted by the first hit and forgotten whenever anything moves the expert. */
 struct tier_key_use {
     uint32_t lookups;           /* relaxed atomic: one writer, any reader; up to 2^32 - 1 */
-    uint32_t leases;
+    uint16_t leases;
+    uint16_t layout;            /* of the parts in the top slot; TIER_NO_LAYOUT: look there */
+    uint32_t slot, epoch;
+};
+
+enum { TIER_NO_LAYOUT = 0, TIER_LAYOUTS_MAX = 64 };
+
+/* Where the parts of an expert begin in its slot. Most models have one or a few of these. */
+struct tier_layout {
+    uint32_t part_offset[TIER_PARTS];
 };
 
 /* Bits of an expert's flags. */
@@ -134,6 +145,8 @@ struct tier_cache {
     void *context;
     uint32_t experts, keys, file_first;
     struct tier_key_use *use;   /* [keys] */
+    struct tier_layout layouts[TIER_LAYOUTS_MAX];   /* from 1 on */
+    uint32_t layout_count;
     uint8_t *flags;             /* [keys] */
     uint32_t leased;
     struct dev_copy *copies;    /* [hbm slots, at most]: one copy a slot */
@@ -216,6 +229,18 @@ static inline const struct tier_seats *tier_cache_where(const struct tier_cache 
     bool in_place = cache->warm_compute &&
                     (cache->flags[key] & (TIER_KEY_HBM | TIER_KEY_DRAM)) == TIER_KEY_DRAM;
     return in_place ? &cache->dram : cache->top;
+}
+
+/* Notes where an expert is that can be read in the top tier and will stay: the next hits need not
+ * look at its slot. */
+void tier_cache_note(struct tier_cache *cache, uint32_t key);
+static inline void tier_cache_unnote(struct tier_cache *cache, uint32_t key)
+{
+    cache->use[key].layout = TIER_NO_LAYOUT;
+}
+static inline bool tier_cache_noted(const struct tier_cache *cache, uint32_t key)
+{
+    return cache->use[key].layout != TIER_NO_LAYOUT;
 }
 
 /* Readable where it runs. */

@@ -34,6 +34,7 @@ static void send(struct tier_cache *c, uint32_t slot)
 void tier_mover_up(struct tier_cache *c, uint32_t key)
 {
     uint32_t slot = tier_slots_take(&c->hbm.slots, key);
+    MUST(!tier_cache_noted(c, key));
     if (slot == TIER_NO_SLOT) {
         tier_line_push(c, &c->hbm.line, key, TIER_KEY_IN_LINE << 1);
         return;
@@ -102,6 +103,7 @@ void tier_mover_give(struct tier_cache *c, uint32_t slot)
             tier_story_fate(c->story, base_clock_now_ns(c->clock), key, "wasted");
         }
     }
+    tier_cache_unnote(c, key);
     c->hbm.slot_of[key] = TIER_NO_SLOT;
     tier_slots_give(&c->hbm.slots, slot);
     tier_mover_next(c);

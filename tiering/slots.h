@@ -31,7 +31,7 @@
 enum tier_slot_state { TIER_SLOT_FREE, TIER_SLOT_QUEUED, TIER_SLOT_READING, TIER_SLOT_READY };
 
 struct tier_slot {
-    uint64_t epoch;
+    _Alignas(64) uint32_t epoch;
     uint32_t key;
     uint32_t prev, next;        /* in the list the owner keeps it in */
     uint32_t load;              /* READING: who reads it */

@@ -274,13 +274,33 @@ static inline void lease_ready(struct tier *t, struct tier_lease *lease, uint32_
     }
 }
 
+/* The same of one that was noted: without a look at its slot. */
+static inline void lease_noted(struct tier *t, struct tier_lease *lease,
+                               const struct tier_key_use *use)
+{
+    const uint32_t *offset = t->cache.layouts[use->layout].part_offset;
+    const char *memory = tier_slots_memory(&t->cache.top->slots, use->slot);
+    lease->status = 0;
+    lease->slot = use->slot;
+    lease->epoch = use->epoch;
+    for (int p = 0; p < TIER_PARTS; p++) {
+        lease->parts[p] = offset[p] == UINT32_MAX ? NULL : memory + offset[p];
+    }
+}
+
 static inline void lease_begin(struct tier *t, struct tier_lease *lease, uint32_t layer,
                                uint32_t expert)
 {
     uint32_t key = layer * t->experts + expert;
+    struct tier_key_use *use = &t->cache.use[key];
     lease->layer = layer;
     lease->expert = expert;
-    if (t->cache.use[key].leases++ == 0) t->cache.leased++;
+    MUST(use->leases < UINT16_MAX);
+    if (use->leases++ == 0) t->cache.leased++;
+    if (use->layout != TIER_NO_LAYOUT) {
+        lease_noted(t, lease, use);
+        return;
+    }
     if (tier_cache_ready(&t->cache, key)) {
         lease_ready(t, lease, key);
         return;
@@ -297,15 +317,8 @@ static void fetch_entries(const struct tier *t, uint32_t layer, const uint32_t *
 {
     const struct tier_cache *c = &t->cache;
     uint32_t base = layer * t->experts;
-    for (uint32_t i = 0; i < n; i++) {
-        __builtin_prefetch(&c->top->slot_of[base + ids[i]]);
-        __builtin_prefetch(&c->use[base + ids[i]], 1);
-    }
+    for (uint32_t i = 0; i < n; i++) __builtin_prefetch(&c->use[base + ids[i]], 1);
     tier_decide_ahead(t->decide, layer, ids, n, false);
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t slot = c->top->slot_of[base + ids[i]];
-        if (slot != TIER_NO_SLOT) __builtin_prefetch(&c->top->slots.at[slot], 1);
-    }
     tier_decide_ahead(t->decide, layer, ids, n, true);
 }
 
@@ -363,10 +376,13 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
             continue;
         }
         resident++;
-        if (tier_cache_ready(cache, key)) {
+        if (tier_cache_noted(cache, key)) {
+            hits++;
+        } else if (tier_cache_ready(cache, key)) {
             struct tier_slot *slot = &top->slots.at[top->slot_of[key]];
             if (slot->prefetch) used_ahead(t, key);
             slot->prefetch = false;
+            tier_cache_note(cache, key);
             hits++;
         } else {
             tier_cache_demand(cache, key);
@@ -393,11 +409,14 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     return k;
 }
 
-static const struct tier_slot *slot_of_lease(const struct tier *t, const struct tier_lease *lease)
+static uint32_t epoch_of_lease(const struct tier *t, const struct tier_lease *lease)
 {
+    const struct tier_key_use *use =
+        &t->cache.use[lease->layer * t->experts + lease->expert];
+    if (use->layout != TIER_NO_LAYOUT && use->slot == lease->slot) return use->epoch;
     bool in_dram = lease->slot & TIER_SLOT_IN_DRAM;
     const struct tier_seats *seats = in_dram ? &t->cache.dram : t->cache.top;
-    return &seats->slots.at[lease->slot & ~TIER_SLOT_IN_DRAM];
+    return seats->slots.at[lease->slot & ~TIER_SLOT_IN_DRAM].epoch;
 }
 
 static void release_layer(struct tier *t, uint32_t layer, uint32_t n)
@@ -421,7 +440,7 @@ void tier_release(struct tier *t, const struct tier_lease *leases, uint32_t n)
         MUST(lease->layer < t->layers && lease->expert < t->experts);
         MUST(t->cache.use[key].leases > 0);
         /* A slot that changed hands under a lease would have been read as another expert. */
-        MUST(lease->status != 0 || slot_of_lease(t, lease)->epoch == lease->epoch);
+        MUST(lease->status != 0 || epoch_of_lease(t, lease) == lease->epoch);
         if (count > 0 && (leases[i - 1].layer != lease->layer || count == t->experts)) {
             release_layer(t, leases[i - 1].layer, count);
             count = 0;
@@ -444,6 +463,7 @@ static uint32_t settle(struct tier *t, struct tier_lease *leases, uint32_t n)
             switch (tier_cache_place(&t->cache, key)) {
             case TIER_PLACE_READY:
                 lease_ready(t, lease, key);
+                if (!(lease->slot & TIER_SLOT_IN_DRAM)) tier_cache_note(&t->cache, key);
                 break;
             case TIER_PLACE_FAILED:
                 lease->status = BASE_EQUARANTINE;
