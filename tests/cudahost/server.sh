@@ -7,6 +7,7 @@
 . "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
 tokens=${1:-2}
 schedules=${2:-20}
+answer_s=600 # kernels run thread by thread
 emulated=$EXPERTIER_BUILD/tests/cudahost/tier-server-emulated
 card=(--set tiers.hbm.device=cuda --set tiers.hbm.capacity=25% --set tiers.dram.capacity=50%
     --set scheduler.max_model_len=96 --set scheduler.max_num_seqs=4 --set engine.threads=1)

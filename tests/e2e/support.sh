@@ -55,8 +55,8 @@ stop_server() {
     [ "$code" = 0 ] || fail "the server ended with exit code $code after SIGTERM"
 }
 
-# One completion; prints the JSON.
+# One completion; prints the JSON. answer_s: how long it may take, in seconds, where that is not a minute.
 complete() { # PROMPT MAX_TOKENS [more JSON members]
-    curl -sS --max-time 60 "$url/v1/completions" -H 'Content-Type: application/json' \
+    curl -sS --max-time "${answer_s:-60}" "$url/v1/completions" -H 'Content-Type: application/json' \
         -d "{\"prompt\": \"$1\", \"max_tokens\": $2${3:+, $3}}"
 }
