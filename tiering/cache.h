@@ -73,7 +73,8 @@ struct tier_load;
 
 /* What a lookup that hits needs of an expert, in a quarter of a cache line: with very many experts
  * that is all that has to come from memory. `layout`, `slot` and `epoch` repeat what the slot says;
- * they are noted by the first hit and forgotten whenever anything moves the expert. */
+ * they are noted when somebody's wait for it ends, or by its first hit, and forgotten whenever
+ * anything moves the expert. */
 struct tier_key_use {
     uint32_t lookups;           /* relaxed atomic: one writer, any reader; up to 2^32 - 1 */
     uint16_t leases;
