@@ -281,10 +281,12 @@ static int csv_step(FILE *to, const struct pred_trace_header *h, const struct pr
             if (step->expert_ids[at] == PRED_NO_EXPERT) continue;
             for (uint32_t k = 0; k < h->top_k; k++) {
                 fprintf(to,
-                        "%" PRIu64 ",%d,%" PRIu32 ",%" PRIu32 ",%" PRIu32 ",%" PRIu32 ",%.9g,0,0\n",
+                        "%" PRIu64 ",%d,%" PRIu32 ",%" PRIu32 ",%" PRIu32 ",%" PRIu32
+                        ",%.9g,0,%" PRIu64 "\n",
                         step->seqs[i], step->phases[i] == TIER_DECODE, step->positions[i],
                         l + h->first_moe_layer, k, step->expert_ids[at + k],
-                        step->expert_weights ? (double)step->expert_weights[at + k] : 0.0);
+                        step->expert_weights ? (double)step->expert_weights[at + k] : 0.0,
+                        h->expert_bytes ? h->expert_bytes[l] : 0);
             }
         }
     }

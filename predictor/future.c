@@ -11,6 +11,7 @@
 #include "base/must.h"
 
 enum { GROW = 4 << 20 };            /* lookups by which the file grows: 16 MiB */
+enum { KEPT = 1 << 20 };            /* lookups behind the running one that stay in memory: 4 MiB */
 
 struct last {
     uint64_t lookup;                /* number of its latest lookup + 1; 0 = none */
@@ -23,6 +24,7 @@ struct pred_future {
     uint32_t *distances;            /* [room], 0 = never again */
     uint64_t room, count;
     uint64_t position, at;          /* acquires and lookups passed in the running pass */
+    uint64_t let_go;                /* lookups of it that were let go, up to here */
     struct last *last;              /* [layers x experts] */
     uint64_t *next;                 /* [layers x experts], second pass */
 };
@@ -92,6 +94,14 @@ static int grow(struct pred_future *f, struct base_err *err)
     return 0;
 }
 
+/* What lies far behind goes back to the file, so that memory does not grow with the trace. */
+static void let_go(struct pred_future *f, uint64_t passed)
+{
+    if (passed - f->let_go < 2 * (uint64_t)KEPT) return;
+    f->let_go = (passed - KEPT) / KEPT * KEPT;  /* whole pages */
+    madvise(f->distances, f->let_go * sizeof f->distances[0], MADV_DONTNEED);
+}
+
 int pred_future_add(struct pred_future *f, uint32_t layer, const uint32_t *ids, uint32_t n,
                     struct base_err *err)
 {
@@ -112,13 +122,15 @@ int pred_future_add(struct pred_future *f, uint32_t layer, const uint32_t *ids, 
         f->distances[f->count] = 0;
         *last = (struct last){ .lookup = ++f->count, .position = f->position };
     }
+    let_go(f, f->count);
     f->position++;
     return 0;
 }
 
 void pred_future_begin(struct pred_future *f)
 {
-    f->position = f->at = 0;
+    f->position = f->at = f->let_go = 0;
+    if (f->distances) madvise(f->distances, f->room * sizeof f->distances[0], MADV_DONTNEED);
 }
 
 void pred_future_load(struct pred_future *f, uint32_t layer, const uint32_t *ids, uint32_t n)
@@ -129,6 +141,7 @@ void pred_future_load(struct pred_future *f, uint32_t layer, const uint32_t *ids
         f->next[(size_t)layer * f->experts + ids[i]] =
             distance == 0 ? UINT64_MAX : f->position + distance;
     }
+    let_go(f, f->at);
     f->position++;
 }
 

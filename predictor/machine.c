@@ -1,5 +1,7 @@
 #include "predictor/machine.h"
 
+#include <stdbool.h>
+
 #include "port/yaml.h"
 
 #define BASE_OPTION_OWNER struct pred_machine
@@ -31,6 +33,9 @@ uint64_t pred_machine_compute_ns(const struct pred_machine *m, enum pred_machine
                                  uint64_t bytes, uint64_t rows)
 {
     uint64_t time = 0, token_time = 0;
+    bool cpu = part == PRED_PART_WARM_EXPERT;
+    uint64_t bandwidth = cpu ? m->cpu_bandwidth : m->compute_bandwidth;
+    double rate = cpu ? m->cpu_rate : m->compute_rate;
     if (rows == 0) return 0;
     switch (part) {
     case PRED_PART_LAYER:
@@ -47,6 +52,10 @@ uint64_t pred_machine_compute_ns(const struct pred_machine *m, enum pred_machine
         time = m->expert_time;
         token_time = m->expert_token_time;
         break;
+    case PRED_PART_WARM_EXPERT:
+        time = m->cpu_expert_time;
+        token_time = m->cpu_expert_token_time;
+        break;
     case PRED_PART_STEP:
         time = m->step_time;
         token_time = m->step_token_time;
@@ -54,9 +63,7 @@ uint64_t pred_machine_compute_ns(const struct pred_machine *m, enum pred_machine
         break;
     }
     double reading = 0, adding = 0;
-    if (m->compute_bandwidth > 0) reading = (double)bytes * 1e9 / (double)m->compute_bandwidth;
-    if (m->compute_rate > 0) {
-        adding = (double)rows * (double)bytes / m->weight_bytes * 1e9 / m->compute_rate;
-    }
+    if (bandwidth > 0) reading = (double)bytes * 1e9 / (double)bandwidth;
+    if (rate > 0) adding = (double)rows * (double)bytes / m->weight_bytes * 1e9 / rate;
     return time + rows * token_time + (uint64_t)(reading > adding ? reading : adding);
 }

@@ -9,7 +9,8 @@
  *      time + rows x token_time + the longer of  bytes / compute.bandwidth
  *                                          and   rows x weights / compute.rate
  *
- * so a description may be measured (times), reckoned (rates and sizes), or both. Cold; any thread.
+ * (a warm expert that the CPU computes in dram has `cpu` for `compute`), so a description may be
+ * measured (times), reckoned (rates and sizes), or both. Cold; any thread.
  */
 #ifndef PREDICTOR_MACHINE_H
 #define PREDICTOR_MACHINE_H
@@ -32,6 +33,14 @@
     O(copy_bandwidth, BYTES, "copy.bandwidth", "0", "", "bytes/s",                                \
       "bytes a second from dram to hbm, and as many back; 0 = no device, experts run in dram")    \
     O(copy_latency, TIME, "copy.latency", "10us", "", "", "of each copy")                         \
+    O(cpu_bandwidth, BYTES, "cpu.bandwidth", "0", "", "bytes/s",                                  \
+      "bytes of weights a second that the CPU computes warm experts from, where they lie in dram "\
+      "(tiers.warm_experts: compute); 0 = not reckoned")                                          \
+    O(cpu_rate, REAL, "cpu.rate", "0", "0..", "",                                                 \
+      "multiply-adds a second of the CPU; 0 = not reckoned")                                      \
+    O(cpu_expert_time, TIME, "cpu.expert_time", "0", "", "", "of one warm expert on the CPU")     \
+    O(cpu_expert_token_time, TIME, "cpu.expert_token_time", "0", "", "",                          \
+      "more for each token that uses it")                                                         \
     O(compute_bandwidth, BYTES, "compute.bandwidth", "0", "", "bytes/s",                          \
       "bytes of weights a second where experts run; 0 = not reckoned")                            \
     O(compute_rate, REAL, "compute.rate", "0", "0..", "",                                         \
@@ -73,7 +82,13 @@ int pred_machine_load(struct pred_machine *machine, const char *path, struct bas
 /* One "key=value" over it. */
 int pred_machine_set(struct pred_machine *machine, const char *pair, struct base_err *err);
 
-enum pred_machine_part { PRED_PART_LAYER, PRED_PART_SHARED, PRED_PART_EXPERT, PRED_PART_STEP };
+enum pred_machine_part {
+    PRED_PART_LAYER,
+    PRED_PART_SHARED,
+    PRED_PART_EXPERT,
+    PRED_PART_STEP,
+    PRED_PART_WARM_EXPERT,      /* by the CPU, in dram below hbm */
+};
 
 /* Nanoseconds of a part for so many tokens. `bytes`: an expert's weights; else the model's are
  * taken. */

@@ -79,6 +79,14 @@ static bool is_ready(const struct seat *seats, uint32_t key)
     return seats[key].state == SEAT_READY;
 }
 
+/* Where an expert is used: above, or in dram where it lies. */
+static const struct seat *where(const struct pred_timed *t, uint32_t key)
+{
+    bool warm = t->config.decide.warm_compute &&
+                (t->flags[key] & (WANT_HBM | WANT_DRAM)) == WANT_DRAM;
+    return warm ? t->dram : t->top;
+}
+
 /* It shall be in dram, or must pass through it. */
 static bool needs_dram(const struct pred_timed *t, uint32_t key)
 {
@@ -454,6 +462,16 @@ static void hint_used(struct pred_timed *t, uint32_t key, bool ready)
     *(ready ? &layer->useful_bytes : &layer->late_bytes) += bytes;
 }
 
+/* One whose copy down is on its way comes by itself. */
+static void use_in_place(struct pred_timed *t, uint32_t key)
+{
+    if (is_ready(t->dram, key)) {
+        t->dram[key].prefetch = false;
+    } else if (t->hbm[key].state == SEAT_NONE) {
+        demand(t, key);
+    }
+}
+
 uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t *ids, uint32_t n,
                             enum tier_phase phase)
 {
@@ -477,6 +495,11 @@ uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t
             } else {
                 demand(t, key);
             }
+        } else if (t->found[i].in_place) {
+            t->stats.below_lookups++;
+            t->stats.below_hits += is_ready(t->dram, key);
+            t->stats.in_place++;
+            use_in_place(t, key);
         } else if (t->tiers == 2) {
             t->stats.below_lookups++;
             t->stats.below_hits += t->found[i].from == 1 && (is_ready(t->dram, key) || ready ||
@@ -493,7 +516,13 @@ uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t
 
 bool pred_timed_ready(const struct pred_timed *t, uint32_t layer, uint32_t expert)
 {
-    return is_ready(t->top, layer * t->experts + expert);
+    uint32_t key = layer * t->experts + expert;
+    return is_ready(where(t, key), key);
+}
+
+bool pred_timed_in_place(const struct pred_timed *t, uint32_t layer, uint32_t expert)
+{
+    return where(t, layer * t->experts + expert) != t->top;
 }
 
 /* What the first of them waits for. */
@@ -525,6 +554,7 @@ void pred_timed_wait(struct pred_timed *t, uint32_t layer, const uint32_t *ids, 
 void pred_timed_release(struct pred_timed *t, uint32_t layer, const uint32_t *ids, uint32_t n)
 {
     tier_decide_release(t->decide, layer, ids, n);
+    carry_out(t, true); /* what was used in place often enough moves up */
 }
 
 /* -- hints ------------------------------------------------------------------------------------ */

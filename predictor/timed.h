@@ -11,6 +11,9 @@
  * demand read may find ahead of it. Copies: a lane each way, one after another, and no more than
  * `prefetch_inflight` bytes of them ahead of need.
  *
+ * With decide.warm_compute a warm expert is used where it lies: it takes neither a copy nor a slot
+ * above, and what it costs to compute there is the caller's to say.
+ *
  * As live, what arrives is noticed when the engine looks: between two pieces of compute and while
  * it waits. Differences from tiering.c: reads are served in order, where a disk interleaves them;
  * nothing fails. tests/unit/predictor/check_timed.c runs both beside each other.
@@ -56,6 +59,7 @@ struct pred_timed_layer {
 struct pred_timed_stats {
     struct pred_timed_counts cells[TIER_CELL_COUNT];
     uint64_t below_lookups, below_hits; /* of the lower tier, when there are two */
+    uint64_t in_place;                  /* of below_lookups: used there, where dram lies */
     uint64_t demand_bytes, prefetch_bytes, prefetch_wasted_bytes; /* nvme */
     uint64_t demand_reads, prefetch_reads, prefetch_cancelled;
     /* nvme -> top or dram -> top: what hints moved, and what of it was looked up before it left. */
@@ -81,6 +85,8 @@ void pred_timed_compute(struct pred_timed *timed, uint32_t layer, uint64_t ns);
 uint32_t pred_timed_acquire(struct pred_timed *timed, uint32_t layer, const uint32_t *ids,
                             uint32_t n, enum tier_phase phase);
 bool pred_timed_ready(const struct pred_timed *timed, uint32_t layer, uint32_t expert);
+/* Of a leased one: it is used in dram, below hbm (decide.warm_compute). */
+bool pred_timed_in_place(const struct pred_timed *timed, uint32_t layer, uint32_t expert);
 /* Until one of ids, none of which is ready, is ready. */
 void pred_timed_wait(struct pred_timed *timed, uint32_t layer, const uint32_t *ids, uint32_t n);
 void pred_timed_release(struct pred_timed *timed, uint32_t layer, const uint32_t *ids, uint32_t n);

@@ -48,12 +48,12 @@ static bool wants_future(const struct pred_timed_case *c)
 
 /* -- one layer of one case -------------------------------------------------------------------- */
 
-static void compute_expert(struct run *run, struct pred_timed *t, const struct group *g,
-                           uint32_t id)
+static uint64_t expert_ns(const struct run *run, const struct pred_timed *t,
+                          const struct group *g, uint32_t id)
 {
-    uint64_t ns = pred_machine_compute_ns(run->machine, PRED_PART_EXPERT,
-                                          run->expert_bytes[g->layer], g->rows[id]);
-    pred_timed_compute(t, g->layer, ns);
+    bool warm = pred_timed_in_place(t, g->layer, id);
+    return pred_machine_compute_ns(run->machine, warm ? PRED_PART_WARM_EXPERT : PRED_PART_EXPERT,
+                                   run->expert_bytes[g->layer], g->rows[id]);
 }
 
 static void hint(const struct run *run, uint32_t c)
@@ -81,8 +81,7 @@ static void serve_decode(struct run *run, struct pred_timed *t, const struct gro
         for (uint32_t i = 0; i < left; i++) {
             uint32_t id = run->pending[i];
             if (pred_timed_ready(t, g->layer, id)) {
-                ns += pred_machine_compute_ns(run->machine, PRED_PART_EXPERT,
-                                              run->expert_bytes[g->layer], g->rows[id]);
+                ns += expert_ns(run, t, g, id);
             } else {
                 run->pending[kept++] = id;
             }
@@ -99,7 +98,7 @@ static void serve_prefill(struct run *run, struct pred_timed *t, const struct gr
     for (uint32_t i = 0; i < n; i++) {
         while (!pred_timed_ready(t, g->layer, ids[i]))
             pred_timed_wait(t, g->layer, &ids[i], 1);
-        compute_expert(run, t, g, ids[i]);
+        pred_timed_compute(t, g->layer, expert_ns(run, t, g, ids[i]));
     }
 }
 
@@ -288,7 +287,7 @@ static int case_create(struct run *run, uint32_t i, struct base_err *err)
             .layers = h->layers, .experts = h->experts, .top_k = h->top_k,
             .tier_count = c->tier_count, .inclusive = c->inclusive, .adaptive = c->adaptive,
             .half_life_tokens = c->half_life_tokens, .prefill_share = c->prefill_share,
-            .prefetch = c->prefetch,
+            .prefetch = c->prefetch, .warm_compute = c->warm_compute,
             .next_use = pred_future_next, .next_use_context = run->future,
         },
         .expert_bytes = run->expert_bytes, .read_bytes = run->read_bytes,
@@ -307,6 +306,13 @@ static int case_create(struct run *run, uint32_t i, struct base_err *err)
         return base_err_set(err, BASE_ECONFIG,
                             "the machine has no device (copy.bandwidth is 0): "
                             "hbm cannot be tried there");
+    }
+    const struct pred_machine *m = run->machine;
+    if (c->warm_compute && !m->cpu_bandwidth && m->cpu_rate <= 0 && !m->cpu_expert_time) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "tiers.warm_experts: compute cannot be tried: the machine's "
+                            "description does not say what an expert takes on the CPU; set "
+                            "cpu.bandwidth or cpu.expert_time");
     }
     for (uint32_t t = 0; t < c->tier_count; t++) {
         config.decide.tiers[t].slots = c->slots[t];

@@ -7,7 +7,8 @@
  *
  * Two bounds stand beside the cases: Belady's residency without prefetch, on the clock; and the
  * bandwidth bound, the longest of computing, reading and copying with nothing waited for and no
- * more moved than Belady moves. No prefetcher with these slots is faster than that.
+ * more moved than Belady moves. No prefetcher with these slots is faster than that; a case that
+ * computes warm experts in place may be, since Belady copies them.
  *
  * One thread. Memory does not grow with the trace (Belady's next uses lie in a temporary file).
  */
@@ -25,6 +26,7 @@ struct pred_timed_case {
     uint64_t slots[TIER_RESIDENT_TIERS_MAX];
     bool inclusive;
     bool start_full;
+    bool warm_compute;      /* what lies in dram below hbm is computed there, by the CPU */
     bool adaptive;          /* quotas of the layers follow what is missed */
     char policy_below[32];  /* of the lower of two tiers; "" = as above */
     double prefill_share, half_life_tokens;

@@ -48,7 +48,7 @@ struct pred_tune_setting {
 struct pred_tune_cache {
     uint32_t tier_count;
     uint64_t slots[TIER_RESIDENT_TIERS_MAX];
-    bool inclusive;
+    bool inclusive, warm_compute;
     char policy_below[32];              /* of the lower of two tiers; "" = as above */
 };
 

@@ -169,6 +169,7 @@ static void case_fill(struct pred_tune *t, struct pred_tune_try *try, struct pre
     uint64_t keys = (uint64_t)t->header->layers * t->header->experts;
     *to = (struct pred_timed_case){
         .tier_count = cache->tier_count, .inclusive = cache->inclusive,
+        .warm_compute = cache->warm_compute,
         .slots = { cache->slots[0], cache->slots[1] },
         .start_full = cache->tier_count == 2 && cache->slots[0] + cache->slots[1] >= keys,
         .prefill_share = s->prefill_share, .half_life_tokens = s->half_life_tokens,

@@ -170,6 +170,7 @@ static int try_create(struct pred_tune *t, struct pred_tune_try *try, struct bas
         .top_k = t->header->top_k,
         .tier_count = cache->tier_count,
         .inclusive = cache->inclusive,
+        .warm_compute = cache->warm_compute,
         .adaptive = s->adaptive,
         .half_life_tokens = s->half_life_tokens,
         .prefill_share = s->prefill_share,

@@ -5,6 +5,10 @@
  * the time from acquire to release, the rest what a step takes beside them. Straight lines are laid
  * through the means. The disk is read as the tiers read it, whole experts at random places: one
  * at a time, and as many as io.depth allows.
+ *
+ * A disk is often shared, and what others do to it for a while is not it: rates are medians
+ * of windows, and while more than one of them is far off all are measured again. So is compute by
+ * rounds.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -21,11 +25,14 @@
 #include "tiering/cache.h"
 #include "tools/bench.h"
 #include "tools/bench_stack.h"
+#include "tools/bench_steady.h"
 
-enum { BATCHES = 4, STEPS_MAX = 4096, LONE_READS = 64, COPIES = 32 };
+enum { BATCHES = 4, STEPS_MAX = 4096, LONE_READS = 64, COPIES = 32, WINDOWS = 5, TRIES = 4 };
+static const uint64_t window_ns = 400000000;
 
 static struct bench_flags flags = { .model = "models/pebble", .rounds = 3, .seed = 1 };
 static const char *output;
+static double disk_slowest, disk_fastest;       /* windows, bytes a second */
 static uint64_t tokens = 48;
 
 /* -- compute ---------------------------------------------------------------------------------- */
@@ -79,37 +86,40 @@ static void on_event(void *context, const struct tier_event *event)
     }
 }
 
+/* Medians of the rounds' means. */
 static int measure_batch(struct bench_stack *b, struct probe *p, struct point *point,
                          struct base_err *err)
 {
-    double step_ns = 0, steps = 0;
+    double layer[BENCH_ROUNDS_MAX], experts[BENCH_ROUNDS_MAX], distinct[BENCH_ROUNDS_MAX],
+        step[BENCH_ROUNDS_MAX];
     uint32_t layers = tier_store_layers(b->stack.store);
     b->batch = point->batch;
-    p->steps = 0;
     for (uint64_t round = 0; round < flags.rounds; round++) {
         bench_reset(b);
         p->counted = 0;
+        p->steps = 0;
         int rc = bench_generate(b, point->batch, 16, (uint32_t)tokens + 1,
                                 flags.seed + round * 100 + point->batch, err);
         if (rc < 0) return rc;
-        step_ns += (double)b->step_ns;
-        steps += (double)b->steps;
+        if (p->steps == 0) {
+            return base_err_set(err, BASE_ECONFIG,
+                                "no step generated for %u sequences at once: is "
+                                "scheduler.max_num_seqs that small?",
+                                point->batch);
+        }
+        layer[round] = experts[round] = distinct[round] = 0;
+        for (uint32_t i = 0; i < p->steps; i++) {
+            layer[round] += p->layer[i] / p->steps;
+            experts[round] += p->experts[i] / p->steps;
+            distinct[round] += p->distinct_mean[i] / p->steps;
+        }
+        step[round] = (double)b->step_ns / (double)b->steps -
+                      layers * (layer[round] + experts[round]);
     }
-    if (p->steps == 0) {
-        return base_err_set(err, BASE_ECONFIG,
-                            "no step generated for %u sequences at once: is "
-                            "scheduler.max_num_seqs that small?",
-                            point->batch);
-    }
-    double layer_mean = 0, experts_mean = 0;
-    for (uint32_t i = 0; i < p->steps; i++) {
-        layer_mean += p->layer[i] / p->steps;
-        experts_mean += p->experts[i] / p->steps;
-        point->distinct += p->distinct_mean[i] / p->steps;
-    }
-    point->layer = layer_mean;
-    point->experts = experts_mean;
-    point->step = step_ns / steps - layers * (layer_mean + experts_mean);
+    bench_steady_median(layer, flags.rounds, &point->layer);
+    bench_steady_median(experts, flags.rounds, &point->experts);
+    bench_steady_median(distinct, flags.rounds, &point->distinct);
+    bench_steady_median(step, flags.rounds, &point->step);
     if (point->step < 0) point->step = 0;
     return 0;
 }
@@ -196,6 +206,9 @@ static int measure_compute(struct bench_stack *b, struct probe *p, struct pred_m
         rc = measure_batch(b, p, &points[n++], err);
     }
     if (rc == 0) lines_lay(m, points, n, b->stack.shape.top_k);
+    /* Whatever the device, the CPU computed. */
+    m->cpu_expert_time = m->expert_time;
+    m->cpu_expert_token_time = m->expert_token_time;
     return rc;
 }
 
@@ -210,6 +223,7 @@ struct disk {
     uint32_t *left; /* requests of each that are not back */
     uint32_t parallel, first;
     uint64_t bytes, experts, reads;
+    double slowest, fastest;            /* window, bytes a second */
     int error;
 };
 
@@ -250,16 +264,18 @@ static uint32_t disk_take(struct disk *d)
 
 static double disk_lone(struct disk *d)
 {
-    uint64_t begin = base_now_ns();
+    double ns[LONE_READS];
     for (int i = 0; i < LONE_READS; i++) {
+        uint64_t begin = base_now_ns();
         disk_send(d, 0);
         while (disk_take(d) != 0) {
         }
+        ns[i] = (double)(base_now_ns() - begin);
     }
-    return (double)(base_now_ns() - begin) / LONE_READS;
+    return bench_steady_mean(ns, LONE_READS);
 }
 
-/* All places busy for a second; bytes a second. */
+/* All places busy for a window; bytes a second. */
 static double disk_full(struct disk *d)
 {
     uint64_t begin = base_now_ns(), now = begin;
@@ -271,12 +287,30 @@ static double disk_full(struct disk *d)
         uint32_t place = disk_take(d);
         if (place == UINT32_MAX) continue;
         now = base_now_ns();
-        if (now - begin < 1000000000 && d->error == 0)
+        if (now - begin < window_ns && d->error == 0)
             disk_send(d, place);
         else
             open--;
     }
     return (double)d->bytes * 1e9 / (double)(now - begin);
+}
+
+/* The median of windows that agree; without, says so and takes it all the same. */
+static double disk_rate(struct disk *d)
+{
+    double windows[WINDOWS], rate = 0;
+    for (int try = 1; try <= TRIES; try++) {
+        for (int w = 0; w < WINDOWS; w++) windows[w] = disk_full(d);
+        size_t off = bench_steady_median(windows, WINDOWS, &rate);
+        if (off <= 1 || d->error < 0) break;
+        fprintf(stderr, "the disk gave %.1f to %.1f MB/s, %zu of %d windows far from the median: "
+                "%s\n", windows[0] / 1e6, windows[WINDOWS - 1] / 1e6, off, WINDOWS,
+                try < TRIES ? "measured again"
+                            : "something else is using it, do not rely on nvme.bandwidth");
+    }
+    d->slowest = windows[0];
+    d->fastest = windows[WINDOWS - 1];
+    return rate;
 }
 
 /* XXH3 over an expert that is not in the processor's cache. */
@@ -337,13 +371,15 @@ static int measure_disk(struct bench_stack *b, struct pred_machine *m, struct ba
     struct disk d = { .bench = b };
     int rc = disk_open(&d, err);
     if (rc >= 0) {
-        double lone = disk_lone(&d), rate = disk_full(&d);
+        double lone = disk_lone(&d), rate = disk_rate(&d);
         m->read_bytes = d.bytes / d.experts;
         m->expert_reads = (d.reads + d.experts / 2) / d.experts;
         m->nvme_bandwidth = (uint64_t)rate;
         m->nvme_latency = whole(lone - (double)m->read_bytes * 1e9 / rate);
         m->nvme_depth = d.io->depth;
         m->nvme_take_in = whole(hash_ns(&d));
+        disk_slowest = d.slowest;
+        disk_fastest = d.fastest;
         if (d.error < 0) rc = base_err_set(err, d.error, "the model's files could not be read");
     }
     tier_io_destroy(d.io);
@@ -405,6 +441,8 @@ static int machine_write(const struct bench_stack *b, struct pred_machine *m, st
     }
     fprintf(to, "# Measured by tier-bench machine; memory reads %.1f GB/s on %u threads.\n",
             bench_memory_rate(b->threads) / 1e9, b->threads);
+    fprintf(to, "# Reads: median of %d windows of %.1f to %.1f MB/s.\n", WINDOWS,
+            disk_slowest / 1e6, disk_fastest / 1e6);
     base_option_print_yaml(to, &group, 1, true);
     if (!output) return 0;
     bool bad = fflush(to) != 0 || fsync(fileno(to)) != 0;

@@ -108,9 +108,15 @@ static int case_add(struct plan *plan, const struct pred_case *from, const char 
     *to = (struct pred_timed_case){ .prefill_share = from->prefill_share,
                                     .half_life_tokens = from->half_life_tokens,
                                     .adaptive = from->adaptive };
+    bool compute = cli_replay_config_is(plan->args->config, "tiers.warm_experts", "compute");
     snprintf(to->policy, sizeof to->policy, "%s", policy);
     int rc = tiers_of(plan, to, from, err);
     if (rc < 0) return rc;
+    if (compute && to->tier_count == 1) {
+        return base_err_set(err, -EINVAL, "tiers.warm_experts: compute has no effect without hbm: "
+                            "all of dram is used where it lies");
+    }
+    to->warm_compute = compute && strcmp(policy, "belady") != 0;
     case_hint(plan, to);
     plan->count++;
     return 0;
@@ -250,9 +256,9 @@ static void json_run(struct base_buf *to, const struct plan *plan, uint32_t i)
     base_buf_printf(to,
                     "},\"bytes\":{\"demand\":%" PRIu64 ",\"prefetch\":%" PRIu64
                     ",\"prefetch_wasted\":%" PRIu64 ",\"copy_up\":%" PRIu64
-                    ",\"copy_down\":%" PRIu64 "},\"overlap\":%.4f,",
+                    ",\"copy_down\":%" PRIu64 "},\"in_place\":%" PRIu64 ",\"overlap\":%.4f,",
                     s->demand_bytes, s->prefetch_bytes, s->prefetch_wasted_bytes, s->copy_up_bytes,
-                    s->copy_down_bytes, overlap(r));
+                    s->copy_down_bytes, s->in_place, overlap(r));
     json_counts(to, &all);
     if (plan->cases[i].hinted) {
         base_buf_printf(to, ",\"predictor\":\"%s\",\"hints\":%" PRIu64

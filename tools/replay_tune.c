@@ -86,6 +86,8 @@ static int cache_of(struct cli_replay_config *config, const struct pred_trace_he
     args->cache.slots[1] = hbm > 0 ? dram : 0;
     args->cache.inclusive =
         strcmp(cli_replay_config_get(config, "tiers.inclusion"), "inclusive") == 0;
+    args->cache.warm_compute =
+        hbm > 0 && cli_replay_config_is(config, "tiers.warm_experts", "compute");
     snprintf(args->base.policy, sizeof args->base.policy, "%s",
              cli_replay_config_get(config, "policy.eviction"));
     const char *below = cli_replay_config_get(config, "policy.eviction_dram");

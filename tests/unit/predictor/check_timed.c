@@ -31,7 +31,7 @@ static void teardown(void)
 struct pair {
     int seed;
     struct base_rng rng;
-    bool hbm, hints, in_order;
+    bool hbm, hints, in_order, warm;
     struct tier_config config;
     struct tier_io_config io;
     struct base_clock_virtual clock;
@@ -39,7 +39,8 @@ struct pair {
     struct pred_machine machine;
     struct pred_timed *timed;
     uint64_t expert_bytes[LAYERS], read_bytes[LAYERS];
-    uint64_t before_ns, shared_ns, expert_ns, waits_ns[TIER_WAIT_CAUSE_COUNT];
+    uint64_t in_place;      /* leases of the real tiers that lay in dram */
+    uint64_t before_ns, shared_ns, expert_ns, warm_ns, waits_ns[TIER_WAIT_CAUSE_COUNT];
 };
 
 static void set(struct pair *p, const char *format, ...)
@@ -85,6 +86,7 @@ static void pair_options(struct pair *p)
     p->before_ns = 20000 + base_rng_below(&p->rng, 400000);
     p->shared_ns = base_rng_below(&p->rng, 100000);
     p->expert_ns = base_rng_below(&p->rng, 60000);
+    p->warm_ns = p->expert_ns + 1000 * (p->seed % 40);
     p->machine.nvme_latency = 10000 + base_rng_below(&p->rng, 150000);
     p->machine.nvme_bandwidth = (50 + base_rng_below(&p->rng, 2000)) << 20;
     p->machine.nvme_depth = 32;
@@ -113,6 +115,7 @@ static void pair_options(struct pair *p)
     p->machine.copy_latency = 0;
     set(p, "tiers.hbm.capacity=%d%%", 40 + (int)base_rng_below(&p->rng, 20));
     set(p, "tiers.hbm.sim_bandwidth=%llu", (unsigned long long)p->machine.copy_bandwidth);
+    if (p->warm) set(p, "tiers.warm_experts=compute");
     set(p, "tiers.inclusion=%s", base_rng_below(&p->rng, 2) ? "exclusive" : "inclusive");
     if (p->config.inclusion == 1) set(p, "tiers.dram.capacity=%d%%", 65 + p->seed % 30);
 }
@@ -174,15 +177,19 @@ static void layer_live(struct pair *p, uint32_t layer, const uint32_t *ids, uint
     memcpy(pending, leases, sizeof leases);
     while (left > 0) {
         tier_wait(p->tier, pending, left, TIER_WAIT_ANY, UINT64_MAX);
-        uint32_t kept = 0, ready = 0;
+        uint32_t kept = 0;
+        uint64_t ns = 0;
         for (uint32_t i = 0; i < left; i++) {
-            if (pending[i].status != 0)
+            bool warm = pending[i].slot & TIER_SLOT_IN_DRAM;
+            if (pending[i].status != 0) {
                 pending[kept++] = pending[i];
-            else
-                ready++;
+                continue;
+            }
+            ns += warm ? p->warm_ns : p->expert_ns;
+            p->in_place += warm;
         }
         left = kept;
-        tier_compute(p, ready * p->expert_ns);
+        tier_compute(p, ns);
     }
     tier_wait(p->tier, leases, k, TIER_WAIT_ALL, UINT64_MAX);
     tier_release(p->tier, leases, k);
@@ -199,18 +206,21 @@ static void layer_timed(struct pair *p, uint32_t layer, const uint32_t *ids, uin
     memcpy(pending, ids, n * sizeof ids[0]);
     while (left > 0) {
         uint32_t kept = 0, ready = 0;
+        uint64_t ns = 0;
         for (uint32_t i = 0; i < left; i++) {
-            if (pred_timed_ready(p->timed, layer, pending[i]))
-                ready++;
-            else
+            if (!pred_timed_ready(p->timed, layer, pending[i])) {
                 pending[kept++] = pending[i];
+                continue;
+            }
+            ready++;
+            ns += pred_timed_in_place(p->timed, layer, pending[i]) ? p->warm_ns : p->expert_ns;
         }
         if (ready == 0) {
             pred_timed_wait(p->timed, layer, pending, left);
             continue;
         }
         left = kept;
-        pred_timed_compute(p->timed, layer, ready * p->expert_ns);
+        pred_timed_compute(p->timed, layer, ns);
     }
     pred_timed_release(p->timed, layer, ids, n);
 }
@@ -254,7 +264,8 @@ START_TEST(demand_agrees)
     struct tier_snapshot live;
     double worst_time = 0, worst_hits = 0;
     for (int seed = 1; seed <= SEEDS; seed++) {
-        struct pair p = { .hbm = _i & 1, .in_order = _i >= 2 };
+        struct pair p = { .hbm = _i & 1 || _i >= 4, .in_order = _i == 2 || _i == 3 || _i == 5,
+                          .warm = _i >= 4 };
         pair_open(&p, seed);
         pair_run(&p);
         tier_snapshot(p.tier, &live);
@@ -269,6 +280,8 @@ START_TEST(demand_agrees)
             live_waited += p.waits_ns[w];
         }
         ck_assert_uint_eq(lookups, live.tiers[0].lookups);
+        ck_assert_uint_eq(s->in_place, p.in_place);
+        ck_assert(!p.warm || s->in_place > 100);
         double time = (double)pred_timed_now(p.timed);
         ck_assert_msg(pred_timed_now(p.timed) == s->compute_ns + waited,
                       "seed %d: compute and waits are not the time", seed);
@@ -285,7 +298,10 @@ START_TEST(demand_agrees)
         pair_close(&p);
     }
     printf("%s, %s, demand only, %d seeds: time off by %.2f%% at most, hits by %.2f%%\n",
-           _i & 1 ? "hbm over dram" : "dram", _i >= 2 ? "reads in order" : "in random order", SEEDS,
+           _i >= 4  ? "hbm over dram, warm experts in place"
+           : _i & 1 ? "hbm over dram"
+                    : "dram",
+           _i == 2 || _i == 3 || _i == 5 ? "reads in order" : "in random order", SEEDS,
            100 * worst_time, 100 * worst_hits);
 }
 END_TEST
@@ -478,7 +494,21 @@ START_TEST(runs_add_up)
         pred_timed_results_fini(&alone, 1);
     }
     ck_assert_uint_eq(results[5].stats.demand_bytes, 0); /* both tiers hold everything */
+    uint64_t copied_up = results[6].stats.copy_up_bytes;
     pred_timed_results_fini(results, 8);
+    /* In place without a word of the CPU's time is refused; with it, no copy is waited for. */
+    cases[6].warm_compute = true;
+    args.cases = &cases[6];
+    rc = pred_timed_run(&args, &alone, &summary, &err);
+    ck_assert_int_eq(rc, BASE_ECONFIG);
+    ck_assert_ptr_nonnull(strstr(err.text, "cpu.bandwidth"));
+    ck_assert_int_eq(pred_machine_set(&machine, "cpu.bandwidth=5GB", &err), 0);
+    ck_assert_int_eq(pred_trace_reader_rewind(reader, &err), 0);
+    ck_assert_int_eq(pred_timed_run(&args, &alone, &summary, &err), 0);
+    ck_assert_uint_gt(alone.stats.in_place, 100);
+    ck_assert_uint_lt(alone.stats.copy_up_bytes, copied_up);
+    pred_timed_results_fini(&alone, 1);
+    err = (struct base_err){ 0 };
     machine.expert_bytes = 0;
     rc = pred_timed_run(&args, results, &summary, &err);
     ck_assert_int_eq(rc, BASE_ECONFIG);
@@ -520,7 +550,7 @@ int main(void)
     TCase *tcase = tcase_create("pair");
     tcase_add_unchecked_fixture(tcase, setup, teardown);
     tcase_set_timeout(tcase, 120);
-    tcase_add_loop_test(tcase, demand_agrees, 0, 4);
+    tcase_add_loop_test(tcase, demand_agrees, 0, 6);
     tcase_add_loop_test(tcase, hints_agree, 0, 2);
     tcase_add_test(tcase, by_hand);
     tcase_add_loop_test(tcase, runs_add_up, 0, 3);
