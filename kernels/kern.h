@@ -16,13 +16,17 @@
  *                       from the first: any of 1, 2, 4, 8 ranks can hold whole blocks. INT8 and
  *                       INT4: bounds rounded down to multiples of 128, so that groups stay whole.
  *   matmul, x8          INT8 or INT4 weights against activations as integers of one or three
- *                       digits, k_blocks 1. Lane j takes the columns c with c / 4 % 16 = j. For
- *                       each span of 128 columns: the lane's products of one group and one digit
- *                       are summed as integers (exact in any order). One digit: value = sum; three:
- *                       value = fma(sum_0, 254^2, fma(sum_1, 254, sum_2)). Then total_lane =
- *                       fma(value, weight scale * activation scale, total_lane), groups of 32 in
- *                       ascending order (a lane sees two in a span, one each 64 columns); beyond
- *                       the last column everything is zero. Then the tree.
+ *                       digits, k_blocks 1. A span of 128 columns is two vectors of 64: INT8, the
+ *                       first 64 and the others; INT4, the low nibbles of its 64 bytes and the
+ *                       high ones. Lane j of a vector takes its columns 4j to 4j+3, which lie in
+ *                       one group. Products of a lane and digit are summed as integers (exact in
+ *                       any order), in groups of 128 over both vectors, which then count as the
+ *                       first. One digit: value = sum. Three: INT8, value = fma(sum_0, 254^2,
+ *                       fma(sum_1, 254, sum_2)); INT4, value = sum_0 * 256^2 + sum_1 * 256 + sum_2,
+ *                       rounded once. Then total_lane[vector] = fma(value, weight scale *
+ *                       activation scale, total_lane[vector]), spans ascending; beyond the last
+ *                       column everything is zero. Lanes of the first vector plus those of the
+ *                       second, then the tree.
  *   matmul_t            y[c] = sum over rows d ascending of fma(w[d][c], x[d] * scale(d, c), y[c]).
  *   exp, silu           kern_exp: one polynomial in fused multiply-adds, the same in every op set.
  *
@@ -98,12 +102,15 @@ struct kern_matmul {
     uint32_t x8_digits;         /* of those rows */
 };
 
-/* A row of activations as integers. One digit: INT8. Three: d0 * 254^2 + d1 * 254 + d2, each in
- * -127..127, which keeps 24 bits of a group's largest. The codes of each digit, then for each digit
- * -128 times the sum of each four codes (i32), then the scale of each group (f32), all filled up
- * with zeros to a multiple of 128 columns. In groups of 128 the second sixteen of 32 sums are added
- * to the first and zero. Bytes are a multiple of 16; rows begin at a multiple of
- * 4, best of 64. */
+/* A row of activations as integers, made for one type of weights. One digit: INT8. Three, which
+ * keep 24 bits of a group's largest: for INT8 d0 * 254^2 + d1 * 254 + d2, each in -127..127; for
+ * INT4 the bytes of a number in two's complement, the lower ones signed too. First the codes of
+ * each digit, those for INT4 with the second and third 32 of 128 columns exchanged, as the nibbles
+ * lie. Then sums of each four codes (i32), the second sixteen of 32 in groups of 128 added to the
+ * first and zero: for INT8 times -128 and for each digit; for INT4 -8 times those of the whole
+ * numbers, and the room for the other two digits' is not written. Then the scale of each group
+ * (f32). All filled up with zeros to a multiple of 128 columns. Bytes are a multiple of 16; rows
+ * begin at a multiple of 4, best of 64. */
 enum { KERN_X8_FAST = 1, KERN_X8_FULL = 3 };
 
 static inline size_t kern_x8_bytes(uint32_t cols, uint32_t digits)
@@ -168,11 +175,13 @@ struct kern_ops {
     /* Element-wise conversions; n weights of one row, unscaled. */
     void (*to_f32)(float *y, const void *x, enum kern_dtype dtype, size_t n);
     void (*to_bf16)(uint16_t *y, const float *x, size_t n);     /* round to nearest even */
-    /* x[n] in groups of 32 or 128 into kern_x8_bytes(n, digits), one digit or three: scale = max|x|
-     * / most, code = x * most / max|x| rounded to nearest even, most = 127 or 127 * 254^2. A group
-     * below 2^-100 becomes zeros; one with an infinity or a NaN gets zeros and a scale of NaN, so
-     * that products with it are NaN. */
-    void (*to_x8)(void *row, const float *x, uint32_t n, uint32_t group, uint32_t digits);
+    /* x[n] in groups of 32 or 128 into kern_x8_bytes(n, digits) for weights of `dtype`, one digit
+     * or three: scale = max|x| / most, code = x * most / max|x| rounded to nearest even, most =
+     * 127, 127 * 254^2 (INT8) or 127 * 256^2 + 127 * 256 (INT4). A group below 2^-100 becomes
+     * zeros; one with an infinity or a NaN gets zeros and a scale of NaN, so that products with it
+     * are NaN. */
+    void (*to_x8)(void *row, const float *x, uint32_t n, enum kern_dtype dtype, uint32_t group,
+                  uint32_t digits);
 };
 
 enum kern_cpu { KERN_CPU_REFERENCE = 0, KERN_CPU_AVX2 = 1, KERN_CPU_AVX512 = 2 };

@@ -26,12 +26,13 @@ void kern_ref_gate(const struct kern_gate *gate, const float *logits, uint32_t *
               float *scratch);
 void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n);
 void kern_ref_to_bf16(uint16_t *y, const float *x, size_t n);
-void kern_ref_to_x8(void *row, const float *x, uint32_t n, uint32_t group, uint32_t digits);
+void kern_ref_to_x8(void *row, const float *x, uint32_t n, enum kern_dtype dtype, uint32_t group,
+                    uint32_t digits);
 
 /* Where the pieces of a row of integer activations lie. */
 struct cpu_x8 {
     const int8_t *codes; /* of the first digit; those of the next `filled` further on */
-    const int32_t *sums; /* the next digit's `filled` / 4 further on */
+    const int32_t *sums; /* INT8: the next digit's `filled` / 4 further on */
     const float *scales;
     size_t filled;
 };

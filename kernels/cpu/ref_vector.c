@@ -68,10 +68,12 @@ void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n)
         y[i] = scalar_weight(dtype, x, i);
 }
 
-void kern_ref_to_x8(void *row, const float *x, uint32_t n, uint32_t group, uint32_t digits)
+void kern_ref_to_x8(void *row, const float *x, uint32_t n, enum kern_dtype dtype, uint32_t group,
+                    uint32_t digits)
 {
+    MUST(kern_dtype_grouped(dtype));
     MUST(group == KERN_GROUP_SMALL || group == KERN_GROUP_LARGE);
-    scalar_to_x8(row, x, n, group, digits);
+    scalar_to_x8(row, x, n, dtype, group, digits);
 }
 
 void kern_ref_to_bf16(uint16_t *y, const float *x, size_t n)

@@ -96,22 +96,13 @@ VEC_INLINE void dot_cuts(const struct kern_matrix *w, enum kern_dtype dtype, boo
     }
 }
 
-#include "kernels/cpu/simd_group.h"
 #include "kernels/cpu/simd_fp8.h"
 
-/* out[r] = dot of row n + r * step with x over [k0, k1), for `count` rows; INT8, INT4: step 1. */
+/* out[r] = dot of row n + r * step with x over [k0, k1), for `count` rows. */
 VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, bool scaled,
                          uint32_t count, uint32_t n, uint32_t step, const float *x, uint32_t k0,
                          uint32_t k1, float *out)
 {
-    if (kern_dtype_grouped(dtype)) {
-        if (w->scale_cols == KERN_GROUP_SMALL) {
-            dot_groups(w, dtype, KERN_GROUP_SMALL, count, n, x, k0, k1, out);
-        } else {
-            dot_groups(w, dtype, KERN_GROUP_LARGE, count, n, x, k0, k1, out);
-        }
-        return;
-    }
     if (dtype == KERN_FP8_E4M3 && scaled && fp8_by_cuts(w)) {
         for (uint32_t r = 0; r < count; r++)
             out[r] = fp8_dot(w, n + r * step, x, k0, k1);
@@ -149,8 +140,7 @@ VEC_INLINE void product_rows(const struct kern_matmul *args, enum kern_dtype dty
 VEC_INLINE void product_few(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
                             uint32_t row_begin, uint32_t row_end)
 {
-    const bool near = kern_dtype_grouped(dtype) ||
-                      (dtype == KERN_FP8_E4M3 && scaled && fp8_by_cuts(args->w));
+    const bool near = dtype == KERN_FP8_E4M3 && scaled && fp8_by_cuts(args->w);
     const uint32_t quarter = (row_end - row_begin) / VEC_GEMV_ROWS;
     uint32_t n = row_begin + quarter * VEC_GEMV_ROWS;
     for (uint32_t i = 0; near && i < quarter; i++)

@@ -95,18 +95,24 @@ static void simd_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n
     }
 }
 
-static void simd_to_x8(void *row, const float *x, uint32_t n, uint32_t group, uint32_t digits)
+#define TO_X8(type, group) \
+    (digits == KERN_X8_FULL ? scalar_to_x8(row, x, n, type, group, KERN_X8_FULL) \
+                            : scalar_to_x8(row, x, n, type, group, KERN_X8_FAST))
+
+static void simd_to_x8(void *row, const float *x, uint32_t n, enum kern_dtype dtype,
+                       uint32_t group, uint32_t digits)
 {
+    MUST(kern_dtype_grouped(dtype));
     MUST(group == KERN_GROUP_SMALL || group == KERN_GROUP_LARGE);
     MUST(digits == KERN_X8_FAST || digits == KERN_X8_FULL);
-    if (digits == KERN_X8_FULL && group == KERN_GROUP_SMALL)
-        scalar_to_x8(row, x, n, KERN_GROUP_SMALL, KERN_X8_FULL);
-    else if (digits == KERN_X8_FULL)
-        scalar_to_x8(row, x, n, KERN_GROUP_LARGE, KERN_X8_FULL);
+    if (dtype == KERN_INT8 && group == KERN_GROUP_SMALL)
+        TO_X8(KERN_INT8, KERN_GROUP_SMALL);
+    else if (dtype == KERN_INT8)
+        TO_X8(KERN_INT8, KERN_GROUP_LARGE);
     else if (group == KERN_GROUP_SMALL)
-        scalar_to_x8(row, x, n, KERN_GROUP_SMALL, KERN_X8_FAST);
+        TO_X8(KERN_INT4, KERN_GROUP_SMALL);
     else
-        scalar_to_x8(row, x, n, KERN_GROUP_LARGE, KERN_X8_FAST);
+        TO_X8(KERN_INT4, KERN_GROUP_LARGE);
 }
 
 static void simd_to_bf16(uint16_t *y, const float *x, size_t n)

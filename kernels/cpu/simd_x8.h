@@ -1,66 +1,89 @@
 /* INT8 and INT4 against rows of activations as integers of one digit or three. Part of simd.h.
  *
- * Integer sums of a group are exact, so only their conversion and scaling cost floating point. A
- * few weight rows go together, so that loads of activations are shared; with one operand row they
- * lie a quarter of the range apart, as in simd_matmul.h. */
+ * A span of 128 columns is two vectors of 64 codes (kern.h). INT8 against one digit goes row by
+ * row: a single stream is what the processor's prefetcher follows best. Where loads of activations
+ * cost more than those of weights two rows share them, half the range apart: two long streams, not
+ * two short ones that start anew at each row. */
 
-/* Lane sums of one group by digit. */
-struct x8_sums {
-    struct ivec digit[KERN_X8_FULL];
+/* Scales of so many columns are made at a time. */
+enum { X8_CHUNK = 2048, X8_CHUNK_SCALES = X8_CHUNK / KERN_GROUP_SMALL };
+
+enum { X8_VECTORS = 2, X8_LINE = 64, X8_PAIR = 2 };
+
+/* What one row of activations holds of a span. */
+struct x8_operand {
+    struct ivec codes[X8_VECTORS][KERN_X8_FULL], start[X8_VECTORS][KERN_X8_FULL];
 };
 
-/* What a row of activations starts the sums of 64 columns with, and its codes. */
-VEC_INLINE struct x8_sums x8_begin(enum kern_dtype dtype, uint32_t digits, const struct cpu_x8 *x,
-                                   uint32_t k)
+VEC_INLINE struct x8_operand x8_operand_load(enum kern_dtype dtype, uint32_t group,
+                                             uint32_t digits, const struct cpu_x8 *x, uint32_t k)
 {
-    struct x8_sums sums;
-    UNROLL for (uint32_t d = 0; d < digits; d++)
-        sums.digit[d] = ivec_bias(dtype, x->sums + (d * x->filled + k) / 4);
-    return sums;
-}
-
-VEC_INLINE void x8_dot(enum kern_dtype dtype, uint32_t digits, const uint8_t *w,
-                       const struct cpu_x8 *x, uint32_t k, struct x8_sums *sums)
-{
-    const struct ivec weights = ivec_weights(dtype, w);
-    UNROLL for (uint32_t d = 0; d < digits; d++) sums->digit[d] =
-        ivec_dot(dtype, weights, x->codes + d * x->filled + k, sums->digit[d]);
-}
-
-/* total + the sums, each half of the lanes times its scale. */
-VEC_INLINE struct vec x8_scaled(enum kern_dtype dtype, uint32_t digits, const struct x8_sums *sums,
-                                struct vec scale, struct vec total)
-{
-    const struct vec value = digits == KERN_X8_FULL ? ivec_join(dtype, sums->digit)
-                                                    : ivec_float(dtype, sums->digit[0]);
-    return vec_fma(value, scale, total);
-}
-
-/* One weight row over a span of 128 columns from k on; `scale` holds weight scale x activation
- * scale. */
-VEC_INLINE struct vec x8_span(enum kern_dtype dtype, uint32_t group, uint32_t digits,
-                              const uint8_t *w, const struct cpu_x8 *x, uint32_t k,
-                              const float *scale, struct vec total)
-{
-    struct x8_sums sums = x8_begin(dtype, digits, x, k);
-    x8_dot(dtype, digits, w, x, k, &sums);
-    if (group == KERN_GROUP_SMALL) {
-        total = x8_scaled(dtype, digits, &sums, vec_pair(scale[0], scale[1]), total);
-        sums = x8_begin(dtype, digits, x, k + 64);
+    struct x8_operand o;
+    UNROLL for (uint32_t v = 0; v < X8_VECTORS; v++)
+    {
+        const size_t at = k + v * X8_LINE;
+        const bool first = group == KERN_GROUP_SMALL || v == 0;
+        UNROLL for (uint32_t d = 0; d < digits; d++)
+            o.codes[v][d] = ivec_load(x->codes + d * x->filled + at);
+        if (dtype == KERN_INT4) {
+            if (first) ivec_start_int4(x->sums + at / 4, digits, o.start[v]);
+        } else if (first) {
+            UNROLL for (uint32_t d = 0; d < digits; d++)
+                o.start[v][d] = ivec_start_int8(x->sums + (d * x->filled + at) / 4);
+        }
     }
-    x8_dot(dtype, digits, w + (dtype == KERN_INT4 ? 32 : 64), x, k + 64, &sums);
-    return x8_scaled(dtype, digits, &sums,
-                     group == KERN_GROUP_SMALL ? vec_pair(scale[2], scale[3]) : vec_set1(scale[0]),
-                     total);
+    return o;
 }
 
-/* What is left of a row after its whole spans, filled up with zeros: codes and scales. */
-VEC_INLINE void x8_tail(const struct kern_matrix *w, enum kern_dtype dtype, uint32_t n, uint32_t k,
-                        uint8_t codes[KERN_GROUP_LARGE])
+/* The sums of one scale as numbers: of vector v, or, where there is one scale, of both. */
+VEC_INLINE struct vec x8_value(enum kern_dtype dtype, uint32_t group, uint32_t digits,
+                               const struct ivec w[X8_VECTORS], const struct x8_operand *o,
+                               uint32_t v)
+{
+    const bool both = group == KERN_GROUP_LARGE;
+    struct ivec sum[KERN_X8_FULL];
+    UNROLL for (uint32_t d = 0; d < digits; d++)
+    {
+        /* INT4: all digits in one sum, 8 bits further each time. */
+        if (dtype == KERN_INT4 && d > 0) {
+            sum[d] = ivec_shift_in(sum[d - 1], o->start[v][d]);
+        } else {
+            sum[d] = o->start[v][d];
+        }
+        sum[d] = ivec_dot(dtype, w[v], o->codes[v][d], sum[d]);
+        if (both) sum[d] = ivec_dot(dtype, w[1], o->codes[1][d], sum[d]);
+    }
+    if (digits == KERN_X8_FAST || dtype == KERN_INT4) return ivec_float(sum[digits - 1]);
+    const struct vec low = vec_fma(ivec_float(sum[1]), vec_set1(X8_BASE), ivec_float(sum[2]));
+    return vec_fma(ivec_float(sum[0]), vec_set1(X8_BASE_2), low);
+}
+
+/* One weight row over a span; `scale` holds weight scale x activation scale by group. */
+VEC_INLINE void x8_span(enum kern_dtype dtype, uint32_t group, uint32_t digits, const uint8_t *w,
+                        const struct x8_operand *o, const float *scale,
+                        struct vec total[X8_VECTORS])
+{
+    struct ivec weights[X8_VECTORS];
+    ivec_weights(dtype, w, weights);
+    const struct vec first = x8_value(dtype, group, digits, weights, o, 0);
+    if (group == KERN_GROUP_LARGE) {
+        total[0] = vec_fma(first, vec_set1(*scale), total[0]);
+        return;
+    }
+    const struct vec second = x8_value(dtype, group, digits, weights, o, 1);
+    struct vec scales[X8_VECTORS];
+    vec_halves(dtype == KERN_INT4, scale, scales);
+    total[0] = vec_fma(first, scales[0], total[0]);
+    total[1] = vec_fma(second, scales[1], total[1]);
+}
+
+/* What is left of a row after its whole spans, filled up with zeros. */
+VEC_INLINE void x8_tail(const struct kern_matrix *w, enum kern_dtype dtype, const uint8_t *row,
+                        uint32_t k, uint8_t codes[KERN_GROUP_LARGE])
 {
     const size_t bytes = row_bytes(dtype, w->cols), at = dtype == KERN_INT4 ? k / 2 : k;
     memset(codes, 0, KERN_GROUP_LARGE);
-    memcpy(codes, row_at(w, dtype, n) + at, bytes - at);
+    memcpy(codes, row + at, bytes - at);
 }
 
 /* Weight scale x activation scale of `count` groups, zeros up to whole vectors and a span. */
@@ -69,65 +92,95 @@ VEC_INLINE void x8_scales(float *to, const uint8_t *weight, const float *x, uint
     uint32_t i = 0;
     for (; i + KERN_LANES <= count; i += KERN_LANES)
         vec_store(to + i, vec_mul(vec_from_bf16(weight + 2 * (size_t)i), vec_load(x + i)));
-    vec_store(to + i, vec_zero());
-    if (i < count)
-        vec_store(to + i, vec_mul(weight_load_part(KERN_BF16, weight, i, count - i),
-                                  vec_load_part(x + i, count - i)));
+    if (i == count) return;
+    vec_store(to + i, vec_mul(weight_load_part(KERN_BF16, weight, i, count - i),
+                              vec_load_part(x + i, count - i)));
 }
 
-/* y[r * step] = row n + r * step times one operand row, for `count` rows. */
-VEC_INLINE void x8_rows(const struct kern_matrix *w, enum kern_dtype dtype, uint32_t group,
-                        uint32_t digits, uint32_t count, uint32_t n, uint32_t step, const void *x8,
-                        float *y)
+/* Rows at equal distances, and their scales. */
+struct x8_rows {
+    const uint8_t *row, *scales;
+    size_t row_step, scales_step;
+};
+
+/* y[r * step] = row r times one operand row, for `count` rows. */
+VEC_INLINE void x8_dots(const struct kern_matrix *w, enum kern_dtype dtype, uint32_t group,
+                        uint32_t digits, uint32_t count, const struct x8_rows *rows,
+                        const void *x8, float *y, uint32_t step)
 {
     const struct cpu_x8 x = cpu_x8_row(x8, w->cols, digits);
-    const uint32_t whole = w->cols / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
-    float scale[VEC_GEMV_ROWS][GROUP_CHUNK_SCALES + KERN_LANES];
-    struct vec total[VEC_GEMV_ROWS];
-    UNROLL for (uint32_t r = 0; r < count; r++) total[r] = vec_zero();
-    for (uint32_t chunk = 0; chunk < w->cols; chunk += GROUP_CHUNK) {
-        const uint32_t columns = w->cols - chunk < GROUP_CHUNK ? w->cols - chunk : GROUP_CHUNK;
-        const uint32_t end = whole - chunk < GROUP_CHUNK ? whole : chunk + GROUP_CHUNK;
-        for (uint32_t r = 0; r < count; r++)
-            x8_scales(scale[r], scalar_scales(w, n + r * step) + 2 * (size_t)(chunk / group),
+    const uint32_t cols = w->cols, whole = cols / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
+    _Alignas(64) float scale[VEC_GEMV_ROWS][X8_CHUNK_SCALES];
+    struct vec total[VEC_GEMV_ROWS][X8_VECTORS];
+    UNROLL for (uint32_t r = 0; r < count; r++) total[r][0] = total[r][1] = vec_zero();
+    for (uint32_t chunk = 0; chunk < cols; chunk += X8_CHUNK) {
+        const uint32_t columns = cols - chunk < X8_CHUNK ? cols - chunk : X8_CHUNK;
+        const uint32_t end = whole - chunk < X8_CHUNK ? whole : chunk + X8_CHUNK;
+        UNROLL for (uint32_t r = 0; r < count; r++)
+            x8_scales(scale[r], rows->scales + r * rows->scales_step + chunk / group * 2,
                       x.scales + chunk / group, (columns + group - 1) / group);
         for (uint32_t k = chunk; k < end; k += KERN_GROUP_LARGE) {
+            const struct x8_operand o = x8_operand_load(dtype, group, digits, &x, k);
             UNROLL for (uint32_t r = 0; r < count; r++)
-            {
-                const uint8_t *from =
-                    row_at(w, dtype, n + r * step) + (dtype == KERN_INT4 ? k / 2 : k);
-                total[r] = x8_span(dtype, group, digits, from, &x, k,
-                                   scale[r] + (k - chunk) / group, total[r]);
-            }
+                x8_span(dtype, group, digits,
+                        rows->row + r * rows->row_step + (dtype == KERN_INT4 ? k / 2 : k), &o,
+                        scale[r] + (k - chunk) / group, total[r]);
         }
-        if (chunk + GROUP_CHUNK < w->cols || whole == w->cols) continue;
-        for (uint32_t r = 0; r < count; r++) {
+        if (chunk + X8_CHUNK < cols || whole == cols) continue;
+        const struct x8_operand o = x8_operand_load(dtype, group, digits, &x, whole);
+        UNROLL for (uint32_t r = 0; r < count; r++)
+        {
             uint8_t codes[KERN_GROUP_LARGE];
-            x8_tail(w, dtype, n + r * step, whole, codes);
-            total[r] = x8_span(dtype, group, digits, codes, &x, whole,
-                               scale[r] + (whole - chunk) / group, total[r]);
+            x8_tail(w, dtype, rows->row + r * rows->row_step, whole, codes);
+            x8_span(dtype, group, digits, codes, &o, scale[r] + (whole - chunk) / group, total[r]);
         }
     }
-    UNROLL for (uint32_t r = 0; r < count; r++) y[r * step] = vec_tree(total[r]);
+    UNROLL for (uint32_t r = 0; r < count; r++)
+    {
+        const struct vec all =
+            group == KERN_GROUP_SMALL ? vec_add(total[r][0], total[r][1]) : total[r][0];
+        y[r * step] = vec_tree(all);
+    }
 }
 
-VEC_INLINE void x8_block(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t group,
-                         uint32_t digits, uint32_t count, uint32_t n, uint32_t step)
+/* Blocks of `count` rows against all operand rows; returns the row after the last block. With one
+ * operand row a block's rows lie far apart, else they are neighbours. */
+VEC_INLINE uint32_t x8_blocks(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t group,
+                              uint32_t digits, uint32_t count, uint32_t row_begin, uint32_t row_end)
 {
-    for (uint32_t m = 0; m < args->m; m++)
-        x8_rows(args->w, dtype, group, digits, count, n, step,
-                (const char *)args->x8 + m * args->x8_stride, args->y + m * args->y_stride + n);
+    const struct kern_matrix *w = args->w;
+    const uint32_t blocks = (row_end - row_begin) / count;
+    const uint32_t step = args->m > 1 ? 1 : blocks, next = args->m > 1 ? count : 1;
+    const size_t bytes = row_bytes(dtype, w->cols), scales = (w->cols + group - 1) / group * 2;
+    struct x8_rows rows = { (const uint8_t *)w->data + row_begin * bytes,
+                            (const uint8_t *)w->scales + row_begin * scales, step * bytes,
+                            step * scales };
+    for (uint32_t i = 0; i < blocks; i++) {
+        for (uint32_t m = 0; m < args->m; m++)
+            x8_dots(w, dtype, group, digits, count, &rows,
+                    (const char *)args->x8 + m * args->x8_stride,
+                    args->y + m * args->y_stride + row_begin + i * next, step);
+        rows.row += next * bytes;
+        rows.scales += next * scales;
+    }
+    return row_begin + blocks * count;
+}
+
+VEC_INLINE void x8_product(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t group,
+                           uint32_t digits, uint32_t row_begin, uint32_t row_end)
+{
+    if (args->m > 1) {
+        row_begin = x8_blocks(args, dtype, group, digits, VEC_GEMV_ROWS, row_begin, row_end);
+    } else if (dtype == KERN_INT4 || (digits == KERN_X8_FULL && group == KERN_GROUP_SMALL)) {
+        row_begin = x8_blocks(args, dtype, group, digits, X8_PAIR, row_begin, row_end);
+    }
+    x8_blocks(args, dtype, group, digits, 1, row_begin, row_end);
 }
 
 #define X8_OF(type, group, digits, name) \
     static void name(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end) \
     { \
-        const uint32_t quarter = (row_end - row_begin) / VEC_GEMV_ROWS; \
-        const uint32_t step = args->m > 1 ? 1 : quarter, next = args->m > 1 ? VEC_GEMV_ROWS : 1; \
-        for (uint32_t i = 0; i < quarter; i++) \
-            x8_block(args, type, group, digits, VEC_GEMV_ROWS, row_begin + i * next, step); \
-        for (uint32_t n = row_begin + quarter * VEC_GEMV_ROWS; n < row_end; n++) \
-            x8_block(args, type, group, digits, 1, n, 1); \
+        x8_product(args, type, group, digits, row_begin, row_end); \
     }
 
 X8_OF(KERN_INT8, KERN_GROUP_SMALL, KERN_X8_FAST, x8_int8_small)

@@ -239,38 +239,64 @@ struct ivec {
     __m256i low, high;
 };
 
-VEC_INLINE struct ivec ivec_zero(void)
+VEC_INLINE struct ivec ivec_load(const int8_t *codes)
 {
+    return (struct ivec){ _mm256_loadu_si256((const void *)codes),
+                          _mm256_loadu_si256((const void *)(codes + 32)) };
+}
+
+/* What one digit's sums against INT8 start with: weights are taken as they are. */
+VEC_INLINE struct ivec ivec_start_int8(const int32_t *sums)
+{
+    (void)sums;
     return (struct ivec){ _mm256_setzero_si256(), _mm256_setzero_si256() };
 }
 
-/* `sums` are -128 times those of four activations: INT4 codes are moved up by 8. */
-VEC_INLINE struct ivec ivec_bias(enum kern_dtype dtype, const int32_t *sums)
+/* What sums against INT4, moved up by 8, start with, and what each shift brings in. */
+VEC_INLINE void ivec_start_int4(const int32_t *sums, uint32_t digits, struct ivec *start)
 {
-    if (dtype == KERN_INT8) return ivec_zero();
-    const __m256i low = _mm256_loadu_si256((const void *)sums);
-    const __m256i high = _mm256_loadu_si256((const void *)(sums + 8));
-    return (struct ivec){ _mm256_srai_epi32(low, 4), _mm256_srai_epi32(high, 4) };
+    const struct ivec all = ivec_load((const int8_t *)sums);
+    start[0] = all;
+    if (digits != KERN_X8_FULL) return;
+    start[0].low = _mm256_srai_epi32(all.low, 16);
+    start[0].high = _mm256_srai_epi32(all.high, 16);
+    start[1].low = _mm256_slli_epi32(all.low, 16);
+    start[1].high = _mm256_slli_epi32(all.high, 16);
+    start[2].low = _mm256_slli_epi32(all.low, 24);
+    start[2].high = _mm256_slli_epi32(all.high, 24);
 }
 
-/* 64 weights as bytes: INT8 as they are, INT4 moved up by 8. */
-VEC_INLINE struct ivec ivec_weights(enum kern_dtype dtype, const uint8_t *w)
+/* a * 256 + the highest byte of b. */
+VEC_INLINE struct ivec ivec_shift_in(struct ivec a, struct ivec b)
 {
-    const __m256i first = _mm256_loadu_si256((const void *)w);
-    if (dtype == KERN_INT8)
-        return (struct ivec){ first, _mm256_loadu_si256((const void *)(w + 32)) };
-    const __m256i codes = _mm256_xor_si256(first, _mm256_set1_epi8((char)0x88));
-    const __m256i nibble = _mm256_set1_epi8(15);
-    return (struct ivec){ _mm256_and_si256(codes, nibble),
-                          _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble) };
+    return (struct ivec){
+        _mm256_or_si256(_mm256_slli_epi32(a.low, 8), _mm256_srli_epi32(b.low, 24)),
+        _mm256_or_si256(_mm256_slli_epi32(a.high, 8), _mm256_srli_epi32(b.high, 24))
+    };
+}
+
+/* A span of 128 weights as bytes: INT8 as they are, INT4 moved up by 8. */
+VEC_INLINE void ivec_weights(enum kern_dtype dtype, const uint8_t *w, struct ivec to[2])
+{
+    const struct ivec first = ivec_load((const int8_t *)w);
+    if (dtype == KERN_INT8) {
+        to[0] = first;
+        to[1] = ivec_load((const int8_t *)w + 64);
+        return;
+    }
+    const __m256i nibble = _mm256_set1_epi8(15), up = _mm256_set1_epi8((char)0x88);
+    const __m256i low = _mm256_xor_si256(first.low, up), high = _mm256_xor_si256(first.high, up);
+    to[0].low = _mm256_and_si256(low, nibble);
+    to[0].high = _mm256_and_si256(high, nibble);
+    to[1].low = _mm256_and_si256(_mm256_srli_epi16(low, 4), nibble);
+    to[1].high = _mm256_and_si256(_mm256_srli_epi16(high, 4), nibble);
 }
 
 /* 32 products as sixteen sums. Signed: |w| times x with w's sign; 128 x 127 x 2 fits. */
-VEC_INLINE __m256i ivec_pairs(enum kern_dtype dtype, __m256i w, const int8_t *x)
+VEC_INLINE __m256i ivec_pairs(enum kern_dtype dtype, __m256i w, __m256i x)
 {
-    const __m256i value = _mm256_loadu_si256((const void *)x);
-    if (dtype == KERN_INT4) return _mm256_maddubs_epi16(w, value);
-    return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(value, w));
+    if (dtype == KERN_INT4) return _mm256_maddubs_epi16(w, x);
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
 }
 
 VEC_INLINE __m256i ivec_pair_sums(__m256i pairs, __m256i sum)
@@ -279,31 +305,23 @@ VEC_INLINE __m256i ivec_pair_sums(__m256i pairs, __m256i sum)
 }
 
 /* sum += lane by lane the products of 64 weights. */
-VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, const int8_t *x,
+VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, struct ivec x,
                                 struct ivec sum)
 {
-    return (struct ivec){ ivec_pair_sums(ivec_pairs(dtype, w.low, x), sum.low),
-                          ivec_pair_sums(ivec_pairs(dtype, w.high, x + 32), sum.high) };
+    return (struct ivec){ ivec_pair_sums(ivec_pairs(dtype, w.low, x.low), sum.low),
+                          ivec_pair_sums(ivec_pairs(dtype, w.high, x.high), sum.high) };
 }
 
-VEC_INLINE struct vec ivec_float(enum kern_dtype dtype, struct ivec a)
+VEC_INLINE struct vec ivec_float(struct ivec a)
 {
-    (void)dtype;
     return (struct vec){ _mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high) };
 }
 
-/* sum_0 * 254^2 + (sum_1 * 254 + sum_2) */
-VEC_INLINE struct vec ivec_join(enum kern_dtype dtype, const struct ivec sum[3])
+/* Two vectors of which each half has its own scale: 0, 1 and 2, 3, or `crossed` 0, 2 and 1, 3. */
+VEC_INLINE void vec_halves(bool crossed, const float *scale, struct vec to[2])
 {
-    const struct vec low =
-        vec_fma(ivec_float(dtype, sum[1]), vec_set1(X8_BASE), ivec_float(dtype, sum[2]));
-    return vec_fma(ivec_float(dtype, sum[0]), vec_set1(X8_BASE_2), low);
-}
-
-/* Lanes 0-7 the first, 8-15 the second. */
-VEC_INLINE struct vec vec_pair(float first, float second)
-{
-    return (struct vec){ _mm256_set1_ps(first), _mm256_set1_ps(second) };
+    to[0] = (struct vec){ _mm256_set1_ps(scale[0]), _mm256_set1_ps(scale[crossed ? 2 : 1]) };
+    to[1] = (struct vec){ _mm256_set1_ps(scale[crossed ? 1 : 2]), _mm256_set1_ps(scale[3]) };
 }
 
 /* Eight floats in a register: without the empty statement the compiler would rather read memory

@@ -1,6 +1,6 @@
 /* Sixteen f32 lanes as one AVX-512 register: the vector type that simd.h is written in.
- * Needs -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vnni -mfma -mf16c. Private
- * to kernels/cpu.
+ * Needs -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mfma
+ * -mf16c. Private to kernels/cpu.
  *
  * Invariant: each operation rounds exactly as its scalar twin in scalar.h does.
  */
@@ -266,56 +266,71 @@ struct ivec {
     __m512i all;
 };
 
-/* `sums` are -128 times those of four activations: what codes that were moved up by 128 must be
- * given back. INT4 codes are taken 16 times, so that the same holds for them. */
-VEC_INLINE struct ivec ivec_bias(enum kern_dtype dtype, const int32_t *sums)
+VEC_INLINE struct ivec ivec_load(const int8_t *codes)
 {
-    (void)dtype;
+    return (struct ivec){ _mm512_loadu_si512(codes) };
+}
+
+/* What one digit's sums against INT8 start with: weights are moved up by 128. */
+VEC_INLINE struct ivec ivec_start_int8(const int32_t *sums)
+{
     return (struct ivec){ _mm512_loadu_si512(sums) };
 }
 
-/* 64 weights as unsigned bytes. */
-VEC_INLINE struct ivec ivec_weights(enum kern_dtype dtype, const uint8_t *w)
+/* What sums against INT4, moved up by 8, start with, and what each shift brings in. */
+VEC_INLINE void ivec_start_int4(const int32_t *sums, uint32_t digits, struct ivec *start)
+{
+    const __m512i all = _mm512_loadu_si512(sums);
+    start[0].all = digits == KERN_X8_FULL ? _mm512_srai_epi32(all, 16) : all;
+    if (digits != KERN_X8_FULL) return;
+    start[1].all = _mm512_slli_epi32(all, 16);
+    start[2].all = _mm512_slli_epi32(all, 24);
+}
+
+/* a * 256 + the highest byte of b. */
+VEC_INLINE struct ivec ivec_shift_in(struct ivec a, struct ivec b)
+{
+    return (struct ivec){ _mm512_shldi_epi32(a.all, b.all, 8) };
+}
+
+/* A span of 128 weights as unsigned bytes. */
+VEC_INLINE void ivec_weights(enum kern_dtype dtype, const uint8_t *w, struct ivec to[2])
 {
     enum { XOR_OF_AND = 0x78 }; /* a ^ (b & c) */
-    const __m512i up = _mm512_set1_epi8((char)0x80);
-    if (dtype == KERN_INT8) return (struct ivec){ _mm512_xor_si512(_mm512_loadu_si512(w), up) };
-    const __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)w));
-    const __m512i shifted = _mm512_sllv_epi64(both, _mm512_setr_epi64(4, 4, 4, 4, 0, 0, 0, 0));
-    return (struct ivec){ _mm512_ternarylogic_epi32(
-        up, shifted, _mm512_set1_epi8((char)0xf0), XOR_OF_AND) };
+    const __m512i first = _mm512_loadu_si512(w);
+    if (dtype == KERN_INT8) {
+        const __m512i up = _mm512_set1_epi8((char)0x80);
+        to[0].all = _mm512_xor_si512(first, up);
+        to[1].all = _mm512_xor_si512(_mm512_loadu_si512(w + 64), up);
+        return;
+    }
+    const __m512i nibble = _mm512_set1_epi8(15), up = _mm512_set1_epi8(8);
+    to[0].all = _mm512_ternarylogic_epi32(up, first, nibble, XOR_OF_AND);
+    to[1].all = _mm512_ternarylogic_epi32(up, _mm512_srli_epi16(first, 4), nibble, XOR_OF_AND);
 }
 
 /* sum += lane by lane the products of 64 weights. */
-VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, const int8_t *x,
+VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, struct ivec x,
                                 struct ivec sum)
 {
     (void)dtype;
-    return (struct ivec){ _mm512_dpbusd_epi32(sum.all, w.all, _mm512_loadu_si512(x)) };
+    return (struct ivec){ _mm512_dpbusd_epi32(sum.all, w.all, x.all) };
 }
 
-VEC_INLINE struct vec ivec_float(enum kern_dtype dtype, struct ivec a)
+VEC_INLINE struct vec ivec_float(struct ivec a)
 {
-    return (struct vec){ _mm512_cvtepi32_ps(
-        dtype == KERN_INT4 ? _mm512_srai_epi32(a.all, 4) : a.all) };
+    return (struct vec){ _mm512_cvtepi32_ps(a.all) };
 }
 
-/* sum_0 * 254^2 + (sum_1 * 254 + sum_2): 16 is in INT4's sums, so the factors are without. */
-VEC_INLINE struct vec ivec_join(enum kern_dtype dtype, const struct ivec sum[3])
+/* Two vectors of which each half has its own scale: 0, 1 and 2, 3, or `crossed` 0, 2 and 1, 3. */
+VEC_INLINE void vec_halves(bool crossed, const float *scale, struct vec to[2])
 {
-    const float unit = dtype == KERN_INT4 ? 1.0f / 16 : 1.0f;
-    const __m512 low = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[1].all),
-                                       _mm512_set1_ps(unit * X8_BASE),
-                                       ivec_float(dtype, sum[2]).all);
-    return (struct vec){ _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[0].all),
-                                         _mm512_set1_ps(unit * X8_BASE_2), low) };
-}
-
-/* Lanes 0-7 the first, 8-15 the second. */
-VEC_INLINE struct vec vec_pair(float first, float second)
-{
-    return (struct vec){ _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(first),
-                                              _mm512_set1_ps(second)) };
+    const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(scale));
+    const __m512i low = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const __m512i step = _mm512_set1_epi32(crossed ? 1 : 2);
+    const __m512i first = crossed ? _mm512_add_epi32(low, low) : low;
+    to[0].all = _mm512_permutevar_ps(four, first);
+    to[1].all = _mm512_permutevar_ps(four, _mm512_add_epi32(first, step));
 }
 
 /* sum[m][n] = fma(w[n], x[m], sum[m][n]). */

@@ -41,7 +41,8 @@ static void row_to_x8(void *context, uint32_t row, unsigned thread)
     uint32_t digits = core->plan.x8_digits;
     core->work.ops->to_x8(core->plan.normed_x8 + row * kern_x8_bytes(hidden, digits),
                           core->plan.normed + (size_t)row * hidden, hidden,
-                          core->expert[MODEL_GATE].scale_cols, digits);
+                          core->expert[MODEL_GATE].dtype, core->expert[MODEL_GATE].scale_cols,
+                          digits);
 }
 
 /* Chunk = one expert of the list: what goes into its down, as integers. */
@@ -55,7 +56,8 @@ static void run_to_x8(void *context, uint32_t chunk, unsigned thread)
     for (uint32_t i = run->first; i < run->first + run->count; i++) {
         core->work.ops->to_x8(core->plan.pair_x8 + i * kern_x8_bytes(width, digits),
                               core->plan.pair_gate + (size_t)i * width, width,
-                              core->expert[MODEL_DOWN].scale_cols, digits);
+                              core->expert[MODEL_DOWN].dtype, core->expert[MODEL_DOWN].scale_cols,
+                              digits);
     }
 }
 

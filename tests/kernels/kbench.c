@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/clock.h"
 #include "base/must.h"
@@ -23,6 +24,7 @@
 enum { SAMPLES = 85, THREADS_MAX = 2, CHUNKS = 16, FMA_ROUNDS = 100000 };
 #define READ_BYTES ((size_t)4 << 20)
 #define POOL_BYTES ((size_t)256 << 20)
+#define HUGE_BYTES ((size_t)2 << 20)
 
 struct bench {
     uint8_t *pool;              /* POOL_BYTES of weights */
@@ -178,12 +180,22 @@ struct product_job {
     uint32_t digits;
 };
 
+/* What a product reads: weights and, where they count, scales. */
+static size_t matrix_bytes(const struct kern_matrix *w)
+{
+    const size_t codes = w->rows * kern_row_bytes(w->dtype, w->cols);
+    return kern_dtype_grouped(w->dtype) ? codes + (size_t)w->rows * w->cols / w->scale_cols * 2
+                                        : codes;
+}
+
 static void product_chunk(void *context, uint32_t chunk, unsigned thread)
 {
     const struct product_job *job = context;
     struct kern_matrix w = job->w;
-    const size_t bytes = w.rows * kern_row_bytes(w.dtype, w.cols);
-    w.data = job->bench->pool + (job->sample + job->shift) % job->matrices * bytes;
+    w.data = job->bench->pool + (job->sample + job->shift) % job->matrices * matrix_bytes(&w);
+    /* Scales of groups follow their matrix: they are a good part of what is read. */
+    if (kern_dtype_grouped(w.dtype))
+        w.scales = (const uint8_t *)w.data + w.rows * kern_row_bytes(w.dtype, w.cols);
     const struct kern_matmul args = { .w = &w,
                                       .x = job->bench->x,
                                       .y = job->bench->y,
@@ -223,14 +235,6 @@ static const struct {
     { "f16", KERN_F16, 0 },
     { "f32", KERN_F32, 0 },
 };
-
-/* What a product reads: weights and, where they count, scales. */
-static size_t matrix_bytes(const struct kern_matrix *w)
-{
-    const size_t codes = w->rows * kern_row_bytes(w->dtype, w->cols);
-    return kern_dtype_grouped(w->dtype) ? codes + (size_t)w->rows * w->cols / w->scale_cols * 2
-                                        : codes;
-}
 
 /* Products in turns with reading as many bytes; cached: products alone. */
 static void product_times(struct product_job *job, unsigned threads, bool cached,
@@ -282,7 +286,7 @@ static void product_prepare(struct product_job *job, size_t t)
         MUST(sizeof x8 >= job->m * bytes);
         for (uint32_t m = 0; m < job->m; m++)
             job->ops->to_x8(x8 + m * bytes, job->bench->x + (size_t)m * COLS, COLS,
-                            weight_types[t].scale, weight_types[t].digits);
+                            weight_types[t].dtype, weight_types[t].scale, weight_types[t].digits);
         job->x8 = x8;
         job->digits = weight_types[t].digits;
     }
@@ -431,11 +435,12 @@ static void others_bench(const struct bench *b, const struct kern_ops *ops, cons
 static void bench_open(struct bench *b)
 {
     struct base_rng rng;
-    *b = (struct bench){ .pool = malloc(POOL_BYTES),
+    *b = (struct bench){ .pool = aligned_alloc(HUGE_BYTES, POOL_BYTES),
                          .x = aligned_alloc(64, sizeof(float) * 128 * 8192),
                          .y = aligned_alloc(64, sizeof(float) * 128 * 8192) };
     base_rng_init(&rng, 1);
     MUST(b->pool && b->x && b->y);
+    (void)madvise(b->pool, POOL_BYTES, MADV_HUGEPAGE); /* as the slots of a cache are */
     /* Codes that are ordinary numbers in every type. */
     for (size_t i = 0; i < POOL_BYTES; i += 8) {
         const uint64_t bits =

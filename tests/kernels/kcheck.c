@@ -214,8 +214,8 @@ static bool check_matmul_x8(struct kcase *c)
     const size_t stride = kern_x8_bytes(cols, digits) + 4 * below(c, 5);
     uint8_t *x8 = guard_get((m - 1) * stride + kern_x8_bytes(cols, digits), 4 * below(c, 8));
     for (uint32_t i = 0; i < m; i++)
-        c->reference->to_x8(x8 + i * stride, floats(c, cols, temper_of(c)), cols, w.scale_cols,
-                            digits);
+        c->reference->to_x8(x8 + i * stride, floats(c, cols, temper_of(c)), cols, w.dtype,
+                            w.scale_cols, digits);
     struct kern_matmul args = { .w = &w,
                                 .m = m,
                                 .y_stride = rows + below(c, 5),
@@ -248,11 +248,14 @@ static bool check_to_x8(struct kcase *c)
     const uint32_t digits = below(c, 2) ? KERN_X8_FAST : KERN_X8_FULL;
     uint8_t *wanted = guard_get(kern_x8_bytes(n, digits), 4 * below(c, 8));
     uint8_t *got = guard_get(kern_x8_bytes(n, digits), 4 * below(c, 8));
-    c->reference->to_x8(wanted, x, n, group, digits);
-    c->set->to_x8(got, x, n, group, digits);
+    const enum kern_dtype dtype = below(c, 2) ? KERN_INT8 : KERN_INT4;
+    memset(wanted, 0, kern_x8_bytes(n, digits));
+    memset(got, 0, kern_x8_bytes(n, digits));
+    c->reference->to_x8(wanted, x, n, dtype, group, digits);
+    c->set->to_x8(got, x, n, dtype, group, digits);
     if (!memcmp(wanted, got, kern_x8_bytes(n, digits))) return true;
-    snprintf(c->what, sizeof c->what, "n=%u groups of %u, %u digits: bytes differ", n, group,
-             digits);
+    snprintf(c->what, sizeof c->what, "%s n=%u groups of %u, %u digits: bytes differ",
+             dtype_names[dtype], n, group, digits);
     return false;
 }
 

@@ -238,7 +238,7 @@ START_TEST(integer_activations_keep_24_bits)
         for (int k = 0; k < COLS; k++)
             x[k] = ldexpf(normal(&rng), (int)base_rng_below(&rng, 30) - 15);
         ck_assert(kern_x8_bytes(COLS, KERN_X8_FULL) <= sizeof row);
-        ops->to_x8(row, x, COLS, group, KERN_X8_FULL);
+        ops->to_x8(row, x, COLS, w.dtype, group, KERN_X8_FULL);
         ops->matmul(&(struct kern_matmul){ .w = &w, .y = got, .m = 1, .y_stride = ROWS,
                                            .k_blocks = 1, .x8 = row, .x8_digits = KERN_X8_FULL,
                                            .x8_stride = sizeof row }, 0, ROWS);
