@@ -381,7 +381,8 @@ static int open_profile(struct eng_stack *stack, const struct eng_stack_args *ar
                             sizeof stack->profile_path - 1);
     }
     int rc = eng_ranks_path(&stack->ranks, stack->profile_path, err);
-    if (rc == 0) rc = base_timeline_create(&stack->profile.timeline, profile_events(args));
+    if (rc < 0) return rc;
+    rc = base_timeline_create(&stack->profile.timeline, profile_events(args));
     if (rc < 0) return base_err_set(err, rc, "no memory for a timeline of %zu events",
                                     profile_events(args));
     /* What cannot be written is told now, not after hours. */
