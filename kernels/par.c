@@ -43,6 +43,7 @@ struct kern_par {
     _Atomic(uint32_t) submitter_sleeps;
     _Alignas(LINE_BYTES) _Atomic(uint32_t) round;       /* futex of the workers */
     _Atomic(uint32_t) sleepers;
+    _Atomic(uint32_t) bound;            /* workers that have called bind */
     _Atomic(bool) stopping;
     _Atomic(uint32_t) chunks;
     _Atomic(void *) context;
@@ -109,6 +110,8 @@ static void *worker_main(void *argument)
     uint32_t seen = 0;
     if (par->bind)
         par->bind(par->bind_context, worker->index);
+    atomic_fetch_add(&par->bound, 1);
+    futex_wake(&par->bound, 1);
     for (;;) {
         if (!spin_while(&par->round, seen)) {
             atomic_fetch_add(&par->sleepers, 1);
@@ -143,6 +146,10 @@ int kern_par_create(struct kern_par **out, unsigned threads,
         rc = -pthread_create(&worker->thread, NULL, worker_main, worker);
         if (rc < 0) goto fail;
     }
+    /* bind may allocate; nobody allocates once the first piece of work runs. */
+    uint32_t bound;
+    while ((bound = atomic_load(&par->bound)) < par->started)
+        futex_wait(&par->bound, bound);
     *out = par;
     return 0;
 fail:

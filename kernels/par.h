@@ -12,7 +12,7 @@
 struct kern_par;
 
 /* `threads` >= 1 counts the caller. `bind` (may be NULL) is called once on each worker with its
- * index 1..threads-1, to pin it. */
+ * index 1..threads-1, to pin it, before this returns. */
 int kern_par_create(struct kern_par **out, unsigned threads,
                     void (*bind)(void *context, unsigned index), void *context);
 void kern_par_destroy(struct kern_par *par);
