@@ -92,7 +92,10 @@ struct kern_cuda_combine_args {
     float *out;
 };
 
-/* ids[row] = the largest logit's, lower id of equals; NaN never wins. */
+#define KERN_CUDA_NO_ID UINT32_MAX
+
+/* ids[row] = the largest logit's, lower id of equals; KERN_CUDA_NO_ID for a row that is not all
+ * finite numbers. */
 struct kern_cuda_greedy_args {
     uint32_t rows, n;
     const float *logits;

@@ -5,6 +5,7 @@ namespace
 {
 
 const unsigned THREADS = 256, WARPS = THREADS / WARP;
+const uint32_t EXPONENT = 0x7f800000; /* all set: infinite or NaN */
 
 /* 1 / sqrt(mean of squares + eps) of a row, the same bits in every thread of the block. */
 __device__ __forceinline__ float inverse_norm(const float *x, uint32_t n, float eps)
@@ -100,20 +101,27 @@ __global__ void __launch_bounds__(THREADS) greedy_rows(const kern_cuda_greedy_ar
 {
     KERN_SHARED(float, values, WARPS);
     KERN_SHARED(uint32_t, winners, WARPS);
+    KERN_SHARED(uint32_t, finite, WARPS);
     const float *logits = a.logits + (size_t)blockIdx.x * a.n;
     float best = -INFINITY;
-    uint32_t id = UINT32_MAX;
-    for (uint32_t i = threadIdx.x; i < a.n; i += THREADS)
-        if (beats(logits[i], i, best, id)) best = logits[i], id = i;
+    uint32_t id = KERN_CUDA_NO_ID;
+    bool numbers = true;
+    for (uint32_t i = threadIdx.x; i < a.n; i += THREADS) {
+        const float logit = logits[i];
+        if (beats(logit, i, best, id)) best = logit, id = i;
+        numbers = numbers && (__float_as_uint(logit) & EXPONENT) != EXPONENT;
+    }
 #pragma unroll
     for (int with = WARP / 2; with > 0; with /= 2) {
         const float other = __shfl_xor_sync(FULL, best, with);
         const uint32_t other_id = __shfl_xor_sync(FULL, id, with);
         if (beats(other, other_id, best, id)) best = other, id = other_id;
     }
+    numbers = __ballot_sync(FULL, numbers) == FULL;
     if (threadIdx.x % WARP == 0) {
         values[threadIdx.x / WARP] = best;
         winners[threadIdx.x / WARP] = id;
+        finite[threadIdx.x / WARP] = numbers;
     }
     __syncthreads();
     if (threadIdx.x > 0) return;
@@ -121,8 +129,9 @@ __global__ void __launch_bounds__(THREADS) greedy_rows(const kern_cuda_greedy_ar
         const float other = values[w];
         const uint32_t other_id = winners[w];
         if (beats(other, other_id, best, id)) best = other, id = other_id;
+        numbers = numbers && finite[w];
     }
-    a.ids[blockIdx.x] = id < a.n ? id : 0; /* nothing but NaN */
+    a.ids[blockIdx.x] = numbers ? id : KERN_CUDA_NO_ID;
 }
 
 } // namespace

@@ -480,6 +480,12 @@ static void row_draw(void *context, uint32_t chunk, unsigned thread)
     struct eng_seq *seq = owner_of(draws->batch, draws->rows[chunk]);
     uint32_t vocab = draws->eng->core.shape->vocab;
     if (seq->state == ENG_SEQ_OVER) return;
+    if (!plan->head_whole[chunk]) {
+        plan->drawn[chunk] = plan->head_best[chunk] < vocab ? (int64_t)plan->head_best[chunk]
+                                                            : -EDOM;
+        plan->logprobs[chunk] = 0.0f;
+        return;
+    }
     plan->drawn[chunk] =
         eng_sample(&seq->sampling, &seq->rng, plan->logits + (size_t)chunk * vocab, vocab,
                    plan->candidates + (size_t)thread * vocab, &plan->logprobs[chunk]);
@@ -519,11 +525,26 @@ static void show_prompt_logits(struct eng *eng, const struct eng_batch *batch, u
     for (uint32_t row = batch->decode_count; row < end;) {
         uint32_t count = 0;
         while (count < most && row < end) {
+            eng->core.plan.head_whole[count] = true;
             rows[count++] = row++;
         }
         if (eng_head(&eng->core, batch, rows, count) < 0) return;
         show_logits(eng, batch, rows, count);
     }
+}
+
+/* Returns how many of them the host has to have as they are. */
+static uint32_t choose_whole(struct eng *eng, const struct eng_batch *batch, const uint32_t *rows,
+                             uint32_t count)
+{
+    uint32_t whole = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct eng_seq *seq = owner_of(batch, rows[i]);
+        eng->core.plan.head_whole[i] = !eng->core.cuda || eng->hooks.logits || seq->logprobs ||
+                                       seq->sampling.temperature > 0.0f;
+        whole += eng->core.plan.head_whole[i];
+    }
+    return whole;
 }
 
 static void sample_batch(struct eng *eng, const struct eng_batch *batch)
@@ -549,12 +570,13 @@ static void sample_batch(struct eng *eng, const struct eng_batch *batch)
     for (uint32_t i = 0; i < count; i++) {
         if (owner_of(batch, rows[i])->error.code == 0) rows[kept++] = rows[i];
     }
+    const uint32_t whole = choose_whole(eng, batch, rows, kept);
     if (kept > 0 && eng_head(&eng->core, batch, rows, kept) < 0) kept = 0;
     show_logits(eng, batch, rows, kept);
     enum { DRAW_COST = 16 };    /* multiply-adds that a candidate's exponentials are worth */
     struct draws draws = { eng, batch, rows };
     uint64_t draw_ns = eng_op_begin(eng->core.profile);
-    eng_work_run(&eng->core.work, kept, (uint64_t)kept * eng->core.shape->vocab * DRAW_COST,
+    eng_work_run(&eng->core.work, kept, (uint64_t)whole * eng->core.shape->vocab * DRAW_COST,
                  row_draw, &draws);
     draw_ns = eng_op_next(eng->core.profile, ENG_OP_SAMPLE, draw_ns);
     for (uint32_t i = 0; i < kept; i++) {

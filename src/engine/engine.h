@@ -83,7 +83,7 @@ struct eng_piece {
     int64_t token;              /* -1 when only the end is told */
     const char *text; /* whole UTF-8 characters; held back while a stop string may begin */
     size_t size;
-    float logprob;
+    float logprob;              /* of the token; may be 0 where the request did not ask for it */
     enum eng_finish finish;
     const char *error;          /* ENG_FAILED: the sentence */
     int error_code;
@@ -97,6 +97,9 @@ struct eng_request {
     const char *const *stops;   /* stop strings, copied; the answer ends before them */
     uint32_t stop_count;        /* <= 16 */
     bool ignore_eos;
+    /* Pieces have log probabilities. Without them a device chooses greedy tokens itself, and only
+     * their ids come down to the host. */
+    bool logprobs;
     bool prompt_logits; /* give hooks.logits a row for every prompt position, not only the last */
     void (*on_piece)(void *context, const struct eng_piece *piece);
     void *context;
@@ -123,7 +126,7 @@ struct eng_step_record {
 struct eng_hooks {
     void (*step_begin)(void *context, uint64_t step);
     void (*step_end)(void *context, const struct eng_step_record *record);
-    /* Every logits row that is computed, before sampling. */
+    /* Every logits row that is computed, before sampling: with it all of them come to the host. */
     void (*logits)(void *context, uint64_t request, uint32_t position, const float *logits,
                    uint32_t vocab);
     void *context;

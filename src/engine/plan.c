@@ -115,6 +115,8 @@ size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,
     if (!size->on_device) plan->head_in = take(&layout, head_rows * shape->hidden, sizeof(float));
     plan->logits = take(&layout, head_rows * shape->vocab, sizeof(float));
     plan->head_rows = take(&layout, head_rows, sizeof(uint32_t));
+    plan->head_whole = take(&layout, head_rows, sizeof(bool));
+    plan->head_best = take(&layout, head_rows, sizeof(uint32_t));
     plan->drawn = take(&layout, head_rows, sizeof(int64_t));
     plan->logprobs = take(&layout, head_rows, sizeof(float));
     plan->candidates =

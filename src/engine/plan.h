@@ -74,6 +74,8 @@ struct eng_plan {
     float *head_in;             /* [hidden] */
     float *logits;              /* [vocab] */
     uint32_t *head_rows;
+    bool *head_whole;           /* the host needs the row's logits, not only which is the largest */
+    uint32_t *head_best;        /* the others' choice, on a device; KERN_CUDA_NO_ID */
     int64_t *drawn;             /* the next token of each row, or why there is none */
     float *logprobs;
     struct eng_candidate *candidates;   /* [threads][vocab] */

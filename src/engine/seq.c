@@ -41,6 +41,7 @@ struct eng_seq *eng_seq_create(const struct eng_request *request, uint64_t id,
     seq->sampling = request->sampling;
     base_rng_init(&seq->rng, request->sampling.seed);
     seq->ignore_eos = request->ignore_eos;
+    seq->logprobs = request->logprobs;
     seq->prompt_logits = request->prompt_logits;
     seq->on_piece = request->on_piece;
     seq->context = request->context;

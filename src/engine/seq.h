@@ -35,7 +35,7 @@ struct eng_seq {
     struct eng_sampling sampling;
     struct base_rng rng;
     bool ignore_eos;
-    bool prompt_logits;
+    bool logprobs, prompt_logits;
     char *stops[ENG_STOPS_MAX];
     uint32_t stop_sizes[ENG_STOPS_MAX];
     uint32_t stop_count;

@@ -68,6 +68,7 @@ static int submit(struct srv_drive *d, struct srv_session *s)
         .stops = s->ask.stops,
         .stop_count = s->ask.stop_count,
         .ignore_eos = s->ask.ignore_eos,
+        .logprobs = s->ask.logprobs,
         .on_piece = on_piece,
         .context = s,
     };

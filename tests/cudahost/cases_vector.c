@@ -172,16 +172,20 @@ void case_greedy(struct cuda_case *c)
     float *logits = case_floats(c, (size_t)a.rows * a.n);
     for (size_t i = 0; case_below(c, 2) && i < (size_t)a.rows * a.n; i++)
         logits[i] = (float)(int)logits[i];
-    if (case_below(c, 3) == 0) logits[case_below(c, a.rows * a.n)] = NAN;
+    static const float bad[] = { NAN, INFINITY, -INFINITY };
+    if (case_below(c, 3) == 0) logits[case_below(c, a.rows * a.n)] = bad[case_below(c, 3)];
     a.logits = logits;
     a.ids = guard_get(a.rows * sizeof *a.ids, 0);
     case_finish(c, kern_cuda_greedy(&a, NULL));
     for (uint32_t r = 0; r < a.rows; r++) {
         const float *row = logits + (size_t)r * a.n;
-        uint32_t best = UINT32_MAX;
-        for (uint32_t i = 0; i < a.n; i++)
-            if (!isnan(row[i]) && (best == UINT32_MAX || row[i] > row[best])) best = i;
-        best = best == UINT32_MAX ? 0 : best;
+        uint32_t best = 0;
+        bool numbers = true;
+        for (uint32_t i = 0; i < a.n; i++) {
+            if (row[i] > row[best]) best = i;
+            numbers = numbers && isfinite(row[i]);
+        }
+        if (!numbers) best = KERN_CUDA_NO_ID;
         if (a.ids[r] != best) case_fail(c, "row %u: id %u, not %u", r, a.ids[r], best);
     }
 }

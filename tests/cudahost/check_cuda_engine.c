@@ -20,6 +20,7 @@
 #include "base/rng.h"
 #include "tests/cudahost/cudahost.h"
 #include "tests/cudahost/include/cuda_runtime.h"
+#include "tests/cudahost/small.h"
 #include "tests/support/make_tiny.h"
 #include "tests/support/run_stack.h"
 
@@ -35,7 +36,7 @@ enum {
     ANSWER = 2,
     ASKED = 3,                  /* of the small model at once */
     TINY_ANSWER = 4,
-    VOCAB = 4096,
+    VOCAB = SMALL_VOCAB,
     POSITIONS = 32,
 };
 
@@ -123,19 +124,7 @@ END_TEST
 
 static void make_tiny(void)
 {
-    static const char *const files[] = { "tokenizer.json", "tokenizer_config.json" };
-    struct tiny_options options = tiny_defaults();
-    char from[3100], to[3100];
-    options.vocab = VOCAB;      /* of the tokenizer that is borrowed */
-    options.experts = 16;
-    options.top_k = 4;
-    tiny_folder(tiny, sizeof tiny, "check_cuda_engine");
-    tiny_write(tiny, &options);
-    for (int i = 0; i < 2; i++) {
-        snprintf(from, sizeof from, "%s/%s", run_pebble(), files[i]);
-        snprintf(to, sizeof to, "%s/%s", tiny, files[i]);
-        ck_assert_int_eq(symlink(from, to), 0);
-    }
+    small_model(tiny, sizeof tiny, "check_cuda_engine");
 }
 
 struct tiny_run {

@@ -61,6 +61,7 @@ unsigned cudahost_reset(void);
 uint64_t cudahost_operations(void);             /* run so far */
 /* Of all bytes that came down to the host on streams that ran kernels, in their order. */
 uint64_t cudahost_down_hash(void);
+uint64_t cudahost_down_bytes(void);             /* how many those were */
 uint64_t cudahost_kernels(void);                /* launched so far */
 
 #ifdef __cplusplus

@@ -53,7 +53,7 @@ struct region {
 };
 
 uint64_t random_state = 1, operations_queued, operations_run, records, kernels;
-uint64_t down_hash = 0xcbf29ce484222325u;
+uint64_t down_hash = 0xcbf29ce484222325u, down_bytes;
 CUstream_st default_stream;
 std::vector<CUstream_st *> streams = { &default_stream };
 std::vector<CUevent_st *> events;
@@ -126,6 +126,7 @@ bool copy_allowed(const operation &op)
 void came_down(const operation &op)
 {
     const unsigned char *bytes = (const unsigned char *)op.to;
+    down_bytes += op.bytes;
     for (size_t i = 0; i < op.bytes; i++)
         down_hash = (down_hash ^ bytes[i]) * 0x100000001b3u;
 }
@@ -228,6 +229,11 @@ uint64_t cudahost_operations(void)
 uint64_t cudahost_down_hash(void)
 {
     return down_hash;
+}
+
+uint64_t cudahost_down_bytes(void)
+{
+    return down_bytes;
 }
 
 uint64_t cudahost_kernels(void)

@@ -17,7 +17,9 @@ prompts=('In the beginning' '#include <' 'The LORD said' 'int main(' 'ls -l' 'An
     'return -1;' David '#define' kernel 'the king' void memory Jesus static mount 'He said')
 
 picked() { grep -o '"tokens":\[[^]]*\]' "$1" || fail "no tokens: $(cat "$1")"; }
-ask() { complete "$1" "$2" "$greedy" >"$3"; }
+plain='"temperature": 0, "ignore_eos": true'
+text() { grep -oE '"text":"([^"\\]|\\.)*"' "$1" || fail "no text: $(cat "$1")"; }
+ask() { complete "$1" "$2" "${4:-$greedy}" >"$3"; }
 # So many prompts at once.
 ask_all() { # AT_ONCE DIR
     local i pids=''
@@ -38,6 +40,9 @@ stop_server
 program=$emulated
 start_server "${card[@]}" --trace "$work/trace"
 ask_all 4 "$work/card"
+ask "${prompts[1]}" "$tokens" "$work/plain1" "$plain" & beside=$! # both chosen on the card
+ask "${prompts[4]}" "$tokens" "$work/plain4" "$plain"
+wait $beside
 curl -sS --max-time 10 "$url/metrics" >"$work/metrics"
 curl -sS --max-time 10 "$url/tier/stats" >"$work/stats"
 stop_server
@@ -45,6 +50,10 @@ content
 for i in "${!prompts[@]}"; do
     [ "$(picked "$work/cpu/$i")" = "$(picked "$work/card/$i")" ] ||
         fail "'${prompts[i]}': $(picked "$work/card/$i"), the CPU says $(picked "$work/cpu/$i")"
+done
+for i in 1 4; do
+    [ "$(text "$work/cpu/$i")" = "$(text "$work/plain$i")" ] ||
+        fail "'${prompts[i]}' without log probabilities: $(cat "$work/plain$i"), the CPU says $(cat "$work/cpu/$i")"
 done
 
 echo '== what the server says of its card'

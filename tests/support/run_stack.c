@@ -9,10 +9,16 @@
 #include "base/log.h"
 
 static struct comm *run_comm;
+static bool run_blind;
 
 void run_ranks(struct comm *comm)
 {
     run_comm = comm;
+}
+
+void run_without_logits(void)
+{
+    run_blind = true;
 }
 
 /* All ranks have the same folder: rank 0's. */
@@ -104,7 +110,8 @@ int run_try_open(struct run *run, const char *model_dir, const char *const *sett
     }
     struct eng_stack_args args = { .model_dir = model_dir, .config = &config, .quiet = true,
                                    .comm = run_comm,
-                                   .hooks = { .step_end = on_step_end, .logits = on_logits,
+                                   .hooks = { .step_end = on_step_end,
+                                              .logits = run_blind ? NULL : on_logits,
                                               .context = run } };
     return eng_stack_open(&run->stack, &args, err);
 }

@@ -43,6 +43,8 @@ struct run {
 
 /* Stacks that are opened from now on are those of a rank; NULL = one rank. */
 void run_ranks(struct comm *comm);
+/* Those that are opened from now on are not asked for logits: answers have no rows. */
+void run_without_logits(void);
 
 /* `settings` are "key=value" texts, NULL at the end; NULL = defaults. */
 void run_open(struct run *run, const char *model_dir, const char *const *settings);

@@ -87,6 +87,7 @@ static void layout_work(struct layout *l, struct eng_cuda_work *w, const struct 
     w->places = take(l, s->layers * rows, sizeof(void *));
     w->head_in = take(l, members * s->hidden, real);
     w->logits = take(l, members * s->vocab, real);
+    w->head_best = take(l, members, sizeof(uint32_t));
     w->row_self = take(l, rows, sizeof(uint32_t));
     w->mlps = take(l, s->layers, sizeof(struct kern_cuda_expert));
     w->step = take(l, step_bytes(limits, s), 1);

@@ -1,7 +1,7 @@
 /* The forward pass on a card: weights, KV cache and work space in device memory, every operation
  * a kernel on the device's compute stream, experts read through leases that lie in hbm.
  *
- *   host    ── tokens, positions, pages ─▶ ......... ── pairs, experts' places ─▶ ... ▲ logits
+ *   host    ── tokens, positions, pages ─▶ ......... ── pairs, experts' places ─▶ ▲ logits or ids
  *   stream  embed ─ attention ─ gate ─ ids ▼ ─ shared expert ─ experts as they come ─ sum ─ head
  *   tiers                                  acquire ... copies up on their own stream ... release
  *
@@ -49,7 +49,7 @@ int eng_cuda_open(struct eng_cuda **out, struct eng_core *core, const struct eng
 /* Waits for what is under way. Accepts NULL. */
 void eng_cuda_close(struct eng_cuda *cuda);
 
-/* As eng_forward and eng_head; head leaves logits in core->plan.logits. 0, or a negative code with
+/* As eng_forward and eng_head. 0, or a negative code with
  * a sentence: then no row of the batch has a result, and nothing of it is under way. */
 int eng_cuda_forward(struct eng_cuda *cuda, const struct eng_batch *batch, struct base_err *err);
 int eng_cuda_head(struct eng_cuda *cuda, const uint32_t *rows, uint32_t count,

@@ -28,6 +28,7 @@ struct eng_cuda_work {
     const void **tables;        /* [layers][members][blocks_per_seq] */
     void **places;              /* [layers][rows] */
     float *head_in, *logits;
+    uint32_t *head_best;
     uint32_t *row_self;         /* [rows]: 0, 1, 2, ... */
     struct kern_cuda_expert *mlps;      /* [layers]: the dense part, or the shared experts */
     char *step, *layer;         /* of the wires */

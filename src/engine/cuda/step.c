@@ -280,6 +280,46 @@ static uint32_t head_norm(struct eng_cuda *cuda, const uint32_t *rows, uint32_t 
     return run;
 }
 
+/* The rows that the host needs, neighbours together. */
+static void bring_logits(struct eng_cuda *cuda, uint32_t count)
+{
+    const struct eng_plan *plan = &cuda->core->plan;
+    const size_t vocab = cuda->core->shape->vocab;
+    for (uint32_t first = 0, next; first < count && cuda->rc == 0; first = next) {
+        next = first + 1;
+        if (!plan->head_whole[first]) continue;
+        while (next < count && plan->head_whole[next])
+            next++;
+        eng_cuda_keep(cuda,
+                      dev_stream_copy(cuda->dev, DEV_DOWN, plan->logits + first * vocab,
+                                      cuda->work.logits + first * vocab,
+                                      (next - first) * vocab * sizeof(float)),
+                      "copying logits");
+    }
+}
+
+/* Of the other rows which logit is the largest. */
+static void bring_best(struct eng_cuda *cuda, uint32_t count)
+{
+    const struct eng_plan *plan = &cuda->core->plan;
+    const struct kern_cuda_greedy_args args = {
+        .rows = count,
+        .n = cuda->core->shape->vocab,
+        .logits = cuda->work.logits,
+        .ids = cuda->work.head_best,
+    };
+    uint32_t whole = 0;
+    for (uint32_t i = 0; i < count; i++)
+        whole += plan->head_whole[i];
+    if (whole == count || cuda->rc < 0) return;
+    eng_cuda_keep(cuda, kern_cuda_greedy(&args, cuda->stream), "choosing tokens");
+    if (cuda->rc < 0) return;
+    eng_cuda_keep(cuda,
+                  dev_stream_copy(cuda->dev, DEV_DOWN, plan->head_best, cuda->work.head_best,
+                                  count * sizeof *plan->head_best),
+                  "copying tokens");
+}
+
 int eng_cuda_head(struct eng_cuda *cuda, const uint32_t *rows, uint32_t count, struct base_err *err)
 {
     struct eng_core *core = cuda->core;
@@ -299,12 +339,8 @@ int eng_cuda_head(struct eng_cuda *cuda, const uint32_t *rows, uint32_t count, s
         .y_stride = w->rows,
     };
     if (cuda->rc == 0) eng_cuda_keep(cuda, kern_cuda_product(&args, cuda->stream), "the head");
-    if (cuda->rc == 0) {
-        eng_cuda_keep(cuda,
-                      dev_stream_copy(cuda->dev, DEV_DOWN, core->plan.logits, cuda->work.logits,
-                                      (size_t)count * w->rows * sizeof(float)),
-                      "copying logits");
-    }
+    bring_logits(cuda, count);
+    bring_best(cuda, count);
     if (cuda->rc == 0) eng_cuda_keep(cuda, dev_stream_note(cuda->dev), "waiting for logits");
     if (cuda->rc == 0) eng_cuda_keep(cuda, dev_stream_reach(cuda->dev), "waiting for logits");
     return end(cuda, err);
