@@ -103,11 +103,6 @@ VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, boo
                          uint32_t count, uint32_t n, uint32_t step, const float *x, uint32_t k0,
                          uint32_t k1, float *out)
 {
-    if (dtype == KERN_FP8_E4M3 && scaled && fp8_by_cuts(w)) {
-        for (uint32_t r = 0; r < count; r++)
-            out[r] = fp8_dot(w, n + r * step, x, k0, k1);
-        return;
-    }
     struct vec total[VEC_GEMV_ROWS];
     UNROLL for (uint32_t r = 0; r < count; r++) total[r] = vec_zero();
     dot_cuts(w, dtype, scaled, count, n, step, x, k0, k1, total);
@@ -140,12 +135,15 @@ VEC_INLINE void product_rows(const struct kern_matmul *args, enum kern_dtype dty
 VEC_INLINE void product_few(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
                             uint32_t row_begin, uint32_t row_end)
 {
-    const bool near = dtype == KERN_FP8_E4M3 && scaled && fp8_by_cuts(args->w);
+#if defined(VEC_FP8_TABLES)
+    if (dtype == KERN_FP8_E4M3 && scaled && fp8_by_cuts(args->w)) {
+        fp8_product(args, row_begin, row_end);
+        return;
+    }
+#endif
     const uint32_t quarter = (row_end - row_begin) / VEC_GEMV_ROWS;
     uint32_t n = row_begin + quarter * VEC_GEMV_ROWS;
-    for (uint32_t i = 0; near && i < quarter; i++)
-        product_rows(args, dtype, scaled, VEC_GEMV_ROWS, row_begin + VEC_GEMV_ROWS * i, 1);
-    for (uint32_t i = 0; !near && i < quarter; i++)
+    for (uint32_t i = 0; i < quarter; i++)
         product_rows(args, dtype, scaled, VEC_GEMV_ROWS, row_begin + i, quarter);
     if (row_end - n >= 2) {
         product_rows(args, dtype, scaled, 2, n, 1);

@@ -191,11 +191,10 @@ VEC_INLINE struct vec_fp8 vec_fp8_tables(void)
                              _mm512_load_si512(order) };
 }
 
-/* 64 codes as four vectors; any code. */
-VEC_INLINE void vec_from_fp8_table(const struct vec_fp8 *t, const uint8_t *from, struct vec to[4])
+VEC_INLINE void vec_fp8_decode(const struct vec_fp8 *t, __m512i from, struct vec to[4])
 {
     enum { OR_OF_AND = 0xf8 }; /* a | (b & c) */
-    const __m512i codes = _mm512_permutexvar_epi8(t->order, _mm512_loadu_si512(from));
+    const __m512i codes = _mm512_permutexvar_epi8(t->order, from);
     const __m512i low = _mm512_permutex2var_epi8(t->low[0], codes, t->low[1]);
     const __m512i high = _mm512_ternarylogic_epi32(
         _mm512_permutex2var_epi8(t->high[0], codes, t->high[1]), codes,
@@ -206,6 +205,19 @@ VEC_INLINE void vec_from_fp8_table(const struct vec_fp8 *t, const uint8_t *from,
     to[1].all = _mm512_castsi512_ps(_mm512_and_si512(first, upper));
     to[2].all = _mm512_castsi512_ps(_mm512_slli_epi32(second, 16));
     to[3].all = _mm512_castsi512_ps(_mm512_and_si512(second, upper));
+}
+
+/* 64 codes as four vectors; any code. */
+VEC_INLINE void vec_from_fp8_table(const struct vec_fp8 *t, const uint8_t *from, struct vec to[4])
+{
+    vec_fp8_decode(t, _mm512_loadu_si512(from), to);
+}
+
+/* The first n < 64 codes, the other lanes zero; nothing beyond them is touched. */
+VEC_INLINE void vec_from_fp8_table_part(const struct vec_fp8 *t, const uint8_t *from, uint32_t n,
+                                        struct vec to[4])
+{
+    vec_fp8_decode(t, _mm512_maskz_loadu_epi8(((__mmask64)1 << n) - 1, from), to);
 }
 
 VEC_INLINE struct vec vec_from_int8(const uint8_t *from)
