@@ -371,6 +371,7 @@ static int run(int count, char **arguments)
         .trace_path = flags.trace,
         .profile_path = flags.profile,
         .profile_events = flags.profile_events,
+        .peers = true,
     };
     if (comm_open(&args.comm, &config.stack.comm, &err) < 0) return cli_fail(EXIT_FAILURE, &err);
     int rc = flags.dry_run         ? eng_stack_print_footprint(&args, stdout, &err)

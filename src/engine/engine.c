@@ -308,6 +308,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     }
     if (rc == 0) rc = start_threads(eng, args->config, err);
     if (rc == 0) rc = make_room(eng, err);
+    eng->core.lead.peers = args->peers;
     if (rc == 0) {
         rc = eng_weights_load(&eng->core.weights, args->shape, args->files, &eng->core.ranks, err);
     }
@@ -658,6 +659,7 @@ void eng_follow(struct eng *eng)
         case ENG_DO_END:
             end_step(eng, &lead->batch, start_ns);
             publish(eng);
+            eng_lead_tell(lead);
             break;
         case ENG_DO_PING: break;
         case ENG_DO_STOP: return;

@@ -23,6 +23,7 @@
 
 struct comm;
 struct eng_advice;
+struct eng_peers;
 struct eng_ranks;
 
 #define ENG_OPTIONS(O) \
@@ -144,6 +145,7 @@ struct eng_open_args {
     struct dev *device;         /* where it computes: one with a stream; NULL = on the CPU */
     struct eng_hooks hooks;
     const struct eng_ranks *ranks;      /* NULL = one; copied */
+    struct eng_peers *peers;    /* what other ranks tell; NULL = nothing, on all of them */
     uint32_t core_first;        /* compute threads are bound from this core of the process on */
 };
 

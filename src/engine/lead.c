@@ -12,7 +12,7 @@ struct order {
     uint32_t kind;
     uint32_t words;             /* that follow */
     uint32_t count, decode_count, member_count;
-    uint32_t pad;
+    uint32_t tell;              /* the counters of all ranks are gathered behind it */
     uint64_t step;
 };
 
@@ -92,7 +92,16 @@ void eng_lead_head(struct eng_lead *l, const uint32_t *rows, uint32_t count)
 
 void eng_lead_end(struct eng_lead *l)
 {
-    if (l->comm) say(l, (struct order){ .kind = ENG_DO_END });
+    if (!l->comm) return;
+    bool tell = eng_peers_due(l->peers, true);
+    say(l, (struct order){ .kind = ENG_DO_END, .tell = tell });
+    if (tell) eng_peers_gather(l->peers);
+}
+
+void eng_lead_tell(struct eng_lead *l)
+{
+    if (l->tell) eng_peers_gather(l->peers);
+    l->tell = false;
 }
 
 void eng_lead_stop(struct eng_lead *l)
@@ -104,12 +113,16 @@ uint32_t eng_lead_ping(struct eng_lead *l)
 {
     if (!l->comm) return UINT32_MAX;
     uint64_t every_ns = l->comm->timeout_ns / 4, quiet_ns = base_now_ns() - l->said_ns;
-    if (quiet_ns >= every_ns) {
-        say(l, (struct order){ .kind = ENG_DO_PING });
+    bool tell = eng_peers_due(l->peers, false);
+    if (tell || quiet_ns >= every_ns) {
+        say(l, (struct order){ .kind = ENG_DO_PING, .tell = tell });
         comm_barrier(l->comm);
+        if (tell) eng_peers_gather(l->peers);
         quiet_ns = 0;
     }
-    return (uint32_t)((every_ns - quiet_ns) / 1000000 + 1);
+    uint32_t ping_ms = (uint32_t)((every_ns - quiet_ns) / 1000000 + 1);
+    uint32_t tell_ms = eng_peers_wait_ms(l->peers);
+    return ping_ms < tell_ms ? ping_ms : tell_ms;
 }
 
 static void take_batch(struct eng_lead *l, const struct order *order)
@@ -144,13 +157,17 @@ enum eng_order eng_lead_listen(struct eng_lead *l)
     /* Rows of the head go elsewhere: the batch lives on in the message. */
     uint32_t *to = order.kind == ENG_DO_HEAD ? l->rows : l->message;
     if (order.words > 0) comm_broadcast(l->comm, to, order.words * sizeof *to, 0);
+    l->tell = order.tell;
     switch ((enum eng_order)order.kind) {
     case ENG_DO_STEP:
         take_batch(l, &order);
         l->step = order.step;
         break;
     case ENG_DO_HEAD: l->row_count = order.count; break;
-    case ENG_DO_PING: comm_barrier(l->comm); break;
+    case ENG_DO_PING:
+        comm_barrier(l->comm);
+        eng_lead_tell(l);
+        break;
     case ENG_DO_END:
     case ENG_DO_STOP: break;
     }

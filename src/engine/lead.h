@@ -13,12 +13,14 @@
 #include <stdint.h>
 
 #include "comm/comm.h"
+#include "engine/peers.h"
 #include "engine/scheduler.h"
 
 enum eng_order { ENG_DO_STEP, ENG_DO_HEAD, ENG_DO_END, ENG_DO_PING, ENG_DO_STOP };
 
 struct eng_lead {
     struct comm *comm;          /* NULL: one rank, nothing below */
+    struct eng_peers *peers;    /* whose counters rank 0 shows; NULL = nobody's */
     uint32_t *message;          /* of `words` */
     uint32_t words;
     uint64_t said_ns;           /* when rank 0 spoke last */
@@ -28,6 +30,7 @@ struct eng_lead {
     uint32_t *rows;             /* of the head */
     uint32_t row_count;
     uint64_t step;
+    bool tell;                  /* rank 0 waits for this rank's counters */
 };
 
 int eng_lead_init(struct eng_lead *lead, struct comm *comm, uint32_t rows, uint32_t members,
@@ -43,6 +46,8 @@ void eng_lead_stop(struct eng_lead *lead);
  * how many milliseconds it wants to be called again. */
 uint32_t eng_lead_ping(struct eng_lead *lead);
 
+/* The others, behind a step's end: their counters, if rank 0 has asked for them. */
+void eng_lead_tell(struct eng_lead *lead);
 /* The others: waits for the next order; batch, rows and step are filled. */
 enum eng_order eng_lead_listen(struct eng_lead *lead);
 

@@ -462,6 +462,7 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
         .hooks = { .step_begin = on_step_begin, .step_end = on_step_end,
                    .logits = stack->hooks.logits ? on_logits : NULL, .context = stack },
         .ranks = &stack->ranks,
+        .peers = &stack->peers,
         .core_first = stack->core_first,
     };
     return eng_open(&stack->engine, &args, err);
@@ -544,6 +545,7 @@ int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, s
     if (rc == 0) rc = open_trace(stack, err);
     if (rc == 0) tier_warm_restore(stack->tier);
     if (rc == 0) rc = open_advice(stack, err);
+    if (rc == 0) rc = eng_peers_init(&stack->peers, stack, args->peers);
     if (rc == 0) rc = open_engine(stack, err);
     if (rc == 0) {
         if (!stack->ranks.comm) return 0;
@@ -560,6 +562,7 @@ void eng_stack_close(struct eng_stack *stack)
 {
     if (stack->engine) tier_warm_save(stack->tier);
     eng_close(stack->engine);
+    eng_peers_fini(&stack->peers);
     eng_advice_close(stack->advice);
     close_trace(stack);
     tier_close(stack->tier);

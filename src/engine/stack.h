@@ -10,6 +10,7 @@
 #include "base/ledger.h"
 #include "engine/advice.h"
 #include "engine/engine.h"
+#include "engine/peers.h"
 #include "engine/ranks.h"
 #include "engine/unbuilt.h"
 #include "model/chat.h"
@@ -47,6 +48,7 @@ struct eng_stack {
     struct eng_advice *advice;          /* NULL = nothing is predicted */
     struct eng *engine;
     struct eng_ranks ranks;
+    struct eng_peers peers;             /* what the other ranks count, at rank 0 */
     struct eng_placement placement;     /* .holders NULL: every rank holds every expert */
     uint32_t top_k;                     /* experts of a layer that a token can ask this rank for */
     uint32_t core_first;
@@ -72,6 +74,7 @@ struct eng_stack_args {
     struct eng_hooks hooks;         /* called beside the trace's own */
     struct tier_observer observer;  /* the same for cache events; .event may be NULL */
     bool quiet;                     /* no progress on stderr */
+    bool peers;                     /* rank 0: the others tell it what they count */
     /* A timeline of the newest `profile_events` events, written there by close; NULL = none. */
     const char *profile_path;
     size_t profile_events;          /* 0 = ENG_PROFILE_EVENTS */

@@ -1,9 +1,9 @@
 #include "server/memory.h"
 
 #include "base/metric.h"
-#include "base/str.h"
 #include "engine/ledger.h"
 
+/* A word of struct eng_peer_memory. */
 struct part {
     uint64_t bytes;
 };
@@ -26,45 +26,30 @@ static const struct base_metric whole_metrics[] = { WHOLE_METRICS(BASE_METRIC_RO
 
 enum { WHOLE_COUNT = sizeof whole_metrics / sizeof whole_metrics[0] };
 
-static struct whole whole_of(const struct eng_stack *stack)
-{
-    struct base_ledger_process now;
-    base_ledger_process(&now);
-    return (struct whole){ .resident_bytes = now.resident, .allowed_bytes = stack->limit.bytes };
-}
-
-struct parts {
-    struct part parts[4 * BASE_LEDGER_COUNT];
-    struct base_metric_sample samples[4 * BASE_LEDGER_COUNT];
-    char labels[4 * BASE_LEDGER_COUNT][64];
-    size_t count;
-};
-
-static void parts_add(struct parts *p, const struct base_ledger *ledger, const char *where)
+static void add_parts(struct srv_family *f, uint32_t rank, const struct eng_peer_memory *rows,
+                      const char *where)
 {
     for (int t = 0; t < BASE_LEDGER_COUNT; t++) {
-        for (int used = 0; used < 2; used++, p->count++) {
-            p->parts[p->count].bytes = used ? ledger->rows[t].used : ledger->rows[t].planned;
-            base_str_format(p->labels[p->count], sizeof p->labels[0], "tag=\"%s\",state=\"%s\"%s",
-                            base_ledger_name(t), used ? "used" : "planned",
-                            where);
-            p->samples[p->count] =
-                (struct base_metric_sample){ &p->parts[p->count], p->labels[p->count] };
-        }
+        const char *name = base_ledger_name((enum base_ledger_tag)t);
+        srv_family_add(f, &rows[t].planned, rank, "tag=\"%s\",state=\"planned\"%s", name, where);
+        srv_family_add(f, &rows[t].used, rank, "tag=\"%s\",state=\"used\"%s", name, where);
     }
 }
 
-void srv_memory_metrics(struct base_buf *to, struct eng_stack *stack)
+void srv_memory_metrics(struct base_buf *to, struct srv_family *f, const struct eng_peer *peers,
+                        uint32_t count)
 {
-    struct base_ledger ledger = stack->ledger, card = stack->card;
-    struct parts p = { .count = 0 };
-    eng_ledger_use(&ledger, &card, stack);
-    parts_add(&p, &ledger, "");
-    if (stack->device) parts_add(&p, &card, ",memory=\"card\"");
-    struct whole whole = whole_of(stack);
-    struct base_metric_sample one = { &whole, NULL };
-    base_metric_prometheus(to, "memory", part_metrics, 1, p.samples, p.count);
-    base_metric_prometheus(to, "memory", whole_metrics, WHOLE_COUNT, &one, 1);
+    struct whole whole[COMM_RANKS_MAX];
+    for (uint32_t r = 0; r < count; r++) {
+        add_parts(f, r, peers[r].host, "");
+        if (peers[r].on_card) add_parts(f, r, peers[r].card, ",memory=\"card\"");
+    }
+    srv_family_put(f, to, "memory", part_metrics, 1);
+    for (uint32_t r = 0; r < count; r++) {
+        whole[r] = (struct whole){ peers[r].resident_bytes, peers[r].allowed_bytes };
+        srv_family_add(f, &whole[r], r, "%s", "");
+    }
+    srv_family_put(f, to, "memory", whole_metrics, WHOLE_COUNT);
 }
 
 static void tags_json(struct base_buf *to, const struct base_ledger *ledger)
@@ -84,7 +69,9 @@ static void tags_json(struct base_buf *to, const struct base_ledger *ledger)
 void srv_memory_json(struct base_buf *to, struct eng_stack *stack)
 {
     struct base_ledger ledger = stack->ledger, card = stack->card;
-    struct whole whole = whole_of(stack);
+    struct base_ledger_process now;
+    base_ledger_process(&now);
+    struct whole whole = { .resident_bytes = now.resident, .allowed_bytes = stack->limit.bytes };
     eng_ledger_use(&ledger, &card, stack);
     base_buf_puts(to, "\"memory\":{");
     base_metric_json(to, whole_metrics, WHOLE_COUNT, &whole);

@@ -142,15 +142,33 @@ answer() { sed -n 's/.*"text": *"\([^"]*\)".*/\1/p'; }
 start_server
 want=$(complete "$prompt" 24 '"temperature": 0' | answer)
 [ -n "$want" ] || fail 'one rank gives no text'
+curl -sS "$url/metrics" >"$work/metrics"
+asked=$(sed -n 's/^expertier_tier_lookups_total{tier="dram"} //p' "$work/metrics")
+[ "${asked:-0}" -gt 0 ] || fail 'one rank asked for no expert'
+if grep -q 'rank=' "$work/metrics"; then fail 'one rank has the label of several'; fi
 stop_server
 
 echo '== a server of two ranks'
 start_ranks
 have=$(complete "$prompt" 24 '"temperature": 0' | answer)
 [ "$have" = "$want" ] || fail "two ranks answer '$have', one '$want'"
-curl -sS "$url/metrics" >"$work/metrics"
-grep -q 'expertier_rank_seconds.*kind="all_gather"} 0*[.0-9]*[1-9]' "$work/metrics" ||
-    fail "no time of collectives: $(grep rank "$work/metrics")"
+# Rank 1 tells rank 0 within a second or two; each asks its tiers for the experts that it holds.
+sample() { sed -n "s/^expertier_$1 //p" "$work/metrics"; }
+for _ in $(seq 100); do
+    curl -sS "$url/metrics" >"$work/metrics"
+    first=$(sample 'tier_lookups_total{tier="dram",rank="0"}') second=$(sample 'tier_lookups_total{tier="dram",rank="1"}')
+    [ "$((${first:-0} + ${second:-0}))" != "$asked" ] || break
+    sleep 0.1
+done
+echo "rank 0 asked for ${first:-nothing}, rank 1 for ${second:-nothing}, one rank alone for $asked"
+[ "${first:-0}" -gt 0 ] && [ "${second:-0}" -gt 0 ] && [ $((first + second)) = "$asked" ] || fail 'experts of rank 1 are missing in /metrics'
+for r in 0 1; do
+    for name in "rank_seconds{kind=\"all_gather\",rank=\"$r\"}" "rank_compute_seconds{rank=\"$r\"}" \
+        "rank_collective_seconds{rank=\"$r\"}" "rank_collective_ratio{rank=\"$r\"}" "memory_resident_bytes{rank=\"$r\"}" \
+        "memory_bytes{tag=\"dense\",state=\"used\",rank=\"$r\"}" "io_demand_reads_total{rank=\"$r\"}"; do
+        sample "$name" | grep -q '[1-9]' || fail "no $name: $(grep 'rank="' "$work/metrics" | head -n 40)"
+    done
+done
 grep -q '^expertier_engine_collective_seconds [0-9.e-]*[1-9]' "$work/metrics" || fail 'no collective_seconds'
 kill -TERM "$(rank_pid 0)"      # in order: rank 0 tells the others
 code=0
