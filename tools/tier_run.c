@@ -33,6 +33,7 @@ static struct {
     bool quiet;
 } flags = { .max_tokens = 128, .profile_events = ENG_PROFILE_EVENTS, .temperature = 0.0,
             .top_p = 1.0, .seed = 1 };
+static bool engine_stopped;     /* which every rank knows: each ends by itself */
 
 /* What the engine's callbacks write to. */
 struct answer {
@@ -229,8 +230,11 @@ static int follow(const struct eng_stack_args *args, struct base_err *err)
     int rc = eng_stack_open(&stack, args, err);
     if (rc < 0) return rc;
     eng_follow(stack.engine);
+    const char *why = eng_failure(stack.engine);
+    engine_stopped = why != NULL;
+    if (why) rc = base_err_set(err, BASE_EDEVICE, "the engine stopped: %s", why);
     eng_stack_close(&stack);
-    return 0;
+    return rc;
 }
 
 static int answer(const struct eng_stack_args *args, struct base_err *err)
@@ -286,7 +290,7 @@ static int run(int count, char **arguments)
     int rc = !leads ? follow(&args, &err)
              : flags.perplexity ? read_text(&config, comm, &err) : answer(&args, &err);
     int code = rc < 0 ? cli_fail(1, &err) : 0;
-    if (rc < 0 && (!leads || flags.perplexity)) comm_abort(comm, err.text);
+    if (rc < 0 && (!leads || flags.perplexity) && !engine_stopped) comm_abort(comm, err.text);
     comm_close(comm);
     return code;
 }

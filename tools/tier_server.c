@@ -41,6 +41,7 @@ static struct {
     bool print_config;
     bool dry_run;
 } flags = { .profile_events = ENG_PROFILE_EVENTS, .port = PORT_NOT_GIVEN };
+static bool engine_stopped;     /* which every rank knows: each ends by itself */
 
 static struct srv_settings config;
 
@@ -228,6 +229,14 @@ static int open_admin(const struct srv_socket *socket, char path[SRV_ADMIN_PATH]
     return 0;
 }
 
+/* No step can succeed any more. Every rank knows, or is told as rank 0 closes: each ends by itself,
+ * when it has saved what it has to. */
+static int stopped(const char *why, int code, struct base_err *err)
+{
+    engine_stopped = true;
+    return base_err_set(err, code, "the engine stopped: %s", why);
+}
+
 /* A rank other than 0 serves nobody: it follows rank 0 until that ends. Signals are rank 0's: a
  * launcher gives them to all. */
 static int run_rank(const struct eng_stack_args *args, struct base_err *err)
@@ -241,8 +250,10 @@ static int run_rank(const struct eng_stack_args *args, struct base_err *err)
     report(&stack);
     if (args->comm->local_rank == 0) report_topology();
     eng_follow(stack.engine);
+    const char *why = eng_failure(stack.engine);
+    if (why) rc = stopped(why, BASE_EDEVICE, err);
     eng_stack_close(&stack);
-    return 0;
+    return rc;
 }
 
 static int run_server(const struct eng_stack_args *args, struct base_err *err)
@@ -275,7 +286,7 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     rc = serve(srv);
     if (rc < 0) {
         const char *why = eng_failure(stack.engine);
-        base_err_set(err, rc, "the engine stopped: %s", why ? why : base_err_name(rc));
+        stopped(why ? why : base_err_name(rc), rc, err);
     }
 done:
     srv_close(srv);
@@ -376,7 +387,7 @@ static int run(int count, char **arguments)
     if (comm_open(&args.comm, &config.stack.comm, &err) < 0) return cli_fail(EXIT_FAILURE, &err);
     int rc = flags.dry_run         ? eng_stack_print_footprint(&args, stdout, &err)
              : args.comm->rank > 0 ? run_rank(&args, &err) : run_server(&args, &err);
-    if (rc < 0) comm_abort(args.comm, err.text);
+    if (rc < 0 && !engine_stopped) comm_abort(args.comm, err.text);
     comm_close(args.comm);
     if (rc < 0) {
         return cli_fail(rc == BASE_ECONFIG ? EXIT_MISUSE : EXIT_FAILURE, &err);

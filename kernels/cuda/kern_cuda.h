@@ -117,6 +117,15 @@ struct kern_cuda_add_args {
     const float *from;
 };
 
+/* Columns of whole[rows][width] in parts of `each`, the last one fewer: part p is [rows][its
+ * columns] and begins at parts + rows * each * p. Cut from the whole into the parts; or joined from
+ * the parts, `add`: added to what the whole holds. */
+struct kern_cuda_columns_args {
+    uint32_t rows, width, each;
+    float *whole, *parts;
+    bool join, add;
+};
+
 /* Addresses in a latent cache [block id][layer][token], once a step for all layers: the tables of
  * blocks that attention walks, and where the rows' own latents go. */
 struct kern_cuda_pages_args {
@@ -221,6 +230,7 @@ int kern_cuda_combine(const struct kern_cuda_combine_args *args, void *stream);
 int kern_cuda_greedy(const struct kern_cuda_greedy_args *args, void *stream);
 int kern_cuda_embed(const struct kern_cuda_embed_args *args, void *stream);
 int kern_cuda_add(const struct kern_cuda_add_args *args, void *stream);
+int kern_cuda_columns(const struct kern_cuda_columns_args *args, void *stream);
 int kern_cuda_pages(const struct kern_cuda_pages_args *args, void *stream);
 int kern_cuda_experts_in(const struct kern_cuda_experts_in_args *args, void *stream);
 int kern_cuda_experts_out(const struct kern_cuda_experts_out_args *args, void *stream);

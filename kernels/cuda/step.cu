@@ -1,5 +1,5 @@
 /* What a whole step needs besides arithmetic of layers: rows of the embedding, sums with the
- * residual stream, and the addresses of the paged latent cache. */
+ * residual stream, columns dealt out to ranks, and the addresses of the paged latent cache. */
 #include "kernels/cuda/math.cuh"
 
 namespace
@@ -20,6 +20,20 @@ __global__ void __launch_bounds__(THREADS) add_all(kern_cuda_add_args a)
 {
     const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x;
     if (i < a.n) a.to[i] = a.to[i] + a.from[i];
+}
+
+__global__ void __launch_bounds__(THREADS) columns_all(kern_cuda_columns_args a)
+{
+    const uint32_t i = blockIdx.y * THREADS + threadIdx.x, row = blockIdx.x;
+    if (i >= a.width) return;
+    const uint32_t first = i / a.each * a.each, left = a.width - first;
+    const uint32_t columns = left < a.each ? left : a.each;
+    float *whole = a.whole + (size_t)row * a.width + i;
+    float *part = a.parts + (size_t)a.rows * first + (size_t)row * columns + (i - first);
+    if (!a.join)
+        *part = *whole;
+    else
+        *whole = a.add ? *whole + *part : *part;
 }
 
 __device__ __forceinline__ char *block_at(const kern_cuda_pages_args &a, uint32_t layer,
@@ -75,6 +89,16 @@ int kern_cuda_add(const struct kern_cuda_add_args *args, void *stream)
     const size_t blocks = (a.n + THREADS - 1) / THREADS;
     if (blocks == 0 || blocks > INT32_MAX) return -EINVAL;
     KERN_LAUNCH(add_all, dim3((unsigned)blocks), dim3(THREADS), 0, (cudaStream_t)stream, a);
+    return kern_launched();
+}
+
+int kern_cuda_columns(const struct kern_cuda_columns_args *args, void *stream)
+{
+    const kern_cuda_columns_args a = *args;
+    const dim3 blocks(a.rows, (a.width + THREADS - 1) / THREADS);
+    if (a.rows == 0 || a.rows > INT32_MAX || a.width == 0 || blocks.y > 65535 || a.each == 0)
+        return -EINVAL;
+    KERN_LAUNCH(columns_all, blocks, dim3(THREADS), 0, (cudaStream_t)stream, a);
     return kern_launched();
 }
 

@@ -46,6 +46,7 @@ struct dev_config {
     uint64_t memory_bytes;      /* what the device has; allocations beyond are refused */
     double headroom_share;      /* of a card's memory, stays free beside that (cuda) */
     unsigned ordinal;           /* which card (cuda) */
+    bool ordinal_wraps;         /* modulo those that this process sees */
     uint64_t bandwidth;         /* bytes per second each way; 0 = as fast as memory (sim) */
     uint64_t latency_ns;        /* of each copy (sim) */
     double fault_share;         /* of copies that fail, drawn from the seed (sim, tests) */
@@ -89,6 +90,8 @@ struct dev {
     bool lost;                  /* nothing on it succeeds any more; lost_why says why, in a */
     char lost_why[300];         /* sentence, and the process has to end */
     char note[200];             /* what it is, for the start report */
+    char card[40];              /* no two cards of a machine are called alike; "" = no card */
+    char kind[16];              /* cards of one kind give the same bits, e.g. "compute 9.0" */
 };
 
 /* "sim", "host", "cuda". NULL if no device is called so in this build. */

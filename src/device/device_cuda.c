@@ -194,13 +194,14 @@ static int cuda_create(struct dev **out, const struct dev_config *config, struct
                           cudaGetErrorName(code), cudaGetErrorString(code));
         goto fail;
     }
-    if (config->ordinal >= (unsigned)count) {
+    c->ordinal = (int)config->ordinal;
+    if (config->ordinal_wraps) c->ordinal %= count;
+    if (c->ordinal >= count) {
         rc =
             base_err_set(err, BASE_EDEVICE, "device cuda: there is no card %u, this machine has %d",
                          config->ordinal, count);
         goto fail;
     }
-    c->ordinal = (int)config->ordinal;
     code = cudaSetDevice(c->ordinal);
     if (code == cudaSuccess) code = cudaGetDeviceProperties(&card, c->ordinal);
     if (code != cudaSuccess) {
@@ -210,9 +211,12 @@ static int cuda_create(struct dev **out, const struct dev_config *config, struct
     rc = arena_create(c, config, card.name, err);
     if (rc == 0) rc = streams_create(c, err);
     if (rc < 0) goto fail;
-    snprintf(c->base.note, sizeof c->base.note, "cuda: card %u, %.100s, compute %d.%d, %s taken",
-             config->ordinal, card.name, card.major, card.minor,
+    snprintf(c->base.note, sizeof c->base.note, "cuda: card %d, %.100s, compute %d.%d, %s taken",
+             c->ordinal, card.name, card.major, card.minor,
              base_str_bytes(bytes, sizeof bytes, c->arena_bytes));
+    snprintf(c->base.kind, sizeof c->base.kind, "compute %d.%d", card.major, card.minor);
+    for (size_t i = 0; i < sizeof card.uuid.bytes; i++)
+        snprintf(c->base.card + 2 * i, 3, "%02x", (unsigned char)card.uuid.bytes[i]);
     *out = &c->base;
     return 0;
 fail:

@@ -16,6 +16,8 @@
 
 struct eng_cuda;
 
+enum { ENG_LOST_TEXT = 400 };
+
 struct eng_core {
     const struct model_shape *shape;
     struct eng_work work;
@@ -30,6 +32,7 @@ struct eng_core {
      * what the host works with. */
     struct dev *device;
     struct eng_cuda *cuda;
+    char lost[ENG_LOST_TEXT];   /* not empty: another rank's card is gone, with it every step */
     struct eng_advice *advice;  /* NULL = nothing is predicted */
     struct kern_matrix expert[MODEL_MATRIX_COUNT]; /* of a routed expert, without addresses */
     bool expert_scaled[MODEL_MATRIX_COUNT];

@@ -686,7 +686,8 @@ static int fail_everybody(struct eng *eng)
 const char *eng_failure(const struct eng *eng)
 {
     MUST_MAGIC(eng, ENG_MAGIC);
-    return eng->core.device && eng->core.device->lost ? eng->core.device->lost_why : NULL;
+    if (eng->core.device && eng->core.device->lost) return eng->core.device->lost_why;
+    return eng->core.lost[0] ? eng->core.lost : NULL;
 }
 
 int eng_step(struct eng *eng)
@@ -707,7 +708,7 @@ int eng_step(struct eng *eng)
         eng->in_step = false;
         eng_scheduler_sweep(&eng->scheduler);
     }
-    if (eng->core.device && eng->core.device->lost) return fail_everybody(eng);
+    if (eng_failure(eng)) return fail_everybody(eng);
     publish(eng);
     return (int)(eng->scheduler.running_count + eng->scheduler.waiting_count);
 }

@@ -110,6 +110,19 @@ static void row_sum(void *context, uint32_t chunk, unsigned thread)
     }
 }
 
+void eng_exchange_end_requests(struct eng_core *core, const struct eng_layer *layer,
+                               const struct eng_batch *batch, uint32_t expert)
+{
+    const struct eng_plan *plan = &core->plan;
+    for (uint32_t i = 0; i < plan->expert_count[expert]; i++) {
+        uint32_t row = plan->pair_row[plan->expert_first[expert] + i];
+        struct eng_seq *seq = batch->members[batch->row_member[row]];
+        base_err_set(&seq->error, BASE_EQUARANTINE, "%s: this answer needs expert %u of moe layer "
+                     "%u, which rank %u could not read (its log says why)", core->shape->name,
+                     expert, (uint32_t)layer->moe_layer, plan->expert_rank[expert]);
+    }
+}
+
 /* Finds where each pair's outputs came to lie, and ends the requests whose experts failed. */
 static void receive(struct pass *pass, const struct eng_layer *layer, const size_t *first)
 {
@@ -122,13 +135,8 @@ static void receive(struct pass *pass, const struct eng_layer *layer, const size
         for (uint32_t i = 0; i < count; i++) {
             plan->pair_at[plan->expert_first[e] + i] = at + (size_t)i * pass->stride;
         }
-        if (plan->rank_recv[at + pass->stride - 1] == 0.0f) continue;
-        for (uint32_t i = 0; i < count; i++) {
-            uint32_t row = plan->pair_row[plan->expert_first[e] + i];
-            struct eng_seq *seq = pass->batch->members[pass->batch->row_member[row]];
-            base_err_set(&seq->error, BASE_EQUARANTINE, "%s: this answer needs expert %u of moe "
-                         "layer %u, which rank %u could not read (its log says why)",
-                         core->shape->name, e, (uint32_t)layer->moe_layer, from);
+        if (plan->rank_recv[at + pass->stride - 1] != 0.0f) {
+            eng_exchange_end_requests(core, layer, pass->batch, e);
         }
     }
 }

@@ -5,7 +5,8 @@
  *     sum      each rank its columns of every row, a row's experts in ascending id ──> all-gather
  *
  * A pair carries one word more than its outputs: not 0 = its expert could not be read. So every
- * rank ends the same requests. Engine thread; called by every rank alike.
+ * rank ends the same requests. Engine thread; called by every rank alike. Where cards compute, deal
+ * and end_requests alone are used: the rest is cuda/meet.c.
  */
 #ifndef ENGINE_EXCHANGE_H
 #define ENGINE_EXCHANGE_H
@@ -24,6 +25,11 @@ uint32_t eng_exchange_stride(const struct eng_core *core);
 
 /* An expert of this rank could not be read. */
 void eng_exchange_failed(struct eng_core *core, uint32_t expert);
+
+/* The requests whose rows chose this expert get their error: the rank that has it could not read
+ * it. */
+void eng_exchange_end_requests(struct eng_core *core, const struct eng_layer *layer,
+                               const struct eng_batch *batch, uint32_t expert);
 
 /* Sums the outputs into plan.routed of rows [begin, end), which are 0 before. Requests whose
  * experts failed somewhere get their error. */

@@ -16,7 +16,8 @@ struct order {
     uint64_t step;
 };
 
-enum { ROW_WORDS = 6 };         /* member, token, position, phase, sequence */
+/* Member, token, position, phase, sequence; tokens of the prompt, blocks. */
+enum { ROW_WORDS = 6, MEMBER_WORDS = 2 };
 
 int eng_lead_init(struct eng_lead *l, struct comm *comm, uint32_t rows, uint32_t members,
                   uint32_t blocks_per_seq)
@@ -24,7 +25,7 @@ int eng_lead_init(struct eng_lead *l, struct comm *comm, uint32_t rows, uint32_t
     *l = (struct eng_lead){ 0 };
     if (!comm || comm->size == 1) return 0;
     l->comm = comm;
-    l->words = rows * ROW_WORDS + members * (1 + blocks_per_seq);
+    l->words = rows * ROW_WORDS + members * (MEMBER_WORDS + blocks_per_seq);
     l->message = calloc(l->words, sizeof *l->message);
     if (comm->rank > 0) {
         l->seqs = calloc(members, sizeof *l->seqs);
@@ -74,6 +75,7 @@ void eng_lead_step(struct eng_lead *l, const struct eng_batch *batch, uint64_t s
     at += (size_t)rows * ROW_WORDS;
     for (uint32_t m = 0; m < batch->member_count; m++) {
         const struct eng_seq *seq = batch->members[m];
+        *at++ = seq->prompt_count;
         *at++ = seq->block_count;
         memcpy(at, seq->blocks, seq->block_count * sizeof *at);
         at += seq->block_count;
@@ -141,8 +143,9 @@ static void take_batch(struct eng_lead *l, const struct order *order)
     }
     at += (size_t)rows * ROW_WORDS;
     for (uint32_t m = 0; m < batch->member_count; m++) {
-        l->seqs[m] = (struct eng_seq){ .block_count = *at, .blocks = at + 1 };
-        at += 1 + *at;
+        l->seqs[m] = (struct eng_seq){ .prompt_count = at[0], .block_count = at[1],
+                                       .blocks = at + MEMBER_WORDS };
+        at += MEMBER_WORDS + at[1];
         batch->members[m] = &l->seqs[m];
     }
     MUST(at == l->message + order->words);

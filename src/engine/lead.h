@@ -26,7 +26,7 @@ struct eng_lead {
     uint64_t said_ns;           /* when rank 0 spoke last */
     /* Of a rank that follows. */
     struct eng_batch batch;
-    struct eng_seq *seqs;       /* [members]: blocks and errors alone */
+    struct eng_seq *seqs;       /* [members]: blocks, the prompt's length and errors alone */
     uint32_t *rows;             /* of the head */
     uint32_t row_count;
     uint64_t step;

@@ -96,8 +96,8 @@ static void layout_ranks(struct eng_plan *p, struct layout *l, const struct mode
     eng_ranks_room(size->ranks, s, size, &room);
     p->rank_send = take(l, room.send, sizeof(float));
     p->rank_recv = take(l, room.recv, sizeof(float));
-    p->rank_part = take(l, room.part, sizeof(float));
-    p->rank_whole = take(l, room.whole, sizeof(float));
+    p->rank_part = take(l, size->on_device ? 0 : room.part, sizeof(float));
+    p->rank_whole = take(l, size->on_device ? 0 : room.whole, sizeof(float));
     p->rank_pairs = take(l, size->ranks->count, sizeof(uint32_t));
     p->expert_rank = take(l, s->experts, sizeof(uint32_t));
     p->expert_place = take(l, s->experts, sizeof(uint32_t));

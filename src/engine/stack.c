@@ -468,6 +468,24 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
     return eng_open(&stack->engine, &args, err);
 }
 
+/* What ranks with cards cannot share yet. */
+static int check_cards(const struct eng_stack *stack, struct base_err *err)
+{
+    const struct eng_ranks *r = &stack->ranks;
+    if (r->tensor > 1) {
+        return base_err_set(err, BASE_ECONFIG, "parallel.tensor: %" PRIu32 " cannot take effect "
+                            "with tiers.hbm.device: cuda: ranks with cards share the routed "
+                            "experts alone; set parallel.tensor: 1 (docs/ranks.md, Cards)",
+                            r->tensor);
+    }
+    if (r->count > 1 && stack->config.comm.kind == COMM_NCCL) {
+        return base_err_set(err, BASE_ECONFIG, "ranks.comm: nccl cannot take effect with "
+                            "tiers.hbm.device: cuda: what ranks with cards exchange goes over the "
+                            "host; take mpi (docs/ranks.md, Cards)");
+    }
+    return 0;
+}
+
 /* Model, store and this rank's part of them; then what all of it will take, checked against what
  * there is. */
 static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
@@ -479,11 +497,7 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
     if (args->comm) comm_patience(args->comm, start_patience_ns);
     int rc = eng_stack_check(config, err);
     if (rc == 0) rc = eng_ranks_init(&stack->ranks, &config->ranks, args->comm, err);
-    if (rc == 0 && on_card(config) && stack->ranks.count > 1) {
-        rc = base_err_set(err, BASE_ECONFIG,
-                          "tiers.hbm.device: cuda cannot take effect with several ranks: the step "
-                          "on a card is one rank's; start one process (docs/ranks.md, Cards)");
-    }
+    if (rc == 0 && on_card(config)) rc = check_cards(stack, err);
     if (rc == 0) rc = open_model(stack, args->model_dir, err);
     if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);
     if (rc == 0) rc = open_words(stack, args->model_dir, err);
@@ -514,15 +528,38 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
     return 0;
 }
 
+/* Two ranks on one card would take each other's memory and time. */
+static int own_card(struct comm *comm, const struct dev *dev, struct base_err *err)
+{
+    struct place {
+        char host[sizeof comm->peers[0].host], card[sizeof dev->card];
+    } own = { 0 }, all[COMM_RANKS_MAX];
+    memcpy(own.host, comm->peers[comm->rank].host, sizeof own.host);
+    memcpy(own.card, dev->card, sizeof own.card);
+    comm_all_gather(comm, &own, all, sizeof own);
+    for (unsigned r = 0; r < comm->size; r++) {
+        if (r == comm->rank || memcmp(&all[r], &own, sizeof own) != 0) continue;
+        return base_err_set(err, BASE_ECONFIG, "ranks %u and %u have the same card (%s): there are "
+                            "fewer cards on %s than ranks", r < comm->rank ? r : comm->rank,
+                            r < comm->rank ? comm->rank : r, dev->note, own.host);
+    }
+    return 0;
+}
+
 /* One arena of the card's memory for weights, KV blocks, work space and slots. */
 static int open_device(struct eng_stack *stack, struct base_err *err)
 {
     if (!on_card(&stack->config)) return 0;
+    struct comm *comm = stack->ranks.comm;
     const struct dev_config config = { .memory_bytes = stack->device_bytes,
-                                       .headroom_share = stack->config.tier.hbm_headroom };
+                                       .headroom_share = stack->config.tier.hbm_headroom,
+                                       /* A launcher may show each rank its own card alone. */
+                                       .ordinal = comm ? comm->local_rank : 0,
+                                       .ordinal_wraps = true };
     int rc = dev_create(&stack->device, dev_find("cuda"), &config, base_clock_real(), err);
     if (rc == BASE_EBUDGET) base_err_prefix(err, "tiers.hbm.capacity");
-    return rc;
+    if (rc == 0) rc = eng_ranks_agree(comm, "kind of card", stack->device->kind, err);
+    return rc < 0 || !comm ? rc : own_card(comm, stack->device, err);
 }
 
 int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, struct base_err *err)

@@ -17,6 +17,7 @@ const struct cuda_kernel cuda_kernels[] = {
     { "product", case_product }, { "product_tiles", case_product_tiles },
     { "absorb", case_absorb },   { "mla", case_mla },
     { "embed", case_embed },     { "add", case_add },
+    { "columns", case_columns },
     { "pages", case_pages },
 };
 const size_t cuda_kernel_count = sizeof cuda_kernels / sizeof cuda_kernels[0];

@@ -67,6 +67,7 @@ void case_absorb(struct cuda_case *c);
 void case_mla(struct cuda_case *c);
 void case_embed(struct cuda_case *c);
 void case_add(struct cuda_case *c);
+void case_columns(struct cuda_case *c);
 void case_pages(struct cuda_case *c);
 
 #endif

@@ -1,4 +1,5 @@
-/* What a step needs beside its layers: the embedding's rows, sums, addresses of the cache. */
+/* What a step needs beside its layers: the embedding's rows, sums, columns of ranks, addresses of
+ * the cache. */
 #include <string.h>
 
 #include "tests/cudahost/cases.h"
@@ -37,6 +38,36 @@ void case_add(struct cuda_case *c)
     case_finish(c, kern_cuda_add(&a, NULL));
     c->reference->add(wanted, a.from, (uint32_t)a.n);
     case_same(c, "to", a.to, wanted, a.n);
+}
+
+void case_columns(struct cuda_case *c)
+{
+    struct kern_cuda_columns_args a = { .rows = 1 + case_below(c, 5),
+                                        .width = 1 + case_below(c, 700),
+                                        .join = case_below(c, 2) };
+    const uint32_t parts = 1 + case_below(c, 6);
+    a.each = (a.width + parts - 1) / parts;
+    a.add = a.join && case_below(c, 2);
+    const size_t count = (size_t)a.rows * a.width;
+    float *whole = case_floats(c, count), *cut = case_floats(c, count);
+    float *wanted = case_room(c, count);
+    uint32_t at = 0;
+    for (uint32_t first = 0; first < a.width; first += a.each) {
+        for (uint32_t r = 0; r < a.rows; r++) {
+            for (uint32_t i = first; i < a.width && i < first + a.each; i++, at++) {
+                const float one = whole[r * a.width + i], other = cut[at];
+                if (a.join)
+                    wanted[r * a.width + i] = a.add ? one + other : other;
+                else
+                    wanted[at] = one;
+            }
+        }
+    }
+    a.whole = a.join ? case_room(c, count) : whole;
+    a.parts = a.join ? cut : case_room(c, count);
+    if (a.add) memcpy(a.whole, whole, count * sizeof *whole);
+    case_finish(c, kern_cuda_columns(&a, NULL));
+    case_same(c, "columns", a.join ? a.whole : a.parts, wanted, count);
 }
 
 static const char *block_of(const struct kern_cuda_pages_args *a, uint32_t layer, uint32_t member,

@@ -331,6 +331,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
     if (device < 0 || device >= cudahost_machine.devices) return give(cudaErrorInvalidDevice);
     memset(prop, 0, sizeof *prop);
     snprintf(prop->name, sizeof prop->name, "emulated card %d", device);
+    prop->uuid.bytes[0] = (char)(1 + device);
     prop->totalGlobalMem = cudahost_machine.memory_bytes;
     prop->major = 9;
     return cudaSuccess;

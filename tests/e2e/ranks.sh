@@ -4,27 +4,12 @@
 # shellcheck source=tests/e2e/support.sh
 . "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
 
-# mpirun ends its processes only if it is given the time.
-stop_job() {
-    if [ -n "$server" ]; then kill -TERM "$server" 2>/dev/null || true; sleep 2; fi
-    finish
-}
-trap stop_job EXIT
-
-ranks() { bash "$source_dir/tests/support/ranks.sh" "$@"; }
+# shellcheck source=tests/support/rank_jobs.sh
+. "$source_dir/tests/support/rank_jobs.sh"
 bits=$EXPERTIER_BUILD/tests/support/rank_bits
-code=0
-ranks 2 true || code=$?
-[ "$code" = 77 ] && exit 77
-[ "$code" = 0 ] || fail "mpirun cannot start two processes here (exit code $code)"
 
 # ---- the same bits ----
 
-make_wide() { # KIND
-    mkdir "$work/$1"
-    "$EXPERTIER_BUILD/tests/support/tiny_model" "$work/$1" "$1"
-    cp "$model"/tokenizer*.json "$work/$1"
-}
 make_wide wide
 make_wide wide-fp8
 small='scheduler.max_model_len=128 scheduler.max_chunked_prefill_tokens=24'
@@ -108,36 +93,6 @@ refuse 'would all do the same' ranks 2 "$bin/tier-run" --model "$model" --prompt
 refuse 'ranks.replicas: 3 cannot take effect' run --set ranks.replicas=3
 
 # ---- a server, and the end of a rank ----
-
-start_ranks() { # [argument...]
-    : >"$work/server.log"
-    bash "$source_dir/tests/support/ranks.sh" 2 "$bin/tier-server" --model "$model" --port 0 --set "tiers.nvme.index=$work/i" "$@" \
-        >"$work/server.log" 2>&1 &
-    server=$!
-    await_server
-}
-rank_pid() { # RANK: its process, found by what mpirun told it
-    local pid
-    for pid in $(cat "/proc/$server/task/"*/children); do
-        tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "OMPI_COMM_WORLD_RANK=$1" &&
-            echo "$pid" && return
-    done
-    fail "rank $1 has no process"
-}
-# Waits for the end of the job; prints the seconds it took.
-ended_within() { # SECONDS SINCE
-    local code=0
-    while kill -0 "$server" 2>/dev/null; do
-        [ $(($(date +%s%N) / 1000000 - $2)) -le $(($1 * 1000)) ] || fail "the job is still there after $1 s"
-        sleep 0.1
-    done
-    wait "$server" || code=$?
-    server=''
-    [ "$code" != 0 ] || fail 'the job ended with 0 although a rank was lost'
-    echo "ended after $(($(date +%s%N) / 1000000 - $2)) ms: $(grep -E 'error +ranks|exited on signal' "$work/server.log" | tail -n 1)"
-}
-now_ms() { echo $(($(date +%s%N) / 1000000)); }
-answer() { sed -n 's/.*"text": *"\([^"]*\)".*/\1/p'; }
 
 start_server
 want=$(complete "$prompt" 24 '"temperature": 0' | answer)

@@ -186,7 +186,7 @@ fi
 
 # ---- kernels beside their reference; a process each, as a sticky error ends one ----
 
-kernels='rmsnorm rope latent gate combine greedy experts experts_tiles product product_tiles absorb mla embed add pages'
+kernels='rmsnorm rope latent gate combine greedy experts experts_tiles product product_tiles absorb mla embed add columns pages'
 if wanted kernels; then
     say "kernels: $seeds shapes each"
     for k in $kernels; do rows_of kernels "$k" 40 "$bin/check_card" --seeds "$seeds" "$k"; done

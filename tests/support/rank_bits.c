@@ -1,7 +1,11 @@
 /* Prints what some generations of each model come to, every bit of their logits in one number: the
  * same line for any number of ranks, or something is wrong.
  *
- *     rank_bits [KEY=VALUE...] MODEL...      alone, or under mpirun */
+ *     rank_bits [KEY=VALUE...] MODEL...      alone, or under mpirun
+ *
+ * RANK_BITS_SHORT: prompts and answers of an eighth. RANK_BITS_TWICE: everything once before, which
+ * may fail; then reasons go to stderr, and what is printed is the second time.
+ * RANK_BITS_NUMBERS: what each rank holds, on stderr. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,15 +25,17 @@ static struct comm *comm;
 static void generate(struct run *run)
 {
     static const uint32_t prompts[ANSWERS] = { 37, 5, 70 }, answers[ANSWERS] = { 24, 40, 16 };
+    const uint32_t part = getenv("RANK_BITS_SHORT") ? 8 : 1;
     uint32_t ids[128];
     for (unsigned i = 0; i < ANSWERS; i++) {
         struct base_rng rng;
         base_rng_init(&rng, 100 + i);
-        for (uint32_t t = 0; t < prompts[i]; t++) {
+        const uint32_t tokens = (prompts[i] + part - 1) / part;
+        for (uint32_t t = 0; t < tokens; t++) {
             ids[t] = (uint32_t)base_rng_below(&rng, run->stack.shape.vocab);
         }
         struct eng_request request = {
-            .prompt = ids, .prompt_tokens = prompts[i], .max_tokens = answers[i],
+            .prompt = ids, .prompt_tokens = tokens, .max_tokens = answers[i] / part,
             .sampling = { .temperature = i == 1 ? 0.8f : 0.0f, .top_p = 0.95f, .seed = i + 1 },
             .ignore_eos = true, .prompt_logits = i == 0,
         };
@@ -43,6 +49,10 @@ static void show(const struct run *run)
     printf("%-22s", run->stack.shape.name);
     for (uint32_t i = 0; i < run->answer_count; i++) {
         const struct run_answer *answer = &run->answers[i];
+        if (getenv("RANK_BITS_TWICE") && i < ANSWERS) {
+            if (answer->finish == ENG_FAILED) fprintf(stderr, "  failed: %s\n", answer->error);
+            continue;
+        }
         printf(" %016llx %u", (unsigned long long)answer->rows_hash, answer->token_count);
     }
     putchar('\n');
@@ -98,8 +108,12 @@ START_TEST(generates)
             comm_abort(comm, err.text);
             exit(EXIT_FAILURE);
         }
-        if (comm->rank == 0) generate(&run);
-        else eng_follow(run.stack.engine);
+        if (comm->rank == 0) {
+            if (getenv("RANK_BITS_TWICE")) generate(&run);
+            generate(&run);
+        } else {
+            eng_follow(run.stack.engine);
+        }
         if (comm->rank == 0) show(&run);
         if (getenv("RANK_BITS_NUMBERS") && comm->size > 1) show_ranks(&run);
         run_close(&run);

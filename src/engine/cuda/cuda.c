@@ -57,6 +57,15 @@ static uint64_t layer_bytes(const struct eng_limits *l, const struct model_shape
            2 * (uint64_t)s->experts * (expert + 64) + 1024;
 }
 
+static void layout_ranks(struct layout *l, struct eng_cuda_work *w, const struct eng_limits *limits,
+                         const struct model_shape *s)
+{
+    struct eng_rank_room room;
+    eng_ranks_room(limits->plan.ranks, s, &limits->plan, &room);
+    w->rank_send = take(l, room.send, sizeof(float));
+    w->rank_recv = take(l, room.recv, sizeof(float));
+}
+
 static void layout_work(struct layout *l, struct eng_cuda_work *w, const struct eng_limits *limits,
                         const struct model_shape *s)
 {
@@ -92,6 +101,7 @@ static void layout_work(struct layout *l, struct eng_cuda_work *w, const struct 
     w->mlps = take(l, s->layers, sizeof(struct kern_cuda_expert));
     w->step = take(l, step_bytes(limits, s), 1);
     w->layer = take(l, layer_bytes(limits, s), 1);
+    layout_ranks(l, w, limits, s);
 }
 
 /* The layer's wire carries the weights to the device, too. */
@@ -228,7 +238,8 @@ int eng_cuda_open(struct eng_cuda **out, struct eng_core *core, const struct eng
     cuda->core = core;
     cuda->dev = core->device;
     cuda->stream = dev_stream(core->device);
-    int rc = check_model(core, err);
+    cuda->words = calloc(core->ranks.count, sizeof *cuda->words);
+    int rc = cuda->words ? check_model(core, err) : -ENOMEM;
     if (rc == 0) rc = make_room(cuda, limits, err);
     if (rc == 0) rc = upload_weights(cuda, limits, err);
     if (rc == 0) rc = upload_tables(cuda, limits);
@@ -250,5 +261,6 @@ void eng_cuda_close(struct eng_cuda *cuda)
     dev_stream_settle(cuda->dev);
     if (cuda->staging) dev_host_unregister(cuda->dev, cuda->staging);
     base_mem_free(&staging_tag, cuda->staging, cuda->staging_bytes);
+    free(cuda->words);
     free(cuda);
 }

@@ -2,8 +2,10 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/must.h"
 #include "engine/cuda/room.h"
+#include "engine/exchange.h"
 #include "engine/gate.h"
 #include "engine/leases.h"
 
@@ -14,6 +16,8 @@ struct group {
     uint32_t begin, end;
     uint32_t prompt_end;        /* pairs of rows before it go through tiles */
     enum tier_phase phase;
+    bool spread;                /* the experts lie over several ranks */
+    struct eng_cuda_failed failed;
     uint32_t pairs;
     const uint32_t *pair_row;
     const float *pair_weight;
@@ -120,10 +124,36 @@ static void *put(struct group *g, size_t bytes, const void **device)
     return eng_wire_take(&g->cuda->layer_wire, bytes, device);
 }
 
+/* An expert's first pair on the device: there are those of this rank alone. */
+static uint32_t first_of(const struct group *g, uint32_t expert)
+{
+    const struct eng_plan *plan = &g->cuda->core->plan;
+    return g->spread ? plan->expert_place[expert] : plan->expert_first[expert];
+}
+
+static void put_own_pairs(struct group *g)
+{
+    const struct eng_core *core = g->cuda->core;
+    const struct eng_plan *plan = &core->plan;
+    const void *at;
+    g->pairs = plan->rank_pairs[core->ranks.rank];
+    uint32_t *rows = put(g, g->pairs * sizeof *rows, &at);
+    for (uint32_t e = 0; e < core->shape->experts; e++) {
+        if (plan->expert_count[e] == 0 || plan->expert_rank[e] != core->ranks.rank) continue;
+        memcpy(rows + plan->expert_place[e], plan->pair_row + plan->expert_first[e],
+               plan->expert_count[e] * sizeof *rows);
+    }
+    g->pair_row = at;
+}
+
 static void put_pairs(struct group *g)
 {
     const struct eng_plan *plan = &g->cuda->core->plan;
     const void *at;
+    if (g->spread) {
+        put_own_pairs(g);
+        return;
+    }
     g->pairs = 0;
     for (uint32_t row = g->begin; row < g->end; row++)
         g->pairs += plan->row_pair_count[row];
@@ -194,11 +224,12 @@ static void compute(struct group *g, const struct tier_lease *const *leases, uin
     rows.host = put(g, count * sizeof *rows.host, &rows.device);
     for (uint32_t i = 0; i < count; i++) {
         const void *const *p = leases[i]->parts;
-        const uint32_t first = plan->expert_first[leases[i]->expert];
+        const uint32_t first = first_of(g, leases[i]->expert);
         const uint32_t pairs = plan->expert_count[leases[i]->expert];
+        const uint32_t *row = plan->pair_row + plan->expert_first[leases[i]->expert];
         uint32_t prompt = 0;
         places[i] = (struct kern_cuda_expert){ p[0], p[1], p[2], p[3], p[4], p[5] };
-        while (prompt < pairs && plan->pair_row[first + prompt] < g->prompt_end)
+        while (prompt < pairs && row[prompt] < g->prompt_end)
             prompt++;
         runs_add(&tiles, i, first, prompt);
         runs_add(&rows, i, first + prompt, pairs - prompt);
@@ -206,6 +237,21 @@ static void compute(struct group *g, const struct tier_lease *const *leases, uin
     eng_wire_send(g->cuda, &g->cuda->layer_wire);
     launch(g, &tiles, table, true);
     launch(g, &rows, table, false);
+}
+
+/* With several ranks all of them learn of it at once, before the exchange. */
+static void fail_lease(struct group *g, const struct tier_lease *lease)
+{
+    struct eng_core *core = g->cuda->core;
+    char why[BASE_ERR_TEXT / 2];
+    if (!g->spread) {
+        eng_leases_fail(core, g->cuda->step.batch, lease);
+        return;
+    }
+    g->failed.count++;
+    g->failed.experts[lease->expert / 32] |= 1u << lease->expert % 32;
+    eng_leases_why(core, lease, why, sizeof why);
+    base_log(BASE_LOG_WARN, "ranks", "rank %u: requests end: %s", core->ranks.rank, why);
 }
 
 /* Launches the granted experts as they arrive. plan.pending is kept dense; settled leases move to
@@ -234,7 +280,7 @@ static void serve_arrivals(struct group *g, uint32_t granted)
             if (plan->leases[index].status == 0)
                 arrived[count++] = &plan->leases[index];
             else
-                eng_leases_fail(core, g->cuda->step.batch, &plan->leases[index]);
+                fail_lease(g, &plan->leases[index]);
         }
         left = kept;
         compute(g, arrived, count);
@@ -289,13 +335,14 @@ static void advise(const struct group *g, bool *advised)
                           (size_t)g->layer->moe_layer * rows * core->shape->top_k);
 }
 
-static void serve(struct group *g, bool *advised)
+/* The experts of this rank: their outputs are on the device, or will be. */
+static void serve_own(struct group *g, bool *advised)
 {
     struct eng_core *core = g->cuda->core;
     struct eng_plan *plan = &core->plan;
-    if (g->begin == g->end || g->cuda->rc < 0) return;
-    const uint32_t wanted = eng_gate_group(core, g->layer, g->cuda->step.batch, g->begin, g->end,
-                                           g->phase == TIER_DECODE);
+    uint32_t wanted = eng_gate_group(core, g->layer, g->cuda->step.batch, g->begin, g->end,
+                                     g->phase == TIER_DECODE);
+    if (g->spread) wanted = eng_exchange_deal(core, g->layer, wanted);
     put_pairs(g);
     for (uint32_t done = 0; done < wanted;) {
         const uint32_t granted =
@@ -307,8 +354,23 @@ static void serve(struct group *g, bool *advised)
         tier_release(core->tier, plan->leases, granted);
         done += granted;
     }
-    advise(g, advised); /* nothing was wanted: every sequence has failed */
-    sum_up(g);
+    advise(g, advised); /* nothing was wanted: every sequence has failed, or all is others' */
+}
+
+static void serve(struct group *g, bool *advised)
+{
+    struct eng_cuda *cuda = g->cuda;
+    if (g->begin == g->end) return;
+    g->spread = cuda->core->ranks.expert > 1;
+    if (cuda->rc == 0) serve_own(g, advised);
+    if (!g->spread) {
+        if (cuda->rc == 0) sum_up(g);
+        return;
+    }
+    const struct eng_cuda_exchange exchange = { .layer = g->layer, .begin = g->begin,
+                                                .end = g->end, .add = g->layer->mlp.width > 0,
+                                                .failed = &g->failed };
+    if (eng_cuda_goes_on(cuda)) eng_cuda_exchange(cuda, &exchange);
 }
 
 void eng_cuda_experts(struct eng_cuda *cuda, const struct eng_layer *layer, uint32_t layer_index)

@@ -29,6 +29,7 @@ struct eng_cuda_work {
     void **places;              /* [layers][rows] */
     float *head_in, *logits;
     uint32_t *head_best;
+    float *rank_send, *rank_recv;       /* several ranks: what collectives take and bring */
     uint32_t *row_self;         /* [rows]: 0, 1, 2, ... */
     struct kern_cuda_expert *mlps;      /* [layers]: the dense part, or the shared experts */
     char *step, *layer;         /* of the wires */
@@ -67,6 +68,14 @@ struct eng_cuda {
     /* The first thing of the running call that failed; after it nothing is launched. */
     int rc;
     const char *what;
+    /* Several ranks: what the one that failed first says, once all know of it. */
+    bool told;
+    char why[ENG_LOST_TEXT];
+    struct eng_cuda_word {
+        int32_t rc;
+        uint32_t lost;          /* no step of that rank can succeed any more */
+        char text[ENG_LOST_TEXT];
+    } *words;                   /* [ranks] */
 };
 
 /* ---- wire.c ---- */
@@ -99,5 +108,33 @@ void eng_cuda_attend(struct eng_cuda *cuda, const struct eng_layer *layer, uint3
 /* The dense part of a layer, or its shared experts: work.normed -> work.branch. */
 void eng_cuda_mlp(struct eng_cuda *cuda, const struct eng_layer *layer, uint32_t layer_index);
 void eng_cuda_experts(struct eng_cuda *cuda, const struct eng_layer *layer, uint32_t layer_index);
+
+/* ---- meet.c: where ranks meet ----
+ *
+ * A rank whose step failed launches nothing more, but comes to every collective until the ranks
+ * have agreed: then all of them know, and stop at the same place. Sizes that follow from the gate's
+ * choice, which a rank that failed does not have, are used right behind an agreement only. */
+
+/* Experts that could not be read: their rows' requests end, on every rank alike. */
+enum { ENG_CUDA_FAILED_WORDS = (KERN_CUDA_EXPERTS_MAX + 31) / 32 };
+struct eng_cuda_failed {
+    uint32_t count;
+    uint32_t experts[ENG_CUDA_FAILED_WORDS];    /* a bit each */
+};
+/* `failed` (may be NULL) becomes that of all ranks. True if no rank's step has failed. */
+bool eng_cuda_agree(struct eng_cuda *cuda, struct eng_cuda_failed *failed);
+/* This rank's step goes on, if only to meet the others. */
+bool eng_cuda_goes_on(const struct eng_cuda *cuda);
+
+/* Routed experts that lie over ranks, rows [begin, end) of a layer. After the deal
+ * (engine/exchange.h) outputs of this rank's pairs lie in work.pair_out in order of expert_place;
+ * their sums are added to what work.branch holds, or take its place. */
+struct eng_cuda_exchange {
+    const struct eng_layer *layer;
+    uint32_t begin, end;
+    bool add;
+    struct eng_cuda_failed *failed;     /* of this rank */
+};
+void eng_cuda_exchange(struct eng_cuda *cuda, const struct eng_cuda_exchange *exchange);
 
 #endif

@@ -129,6 +129,7 @@ static void begin(struct eng_cuda *cuda, const struct eng_batch *batch)
     struct eng_core *core = cuda->core;
     const size_t half = core->shape->qk_rope_dim / 2;
     cuda->rc = 0;
+    cuda->told = false;
     cuda->stream = dev_stream(cuda->dev);
     cuda->step = (struct eng_cuda_step){ .batch = batch };
     /* What the step before sent from here was over when the host had its last gate. */
@@ -231,6 +232,7 @@ static int end(struct eng_cuda *cuda, struct base_err *err)
     fill_routes(cuda);
     dev_stream_settle(cuda->dev);
     if (cuda->dev->lost) return base_err_set(err, BASE_EDEVICE, "%s", cuda->dev->lost_why);
+    if (cuda->told) return base_err_set(err, cuda->rc, "%s", cuda->why);
     return base_err_set(err, cuda->rc, "device cuda: %s failed in this step", cuda->what);
 }
 
@@ -239,7 +241,7 @@ int eng_cuda_forward(struct eng_cuda *cuda, const struct eng_batch *batch, struc
     struct eng_core *core = cuda->core;
     begin(cuda, batch);
     embed(cuda);
-    for (uint32_t i = 0; i < core->shape->layers && cuda->rc == 0; i++) {
+    for (uint32_t i = 0; i < core->shape->layers && eng_cuda_goes_on(cuda); i++) {
         const struct eng_layer *layer = &core->weights.layers[i];
         norm(cuda, layer->attention_norm);
         eng_cuda_attend(cuda, layer, i);
@@ -252,6 +254,7 @@ int eng_cuda_forward(struct eng_cuda *cuda, const struct eng_batch *batch, struc
         add(cuda);
         tier_poll(core->tier);
     }
+    if (core->ranks.count > 1 && !cuda->told) eng_cuda_agree(cuda, NULL);
     return end(cuda, err);
 }
 

@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Several ranks, each with an emulated card and a share of the experts, give the bits of one rank with a
+# card; a call that fails on one rank ends the same requests on all, and the next ones are answered; a
+# card that is lost, and a rank that is killed, end the job with the reason.
+#   ranks.sh [long]
+# shellcheck source=tests/e2e/support.sh
+. "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
+# shellcheck source=tests/support/rank_jobs.sh
+. "$source_dir/tests/support/rank_jobs.sh"
+long=${1:-}
+bits=$EXPERTIER_BUILD/tests/cudahost/rank_bits-emulated
+export CUDAHOST_DEVICES=4 CUDAHOST_MEMORY=64
+card='tiers.hbm.device=cuda engine.threads=1 scheduler.max_model_len=128 scheduler.max_chunked_prefill_tokens=24'
+shared=$card' parallel.tensor=1'
+if [ -z "$long" ]; then export RANK_BITS_SHORT=1; fi
+
+# COUNT PROGRAM...: $fail is what goes wrong on $victim alone.
+cat >"$work/rank" <<'END'
+#!/usr/bin/env bash
+if [ -n "${fail:-}" ] && [ "$OMPI_COMM_WORLD_RANK" = "$victim" ]; then export CUDAHOST_FAIL=$fail; fi
+export CUDAHOST_SEED=$((${seed:-1} * 8 + OMPI_COMM_WORLD_RANK))
+exec "$@"
+END
+card_ranks() { local n=$1; shift; ranks "$n" bash "$work/rank" "$bits" "$@"; }
+
+echo '== the same bits'
+make_wide wide
+make_wide wide-fp8
+models=$work/wide-fp8
+if [ -n "$long" ]; then
+    models+=" $work/wide"
+    for name in v3-bf16 v3-fp8-yarn v3-fp8-plain-q v3-f16-tied v3-fp8-odd v3-f32 v2-greedy v2-groups; do
+        models+=" $source_dir/tests/golden/$name"
+    done
+fi
+# shellcheck disable=SC2086
+{
+    "$bits" $card tiers.hbm.capacity=100% tiers.dram.capacity=100% $models >"$work/want" 2>"$work/err" ||
+        fail "one rank: $(cat "$work/err")"
+    for n in 2 4; do
+        RANK_BITS_NUMBERS=1 card_ranks $n $shared tiers.hbm.capacity=100% tiers.dram.capacity=100% $models \
+            >"$work/have" 2>"$work/err" || fail "$n ranks: $(cat "$work/err")"
+        diff "$work/want" "$work/have" || fail "$n ranks give other bits than one"
+        [ "$(grep -c "wide-fp8, experts of a layer $((12 / n)) of 12" "$work/err")" = "$n" ] ||
+            fail "a rank does not hold 1/$n of the experts: $(cat "$work/err")"
+        # One all-to-all for each group of rows of a moe layer.
+        grep -q 'rank 1: wide-fp8.* all_to_all [1-9]' "$work/err" || fail "nothing was exchanged: $(cat "$work/err")"
+        echo "$n ranks: $(wc -l <"$work/want") models, the bits of one"
+    done
+    # Slots for half of a rank's experts: they come and go while others' outputs are exchanged.
+    card_ranks 2 $shared tiers.hbm.capacity=100% tiers.dram.capacity=50% tiers.inclusion=exclusive "$work/wide-fp8" \
+        >"$work/have" 2>"$work/err" || fail "tight: $(cat "$work/err")"
+    head -n 1 "$work/want" | diff - "$work/have" || fail 'small tiers give other bits'
+}
+if [ -n "$long" ]; then
+    pebble="$card scheduler.max_num_seqs=4"
+    # shellcheck disable=SC2086
+    {
+        "$bits" $pebble tiers.hbm.capacity=25% tiers.dram.capacity=50% "$model" >"$work/want.pebble" 2>"$work/err" ||
+            fail "pebble: $(cat "$work/err")"
+        for n in 2 4; do
+            card_ranks $n $pebble parallel.tensor=1 tiers.hbm.capacity=40% tiers.dram.capacity=40% "$model" \
+                >"$work/have" 2>"$work/err" || fail "pebble on $n ranks: $(cat "$work/err")"
+            diff "$work/want.pebble" "$work/have" || fail "$n ranks of pebble give other bits than one"
+        done
+    }
+fi
+
+echo '== a call that fails on one rank'
+# CUDA's numbers: 1 an invalid value, 2 no memory.
+fails='0:1@kernel:30 1:2@copy:75'
+if [ -n "$long" ]; then
+    for at in $(seq 1 37 900); do fails+=" $((at % 2)):1@kernel:$at $(((at + 1) % 2)):2@copy:$at"; done
+fi
+model=$work/wide-fp8
+ended=0
+for each in $fails; do
+    victim=${each%%:*} fail=${each#*:}
+    export victim fail
+    # shellcheck disable=SC2086
+    RANK_BITS_SHORT=1 RANK_BITS_TWICE=1 timeout 120 bash "$source_dir/tests/support/ranks.sh" 2 bash "$work/rank" "$bits" \
+        $shared tiers.hbm.capacity=100% tiers.dram.capacity=100% "$model" >"$work/have" 2>"$work/err" ||
+        fail "rank $victim, $fail: $(cat "$work/err")"
+    if [ -z "$long" ]; then
+        head -n 1 "$work/want" | diff - "$work/have" || fail "rank $victim, $fail: the next answers have other bits"
+    fi
+    grep -q "failed: .*device cuda: rank $victim: .* failed in this step" "$work/err" && ended=$((ended + 1))
+    unset victim fail
+done
+[ $ended = "$(echo "$fails" | wc -w)" ] || [ -n "$long" ] || fail "no request says which rank failed: $(cat "$work/err")"
+echo "$(echo "$fails" | wc -w) jobs, in each a call failed on one rank: the next requests were answered"
+
+echo '== experts that cannot be read'
+# shellcheck disable=SC2086
+RANK_BITS_TWICE=1 card_ranks 2 $shared tiers.hbm.capacity=100% tiers.dram.capacity=100% io.faults=seed=3,eio=0.3 "$model" \
+    >"$work/have" 2>"$work/err" || fail "a job ends because of an expert: $(cat "$work/err")"
+grep 'failed: .*which rank [01] could not read' "$work/err" | head -n 1 | grep . || fail "no request failed: $(cat "$work/err")"
+
+echo '== what ranks with cards do not share'
+refuse() { # SAYS SETTING...
+    local says=$1; shift
+    # shellcheck disable=SC2086
+    if card_ranks 2 $card tiers.hbm.capacity=100% tiers.dram.capacity=100% "$@" "$model" >"$work/out" 2>&1; then
+        fail "not refused: $*"
+    fi
+    grep -qF -- "$says" "$work/out" || fail "no '$says' in: $(cat "$work/out")"
+}
+refuse 'set parallel.tensor: 1' parallel.tensor=2
+CUDAHOST_DEVICES=1 refuse 'ranks 0 and 1 have the same card' parallel.tensor=1
+
+echo '== a card that is lost'
+program=$work/server
+cat >"$program" <<END
+#!/usr/bin/env bash
+exec bash "$work/rank" "$EXPERTIER_BUILD/tests/cudahost/tier-server-emulated" "\$@"
+END
+chmod +x "$program"
+serve() { # [setting...]
+    local sets=() set
+    for set in $shared tiers.hbm.capacity=100% tiers.dram.capacity=100% "$@"; do sets+=(--set "$set"); done
+    start_ranks "${sets[@]}"
+}
+victims=1
+if [ -n "$long" ]; then victims='1 0'; fi
+for victim in $victims; do
+    export victim fail=700@kernel:400 # an illegal address
+    rm -f "$work"/warm*
+    serve "tiers.warm.path=$work/warm"
+    complete 'The kernel' 100 '"ignore_eos": true' >"$work/lost"
+    since=$(now_ms)
+    ended_within 10 "$since"
+    grep -q 'the CUDA device cannot go on: .*cudaError' "$work/lost" || fail "the client was not told: $(cat "$work/lost")"
+    if [ $victim = 1 ]; then grep -q 'rank 1: the CUDA device' "$work/lost" || fail "not which rank: $(cat "$work/lost")"; fi
+    [ "$(find "$work" -name 'warm.rank*' | wc -l)" = 2 ] || fail "not every rank saved its warm set: $(ls "$work")"
+    unset victim fail
+done
+
+echo '== a rank is killed while it serves'
+serve
+complete 'The kernel' 100 '"ignore_eos": true' >/dev/null 2>&1 & client=$!
+sleep 0.5
+since=$(now_ms)
+kill -KILL "$(rank_pid 1)"
+ended_within 10 "$since"
+grep -q 'rank 1 with PID .*exited on signal 9' "$work/server.log" || fail 'nobody says which rank died'
+wait $client || true

@@ -1,0 +1,52 @@
+# Jobs of several ranks, for scripts that have read tests/e2e/support.sh.
+# shellcheck shell=bash disable=SC2154
+
+# mpirun ends its processes only if it is given the time.
+stop_job() {
+    if [ -n "$server" ]; then kill -TERM "$server" 2>/dev/null || true; sleep 2; fi
+    finish
+}
+trap stop_job EXIT
+
+ranks() { bash "$source_dir/tests/support/ranks.sh" "$@"; }
+code=0
+ranks 2 true || code=$?
+[ "$code" = 77 ] && exit 77
+[ "$code" = 0 ] || fail "mpirun cannot start two processes here (exit code $code)"
+
+make_wide() { # KIND
+    mkdir "$work/$1"
+    "$EXPERTIER_BUILD/tests/support/tiny_model" "$work/$1" "$1"
+    cp "$source_dir/models/pebble"/tokenizer*.json "$work/$1"
+}
+
+# A server of two ranks of $program, tier-server if that is not set.
+start_ranks() { # [argument...]
+    : >"$work/server.log"
+    bash "$source_dir/tests/support/ranks.sh" 2 "${program:-$bin/tier-server}" --model "$model" --port 0 \
+        --set "tiers.nvme.index=$work/i" "$@" >"$work/server.log" 2>&1 &
+    server=$!
+    await_server
+}
+rank_pid() { # RANK: its process, found by what mpirun told it
+    local pid
+    for pid in $(cat "/proc/$server/task/"*/children); do
+        tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "OMPI_COMM_WORLD_RANK=$1" &&
+            echo "$pid" && return
+    done
+    fail "rank $1 has no process"
+}
+# Waits for the end of the job; prints the time it took.
+ended_within() { # SECONDS SINCE
+    local code=0
+    while kill -0 "$server" 2>/dev/null; do
+        [ $(($(date +%s%N) / 1000000 - $2)) -le $(($1 * 1000)) ] || fail "the job is still there after $1 s"
+        sleep 0.1
+    done
+    wait "$server" || code=$?
+    server=''
+    [ "$code" != 0 ] || fail 'the job ended with 0 although a rank was lost'
+    echo "ended after $(($(date +%s%N) / 1000000 - $2)) ms: $(grep -E 'error +ranks|exited on signal' "$work/server.log" | tail -n 1)"
+}
+now_ms() { echo $(($(date +%s%N) / 1000000)); }
+answer() { sed -n 's/.*"text": *"\([^"]*\)".*/\1/p'; }
