@@ -102,10 +102,11 @@ struct kern_cuda_greedy_args {
     uint32_t *ids;
 };
 
-/* out[row] = row tokens[row] of w, an unscaled matrix (F32, F16, BF16), as f32. */
+/* out[row] = row tokens[row] - first of w, an unscaled matrix (F32, F16, BF16), as f32; zeros where
+ * w has no such row. */
 struct kern_cuda_embed_args {
-    struct kern_matrix w;       /* [vocab][cols] */
-    uint32_t rows;
+    struct kern_matrix w;       /* [vocab][cols], or a share of it */
+    uint32_t rows, first;
     const uint32_t *tokens;
     float *out;                 /* [rows][cols] */
 };

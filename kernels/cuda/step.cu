@@ -11,9 +11,13 @@ template <int DTYPE> __global__ void __launch_bounds__(THREADS) embed_rows(kern_
 {
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x, row = blockIdx.y;
     if (i >= a.w.cols) return;
-    const uint8_t *from =
-        (const uint8_t *)a.w.data + a.tokens[row] * row_bytes<DTYPE>(a.w.cols);
-    a.out[(size_t)row * a.w.cols + i] = load_one<DTYPE>(from, i);
+    const uint32_t token = a.tokens[row] - a.first;
+    float *to = a.out + (size_t)row * a.w.cols + i;
+    if (token >= a.w.rows) { /* another rank's */
+        *to = 0;
+        return;
+    }
+    *to = load_one<DTYPE>((const uint8_t *)a.w.data + token * row_bytes<DTYPE>(a.w.cols), i);
 }
 
 __global__ void __launch_bounds__(THREADS) add_all(kern_cuda_add_args a)

@@ -127,6 +127,9 @@ void eng_forward(struct eng_core *core, const struct eng_batch *batch)
 int eng_head(struct eng_core *core, const struct eng_batch *batch, const uint32_t *rows,
              uint32_t count)
 {
+    /* Cards that each have the whole head: rank 0 has its own. */
+    bool alone = core->cuda && core->ranks.tensor == 1;
+    if (core->ranks.rank == 0 && !alone) eng_lead_head(&core->lead, rows, count);
     if (core->cuda) {
         struct base_err err = { 0 };
         uint64_t device_ns = eng_op_begin(core->profile);
@@ -137,7 +140,6 @@ int eng_head(struct eng_core *core, const struct eng_batch *batch, const uint32_
     const struct model_shape *s = core->shape;
     struct eng_plan *plan = &core->plan;
     uint64_t begin_ns = eng_op_begin(core->profile);
-    if (core->ranks.rank == 0) eng_lead_head(&core->lead, rows, count);
     for (uint32_t i = 0; i < count; i++) {
         core->work.ops->rmsnorm(plan->head_in + (size_t)i * s->hidden,
                                 plan->hidden + (size_t)rows[i] * s->hidden, core->weights.norm,

@@ -99,9 +99,8 @@ struct eng_share eng_ranks_share(const struct eng_ranks *r, uint32_t all)
 bool eng_ranks_by_blocks(const struct eng_ranks *r, uint32_t rows, uint32_t cols,
                          uint32_t scale_cols, uint32_t units)
 {
-    if (!r || r->tensor <= 1 || KERN_RANK_BLOCKS % r->tensor != 0 || units % r->tensor != 0) {
-        return false;
-    }
+    if (!r || r->tensor <= 1 || r->rows_only) return false;
+    if (KERN_RANK_BLOCKS % r->tensor != 0 || units % r->tensor != 0) return false;
     for (uint32_t b = 1; scale_cols > 0 && b < KERN_RANK_BLOCKS; b++) {
         if (eng_ranks_block_edge(cols, b) % scale_cols != 0) return false;
     }
@@ -140,6 +139,7 @@ void eng_ranks_room(const struct eng_ranks *r, const struct model_shape *s,
         most(&room->whole, rows * (s->heads * s->v_dim > width ? s->heads * s->v_dim : width));
         size_t widest = heads > wide ? heads : wide;
         most(&room->send, rows * (widest > each ? widest : each));
+        most(&room->send, rows * s->hidden);    /* cards: the sum of embeddings */
         most(&room->send, head_rows * vocab);
         most(&room->recv, n * room->send);
         /* By blocks: those of a rank for all outputs, all of them for a rank's outputs. */

@@ -55,6 +55,7 @@ struct eng_ranks {
     uint32_t rank, count;
     uint32_t tensor, expert;    /* 1, or count */
     const struct eng_placement *placement;      /* NULL: every rank holds every expert */
+    bool rows_only;             /* no product goes by blocks: cards have no sum of them */
 };
 
 /* What the configuration comes to with these ranks (NULL = one): BASE_ECONFIG when they are not

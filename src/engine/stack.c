@@ -468,16 +468,11 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
     return eng_open(&stack->engine, &args, err);
 }
 
-/* What ranks with cards cannot share yet. */
-static int check_cards(const struct eng_stack *stack, struct base_err *err)
+/* What ranks with cards do another way, and what they cannot do yet. */
+static int settle_cards(struct eng_stack *stack, struct base_err *err)
 {
-    const struct eng_ranks *r = &stack->ranks;
-    if (r->tensor > 1) {
-        return base_err_set(err, BASE_ECONFIG, "parallel.tensor: %" PRIu32 " cannot take effect "
-                            "with tiers.hbm.device: cuda: ranks with cards share the routed "
-                            "experts alone; set parallel.tensor: 1 (docs/ranks.md, Cards)",
-                            r->tensor);
-    }
+    struct eng_ranks *r = &stack->ranks;
+    r->rows_only = true;
     if (r->count > 1 && stack->config.comm.kind == COMM_NCCL) {
         return base_err_set(err, BASE_ECONFIG, "ranks.comm: nccl cannot take effect with "
                             "tiers.hbm.device: cuda: what ranks with cards exchange goes over the "
@@ -497,7 +492,7 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
     if (args->comm) comm_patience(args->comm, start_patience_ns);
     int rc = eng_stack_check(config, err);
     if (rc == 0) rc = eng_ranks_init(&stack->ranks, &config->ranks, args->comm, err);
-    if (rc == 0 && on_card(config)) rc = check_cards(stack, err);
+    if (rc == 0 && on_card(config)) rc = settle_cards(stack, err);
     if (rc == 0) rc = open_model(stack, args->model_dir, err);
     if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);
     if (rc == 0) rc = open_words(stack, args->model_dir, err);

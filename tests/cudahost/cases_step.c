@@ -12,18 +12,23 @@ void case_embed(struct cuda_case *c)
     struct kern_cuda_embed_args a = {
         .w = case_matrix(c, dtypes[case_below(c, 3)], vocab, cols, 0, 0),
         .rows = 1 + case_below(c, 6),
+        .first = case_below(c, 2) * case_below(c, 50),
     };
     uint32_t *tokens = guard_get(a.rows * sizeof *tokens, 0);
+    /* Of a share of the vocabulary, or of one of the others. */
     for (uint32_t r = 0; r < a.rows; r++)
-        tokens[r] = case_below(c, vocab);
+        tokens[r] = a.first ? case_below(c, 2 * a.first + vocab) : case_below(c, vocab);
     a.tokens = tokens;
     a.out = case_room(c, (size_t)a.rows * cols);
     case_finish(c, kern_cuda_embed(&a, NULL));
     float *wanted = case_room(c, cols);
     for (uint32_t r = 0; r < a.rows; r++) {
-        c->reference->to_f32(wanted,
-                             (const char *)a.w.data + tokens[r] * kern_row_bytes(a.w.dtype, cols),
-                             a.w.dtype, cols);
+        const uint32_t at = tokens[r] - a.first;
+        memset(wanted, 0, cols * sizeof *wanted);
+        if (at < vocab)
+            c->reference->to_f32(wanted,
+                                 (const char *)a.w.data + at * kern_row_bytes(a.w.dtype, cols),
+                                 a.w.dtype, cols);
         case_same(c, "out", a.out + (size_t)r * cols, wanted, cols);
     }
 }

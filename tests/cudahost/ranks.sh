@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several ranks, each with an emulated card and a share of the experts, give the bits of one rank with a
+# Several ranks, each with an emulated card and a share of the model, give the bits of one rank with a
 # card; a call that fails on one rank ends the same requests on all, and the next ones are answered; a
 # card that is lost, and a rank that is killed, end the job with the reason.
 #   ranks.sh [long]
@@ -11,7 +11,7 @@ long=${1:-}
 bits=$EXPERTIER_BUILD/tests/cudahost/rank_bits-emulated
 export CUDAHOST_DEVICES=4 CUDAHOST_MEMORY=64
 card='tiers.hbm.device=cuda engine.threads=1 scheduler.max_model_len=128 scheduler.max_chunked_prefill_tokens=24'
-shared=$card' parallel.tensor=1'
+tight='tiers.hbm.capacity=100% tiers.dram.capacity=50% tiers.inclusion=exclusive'
 if [ -z "$long" ]; then export RANK_BITS_SHORT=1; fi
 
 # COUNT PROGRAM...: $fail is what goes wrong on $victim alone.
@@ -27,18 +27,13 @@ echo '== the same bits'
 make_wide wide
 make_wide wide-fp8
 models=$work/wide-fp8
-if [ -n "$long" ]; then
-    models+=" $work/wide"
-    for name in v3-bf16 v3-fp8-yarn v3-fp8-plain-q v3-f16-tied v3-fp8-odd v3-f32 v2-greedy v2-groups; do
-        models+=" $source_dir/tests/golden/$name"
-    done
-fi
+if [ -n "$long" ]; then models+=" $work/wide"; fi
 # shellcheck disable=SC2086
 {
     "$bits" $card tiers.hbm.capacity=100% tiers.dram.capacity=100% $models >"$work/want" 2>"$work/err" ||
         fail "one rank: $(cat "$work/err")"
     for n in 2 4; do
-        RANK_BITS_NUMBERS=1 card_ranks $n $shared tiers.hbm.capacity=100% tiers.dram.capacity=100% $models \
+        RANK_BITS_NUMBERS=1 card_ranks $n $card tiers.hbm.capacity=100% tiers.dram.capacity=100% $models \
             >"$work/have" 2>"$work/err" || fail "$n ranks: $(cat "$work/err")"
         diff "$work/want" "$work/have" || fail "$n ranks give other bits than one"
         [ "$(grep -c "wide-fp8, experts of a layer $((12 / n)) of 12" "$work/err")" = "$n" ] ||
@@ -47,19 +42,37 @@ fi
         grep -q 'rank 1: wide-fp8.* all_to_all [1-9]' "$work/err" || fail "nothing was exchanged: $(cat "$work/err")"
         echo "$n ranks: $(wc -l <"$work/want") models, the bits of one"
     done
-    # Slots for half of a rank's experts: they come and go while others' outputs are exchanged.
-    card_ranks 2 $shared tiers.hbm.capacity=100% tiers.dram.capacity=50% tiers.inclusion=exclusive "$work/wide-fp8" \
-        >"$work/have" 2>"$work/err" || fail "tight: $(cat "$work/err")"
-    head -n 1 "$work/want" | diff - "$work/have" || fail 'small tiers give other bits'
+    # Experts alone, or everything else alone; in dram half of a rank's.
+    for set in parallel.tensor=1 parallel.expert=1; do
+        card_ranks 2 $card $tight $set "$work/wide-fp8" >"$work/have" 2>"$work/err" || fail "$set: $(cat "$work/err")"
+        head -n 1 "$work/want" | diff - "$work/have" || fail "$set gives other bits"
+    done
 }
 if [ -n "$long" ]; then
+    # Too few heads, or scales, to be cut: their experts alone.
+    models=''
+    for name in v3-bf16 v3-fp8-yarn v3-fp8-plain-q v3-f16-tied v3-f32 v2-greedy v2-groups; do
+        models+=" $source_dir/tests/golden/$name"
+    done
+    # shellcheck disable=SC2086
+    {
+        "$bits" $card tiers.hbm.capacity=100% tiers.dram.capacity=100% $models >"$work/golden" 2>"$work/err" ||
+            fail "one rank: $(cat "$work/err")"
+        for n in 2 4; do
+            card_ranks $n $card parallel.tensor=1 tiers.hbm.capacity=100% tiers.dram.capacity=100% $models \
+                >"$work/have" 2>"$work/err" || fail "$n ranks: $(cat "$work/err")"
+            diff "$work/golden" "$work/have" || fail "$n ranks give other bits than one"
+        done
+    }
     pebble="$card scheduler.max_num_seqs=4"
     # shellcheck disable=SC2086
     {
         "$bits" $pebble tiers.hbm.capacity=25% tiers.dram.capacity=50% "$model" >"$work/want.pebble" 2>"$work/err" ||
             fail "pebble: $(cat "$work/err")"
         for n in 2 4; do
-            card_ranks $n $pebble parallel.tensor=1 tiers.hbm.capacity=40% tiers.dram.capacity=40% "$model" \
+            share=''
+            if [ $n = 4 ]; then share=parallel.tensor=1; fi # four heads: one a rank
+            card_ranks $n $pebble $share tiers.hbm.capacity=40% tiers.dram.capacity=40% "$model" \
                 >"$work/have" 2>"$work/err" || fail "pebble on $n ranks: $(cat "$work/err")"
             diff "$work/want.pebble" "$work/have" || fail "$n ranks of pebble give other bits than one"
         done
@@ -79,7 +92,7 @@ for each in $fails; do
     export victim fail
     # shellcheck disable=SC2086
     RANK_BITS_SHORT=1 RANK_BITS_TWICE=1 timeout 120 bash "$source_dir/tests/support/ranks.sh" 2 bash "$work/rank" "$bits" \
-        $shared tiers.hbm.capacity=100% tiers.dram.capacity=100% "$model" >"$work/have" 2>"$work/err" ||
+        $card tiers.hbm.capacity=100% tiers.dram.capacity=100% "$model" >"$work/have" 2>"$work/err" ||
         fail "rank $victim, $fail: $(cat "$work/err")"
     if [ -z "$long" ]; then
         head -n 1 "$work/want" | diff - "$work/have" || fail "rank $victim, $fail: the next answers have other bits"
@@ -92,11 +105,11 @@ echo "$(echo "$fails" | wc -w) jobs, in each a call failed on one rank: the next
 
 echo '== experts that cannot be read'
 # shellcheck disable=SC2086
-RANK_BITS_TWICE=1 card_ranks 2 $shared tiers.hbm.capacity=100% tiers.dram.capacity=100% io.faults=seed=3,eio=0.3 "$model" \
+RANK_BITS_TWICE=1 card_ranks 2 $card tiers.hbm.capacity=100% tiers.dram.capacity=100% io.faults=seed=3,eio=0.3 "$model" \
     >"$work/have" 2>"$work/err" || fail "a job ends because of an expert: $(cat "$work/err")"
 grep 'failed: .*which rank [01] could not read' "$work/err" | head -n 1 | grep . || fail "no request failed: $(cat "$work/err")"
 
-echo '== what ranks with cards do not share'
+echo '== what ranks with cards cannot have'
 refuse() { # SAYS SETTING...
     local says=$1; shift
     # shellcheck disable=SC2086
@@ -105,8 +118,8 @@ refuse() { # SAYS SETTING...
     fi
     grep -qF -- "$says" "$work/out" || fail "no '$says' in: $(cat "$work/out")"
 }
-refuse 'set parallel.tensor: 1' parallel.tensor=2
-CUDAHOST_DEVICES=1 refuse 'ranks 0 and 1 have the same card' parallel.tensor=1
+refuse 'take parallel.tensor: 1' "$source_dir/tests/golden/v3-bf16"
+CUDAHOST_DEVICES=1 refuse 'ranks 0 and 1 have the same card'
 
 echo '== a card that is lost'
 program=$work/server
@@ -117,7 +130,7 @@ END
 chmod +x "$program"
 serve() { # [setting...]
     local sets=() set
-    for set in $shared tiers.hbm.capacity=100% tiers.dram.capacity=100% "$@"; do sets+=(--set "$set"); done
+    for set in $card tiers.hbm.capacity=100% tiers.dram.capacity=100% "$@"; do sets+=(--set "$set"); done
     start_ranks "${sets[@]}"
 }
 victims=1

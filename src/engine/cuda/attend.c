@@ -50,10 +50,10 @@ static void rotate(struct eng_cuda *cuda, const struct eng_layer *layer, uint32_
     const uint32_t rows = cuda->step.batch->count, head_dim = s->qk_nope_dim + s->qk_rope_dim;
     const struct kern_cuda_rope_args rope = {
         .rows = rows,
-        .heads = s->heads,
+        .heads = core->heads,
         .dims = s->qk_rope_dim,
         .x = cuda->work.q + s->qk_nope_dim,
-        .row_stride = (size_t)s->heads * head_dim,
+        .row_stride = (size_t)core->heads * head_dim,
         .head_stride = head_dim,
         .cos = cuda->step.cos,
         .sin = cuda->step.sin,
@@ -83,7 +83,7 @@ static void absorb(struct eng_cuda *cuda, const struct eng_layer *layer)
     const struct kern_cuda_absorb_args args = {
         .w = layer->kv_b,
         .rows = cuda->step.batch->count,
-        .heads = s->heads,
+        .heads = cuda->core->heads,
         .nope = s->qk_nope_dim,
         .rope = s->qk_rope_dim,
         .w_head = s->qk_nope_dim + s->v_dim,
@@ -102,7 +102,7 @@ static void attend(struct eng_cuda *cuda, uint32_t layer_index)
     const struct eng_batch *batch = cuda->step.batch;
     struct kern_cuda_mla args = {
         .rows = batch->decode_count,
-        .heads = s->heads,
+        .heads = core->heads,
         .lora = s->kv_lora_rank,
         .rope = s->qk_rope_dim,
         .q = cuda->work.q_latent,
@@ -132,7 +132,7 @@ static void attend(struct eng_cuda *cuda, uint32_t layer_index)
 static void values(struct eng_cuda *cuda, const struct eng_layer *layer)
 {
     const struct model_shape *s = cuda->core->shape;
-    const size_t latents = (size_t)s->heads * s->kv_lora_rank, heads = (size_t)s->heads * s->v_dim;
+    const size_t own = cuda->core->heads, latents = own * s->kv_lora_rank, heads = own * s->v_dim;
     for (int i = 0; i < ENG_SPANS && cuda->rc == 0; i++) {
         const struct eng_span *span = &cuda->step.spans[i];
         const struct kern_cuda_product_args args = {
@@ -165,6 +165,13 @@ void eng_cuda_attend(struct eng_cuda *cuda, const struct eng_layer *layer, uint3
     attend(cuda, layer_index);
     tier_poll(cuda->core->tier);
     values(cuda, layer);
+    if (cuda->core->ranks.tensor > 1) {
+        const struct eng_cuda_joint joint = { &layer->o, cuda->work.attended, s->heads, s->v_dim,
+                                              s->hidden, cuda->work.branch,
+                                              "the output of attention" };
+        eng_cuda_joint_product(cuda, &joint);
+        return;
+    }
     const struct eng_cuda_product out = {
         .w = &layer->o, .x = cuda->work.attended, .x_stride = (size_t)s->heads * s->v_dim,
         .y = cuda->work.branch, .y_stride = s->hidden, .k_blocks = KERN_RANK_BLOCKS,

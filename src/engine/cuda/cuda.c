@@ -64,6 +64,7 @@ static void layout_ranks(struct layout *l, struct eng_cuda_work *w, const struct
     eng_ranks_room(limits->plan.ranks, s, &limits->plan, &room);
     w->rank_send = take(l, room.send, sizeof(float));
     w->rank_recv = take(l, room.recv, sizeof(float));
+    w->rank_whole = take(l, room.whole, sizeof(float));
 }
 
 static void layout_work(struct layout *l, struct eng_cuda_work *w, const struct eng_limits *limits,
@@ -72,7 +73,10 @@ static void layout_work(struct layout *l, struct eng_cuda_work *w, const struct 
     const uint64_t rows = limits->plan.rows, real = sizeof(float);
     const uint64_t pairs = rows * s->top_k, width = s->kv_lora_rank + s->qk_rope_dim;
     const uint64_t members = (uint64_t)limits->plan.decode_rows + 1;
-    const struct kern_cuda_mla decode = { .rows = limits->plan.decode_rows, .heads = s->heads,
+    const struct eng_ranks *ranks = limits->plan.ranks;
+    const uint64_t heads = eng_ranks_share(ranks, s->heads).each;
+    const struct kern_cuda_mla decode = { .rows = limits->plan.decode_rows,
+                                          .heads = (uint32_t)heads,
                                           .lora = s->kv_lora_rank,
                                           .tokens_max = limits->tokens_max };
     *w = (struct eng_cuda_work){ 0 };
@@ -80,12 +84,13 @@ static void layout_work(struct layout *l, struct eng_cuda_work *w, const struct 
     w->normed = take(l, rows * s->hidden, real);
     w->branch = take(l, rows * s->hidden, real);
     w->q_a = take(l, rows * s->q_lora_rank, real);
-    w->q = take(l, rows * s->heads * (s->qk_nope_dim + s->qk_rope_dim), real);
+    w->q = take(l, rows * heads * (s->qk_nope_dim + s->qk_rope_dim), real);
     w->kv = take(l, rows * width, real);
-    w->q_latent = take(l, rows * s->heads * width, real);
-    w->latent = take(l, rows * s->heads * s->kv_lora_rank, real);
-    w->attended = take(l, rows * s->heads * s->v_dim, real);
-    w->mlp_act = take(l, rows * larger(s->dense_width, s->shared_experts * s->expert_width), real);
+    w->q_latent = take(l, rows * heads * width, real);
+    w->latent = take(l, rows * heads * s->kv_lora_rank, real);
+    w->attended = take(l, rows * heads * s->v_dim, real);
+    const uint32_t wide = larger(s->dense_width, s->shared_experts * s->expert_width);
+    w->mlp_act = take(l, rows * eng_ranks_share(ranks, wide).each, real);
     w->gate_logits = take(l, rows * s->experts, real);
     w->route_ids = take(l, pairs, sizeof(uint32_t));
     w->route_weights = take(l, pairs, real);
@@ -125,6 +130,30 @@ void eng_cuda_bytes(struct eng_cuda_bytes *out, const struct eng_limits *limits,
 
 /* -------------------------------------------------------------------------------------- open -- */
 
+/* Rows of a matrix have the bits of the whole's only where the same kernels take them: tiles want
+ * scales for 16 rows, and products of heads more than one head. */
+static int check_shares(const struct eng_core *core, struct base_err *err)
+{
+    enum { SCALE_ROWS = 16, HEAD_ROWS = 128 };
+    const struct model_shape *s = core->shape;
+    const struct eng_weights *weights = &core->weights;
+    const bool tiled = s->fp8_block_rows % SCALE_ROWS == 0;
+    if (core->ranks.tensor <= 1) return 0;
+    bool apart = core->heads == 0 || (core->heads == 1 && s->v_dim % HEAD_ROWS != 0);
+    for (uint32_t i = 0; i < weights->layer_count && !apart; i++) {
+        const struct eng_layer *l = &weights->layers[i];
+        const struct kern_matrix *const parts[] = { &l->q_b, &l->kv_b, &l->o, &l->mlp.gate,
+                                                    &l->mlp.up, &l->mlp.down };
+        for (size_t p = 0; p < sizeof parts / sizeof parts[0]; p++)
+            apart |= tiled && parts[p]->scales && parts[p]->scale_rows % SCALE_ROWS != 0;
+    }
+    if (!apart) return 0;
+    return base_err_set(err, BASE_EMISMATCH, "%s: parallel.tensor: %u cuts its matrices where the "
+                        "kernels of the cuda device cannot go on with the same bits: a rank needs "
+                        "two heads, and FP8 scales a multiple of %d rows; take parallel.tensor: 1",
+                        s->name, core->ranks.tensor, SCALE_ROWS);
+}
+
 /* What kern_cuda_* would refuse step by step. */
 static int check_model(const struct eng_core *core, struct base_err *err)
 {
@@ -137,6 +166,8 @@ static int check_model(const struct eng_core *core, struct base_err *err)
                             s->name, KERN_CUDA_LATENT_MAX, KERN_CUDA_WIDTH_MAX, s->kv_lora_rank,
                             s->qk_rope_dim);
     }
+    int rc = check_shares(core, err);
+    if (rc < 0) return rc;
     if (s->experts > KERN_CUDA_EXPERTS_MAX) {
         return base_err_set(err, BASE_EMISMATCH,
                             "%s: the kernels of the cuda device route to up to %d experts, this "

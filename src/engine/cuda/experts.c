@@ -46,10 +46,17 @@ void eng_cuda_mlp(struct eng_cuda *cuda, const struct eng_layer *layer, uint32_t
             .x = cuda->work.normed,
             .act = cuda->work.mlp_act,
         };
-        if (span->count == 0) continue;
+        if (span->count == 0 || mlp->gate.rows == 0) continue;
         int rc = span->tiles ? kern_cuda_experts_in_tiles(&args, cuda->stream) : -EINVAL;
         if (rc == -EINVAL) rc = kern_cuda_experts_in(&args, cuda->stream);
         eng_cuda_keep(cuda, rc, "a dense or shared part");
+    }
+    if (cuda->core->ranks.tensor > 1) {
+        const struct eng_cuda_joint joint = { &mlp->down, cuda->work.mlp_act, mlp->width, 1,
+                                              cuda->core->shape->hidden, cuda->work.branch,
+                                              "a dense or shared part" };
+        eng_cuda_joint_product(cuda, &joint);
+        return;
     }
     const struct eng_cuda_product down = {
         .w = &mlp->down, .x = cuda->work.mlp_act, .x_stride = mlp->down.cols,

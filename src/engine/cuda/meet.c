@@ -62,9 +62,9 @@ static void copy(struct eng_cuda *cuda, enum dev_queue way, void *to, const void
 }
 
 /* Down, so that the host has it. The copy up of the exchange before is over then, too. */
-static void down(struct eng_cuda *cuda, size_t bytes)
+static void down(struct eng_cuda *cuda, const float *from, size_t bytes)
 {
-    copy(cuda, DEV_DOWN, cuda->core->plan.rank_send, cuda->work.rank_send, bytes);
+    copy(cuda, DEV_DOWN, cuda->core->plan.rank_send, from, bytes);
     if (cuda->rc == 0) eng_cuda_keep(cuda, dev_stream_note(cuda->dev), "waiting for an exchange");
     if (cuda->rc == 0) eng_cuda_keep(cuda, dev_stream_reach(cuda->dev), "waiting for an exchange");
 }
@@ -79,16 +79,17 @@ static void to_all(struct eng_cuda *cuda, const size_t *sent, const size_t *got)
         out += sent[i];
         in += got[i];
     }
-    down(cuda, out);
+    down(cuda, cuda->work.rank_send, out);
     comm_all_to_all(r->comm, plan->rank_send, sent, plan->rank_recv, got);
     copy(cuda, DEV_UP, cuda->work.rank_recv, plan->rank_recv, in);
 }
 
-static void gather(struct eng_cuda *cuda, size_t bytes)
+/* `from` -> work.rank_recv. */
+static void gather(struct eng_cuda *cuda, const float *from, size_t bytes)
 {
     const struct eng_plan *plan = &cuda->core->plan;
     const struct eng_ranks *r = &cuda->core->ranks;
-    down(cuda, bytes);
+    down(cuda, from, bytes);
     comm_all_gather(r->comm, plan->rank_send, plan->rank_recv, bytes);
     copy(cuda, DEV_UP, cuda->work.rank_recv, plan->rank_recv, r->count * bytes);
 }
@@ -97,6 +98,44 @@ static void columns(struct eng_cuda *cuda, const struct kern_cuda_columns_args *
 {
     if (cuda->rc == 0 && args->rows > 0)
         eng_cuda_keep(cuda, kern_cuda_columns(args, cuda->stream), "an exchange's columns");
+}
+
+/* ------------------------------------------------------------------------------ dense layers -- */
+
+void eng_cuda_gather(struct eng_cuda *cuda, const struct eng_cuda_gather *g)
+{
+    const uint32_t count = cuda->core->ranks.count, each = (g->units + count - 1) / count * g->unit;
+    const struct kern_cuda_columns_args join = {
+        .rows = g->rows, .width = g->units * g->unit, .each = each, .whole = g->whole,
+        .parts = cuda->work.rank_recv, .join = true,
+    };
+    gather(cuda, g->part, (size_t)g->rows * each * sizeof(float));
+    columns(cuda, &join);
+}
+
+void eng_cuda_joint_product(struct eng_cuda *cuda, const struct eng_cuda_joint *j)
+{
+    const uint32_t rows = cuda->step.batch->count;
+    const struct eng_cuda_gather input = { j->x_part, cuda->work.rank_whole, rows, j->x_units,
+                                           j->x_unit };
+    const struct eng_cuda_product product = {
+        .w = j->w, .x = cuda->work.rank_whole, .x_stride = j->w->cols, .y = cuda->work.rank_send,
+        .y_stride = j->w->rows, .k_blocks = KERN_RANK_BLOCKS, .what = j->what,
+    };
+    const struct eng_cuda_gather output = { cuda->work.rank_send, j->y, rows, j->cols, 1 };
+    eng_cuda_gather(cuda, &input);
+    if (j->w->rows > 0) eng_cuda_product(cuda, &product);
+    eng_cuda_gather(cuda, &output);
+}
+
+/* As integers they add up to its very bits. */
+void eng_cuda_join_embeddings(struct eng_cuda *cuda)
+{
+    const struct eng_core *core = cuda->core;
+    const size_t count = (size_t)cuda->step.batch->count * core->shape->hidden;
+    down(cuda, cuda->work.hidden, count * sizeof(float));
+    comm_all_reduce(core->ranks.comm, (uint32_t *)(void *)core->plan.rank_send, count);
+    copy(cuda, DEV_UP, cuda->work.hidden, core->plan.rank_send, count * sizeof(float));
 }
 
 /* ----------------------------------------------------------------------------------- experts -- */
@@ -176,7 +215,7 @@ void eng_cuda_exchange(struct eng_cuda *cuda, const struct eng_cuda_exchange *x)
     put_sums(cuda, x, &sum);
     if (cuda->rc == 0 && sum.hidden > 0)
         eng_cuda_keep(cuda, kern_cuda_combine(&sum, cuda->stream), "the sum of experts");
-    gather(cuda, (size_t)rows * own.each * sizeof(float));
+    gather(cuda, cuda->work.rank_send, (size_t)rows * own.each * sizeof(float));
     const struct kern_cuda_columns_args join = {
         .rows = rows, .width = hidden, .each = own.each, .parts = cuda->work.rank_recv,
         .whole = cuda->work.branch + (size_t)x->begin * hidden, .join = true, .add = x->add,

@@ -29,7 +29,8 @@ struct eng_cuda_work {
     void **places;              /* [layers][rows] */
     float *head_in, *logits;
     uint32_t *head_best;
-    float *rank_send, *rank_recv;       /* several ranks: what collectives take and bring */
+    float *rank_send, *rank_recv;       /* several ranks: what collectives take and bring; */
+    float *rank_whole;                  /* an input that was gathered */
     uint32_t *row_self;         /* [rows]: 0, 1, 2, ... */
     struct kern_cuda_expert *mlps;      /* [layers]: the dense part, or the shared experts */
     char *step, *layer;         /* of the wires */
@@ -125,6 +126,27 @@ struct eng_cuda_failed {
 bool eng_cuda_agree(struct eng_cuda *cuda, struct eng_cuda_failed *failed);
 /* This rank's step goes on, if only to meet the others. */
 bool eng_cuda_goes_on(const struct eng_cuda *cuda);
+
+/* whole[rows][units * unit] of every rank's part[rows][its units * unit], ceil(units / ranks) units
+ * each; part may be work.rank_send, and is read as if it had as many columns as the widest. */
+struct eng_cuda_gather {
+    const float *part;
+    float *whole;
+    uint32_t rows, units, unit;
+};
+void eng_cuda_gather(struct eng_cuda *cuda, const struct eng_cuda_gather *gather);
+/* Of ranks that share dense layers: y[rows of the batch][cols] = w x, from this rank's rows `w` of
+ * the matrix and its part of x, [rows][its units * unit]. */
+struct eng_cuda_joint {
+    const struct kern_matrix *w;
+    const float *x_part;
+    uint32_t x_units, x_unit, cols;
+    float *y;
+    const char *what;
+};
+void eng_cuda_joint_product(struct eng_cuda *cuda, const struct eng_cuda_joint *joint);
+/* One rank has a token's embedding, the others zeros. */
+void eng_cuda_join_embeddings(struct eng_cuda *cuda);
 
 /* Routed experts that lie over ranks, rows [begin, end) of a layer. After the deal
  * (engine/exchange.h) outputs of this rank's pairs lie in work.pair_out in order of expert_place;

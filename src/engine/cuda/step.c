@@ -177,11 +177,13 @@ static void embed(struct eng_cuda *cuda)
     const struct kern_cuda_embed_args args = {
         .w = cuda->core->weights.embed,
         .rows = cuda->step.batch->count,
+        .first = eng_ranks_share(&cuda->core->ranks, cuda->core->shape->vocab).begin,
         .tokens = cuda->step.tokens,
         .out = cuda->work.hidden,
     };
-    if (cuda->rc < 0) return;
-    eng_cuda_keep(cuda, kern_cuda_embed(&args, cuda->stream), "embedding");
+    if (cuda->rc == 0)
+        eng_cuda_keep(cuda, kern_cuda_embed(&args, cuda->stream), "embedding");
+    if (cuda->core->ranks.tensor > 1) eng_cuda_join_embeddings(cuda);
 }
 
 static void norm(struct eng_cuda *cuda, const float *weight)
@@ -323,10 +325,21 @@ static void bring_best(struct eng_cuda *cuda, uint32_t count)
                   "copying tokens");
 }
 
+/* Every rank's share of the logits, for rank 0, which goes on alone. Whether that succeeded is told
+ * to all. */
+static bool join_logits(struct eng_cuda *cuda, uint32_t count)
+{
+    const struct eng_cuda_gather logits = { cuda->work.rank_send, cuda->work.logits, count,
+                                            cuda->core->shape->vocab, 1 };
+    eng_cuda_gather(cuda, &logits);
+    return eng_cuda_agree(cuda, NULL) && cuda->core->ranks.rank == 0;
+}
+
 int eng_cuda_head(struct eng_cuda *cuda, const uint32_t *rows, uint32_t count, struct base_err *err)
 {
     struct eng_core *core = cuda->core;
     const struct kern_matrix *w = &core->weights.head;
+    const bool joint = core->ranks.tensor > 1;
     cuda->rc = 0;
     for (uint32_t i = 0; i < count;)
         i += head_norm(cuda, rows, i, count);
@@ -338,10 +351,12 @@ int eng_cuda_head(struct eng_cuda *cuda, const uint32_t *rows, uint32_t count, s
         .group = w->rows,
         .x = cuda->work.head_in,
         .x_stride = w->cols,
-        .y = cuda->work.logits,
+        .y = joint ? cuda->work.rank_send : cuda->work.logits,
         .y_stride = w->rows,
     };
-    if (cuda->rc == 0) eng_cuda_keep(cuda, kern_cuda_product(&args, cuda->stream), "the head");
+    if (cuda->rc == 0 && w->rows > 0)
+        eng_cuda_keep(cuda, kern_cuda_product(&args, cuda->stream), "the head");
+    if (joint && !join_logits(cuda, count)) return end(cuda, err);
     bring_logits(cuda, count);
     bring_best(cuda, count);
     if (cuda->rc == 0) eng_cuda_keep(cuda, dev_stream_note(cuda->dev), "waiting for logits");
