@@ -108,6 +108,21 @@ static uint32_t line_pop(struct pred_timed *t, struct list *line, uint8_t flag)
     return key;
 }
 
+/* Somebody waits for a read that is under way from now on. */
+static void asked_begin(struct pred_timed *t, struct seat *at)
+{
+    at->asked = true;
+    if (t->asked_reads++ == 0) t->asked_since_ns = t->now;
+}
+
+static void asked_end(struct pred_timed *t, struct seat *at, uint64_t end_ns)
+{
+    if (!at->asked) return;
+    at->asked = false;
+    if (--t->asked_reads > 0 || end_ns < t->asked_since_ns) return;
+    t->step_asked_ns += end_ns - t->asked_since_ns;
+}
+
 static void queue(struct pred_timed *t, uint32_t key)
 {
     if (t->dram_free == 0) {
@@ -118,6 +133,7 @@ static void queue(struct pred_timed *t, uint32_t key)
     struct seat *at = &t->dram[key];
     *at = (struct seat){ .state = SEAT_QUEUED, .prefetch = !(t->flags[key] & DEMAND) };
     if (at->prefetch) t->prefetch_open++;
+    else asked_begin(t, at);
     list_push(at->prefetch ? &t->prefetch : &t->demand, key);
 }
 
@@ -139,6 +155,7 @@ static void prefetch_close(struct pred_timed *t, const struct seat *at)
 static void dram_give(struct pred_timed *t, uint32_t key)
 {
     prefetch_close(t, &t->dram[key]);
+    asked_end(t, &t->dram[key], t->now);
     t->dram[key] = (struct seat){ 0 };
     t->dram_free++;
     seat_waiting(t);
@@ -153,6 +170,7 @@ static void leave_dram(struct pred_timed *t, uint32_t key)
     }
     if (at->state == SEAT_READING) {
         prefetch_close(t, at);
+        asked_end(t, at, t->now);
         at->prefetch = false;
         return;
     }
@@ -257,6 +275,7 @@ static void demand(struct pred_timed *t, uint32_t key)
     } else if (at->state == SEAT_READING) {
         t->flags[key] |= LATE;
     }
+    if (at->state != SEAT_READY) asked_begin(t, at);
     prefetch_close(t, at);
     at->prefetch = false;
 }
@@ -346,9 +365,10 @@ static void pump(struct pred_timed *t)
     }
 }
 
-static void read_end(struct pred_timed *t, uint32_t key)
+static void read_end(struct pred_timed *t, uint32_t key, uint64_t arrival_ns)
 {
     struct seat *at = &t->dram[key];
+    asked_end(t, at, arrival_ns);
     t->reads_in_flight -= (uint32_t)t->machine->expert_reads;
     if (t->reads_in_flight == 0) t->busy_ns += t->reads.free_ns - t->busy_since_ns;
     if (!needs_dram(t, key)) {
@@ -392,7 +412,7 @@ static uint64_t reap(struct pred_timed *t)
     while ((next = next_ns(t)) <= t->now) {
         if (link_next(&t->reads) == next) {
             t->now += t->machine->nvme_take_in;
-            read_end(t, link_take(&t->reads));
+            read_end(t, link_take(&t->reads), next);
         } else if (link_next(&t->up) == next) {
             up_end(t, link_take(&t->up));
         } else {
@@ -476,11 +496,13 @@ uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t
                             enum tier_phase phase)
 {
     uint64_t before[TIER_CELL_COUNT];
-    uint32_t base = layer * t->experts, resident = 0, hits = 0;
+    uint32_t base = layer * t->experts, resident = 0, hits = 0, in_place = 0;
+    uint32_t asked = t->asked_reads;
     for (int c = 0; c < TIER_CELL_COUNT; c++) {
         before[c] = tier_decide_counts(t->decide, 0, (enum tier_cell)c)->lookups;
     }
     if (t->step_acquires++ == 0) t->step_began_ns = t->now;
+    if (phase == TIER_PREFILL) t->governor.prompt = t->copy_pace.prompt = true;
     uint32_t k = tier_decide_acquire(t->decide, layer, ids, n, phase, t->found);
     carry_out(t, true);
     for (uint32_t i = 0; i < k; i++) {
@@ -499,6 +521,7 @@ uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t
             t->stats.below_lookups++;
             t->stats.below_hits += is_ready(t->dram, key);
             t->stats.in_place++;
+            in_place += is_ready(t->dram, key);
             use_in_place(t, key);
         } else if (t->tiers == 2) {
             t->stats.below_lookups++;
@@ -506,6 +529,8 @@ uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t
                                                              t->hbm[key].moving == MOVING_UP);
         }
     }
+    t->step_quiet += t->asked_reads == asked;
+    t->step_still += hits + in_place == k;
     pump(t);
     count(&t->stats.cells[cell_counted(t, before)], k, hits, resident - hits);
     count(&t->layer_stats[layer].counts, k, hits, resident - hits);
@@ -622,21 +647,33 @@ uint32_t pred_timed_hint(struct pred_timed *t, const struct tier_hint *hints, ui
     return admitted;
 }
 
-/* Between two acquires of the step, what was not waited. */
-static void pace(struct pred_timed *t, uint64_t stall_ns)
+/* Between two acquires of the step, what nothing that was asked for was under way. */
+static void pace(struct pred_timed *t)
 {
     const struct pred_timed_stats *s = &t->stats;
     if (t->step_acquires == 0) return;
-    double idle = (double)(t->now - t->step_began_ns - stall_ns) / (double)t->step_acquires;
-    double bytes = (double)t->config.governor.read_bytes;
+    double acquires = (double)t->step_acquires, bytes = (double)t->config.governor.read_bytes;
+    double step = (double)(t->now - t->step_began_ns);
     if (t->busy_ns > 0) {
-        tier_governor_pace(&t->governor, idle,
-                           bytes * (double)t->busy_ns / (double)t->busy_bytes);
+        struct tier_governor_pace reads = {
+            .idle_ns = (step - (double)t->step_asked_ns) / acquires,
+            .fetch_ns = bytes * (double)t->busy_ns / (double)t->busy_bytes,
+            .work_ns = (double)t->machine->nvme_take_in,
+            .quiet = (double)t->step_quiet / acquires,
+        };
+        tier_governor_pace(&t->governor, &reads);
     }
     if (s->copy_up_bytes > 0) {
-        tier_governor_pace(&t->copy_pace, idle, (double)t->copy_ns / (double)t->copies);
+        struct tier_governor_pace copies = {
+            .idle_ns = (step - (double)t->step_wait_ns) / acquires,
+            .fetch_ns = (double)t->copy_ns / (double)t->copies,
+            .quiet = (double)t->step_still / acquires,
+        };
+        tier_governor_pace(&t->copy_pace, &copies);
     }
-    t->step_acquires = 0;
+    t->step_acquires = t->step_quiet = t->step_still = 0;
+    t->governor.prompt = t->copy_pace.prompt = false;
+    t->step_asked_ns = 0;
 }
 
 void pred_timed_step_end(struct pred_timed *t)
@@ -658,7 +695,8 @@ void pred_timed_step_end(struct pred_timed *t)
     for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) {
         account.stall_ns += s->wait_ns[w] - m->wait_ns[w];
     }
-    pace(t, account.stall_ns);
+    t->step_wait_ns = account.stall_ns;
+    pace(t);
     s->governed_steps += !tier_governor_on(&t->governor);
     tier_governor_step(&t->governor, &account);
     s->governor_switches = t->governor.switches;

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "predictor/timed_priv.h"
+#include "tiering/policy.h"
 
 /* Slots beside those that policies work with, as tiering.c has them. */
 static void slots_count(struct pred_timed *t)
@@ -103,6 +104,8 @@ int pred_timed_create(struct pred_timed **out, const struct pred_timed_config *c
     }
     t->config.governor.read_bytes = most;
     t->config.governor.inflight_bytes = config->prefetch_inflight;
+    t->config.governor.displaced = tier_policy_displaced(config->decide.tiers[0].policy,
+                                                         config->decide.top_k, t->experts);
     if (config->decide.prefetch) {
         tier_governor_init(&t->governor, &t->config.governor);
         t->copy_pace = t->governor;

@@ -27,6 +27,7 @@ enum moving { STILL, MOVING_UP, MOVING_DOWN };
 struct seat {
     uint8_t state, moving;
     bool prefetch; /* fetched for nobody, and nobody has asked since */
+    bool asked;    /* a read under way that somebody waits for */
 };
 
 struct node {
@@ -69,7 +70,13 @@ struct pred_timed {
     uint32_t *hinted; /* [layers] admitted since the layer's last acquire */
     struct tier_governor governor;
     struct tier_governor copy_pace;     /* pace of the lane up; else unused */
-    uint64_t step_acquires, step_began_ns;
+    uint32_t asked_reads;       /* under way, and somebody waits for them */
+    uint64_t asked_since_ns;
+    /* Of the running step: acquires, those that asked for no read, those that found all they use
+     * where it is used; the time of the first one, the time while reads that somebody waits for
+     * were under way, the time waited. */
+    uint64_t step_acquires, step_quiet, step_still;
+    uint64_t step_began_ns, step_asked_ns, step_wait_ns;
     uint64_t copies, copy_ns;   /* up, under transfer */
     uint64_t earned_ns;         /* when the governor's credit was last earned */
     uint64_t busy_since_ns, busy_ns, busy_bytes;    /* while any read was under way */

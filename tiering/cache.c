@@ -69,6 +69,23 @@ static void prefetch_close(struct tier_cache *c, struct tier_slot *at)
     if (at->prefetch && at->state != TIER_SLOT_READY) c->prefetch_open--;
 }
 
+/* Somebody waits for a read that is under way from now on. */
+static void asked_begin(struct tier_cache *c, struct tier_slot *at)
+{
+    at->asked = true;
+    if (c->asked_reads++ == 0) c->asked_since_ns = base_clock_now_ns(c->clock);
+}
+
+/* It came at `end_ns` (0: now, or it will not come). */
+static void asked_end(struct tier_cache *c, struct tier_slot *at, uint64_t end_ns)
+{
+    if (!at->asked) return;
+    at->asked = false;
+    if (--c->asked_reads > 0) return;
+    if (end_ns == 0) end_ns = base_clock_now_ns(c->clock);
+    if (end_ns > c->asked_since_ns) c->asked_ns += end_ns - c->asked_since_ns;
+}
+
 /* -- slots for keys --------------------------------------------------------------------------- */
 
 void tier_line_push(struct tier_cache *c, struct tier_line *line, uint32_t key, uint8_t flag)
@@ -114,6 +131,7 @@ static void seat(struct tier_cache *c, uint32_t key)
     c->dram.slot_of[key] = slot;
     at->prefetch = !(c->flags[key] & TIER_KEY_DEMAND);
     if (at->prefetch) c->prefetch_open++;
+    else asked_begin(c, at);
     queue_push(c, queue_of(c, at), slot);
 }
 
@@ -134,6 +152,7 @@ static void give_slot(struct tier_cache *c, uint32_t slot)
     MUST(at->state != TIER_SLOT_READY || c->use[at->key].leases == 0 ||
          (c->device && c->flags[at->key] & (TIER_KEY_HBM | TIER_KEY_FAILED)));
     prefetch_close(c, at);
+    asked_end(c, at, 0);
     tier_cache_unnote(c, at->key);
     c->dram.slot_of[at->key] = TIER_NO_SLOT;
     tier_slots_give(&c->dram.slots, slot);
@@ -162,6 +181,7 @@ static void leave_dram(struct tier_cache *c, uint32_t key)
     if (at->prefetch) tell_fate(c, key, at->state == TIER_SLOT_QUEUED ? "cancelled" : "wasted");
     if (at->state == TIER_SLOT_READING) {
         prefetch_close(c, at);
+        asked_end(c, at, 0);
         at->prefetch = false;
         return;
     }
@@ -247,6 +267,7 @@ void tier_cache_demand(struct tier_cache *c, uint32_t key)
             tier_io_promote(c->io, &load->reqs[i]);
         }
     }
+    if (at->state != TIER_SLOT_READY) asked_begin(c, at);
     prefetch_close(c, at);
     at->prefetch = at->restore = false;
 }
@@ -499,6 +520,7 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
     }
     c->flags[key] |= TIER_KEY_VERIFIED;
     prefetch_close(c, at);
+    asked_end(c, at, load->end_ns);
     at->state = TIER_SLOT_READY;
     if (at->restore) at->prefetch = at->restore = false;    /* as if it had never left */
     account(c, load);
@@ -535,8 +557,11 @@ static void request_done(struct tier_cache *c, struct tier_io_req *req)
 static void arrived_end(struct tier_cache *c)
 {
     struct tier_load *load = &c->loads[c->arrived];
+    uint64_t begin_ns = base_clock_now_ns(c->clock);
     c->arrived = load->next_free;
     load_end(c, load);
+    c->taken_in++;
+    c->take_in_ns += base_clock_now_ns(c->clock) - begin_ns;
 }
 
 static void watch(struct tier_cache *c, uint64_t now)

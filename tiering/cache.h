@@ -165,6 +165,9 @@ struct tier_cache {
     struct tier_failure failures[TIER_FAILURES_MAX];
     uint32_t failure_count;
     uint64_t busy_since_ns, busy_ns, busy_bytes;   /* while anything was in flight */
+    uint32_t asked_reads;       /* queued or in flight, and somebody waits for them */
+    uint64_t asked_since_ns, asked_ns;      /* while there were any */
+    uint64_t taken_in, take_in_ns;          /* loads that ended, and this thread's time for that */
 };
 
 int tier_cache_create(struct tier_cache *cache, const struct tier_cache_args *args,

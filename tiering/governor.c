@@ -19,8 +19,8 @@ enum {
 #define HARMS_ABOVE 1.15
 #define RISE 0.2                /* of the way to 1 that the least probability rises at once */
 #define FALL 0.9
-#define BETWEEN 0.5             /* what idle time before a nearer acquire counts */
 #define PACE_PART 0.125         /* of a step in the means of idle and fetch time */
+#define IDLE_STEP 0.05          /* of a fetch: what idle time may grow by from nothing */
 
 void tier_governor_init(struct tier_governor *g, const struct tier_governor_options *options)
 {
@@ -45,22 +45,30 @@ void tier_governor_earn(struct tier_governor *g, uint64_t bytes)
     }
 }
 
-void tier_governor_pace(struct tier_governor *g, double idle_ns, double fetch_ns)
+void tier_governor_pace(struct tier_governor *g, const struct tier_governor_pace *step)
 {
-    if (!(idle_ns >= 0) || !(fetch_ns > 0)) return;
-    double part = g->fetch_ns > 0 ? PACE_PART : 1;
-    g->idle_ns += (idle_ns - g->idle_ns) * part;
-    g->fetch_ns += (fetch_ns - g->fetch_ns) * part;
+    struct tier_governor_pace *mean = &g->pace[g->prompt];
+    if (!(step->idle_ns >= 0) || !(step->fetch_ns > 0)) return;
+    double part = mean->fetch_ns > 0 ? PACE_PART : 1, idle = step->idle_ns;
+    /* A thread that had to wait for its processor looks idle too; once in a while means nothing. */
+    double most = 2 * mean->idle_ns + step->fetch_ns * IDLE_STEP;
+    if (mean->fetch_ns > 0 && idle > most) idle = most;
+    mean->idle_ns += (idle - mean->idle_ns) * part;
+    mean->fetch_ns += (step->fetch_ns - mean->fetch_ns) * part;
+    mean->work_ns += (step->work_ns - mean->work_ns) * part;
+    mean->quiet += (step->quiet - mean->quiet) * part;
 }
 
 double tier_governor_worth(const struct tier_governor *g, uint32_t distance, uint32_t ahead)
 {
+    const struct tier_governor_pace *p = &g->pace[g->prompt];
     if (g->options.fixed) return 0;
-    if (g->fetch_ns <= 0) return 1;
+    if (p->fetch_ns <= 0) return 1;
     /* The acquires between want their own experts: what is on its way then is in their way. */
-    double room = g->idle_ns * (1 + (distance - 1) * BETWEEN) - g->fetch_ns * ahead;
+    double room = p->idle_ns * (1 + (distance - 1) * p->quiet) - p->fetch_ns * ahead;
     if (room <= 0) return 1;
-    return room < g->fetch_ns ? 1 - room / g->fetch_ns : 0;
+    double lost = room < p->fetch_ns ? p->fetch_ns - room : 0;
+    return (lost + p->work_ns) / (p->fetch_ns + p->work_ns) + g->options.displaced;
 }
 
 bool tier_governor_admit(struct tier_governor *g, float probability, uint32_t idle)

@@ -38,6 +38,8 @@ struct tier_governor_options {
     double share;               /* of the read bandwidth, (0, 1] */
     double waste_max;           /* wasted bytes for each byte that steps needed, >= 0 */
     double probability_min;     /* never worth less than this */
+    double displaced;           /* chance that what leaves for a fetch would have been asked for,
+                                 * where the policy does not weigh that itself */
     bool fixed;                 /* stays on, at the floor */
 };
 
@@ -58,12 +60,22 @@ enum tier_governor_state {
     TIER_GOVERNOR_PROBE,        /* off, but for a window with it, to compare */
 };
 
+/* What steps leave room for. Those with a prompt compute far longer between two acquires. */
+struct tier_governor_pace {
+    double idle_ns;             /* between two acquires, with nothing under way that is asked for */
+    double fetch_ns;            /* that an expert takes to come */
+    double work_ns;             /* of it for the computing thread: checks, bookkeeping */
+    double quiet;               /* share of the acquires that asked for nothing to come this way */
+};
+
 struct tier_governor {
     struct tier_governor_options options;
     enum tier_governor_state state;
     double probability;         /* least that is worth a read */
     double credit;              /* bytes */
-    double idle_ns, fetch_ns;   /* means of late; 0 = not known */
+    struct tier_governor_pace pace[2];  /* means of late, of steps [with a prompt]; fetch_ns 0 = not
+                                         * known */
+    bool prompt;                /* the step that runs has one */
     /* of the running window */
     uint32_t steps;
     struct tier_governor_account window;
@@ -82,16 +94,16 @@ void tier_governor_init(struct tier_governor *governor,
 /* The disk could have read so many bytes since the last call. */
 void tier_governor_earn(struct tier_governor *governor, uint64_t bytes);
 
-/* What the steps leave room for, told at the end of each: between two acquires nothing was waited
- * for during `idle_ns`; an expert takes `fetch_ns` to come. */
-void tier_governor_pace(struct tier_governor *governor, double idle_ns, double fetch_ns);
+/* Told at the end of each step. The caller sets governor->prompt once a step turns out to have one,
+ * and clears it behind this. */
+void tier_governor_pace(struct tier_governor *governor, const struct tier_governor_pace *step);
 
 /* The least probability at which fetching an expert ahead saves more than it costs, `distance`
  * acquires before its own and behind `ahead` others that are under way. Fetched in time that is
- * idle anyway it costs nothing; idle time before an acquire nearer than its own counts half, for
- * that one's misses may find it in their way. What does not fit in there only moves a wait
- * forward, and is lost if the expert is not asked for. 1 before anything was measured, 0 when
- * fixed. */
+ * idle anyway it costs nothing but the work of taking it in; idle time before an acquire nearer
+ * than its own is there only if that one asks for nothing. What does not fit in there only moves a
+ * wait forward, and is lost if the expert is not asked for. 1 or more before anything was measured
+ * and where nothing is worth it, 0 when fixed. */
 double tier_governor_worth(const struct tier_governor *governor, uint32_t distance,
                            uint32_t ahead);
 

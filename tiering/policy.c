@@ -28,6 +28,12 @@ const struct tier_policy_ops *tier_policy_find(const char *name)
     return NULL;
 }
 
+double tier_policy_displaced(const char *name, uint32_t top_k, uint32_t experts)
+{
+    const struct tier_policy_ops *ops = tier_policy_find(name);
+    return ops && ops->worth ? 0 : (double)top_k / experts;
+}
+
 const char *tier_policy_name(size_t index)
 {
     return index < REGISTRY_COUNT ? registry[index]->name : NULL;

@@ -84,6 +84,10 @@ struct tier_policy {
 /* The policy called `name`, or NULL. */
 const struct tier_policy_ops *tier_policy_find(const char *name);
 
+/* Chance that what leaves for a prefetch would have been asked for next, where the policy does not
+ * weigh that itself (0): that of any expert. */
+double tier_policy_displaced(const char *name, uint32_t top_k, uint32_t experts);
+
 /* Names of all policies, in registry order; NULL past the end. */
 const char *tier_policy_name(size_t index);
 

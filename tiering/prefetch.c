@@ -10,13 +10,17 @@
 
 /* -- settings --------------------------------------------------------------------------------- */
 
+static void top_policy(const struct tier *t, char name[32])
+{
+    base_option_choice(tier_option_of("policy.eviction"), t->config.eviction, name, 32);
+}
+
 /* Slots of the tightest partition beyond those that one acquire of it may need. */
 static uint64_t slots_to_spare(const struct tier *t)
 {
     uint64_t spare = UINT64_MAX;
     char policy[32];
-    base_option_choice(tier_option_of("policy.eviction"), t->config.eviction, policy,
-                       sizeof policy);
+    top_policy(t, policy);
     uint64_t need = tier_policy_find(policy)->global ? (uint64_t)t->top_k * t->layers : t->top_k;
     for (uint32_t l = 0; l < t->layers; l++) {
         uint64_t slots = tier_decide_slots_of_layer(t->decide, 0, l);
@@ -29,10 +33,13 @@ static uint64_t slots_to_spare(const struct tier *t)
 int tier_prefetch_settle(struct tier *t, bool first, struct base_err *err)
 {
     const struct tier_config *c = &t->config;
+    char policy[32];
+    top_policy(t, policy);
     struct tier_governor_options options = {
         .read_bytes = t->expert_bytes, .inflight_bytes = c->prefetch_inflight,
         .share = c->prefetch_share > 0 ? c->prefetch_share : 1, .waste_max = c->prefetch_waste,
         .probability_min = c->prefetch_probability, .fixed = c->prefetch_governor == 1,
+        .displaced = tier_policy_displaced(policy, t->top_k, t->experts),
     };
     uint64_t spare = slots_to_spare(t), wanted = c->prefetch_per_layer;
     tier_governor_init(&t->governor, &options);
@@ -142,26 +149,36 @@ uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
     return admitted;
 }
 
-/* Between two acquires of the step, what was not waited; and how long an expert takes to come. */
+/* Between two acquires of the step, what nothing that was asked for was under way; how long an
+ * expert takes to come. */
 static void pace(struct tier *t)
 {
     const struct tier_cache *c = &t->cache;
-    uint64_t busy = base_clock_now_ns(t->clock) - t->step_began_ns;
+    double acquires = (double)t->step_acquires, waited = 0;
+    double step = (double)(base_clock_now_ns(t->clock) - t->step_began_ns);
     if (t->step_acquires == 0) return;
-    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) {
-        busy -= t->step_waits_ns[w] < busy ? t->step_waits_ns[w] : busy;
-    }
-    double idle = (double)busy / (double)t->step_acquires;
-    t->step_acquires = 0;
-    if (c->busy_ns > 0) {
-        tier_governor_pace(&t->governor, idle, (double)t->expert_bytes * (double)c->busy_ns /
-                                               (double)c->busy_bytes);
+    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) waited += (double)t->step_waits_ns[w];
+    if (c->busy_ns > 0 && c->taken_in > 0) {
+        double asked = (double)(c->asked_ns - t->marks.asked_ns);
+        struct tier_governor_pace reads = {
+            .idle_ns = (step - asked) / acquires,
+            .fetch_ns = (double)t->expert_bytes * (double)c->busy_ns / (double)c->busy_bytes,
+            .work_ns = (double)c->take_in_ns / (double)c->taken_in,
+            .quiet = (double)t->step_quiet / acquires,
+        };
+        tier_governor_pace(&t->governor, &reads);
     }
     if (c->stats.copies_up > 0) {
-        tier_governor_pace(&t->copy_pace, idle, (double)c->stats.copy_ns /
-                                                (double)(c->stats.copies_up +
-                                                         c->stats.copies_down));
+        struct tier_governor_pace copies = {
+            .idle_ns = (step - waited) / acquires,
+            .fetch_ns = (double)c->stats.copy_ns /
+                        (double)(c->stats.copies_up + c->stats.copies_down),
+            .quiet = (double)t->step_still / acquires,
+        };
+        tier_governor_pace(&t->copy_pace, &copies);
     }
+    t->step_acquires = t->step_quiet = t->step_still = 0;
+    t->governor.prompt = t->copy_pace.prompt = false;
 }
 
 void tier_prefetch_account(struct tier *t)
@@ -170,7 +187,7 @@ void tier_prefetch_account(struct tier *t)
     struct tier_account_marks now = {
         .demand_bytes = s->demand_bytes + s->demand_copy_bytes,
         .useful = s->prefetch_useful, .late = s->prefetch_late,
-        .wasted_bytes = s->prefetch_wasted_bytes,
+        .wasted_bytes = s->prefetch_wasted_bytes, .asked_ns = t->cache.asked_ns,
     };
     if (!t->prefetch) return;
     for (int c = 0; c < TIER_CELL_COUNT; c++) {

@@ -44,6 +44,7 @@ struct tier_slot {
     bool ahead;                 /* hbm: that copy was begun for nobody */
     bool prefetch;              /* it was fetched for nobody, and nobody has asked since */
     bool restore;               /* ... by a warm start: until it is there */
+    bool asked;                 /* a read of it is under way, and somebody waits for it */
 };
 
 enum tier_pin { TIER_PIN_AUTO, TIER_PIN_ON, TIER_PIN_OFF };

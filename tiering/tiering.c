@@ -352,8 +352,10 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     struct tier_cache *cache = &t->cache;
     struct tier_seats *top = cache->top;
     uint32_t base = layer * t->experts, resident = 0, hits = 0, below = 0, in_place = 0;
+    uint32_t asked = cache->asked_reads;
     uint64_t begin_ns = base_clock_now_ns(t->clock);
     if (t->step_acquires++ == 0) t->step_began_ns = begin_ns;
+    if (phase == TIER_PREFILL) t->governor.prompt = t->copy_pace.prompt = true;
     if (t->layers * t->experts >= FETCH_FROM_EXPERTS) fetch_entries(t, layer, ids, n);
     uint32_t k = tier_decide_acquire(t->decide, layer, ids, n, phase, t->found);
     tier_carry_out(t, true, true);
@@ -388,6 +390,8 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
             tier_cache_demand(cache, key);
         }
     }
+    t->step_quiet += cache->asked_reads == asked;
+    t->step_still += hits + in_place == k;
     if (hits + in_place < k) {
         tier_cache_pump(cache);
         base_hist_add(&t->submit_latency, base_clock_now_ns(t->clock) - begin_ns);

@@ -41,13 +41,15 @@ struct tier {
     char prefetch_note[200];
     struct tier_governor governor;
     struct tier_governor copy_pace;     /* pace of copies to hbm; else unused */
-    uint64_t step_acquires, step_began_ns;      /* of the running step: its first acquire */
+    /* Of the running step: acquires, those that asked for no read, those that found all they use
+     * where it is used; the time of the first one. */
+    uint64_t step_acquires, step_quiet, step_still, step_began_ns;
     uint64_t credit_ns;         /* until when the governor's credit was earned */
     uint64_t hint_ns;           /* spent on hints by the running step */
     uint64_t hint_count, prefetch_refused;
     uint64_t *layer_hints;      /* [layers] */
     struct tier_account_marks {     /* counters when the step began */
-        uint64_t lookups, demand_bytes, useful, late, wasted_bytes;
+        uint64_t lookups, demand_bytes, useful, late, wasted_bytes, asked_ns;
     } marks;
     uint64_t hits[TIER_RESIDENT_TIERS_MAX], late[TIER_RESIDENT_TIERS_MAX];
     uint64_t resident_below;    /* lookups of tier 1 that it had: hits[1] + late[1] */

@@ -16,6 +16,7 @@ static uint64_t tokens = 64, prompt_tokens = 16, batch = 1;
 
 struct result {
     double rate, spread, bytes, missed, waits;
+    double ahead, wasted;       /* bytes read ahead of need; those of them that nobody asked for */
     double memory_rate, disk_rate, floor_rate, fraction, fraction_spread;
     bool floor;                 /* the CPU computes: its memory is what a token is read from */
 };
@@ -24,6 +25,7 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
 {
     double rates[BENCH_ROUNDS_MAX], reads[BENCH_ROUNDS_MAX], shares[BENCH_ROUNDS_MAX];
     double bytes = 0, missed = 0, waits = 0, times = 0, made = 0, spread;
+    struct tier_io_metrics io, before_io;
     struct bench_memory memory = { 0 };
     r->floor = !b->stack.device;
     int rc = r->floor ? bench_memory_open(&memory, b->threads) : 0;
@@ -34,7 +36,8 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
         /* Only steps that do nothing else are measured: no prompt among them, every sequence
          * there. */
         double before_rate = r->floor ? bench_memory_read(&memory, false) : 0;
-        uint64_t before = bench_reset(b);
+        bench_reset(b);
+        bench_reads(b, &before_io);
         rc = bench_generate(b, (uint32_t)batch, (uint32_t)prompt_tokens, (uint32_t)tokens + 1,
                             flags.seed + round * 100, err);
         if (rc < 0) break;
@@ -45,7 +48,11 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
             shares[round] = touched / reads[round] * 1e9 / (double)b->step_ns;
         }
         bytes += touched;
-        missed += (double)(bench_missed(b) - before) * (double)b->step_tokens / (double)b->tokens;
+        bench_reads(b, &io);
+        double part = (double)b->step_tokens / (double)b->tokens;
+        missed += (double)(io.demand_bytes - before_io.demand_bytes) * part;
+        r->ahead += (double)(io.prefetch_bytes - before_io.prefetch_bytes) * part;
+        r->wasted += (double)(io.prefetch_wasted_bytes - before_io.prefetch_wasted_bytes) * part;
         waits += (double)b->wait_ns;
         times += (double)b->step_ns;
         made += (double)b->step_tokens;
@@ -55,6 +62,8 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     r->rate = bench_median(rates, flags.rounds, &r->spread);
     r->bytes = bytes / made;
     r->missed = missed / made;
+    r->ahead /= made;
+    r->wasted /= made;
     r->waits = waits / times;
     if (!r->floor) return 0;
     r->memory_rate = bench_median(reads, flags.rounds, &spread);
@@ -73,9 +82,11 @@ static void print_json(const struct bench_stack *b, const struct result *r)
 {
     printf("{\"model\":\"%s\",\"threads\":%u,\"batch\":%llu,\"tokens\":%llu,\"rounds\":%llu,"
            "\"tokens_per_second\":%.3f,\"spread\":%.4f,\"bytes_per_token\":%.0f,"
-           "\"missed_bytes_per_token\":%.0f,\"wait_share\":%.4f,",
+           "\"missed_bytes_per_token\":%.0f,\"read_ahead_bytes_per_token\":%.0f,"
+           "\"wasted_bytes_per_token\":%.0f,\"wait_share\":%.4f,",
            b->stack.shape.name, b->threads, (unsigned long long)batch, (unsigned long long)tokens,
-           (unsigned long long)flags.rounds, r->rate, r->spread, r->bytes, r->missed, r->waits);
+           (unsigned long long)flags.rounds, r->rate, r->spread, r->bytes, r->missed, r->ahead,
+           r->wasted, r->waits);
     if (r->floor) {
         printf("\"memory_bytes_per_second\":%.0f,\"disk_bytes_per_second\":%.0f,"
                "\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%.4f,"

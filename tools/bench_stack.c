@@ -104,11 +104,18 @@ void bench_close(struct bench_stack *b)
     eng_stack_close(&b->stack);
 }
 
-uint64_t bench_missed(struct bench_stack *b)
+void bench_reads(struct bench_stack *b, struct tier_io_metrics *out)
 {
     static struct tier_snapshot snapshot;
     tier_snapshot(b->stack.tier, &snapshot);
-    return snapshot.io.demand_bytes;
+    *out = snapshot.io;
+}
+
+uint64_t bench_missed(struct bench_stack *b)
+{
+    struct tier_io_metrics io;
+    bench_reads(b, &io);
+    return io.demand_bytes;
 }
 
 uint64_t bench_reset(struct bench_stack *b)

@@ -46,6 +46,8 @@ void bench_close(struct bench_stack *bench);
 /* Zeroes the sums and returns the bytes that demand reads have fetched so far. */
 uint64_t bench_reset(struct bench_stack *bench);
 uint64_t bench_missed(struct bench_stack *bench);
+/* What reads have fetched so far, demanded and ahead. */
+void bench_reads(struct bench_stack *bench, struct tier_io_metrics *out);
 
 /* Runs `count` requests of random prompts to their end; the time of each is in the fields above. */
 int bench_generate(struct bench_stack *bench, uint32_t count, uint32_t prompt_tokens,

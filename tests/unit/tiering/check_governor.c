@@ -179,6 +179,11 @@ START_TEST(changes_are_told)
 }
 END_TEST
 
+static void pace(struct tier_governor *g, double idle, double fetch, double work, double quiet)
+{
+    tier_governor_pace(g, &(struct tier_governor_pace){ idle, fetch, work, quiet });
+}
+
 /* A fetch ahead that hides in idle time is worth it at any odds, one that only moves a wait forward
  * at none; in between the odds must be better the less of it is hidden. */
 START_TEST(worth_follows_idle_time)
@@ -186,21 +191,53 @@ START_TEST(worth_follows_idle_time)
     struct tier_governor g = make(false), fixed = make(true);
     ck_assert_double_eq(tier_governor_worth(&g, 1, 0), 1);      /* nothing measured yet */
     ck_assert_double_eq(tier_governor_worth(&fixed, 1, 0), 0);
-    tier_governor_pace(&g, 30, 100);
+    pace(&g, 30, 100, 0, 0.5);
     ck_assert_double_eq_tol(tier_governor_worth(&g, 1, 0), 0.7, 1e-9);
-    /* Idle time before a nearer acquire counts half. */
+    /* Idle time before a nearer acquire is there half the time. */
     ck_assert_double_eq_tol(tier_governor_worth(&g, 2, 0), 0.55, 1e-9);
     ck_assert_double_eq(tier_governor_worth(&g, 7, 0), 0);      /* 120 ns for 100 */
     ck_assert_double_eq_tol(tier_governor_worth(&g, 7, 1), 0.8, 1e-9);  /* behind another: 20 */
     ck_assert_double_eq(tier_governor_worth(&g, 2, 1), 1);
     /* The disk fills up: soon nothing is worth it but what is certain. */
-    for (int i = 0; i < 100; i++) tier_governor_pace(&g, 1, 100);
+    for (int i = 0; i < 100; i++) pace(&g, 1, 100, 0, 0.5);
     ck_assert_double_gt(tier_governor_worth(&g, 1, 0), 0.98);
     /* What cannot be a time changes nothing. */
     struct tier_governor before = g;
-    tier_governor_pace(&g, 5, 0);
-    tier_governor_pace(&g, -1, 100);
+    pace(&g, 5, 0, 0, 0.5);
+    pace(&g, -1, 100, 0, 0.5);
     ck_assert_mem_eq(&before, &g, sizeof g);
+}
+END_TEST
+
+/* What the computing thread must do for each fetch hides nowhere. */
+START_TEST(worth_counts_work)
+{
+    struct tier_governor g = make(false);
+    pace(&g, 1000, 100, 25, 1);
+    ck_assert_double_eq_tol(tier_governor_worth(&g, 1, 0), 0.2, 1e-9);
+    ck_assert_double_eq_tol(tier_governor_worth(&g, 3, 0), 0.2, 1e-9);
+    g = make(false);
+    pace(&g, 50, 100, 25, 0);
+    ck_assert_double_eq_tol(tier_governor_worth(&g, 1, 0), 0.6, 1e-9);
+    ck_assert_double_eq_tol(tier_governor_worth(&g, 2, 0), 0.6, 1e-9);  /* never quiet between */
+}
+END_TEST
+
+/* A prompt computes for long, which tells nothing of the steps behind it; nor does a slow one. */
+START_TEST(idle_time_is_that_of_its_kind_of_step)
+{
+    struct tier_governor g = make(false);
+    g.prompt = true;
+    pace(&g, 1000, 100, 0, 0.5);
+    ck_assert_double_eq(tier_governor_worth(&g, 1, 0), 0);
+    g.prompt = false;
+    ck_assert_double_eq(tier_governor_worth(&g, 1, 0), 1);      /* of these nothing is known yet */
+    pace(&g, 10, 100, 0, 0.5);
+    ck_assert_double_eq_tol(tier_governor_worth(&g, 1, 0), 0.9, 1e-9);
+    pace(&g, 5000, 100, 0, 0.5);
+    ck_assert_double_gt(tier_governor_worth(&g, 1, 0), 0.87);
+    for (int i = 0; i < 100; i++) pace(&g, 5000, 100, 0, 0.5);
+    ck_assert_double_eq(tier_governor_worth(&g, 1, 0), 0);      /* many do */
 }
 END_TEST
 
@@ -238,6 +275,8 @@ int main(void)
     tcase_add_test(t, starts_off_and_probes);
     tcase_add_test(t, keeps_what_pays);
     tcase_add_test(t, worth_follows_idle_time);
+    tcase_add_test(t, worth_counts_work);
+    tcase_add_test(t, idle_time_is_that_of_its_kind_of_step);
     tcase_add_test(t, follows_a_change);
     tcase_add_test(t, waste_raises_what_is_asked);
     tcase_add_test(t, budget_holds);
