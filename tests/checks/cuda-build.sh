@@ -21,4 +21,6 @@ cat kernels/cuda/*.o.txt | "$(command -v c++filt || echo cat)" | awk '
     END { printf "%d kernels x targets, %d with spills, %d warnings (0 and 0 wanted)\n", rows, bad, warnings
           exit !(rows > 0 && bad == 0 && warnings == 0) }'
 # The programs of a machine with a card build here, too.
-"$EXPERTIER_SOURCE/tests/gpu/run.sh" --build-only --out "$EXPERTIER_BUILD/gpu-build" 2>/dev/null | grep ' build '
+built=$("$EXPERTIER_SOURCE/tests/gpu/run.sh" --build-only --out "$EXPERTIER_BUILD/gpu-build" 2>/dev/null | grep ' build ')
+echo "$built"
+[ "${built#ok}" != "$built" ]

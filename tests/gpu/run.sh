@@ -124,7 +124,7 @@ compile_all() {
     if [ "$(uname -m)" = x86_64 ]; then
         job avx2.o "$cc" "${cflags[@]}" -mavx2 -mfma -mf16c kernels/cpu/avx2.c
         job avx512.o "$cc" "${cflags[@]}" -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi \
-            -mavx512vnni -mfma -mf16c kernels/cpu/avx512.c
+            -mavx512vbmi2 -mavx512vnni -mfma -mf16c kernels/cpu/avx512.c
     fi
     for pid in "${pids[@]}"; do wait "$pid" || ok=1; done
     cat "$bin"/*.o.txt >>"$log"
