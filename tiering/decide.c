@@ -21,7 +21,7 @@ static inline void act(struct tier_decide *d, enum tier_action_kind kind, uint32
 static void own_add(struct tier_decide *d, uint32_t tier, struct part *part, uint32_t key)
 {
     tier_own_link(&d->planes[tier], part, key);
-    d->state[key] |= OWN_0 << tier;
+    d->entries[key].state |= OWN_0 << tier;
 }
 
 static void own_remove(struct tier_decide *d, uint32_t tier, struct part *part, uint32_t key)
@@ -30,14 +30,14 @@ static void own_remove(struct tier_decide *d, uint32_t tier, struct part *part, 
     links[links[key].prev].next = links[key].next;
     links[links[key].next].prev = links[key].prev;
     part->own--;
-    d->state[key] &= (uint8_t)~(OWN_0 << tier);
+    d->entries[key].state &= (uint8_t)~(OWN_0 << tier);
 }
 
 static uint32_t own_oldest(const struct tier_decide *d, uint32_t tier, const struct part *part)
 {
     const struct tier_plane *plane = &d->planes[tier];
     uint32_t key = plane->links[part->head].next;
-    while (key != part->head && plane->held[key]) key = plane->links[key].next;
+    while (key != part->head && plane->held[key].count) key = plane->links[key].next;
     return key == part->head ? NOWHERE : key;
 }
 
@@ -84,7 +84,7 @@ static void enter(struct tier_decide *d, uint32_t tier, struct part *part, uint3
     part->ops->insert(part->policy, key - part->key_first, used);
     if (++part->used > part->used_max) part->used_max = part->used;
     d->planes[tier].resident++;
-    d->state[key] |= IN_0 << tier;
+    d->entries[key].state |= IN_0 << tier;
     if (account == FOR_PREFILL) own_add(d, tier, part, key);
 }
 
@@ -93,8 +93,8 @@ static void leave(struct tier_decide *d, uint32_t tier, struct part *part, uint3
     part->ops->remove(part->policy, key - part->key_first);
     part->used--;
     d->planes[tier].resident--;
-    if (d->state[key] & OWN_0 << tier) own_remove(d, tier, part, key);
-    d->state[key] &= (uint8_t)~(IN_0 << tier);
+    if (d->entries[key].state & OWN_0 << tier) own_remove(d, tier, part, key);
+    d->entries[key].state &= (uint8_t)~(IN_0 << tier);
 }
 
 static uint32_t layer_of(const struct tier_decide *d, const struct part *part, uint32_t key,
@@ -122,7 +122,7 @@ static void evict_1(struct tier_decide *d, struct part *part, uint32_t key)
     count_eviction(d, 1, part, layer, key);
     leave(d, 1, part, key);
     if (d->warm_uses) d->warm_uses[key] = 0;
-    if (!(d->state[key] & IN_0)) d->state[key] &= (uint8_t)~DECODES;
+    if (!(d->entries[key].state & IN_0)) d->entries[key].state &= (uint8_t)~DECODES;
     act(d, TIER_DROP, 1, layer, key);
 }
 
@@ -130,7 +130,7 @@ static void evict_1(struct tier_decide *d, struct part *part, uint32_t key)
 static bool demote(struct tier_decide *d, uint32_t layer, uint32_t key)
 {
     struct part *below = tier_part_of(d, 1, layer);
-    enum account account = d->state[key] & DECODES ? FOR_DECODE : FOR_PREFILL;
+    enum account account = d->entries[key].state & DECODES ? FOR_DECODE : FOR_PREFILL;
     if (room(d, 1, below) == 0) {
         announce(below, key, true);
         uint32_t victim = victim_of(d, 1, below, account);
@@ -147,18 +147,18 @@ static void evict_0(struct tier_decide *d, struct part *part, uint32_t key)
     uint32_t layer = layer_of(d, part, key, 0);
     count_eviction(d, 0, part, layer, key);
     leave(d, 0, part, key);
-    d->state[key] &= (uint8_t)~HINTED;
+    d->entries[key].state &= (uint8_t)~HINTED;
     if (d->exclusive) {
         if (demote(d, layer, key)) return;
     } else if (d->tier_count == 2) {
         /* Its copy below may leave from now on, but not before what was used longer ago. */
         struct part *below = tier_part_of(d, 1, layer);
-        d->planes[1].held[key] = 0;
+        d->planes[1].held[key].count = 0;
         below->ops->touch(below->policy, key - below->key_first);
         act(d, TIER_DROP, 0, layer, key);
         return;
     }
-    d->state[key] &= (uint8_t)~DECODES;
+    d->entries[key].state &= (uint8_t)~DECODES;
     act(d, TIER_DROP, 0, layer, key);
 }
 
@@ -206,11 +206,11 @@ static void admit(struct tier_decide *d, uint32_t layer, uint32_t key, bool used
                   enum account account)
 {
     struct part *part = tier_part_of(d, 0, layer);
-    bool below = d->state[key] & IN_1;
+    bool below = d->entries[key].state & IN_1;
     if (d->exclusive && below) {
         /* First, so that the victim finds its place. */
         leave(d, 1, tier_part_of(d, 1, layer), key);
-        d->planes[1].held[key] = 0;
+        d->planes[1].held[key].count = 0;
     }
     if (d->warm_uses) d->warm_uses[key] = 0;
     if (room(d, 0, part) == 0) {
@@ -222,7 +222,7 @@ static void admit(struct tier_decide *d, uint32_t layer, uint32_t key, bool used
     bool through = d->tier_count == 2 && !d->exclusive;
     if (through) {
         if (!below) admit_below(d, layer, key, used, account);
-        d->planes[1].held[key] = 1;
+        d->planes[1].held[key].count = 1;
     }
     enter(d, 0, part, key, used, account);
     act(d, below || through ? TIER_COPY_UP : TIER_LOAD, 0, layer, key);
@@ -289,20 +289,20 @@ static uint32_t grant(struct tier_decide *d, const struct part *part, uint32_t b
         (!bounded || part->own_pinned + n <= own_max)) {
         return n;
     }
-    const uint16_t *pins = d->planes[0].held;
+    const struct tier_hold *pins = d->planes[0].held;
     uint32_t pinned = part->pinned, own_pinned = part->own_pinned;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t key = base + ids[i];
-        uint8_t state = d->state[key];
+        uint8_t state = d->entries[key].state;
         if (state & GONE) continue;
         if (tier_decide_is_warm(d, state)) {
-            warm += pins[key] == 0;
+            warm += pins[key].count == 0;
             if (pinned + warm > both) return i;
             continue;
         }
         bool resident = state & IN_0;
-        pinned += !resident || pins[key] == 0;
-        own_pinned += !resident || (state & OWN_0 && pins[key] == 0);
+        pinned += !resident || pins[key].count == 0;
+        own_pinned += !resident || (state & OWN_0 && pins[key].count == 0);
         if (pinned > most || pinned + warm > both) return i;
         if (bounded && own_pinned > own_max) return i;
     }
@@ -311,22 +311,22 @@ static uint32_t grant(struct tier_decide *d, const struct part *part, uint32_t b
 
 static void pin(struct tier_decide *d, struct part *part, uint32_t key)
 {
-    uint16_t *pins = d->planes[0].held;
-    MUST(pins[key] < UINT16_MAX);
-    if (pins[key]++ != 0 || d->state[key] & GONE) return;
-    if (tier_decide_is_warm(d, d->state[key])) {
+    struct tier_hold *hold = &d->planes[0].held[key];
+    MUST(hold->count < UINT16_MAX);
+    if (hold->count++ != 0 || d->entries[key].state & GONE) return;
+    if (tier_decide_is_warm(d, d->entries[key].state)) {
         tier_part_of(d, 1, key / d->experts)->pinned++;
-        d->planes[1].held[key] = 1;
+        d->planes[1].held[key].count = 1;
         return;
     }
     part->pinned++;
-    if (d->state[key] & OWN_0) part->own_pinned++;
-    if (d->state[key] & IN_1) d->planes[1].held[key] = 1;
+    if (d->entries[key].state & OWN_0) part->own_pinned++;
+    if (d->entries[key].state & IN_1) d->planes[1].held[key].count = 1;
 }
 
 static void touch_0(struct tier_decide *d, struct part *part, uint32_t key, enum tier_phase phase)
 {
-    uint8_t state = d->state[key];
+    uint8_t state = d->entries[key].state;
     part->ops->touch(part->policy, key - part->key_first);
     if (state & OWN_0) {
         own_remove(d, 0, part, key);
@@ -338,10 +338,10 @@ static void touch_0(struct tier_decide *d, struct part *part, uint32_t key, enum
     }
     if (phase == TIER_DECODE) {
         if (state & OWN_1) own_remove(d, 1, tier_part_of(d, 1, key / d->experts), key);
-        d->state[key] |= DECODES;
+        d->entries[key].state |= DECODES;
     }
     if (state & HINTED) {
-        d->state[key] &= (uint8_t)~HINTED;
+        d->entries[key].state &= (uint8_t)~HINTED;
         d->cell[0]->prefetch_used++;
         d->planes[0].layers[key / d->experts].prefetch_used++;
     }
@@ -351,7 +351,7 @@ static void touch_1(struct tier_decide *d, uint32_t layer, uint32_t key, enum ti
 {
     struct part *part = tier_part_of(d, 1, layer);
     part->ops->touch(part->policy, key - part->key_first);
-    if (d->state[key] & OWN_1) {
+    if (d->entries[key].state & OWN_1) {
         own_remove(d, 1, part, key);
         if (phase == TIER_PREFILL) own_add(d, 1, part, key);
     }
@@ -374,7 +374,7 @@ static void use_in_place(struct tier_decide *d, uint32_t key, enum tier_phase ph
     struct part *above = tier_part_of(d, 0, key / d->experts);
     if (above->ops->seen) above->ops->seen(above->policy, key - above->key_first);
     if (phase != TIER_DECODE) return;
-    d->state[key] |= DECODES;
+    d->entries[key].state |= DECODES;
     if (d->warm_uses[key] < UINT8_MAX) d->warm_uses[key]++;
 }
 
@@ -388,22 +388,22 @@ static void look_below(struct tier_decide *d, uint32_t layer, const uint32_t *id
     for (uint32_t i = 0; i < n; i++) {
         uint32_t key = base + ids[i];
         if (found[i].from == 0) {
-            if (!(d->state[key] & IN_1) && part->ops->seen) {
+            if (!(d->entries[key].state & IN_1) && part->ops->seen) {
                 part->ops->seen(part->policy, key - part->key_first);
             }
             continue;
         }
         lookups++;
-        if (!(d->state[key] & IN_1)) tier_decide_regret(d, 1, part, key);
-        if (d->state[key] & IN_1) {
+        if (!(d->entries[key].state & IN_1)) tier_decide_regret(d, 1, part, key);
+        if (d->entries[key].state & IN_1) {
             resident++;
             found[i].from = 1;
             touch_1(d, layer, key, phase);
-            found[i].in_place = tier_decide_is_warm(d, d->state[key]);
+            found[i].in_place = tier_decide_is_warm(d, d->entries[key].state);
             if (!found[i].in_place) continue;
             use_in_place(d, key, phase);
             in_place++;
-        } else if (part->ops->seen && d->exclusive && !(d->state[key] & GONE)) {
+        } else if (part->ops->seen && d->exclusive && !(d->entries[key].state & GONE)) {
             part->ops->seen(part->policy, key - part->key_first);
         }
     }
@@ -412,17 +412,16 @@ static void look_below(struct tier_decide *d, uint32_t layer, const uint32_t *id
     d->planes[1].layers[layer].in_place += in_place;
 }
 
-void tier_decide_ahead(const struct tier_decide *d, uint32_t layer, const uint32_t *ids, uint32_t n,
-                       bool near)
+void tier_decide_ahead(const struct tier_decide *d, uint32_t layer, const uint32_t *ids, uint32_t n)
 {
     const struct tier_plane *plane = &d->planes[0];
     const struct part *part = &plane->parts[plane->global ? 0 : layer];
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t key = layer * d->experts + ids[i];
-        if (part->ops->ahead) part->ops->ahead(part->policy, key - part->key_first, near);
-        if (near) continue;
-        __builtin_prefetch(&d->state[key], 1);
-        __builtin_prefetch(&plane->held[key], 1);
+    const struct tier_policy_ops *ops = part->ops;
+    uint32_t base = layer * d->experts, first = base - part->key_first;
+    for (uint32_t i = 0; i < n; i++) __builtin_prefetch(&plane->held[base + ids[i]], 1);
+    for (uint32_t i = 0; ops->ahead && i < n; i++) ops->ahead(part->policy, first + ids[i]);
+    for (uint32_t i = 0; ops->ahead_more && i < n; i++) {
+        ops->ahead_more(part->policy, first + ids[i]);
     }
 }
 
@@ -444,7 +443,7 @@ uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32
     for (uint32_t i = 0; i < k; i++) {
         uint32_t key = base + ids[i];
         found[i] = (struct tier_found){ .from = d->tier_count };
-        if (!(d->state[key] & IN_0)) continue;
+        if (!(d->entries[key].state & IN_0)) continue;
         found[i].from = 0;
         resident++;
         touch_0(d, part, key, phase);
@@ -455,12 +454,12 @@ uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32
         enum account account = phase == TIER_PREFILL ? FOR_PREFILL : FOR_DECODE;
         for (uint32_t i = 0; i < k; i++) {
             uint32_t key = base + ids[i];
-            if (d->state[key] & (IN_0 | GONE)) continue;
+            if (d->entries[key].state & (IN_0 | GONE)) continue;
             tier_decide_regret(d, 0, part, key);
             if (found[i].in_place) continue;
             admit(d, layer, key, true, account);
             if (account == FOR_PREFILL) part->own_pinned++;
-            if (account == FOR_DECODE) d->state[key] |= DECODES;
+            if (account == FOR_DECODE) d->entries[key].state |= DECODES;
         }
     }
     d->acquires++;
@@ -473,20 +472,20 @@ bool tier_decide_unpin(struct tier_decide *d, uint32_t layer, uint32_t expert)
 {
     struct part *part = tier_part_of(d, 0, layer);
     uint32_t key = layer * d->experts + expert;
-    uint16_t *pins = d->planes[0].held;
+    struct tier_hold *hold = &d->planes[0].held[key];
     MUST(expert < d->experts);
-    if (pins[key] == 0) return false;
-    if (--pins[key] != 0 || d->state[key] & GONE) return true;
-    if (tier_decide_is_warm(d, d->state[key])) {
+    if (hold->count == 0) return false;
+    if (--hold->count != 0 || d->entries[key].state & GONE) return true;
+    if (tier_decide_is_warm(d, d->entries[key].state)) {
         tier_part_of(d, 1, layer)->pinned--;
-        d->planes[1].held[key] = 0;
+        d->planes[1].held[key].count = 0;
         uint8_t uses = d->warm_uses[key];
         bool most = d->riser == TIER_NO_RISER || uses > d->warm_uses[d->riser];
         if (uses >= TIER_DECIDE_WARM_USES && most) d->riser = key;
         return true;
     }
     part->pinned--;
-    if (d->state[key] & OWN_0) part->own_pinned--;
+    if (d->entries[key].state & OWN_0) part->own_pinned--;
     return true;
 }
 
@@ -498,7 +497,7 @@ static void rise(struct tier_decide *d, uint32_t layer, uint32_t key)
     cells_choose(d, layer);
     /* Its uses were counted when they happened. */
     admit(d, layer, key, false, FOR_DECODE);
-    d->state[key] |= DECODES;
+    d->entries[key].state |= DECODES;
 }
 
 /* Leases may have kept experts alive beyond the slots. */
@@ -563,10 +562,10 @@ bool tier_decide_hint(struct tier_decide *d, uint32_t layer, uint32_t expert, fl
         struct part *p = tier_part_of(d, t, layer);
         if (p->ops->hint) p->ops->hint(p->policy, key - p->key_first, probability);
     }
-    if (!d->config.prefetch || d->state[key] & (IN_0 | GONE)) return false;
+    if (!d->config.prefetch || d->entries[key].state & (IN_0 | GONE)) return false;
     /* While leases keep a partition beyond its slots, nothing comes that nobody asked for; and what
      * is used in place stays there. */
-    if (d->over || d->planes[0].held[key]) return false;
+    if (d->over || d->planes[0].held[key].count) return false;
     if (part->used >= part->slots) {
         uint32_t victim = victim_of(d, 0, part, FOR_DECODE);
         if (victim == NOWHERE) return false;
@@ -574,7 +573,7 @@ bool tier_decide_hint(struct tier_decide *d, uint32_t layer, uint32_t expert, fl
     }
     cells_choose(d, layer);
     admit(d, layer, key, false, FOR_DECODE);
-    d->state[key] |= HINTED | DECODES;
+    d->entries[key].state |= HINTED | DECODES;
     d->cell[0]->prefetch_admissions++;
     d->planes[0].layers[layer].prefetch_admissions++;
     return true;
@@ -603,20 +602,20 @@ uint32_t tier_decide_restore(struct tier_decide *d, uint32_t tier, uint32_t laye
         uint32_t key = layer * d->experts + ids[i];
         MUST(ids[i] < d->experts);
         uint8_t there = through ? IN_0 : IN_0 | IN_1;
-        if (d->state[key] & (there | GONE) || part->used >= part->slots) continue;
+        if (d->entries[key].state & (there | GONE) || part->used >= part->slots) continue;
         if (through) {
             struct part *below = tier_part_of(d, 1, layer);
-            if (!(d->state[key] & IN_1)) {
+            if (!(d->entries[key].state & IN_1)) {
                 if (below->used >= below->slots) continue;
                 enter(d, 1, below, key, false, FOR_DECODE);
                 if (uses) seed(below, key, uses[i]);
                 act(d, TIER_LOAD, 1, layer, key);
             }
-            d->planes[1].held[key] = 1;
+            d->planes[1].held[key].count = 1;
         }
         enter(d, tier, part, key, false, FOR_DECODE);
         if (uses) seed(part, key, uses[i]);
-        d->state[key] |= DECODES;
+        d->entries[key].state |= DECODES;
         act(d, through ? TIER_COPY_UP : TIER_LOAD, tier, layer, key);
         fitted++;
     }
@@ -628,21 +627,21 @@ void tier_decide_forget(struct tier_decide *d, uint32_t layer, uint32_t expert)
     MUST(d->magic == TIER_DECIDE_MAGIC && layer < d->layers && expert < d->experts);
     uint32_t key = layer * d->experts + expert;
     d->action_count = 0;
-    if (d->state[key] & GONE) return;
+    if (d->entries[key].state & GONE) return;
     struct part *part = tier_part_of(d, 0, layer);
-    if (d->planes[0].held[key] > 0 && tier_decide_is_warm(d, d->state[key])) {
+    if (d->planes[0].held[key].count > 0 && tier_decide_is_warm(d, d->entries[key].state)) {
         tier_part_of(d, 1, layer)->pinned--;
-    } else if (d->planes[0].held[key] > 0) {
+    } else if (d->planes[0].held[key].count > 0) {
         part->pinned--;
-        if (d->state[key] & OWN_0) part->own_pinned--;
+        if (d->entries[key].state & OWN_0) part->own_pinned--;
     }
     for (uint32_t t = 0; t < d->tier_count; t++) {
-        if (!(d->state[key] & IN_0 << t)) continue;
+        if (!(d->entries[key].state & IN_0 << t)) continue;
         leave(d, t, tier_part_of(d, t, layer), key);
         act(d, TIER_DROP, t, layer, key);
     }
-    if (d->tier_count == 2) d->planes[1].held[key] = 0;
-    d->state[key] = GONE;
+    if (d->tier_count == 2) d->planes[1].held[key].count = 0;
+    d->entries[key].state = GONE;
 }
 
 /* -- views ------------------------------------------------------------------------------------ */
@@ -662,7 +661,7 @@ bool tier_decide_resident(const struct tier_decide *d, uint32_t tier, uint32_t l
                           uint32_t expert)
 {
     MUST(tier < d->tier_count && layer < d->layers && expert < d->experts);
-    return d->state[layer * d->experts + expert] & IN_0 << tier;
+    return d->entries[layer * d->experts + expert].state & IN_0 << tier;
 }
 
 uint64_t tier_decide_resident_count(const struct tier_decide *d, uint32_t tier)

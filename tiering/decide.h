@@ -131,10 +131,10 @@ int tier_decide_create(struct tier_decide **out, const struct tier_decide_config
                        struct base_err *err);
 void tier_decide_destroy(struct tier_decide *decide);
 
-/* Asks the processor for the table entries that an acquire of these experts will look at, in two
- * rounds (`near`: what the first brought leads to). Changes nothing. */
+/* Asks the processor for the table entries that an acquire of these experts will look at. Changes
+ * nothing. */
 void tier_decide_ahead(const struct tier_decide *decide, uint32_t layer, const uint32_t *ids,
-                       uint32_t n, bool near);
+                       uint32_t n);
 
 /* ids distinct, strongest first, n <= experts. Returns k <= n: the granted prefix (0 only if every
  * slot it may take is leased). found[0..k) in the order of ids. The actions of the call are read

@@ -221,6 +221,7 @@ static int plane_create(struct tier_decide *d, uint32_t tier, struct base_err *e
 {
     struct tier_plane *plane = &d->planes[tier];
     plane->held = calloc(d->keys, sizeof *plane->held);
+    if (tier == 0) d->entries = plane->held;
     plane->quotas = calloc(d->layers, sizeof *plane->quotas);
     plane->layers = calloc(d->layers, sizeof *plane->layers);
     plane->left_at = d->config.adaptive ? calloc(d->keys, sizeof *plane->left_at) : NULL;
@@ -250,7 +251,6 @@ int tier_decide_create(struct tier_decide **out, const struct tier_decide_config
     /* Above the most moves that one admission causes, times ids. */
     d->action_max = 8 * (config->experts + 1);
     d->riser = TIER_NO_RISER;
-    d->state = calloc(d->keys, sizeof *d->state);
     d->warm_uses = config->warm_compute ? calloc(d->keys, sizeof *d->warm_uses) : NULL;
     d->offers = calloc(d->keys, sizeof *d->offers);
     d->layer_acquires = calloc(d->layers, sizeof *d->layer_acquires);
@@ -258,7 +258,7 @@ int tier_decide_create(struct tier_decide **out, const struct tier_decide_config
     d->found = calloc(d->experts, sizeof *d->found);
     d->marks = calloc(d->experts / 64 + 1, sizeof *d->marks);
     d->apply_quotas = calloc(TIER_RESIDENT_TIERS_MAX * d->layers, sizeof *d->apply_quotas);
-    if (!d->state || !d->offers || !d->layer_acquires || !d->actions || !d->found || !d->marks ||
+    if (!d->offers || !d->layer_acquires || !d->actions || !d->found || !d->marks ||
         !d->apply_quotas || (config->warm_compute && !d->warm_uses)) {
         rc = no_memory(d, err);
         goto fail;
@@ -288,7 +288,6 @@ void tier_decide_destroy(struct tier_decide *d)
         free(plane->quotas);
         free(plane->layers);
     }
-    free(d->state);
     free(d->warm_uses);
     free(d->offers);
     free(d->layer_acquires);

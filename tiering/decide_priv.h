@@ -50,7 +50,7 @@ struct tier_plane {             /* one resident tier */
     struct part *parts;
     uint32_t part_count;        /* layers, or 1 */
     bool global;
-    uint16_t *held;             /* [keys] what policies may not name */
+    struct tier_hold *held;     /* [keys] what policies may not name */
     uint32_t *left_at;          /* [keys] adaptive: departures when it left, 0 = never */
     struct link *links;         /* [keys + part_count] rings of prefill's own */
     uint64_t resident;
@@ -70,7 +70,7 @@ struct tier_decide {
     uint32_t layers, experts, keys, tier_count;
     bool exclusive;             /* two tiers, no expert in both */
     bool over;                  /* leases keep some partition beyond its slots */
-    uint8_t *state;             /* [keys] */
+    struct tier_hold *entries;  /* [keys] tier 0's: their `state` is that of the expert */
     uint8_t *warm_uses;         /* [keys] warm_compute: by decode in tier 1, since it came there */
     uint32_t riser;             /* key that this release may move up, or TIER_NO_RISER */
     struct offer *offers;       /* [keys] */

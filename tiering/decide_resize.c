@@ -31,7 +31,8 @@ static void order_residents(struct tier_decide *d, uint32_t tier, struct shift *
         }
         for (uint32_t e = 0; e < experts; e++) {
             uint32_t key = part->key_first + e;
-            if (d->state[key] & IN_0 << tier && plane->held[key]) shift->order[count++] = key;
+            bool held = plane->held[key].count > 0;
+            if (held && d->entries[key].state & IN_0 << tier) shift->order[count++] = key;
         }
         MUST(count - shift->first[p] == part->used);
     }
@@ -96,11 +97,11 @@ static void take_over(struct tier_decide *d, uint32_t tier, struct tier_plane *t
         if (part->used > part->roof) part->roof = part->used;
     }
     for (uint32_t key = 0; key < d->keys; key++) {
-        if (d->planes[0].held[key] == 0 || d->state[key] & GONE) continue;
-        if (tier_decide_is_warm(d, d->state[key]) != (tier == 1)) continue;
+        if (d->planes[0].held[key].count == 0 || d->entries[key].state & GONE) continue;
+        if (tier_decide_is_warm(d, d->entries[key].state) != (tier == 1)) continue;
         struct part *part = &to->parts[to->global ? 0 : key / d->experts];
         part->pinned++;
-        if (tier == 0 && d->state[key] & OWN_0) part->own_pinned++;
+        if (tier == 0 && d->entries[key].state & OWN_0) part->own_pinned++;
     }
     tier_decide_plane_empty(from);
     from->parts = to->parts;

@@ -136,11 +136,11 @@ static inline void tier_heap_ahead(const struct tier_heap *heap, uint32_t expert
 /* The first expert in order that is not held, searched below `at`: a free one is the best of its
  * subtree, a held one sends the search into both halves. Depth is at most log2 of the count. */
 static inline uint32_t tier_heap_pick(const struct tier_heap *heap, uint32_t at,
-                                      const uint16_t *held)
+                                      const struct tier_hold *held)
 {
     if (at >= heap->count) return TIER_NO_EXPERT;
     uint32_t expert = heap->order[at];
-    if (!held[expert]) return expert;
+    if (!held[expert].count) return expert;
     uint32_t left = tier_heap_pick(heap, 2 * at + 1, held);
     uint32_t right = tier_heap_pick(heap, 2 * at + 2, held);
     if (left == TIER_NO_EXPERT) return right;

@@ -7,7 +7,7 @@
  *      begin ── touch(hits) ── insert(misses, each after its victim left) ── begin ── ...
  *
  * Everything between two begins belongs to one acquire. Which experts may not leave is the core's
- * knowledge: it keeps one count per expert (`held`), and victim() passes over those that are held.
+ * knowledge: it keeps a count per expert (`held`), and victim() passes over those that are held.
  * The experts of the running acquire are held, so they never push each other out.
  *
  * Ties are broken by the smaller expert number.
@@ -25,11 +25,17 @@
 
 struct tier_policy;
 
+/* The core's note of an expert in a tier: with very many experts one cache line less than two. */
+struct tier_hold {
+    uint16_t count;             /* non-zero: it may not leave */
+    uint8_t state;              /* the core's own */
+};
+
 struct tier_policy_options {
     uint32_t expert_count;      /* experts in the partition, >= 1 */
     uint32_t slots;             /* of the partition, >= 1 */
     double half_life;           /* decayed kinds: in acquires of this partition; INFINITY = never */
-    const uint16_t *held;       /* [expert_count], the core's: non-zero = may not leave */
+    const struct tier_hold *held;       /* [expert_count], the core's */
     /* belady: position of the next acquire of this partition's expert after `now`. */
     uint64_t (*next_use)(void *context, uint32_t layer, uint32_t expert, uint64_t now);
     void *next_use_context;
@@ -47,8 +53,9 @@ struct tier_policy_ops {
     /* Optional. The acquire number `now` begins in this partition. */
     void (*begin)(struct tier_policy *policy, uint64_t now);
     /* Optional. The expert may be used next: asks the processor for what `touch` will need of it,
-     * first (`near` false) what can be had at once, then what that leads to. Changes nothing. */
-    void (*ahead)(const struct tier_policy *policy, uint32_t expert, bool near);
+     * first what can be had at once, then what that leads to. Changes nothing. */
+    void (*ahead)(const struct tier_policy *policy, uint32_t expert);
+    void (*ahead_more)(const struct tier_policy *policy, uint32_t expert);
     /* A resident expert is used. */
     void (*touch)(struct tier_policy *policy, uint32_t expert);
     /* Optional. An absent expert will be inserted into the full partition: victim comes next. */
@@ -78,7 +85,7 @@ struct tier_policy_ops {
 /* First member of every concrete policy; filled by tier_policy_create. */
 struct tier_policy {
     const struct tier_policy_ops *ops;
-    const uint16_t *held;
+    const struct tier_hold *held;
 };
 
 /* The policy called `name`, or NULL. */

@@ -60,9 +60,14 @@ static void lfu_retune(struct tier_policy *policy, uint32_t slots, double half_l
     tier_score_retune(&lfu_of(policy)->score, half_life);
 }
 
-static void lfu_ahead(const struct tier_policy *policy, uint32_t expert, bool near)
+static void lfu_ahead(const struct tier_policy *policy, uint32_t expert)
 {
-    tier_heap_ahead(&((const struct lfu *)policy)->heap, expert, near);
+    tier_heap_ahead(&((const struct lfu *)policy)->heap, expert, false);
+}
+
+static void lfu_ahead_more(const struct tier_policy *policy, uint32_t expert)
+{
+    tier_heap_ahead(&((const struct lfu *)policy)->heap, expert, true);
 }
 
 static void lfu_touch(struct tier_policy *policy, uint32_t expert)
@@ -113,6 +118,7 @@ const struct tier_policy_ops tier_policy_lfu_ops = {
     .destroy = lfu_destroy,
     .begin = lfu_begin,
     .ahead = lfu_ahead,
+    .ahead_more = lfu_ahead_more,
     .touch = lfu_touch,
     .insert = lfu_insert,
     .remove = lfu_remove,

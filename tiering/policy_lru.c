@@ -9,12 +9,11 @@
 #include <stdlib.h>
 
 #include "base/must.h"
-#include "tiering/ring.h"
+#include "tiering/recency.h"
 
 struct lru {
     struct tier_policy base;
-    uint32_t head;
-    struct tier_ring ring[];    /* experts, then the head */
+    struct tier_recency recency;
 };
 
 static struct lru *lru_of(struct tier_policy *policy)
@@ -25,57 +24,53 @@ static struct lru *lru_of(struct tier_policy *policy)
 
 static int lru_create(struct tier_policy **out, const struct tier_policy_options *options)
 {
-    size_t entries = (size_t)options->expert_count + 1;
-    struct lru *lru = malloc(sizeof *lru + entries * sizeof lru->ring[0]);
+    struct lru *lru = malloc(sizeof *lru);
     if (!lru) return -ENOMEM;
-    lru->head = options->expert_count;
-    tier_ring_init(lru->ring, lru->head, 1);
+    int rc = tier_recency_init(&lru->recency, options->expert_count);
+    if (rc < 0) {
+        free(lru);
+        return rc;
+    }
     *out = &lru->base;
     return 0;
 }
 
 static void lru_destroy(struct tier_policy *policy)
 {
-    free(lru_of(policy));
+    tier_recency_fini(&lru_of(policy)->recency);
+    free(policy);
 }
 
-static void lru_ahead(const struct tier_policy *policy, uint32_t expert, bool near)
+static void lru_ahead(const struct tier_policy *policy, uint32_t expert)
 {
-    const struct tier_ring *ring = ((const struct lru *)policy)->ring;
-    if (!near) {
-        __builtin_prefetch(&ring[expert], 1);
-    } else if (tier_ring_queued(ring, expert)) {
-        __builtin_prefetch(&ring[ring[expert].prev], 1);
-        __builtin_prefetch(&ring[ring[expert].next], 1);
-    }
+    __builtin_prefetch(&((const struct lru *)policy)->recency.at[expert], 1);
 }
 
 static void lru_touch(struct tier_policy *policy, uint32_t expert)
 {
     struct lru *lru = lru_of(policy);
-    DMUST(expert < lru->head && tier_ring_queued(lru->ring, expert));
-    tier_ring_front(lru->ring, lru->head, expert);
+    DMUST(tier_recency_has(&lru->recency, expert));
+    tier_recency_touch(&lru->recency, expert);
 }
 
 static void lru_insert(struct tier_policy *policy, uint32_t expert, bool used)
 {
     struct lru *lru = lru_of(policy);
-    DMUST(expert < lru->head && !tier_ring_queued(lru->ring, expert));
+    DMUST(!tier_recency_has(&lru->recency, expert));
     (void)used;                 /* what was fetched ahead starts as new, too */
-    tier_ring_push(lru->ring, lru->head, expert);
+    tier_recency_push(&lru->recency, expert);
 }
 
 static void lru_remove(struct tier_policy *policy, uint32_t expert)
 {
     struct lru *lru = lru_of(policy);
-    DMUST(expert < lru->head && tier_ring_queued(lru->ring, expert));
-    tier_ring_unlink(lru->ring, expert);
+    DMUST(tier_recency_has(&lru->recency, expert));
+    tier_recency_remove(&lru->recency, expert);
 }
 
 static uint32_t lru_victim(struct tier_policy *policy)
 {
-    const struct lru *lru = lru_of(policy);
-    return tier_ring_oldest(lru->ring, lru->head, policy->held);
+    return tier_recency_oldest(&lru_of(policy)->recency, policy->held);
 }
 
 const struct tier_policy_ops tier_policy_lru_ops = {

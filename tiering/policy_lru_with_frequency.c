@@ -101,7 +101,7 @@ static uint32_t mixed_victim(struct tier_policy *policy)
         /* Held ones fill the old half too: if all of it is held, go on to the first that is not. */
         if (left == 0 && victim != TIER_NO_EXPERT) break;
         if (left > 0) left--;
-        if (policy->held[e]) continue;
+        if (policy->held[e].count) continue;
         if (victim == TIER_NO_EXPERT || m->score.at[e] < m->score.at[victim]) victim = e;
     }
     return victim;

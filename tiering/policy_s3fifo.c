@@ -126,12 +126,12 @@ static void s3fifo_remove(struct tier_policy *policy, uint32_t expert)
 }
 
 /* Oldest of small that was not used twice; those that were move on to main. */
-static uint32_t small_victim(struct s3fifo *s, const uint16_t *held)
+static uint32_t small_victim(struct s3fifo *s, const struct tier_hold *held)
 {
     uint32_t head = s->experts + SMALL, at = s->ring[head].prev;
     while (at != head) {
         uint32_t next = s->ring[at].prev;
-        if (!held[at]) {
+        if (!held[at].count) {
             if (s->uses[at] < USES_TO_MAIN) return at;
             pull(s, at);
             push(s, at, MAIN);
@@ -143,14 +143,14 @@ static uint32_t small_victim(struct s3fifo *s, const uint16_t *held)
 }
 
 /* Oldest of main that was not used; used ones go round again with one use less. */
-static uint32_t main_victim(struct s3fifo *s, const uint16_t *held)
+static uint32_t main_victim(struct s3fifo *s, const struct tier_hold *held)
 {
     uint32_t head = s->experts + MAIN;
     for (int round = 0; round <= USES_MAX; round++) {
         uint32_t at = s->ring[head].prev;
         for (uint32_t left = s->counts[MAIN]; left > 0; left--) {
             uint32_t next = s->ring[at].prev;
-            if (!held[at]) {
+            if (!held[at].count) {
                 if (s->uses[at] == 0) return at;
                 s->uses[at]--;
                 tier_ring_front(s->ring, head, at);
@@ -161,7 +161,7 @@ static uint32_t main_victim(struct s3fifo *s, const uint16_t *held)
     return TIER_NO_EXPERT;
 }
 
-static uint32_t choose(struct s3fifo *s, const uint16_t *held)
+static uint32_t choose(struct s3fifo *s, const struct tier_hold *held)
 {
     bool main_first = s->counts[MAIN] > s->slots - s->small_slots || s->counts[SMALL] == 0;
     uint32_t victim = main_first ? main_victim(s, held) : small_victim(s, held);
@@ -174,7 +174,7 @@ static uint32_t choose(struct s3fifo *s, const uint16_t *held)
 static uint32_t s3fifo_victim(struct tier_policy *policy)
 {
     struct s3fifo *s = s3fifo_of(policy);
-    if (s->chosen == TIER_NO_EXPERT || policy->held[s->chosen]) {
+    if (s->chosen == TIER_NO_EXPERT || policy->held[s->chosen].count) {
         s->chosen = choose(s, policy->held);
     }
     return s->chosen;

@@ -80,7 +80,7 @@ static uint32_t sieve_victim(struct tier_policy *policy)
     uint32_t at = s->hand == s->head ? s->ring[s->head].prev : s->hand;
     /* Two rounds: the first may find all used, the second then finds none. */
     for (uint32_t left = 2 * (s->count + 1); left > 0; left--) {
-        if (at != s->head && !policy->held[at]) {
+        if (at != s->head && !policy->held[at].count) {
             if (!s->used[at]) {
                 s->hand = at;
                 return at;

@@ -55,10 +55,10 @@ static inline void tier_ring_front(struct tier_ring *ring, uint32_t head, uint32
 
 /* The one pushed first that is not held, or TIER_NO_EXPERT. */
 static inline uint32_t tier_ring_oldest(const struct tier_ring *ring, uint32_t head,
-                                        const uint16_t *held)
+                                        const struct tier_hold *held)
 {
     uint32_t e = ring[head].prev;
-    while (e != head && held[e]) e = ring[e].prev;
+    while (e != head && held[e].count) e = ring[e].prev;
     return e == head ? TIER_NO_EXPERT : e;
 }
 

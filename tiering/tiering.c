@@ -318,8 +318,7 @@ static void fetch_entries(const struct tier *t, uint32_t layer, const uint32_t *
     const struct tier_cache *c = &t->cache;
     uint32_t base = layer * t->experts;
     for (uint32_t i = 0; i < n; i++) __builtin_prefetch(&c->use[base + ids[i]], 1);
-    tier_decide_ahead(t->decide, layer, ids, n, false);
-    tier_decide_ahead(t->decide, layer, ids, n, true);
+    tier_decide_ahead(t->decide, layer, ids, n);
 }
 
 /* An expert that was read or copied ahead is there when it is asked for. */

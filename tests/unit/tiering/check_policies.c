@@ -29,7 +29,7 @@ struct row {                    /* experts in order, oldest first */
 
 struct plain {
     uint32_t slots;
-    uint16_t held[EXPERTS];
+    struct tier_hold held[EXPERTS];
     bool here[EXPERTS], began, filled;
     struct row rows[4];
     double count[EXPERTS], hint[EXPERTS], target;
@@ -63,7 +63,7 @@ static void row_add(struct row *r, uint32_t e)
 static uint32_t row_oldest(const struct plain *p, const struct row *r)
 {
     for (uint32_t i = 0; i < r->n; i++) {
-        if (!p->held[r->at[i]]) return r->at[i];
+        if (!p->held[r->at[i]].count) return r->at[i];
     }
     return TIER_NO_EXPERT;
 }
@@ -130,7 +130,7 @@ static uint32_t worth_victim(struct plain *p)
 {
     uint32_t v = TIER_NO_EXPERT;
     for (uint32_t e = 0; e < EXPERTS; e++) {
-        if (!p->here[e] || p->held[e]) continue;
+        if (!p->here[e] || p->held[e].count) continue;
         if (v == TIER_NO_EXPERT || worth(p, e) < worth(p, v) ||
             (worth(p, e) == worth(p, v) && p->stamp[e] < p->stamp[v])) {
             v = e;
@@ -158,7 +158,7 @@ static uint32_t mixed_victim(struct plain *p)
     for (uint32_t i = 0; i < r->n; i++) {
         uint32_t e = r->at[i];
         if (i >= (r->n + 1) / 2 && v != TIER_NO_EXPERT) break;
-        if (!p->held[e] && (v == TIER_NO_EXPERT || p->count[e] < p->count[v])) v = e;
+        if (!p->held[e].count && (v == TIER_NO_EXPERT || p->count[e] < p->count[v])) v = e;
     }
     return v;
 }
@@ -234,7 +234,7 @@ static uint32_t sieve_victim(struct plain *p)
     uint32_t i = p->hand == TIER_NO_EXPERT ? 0 : (uint32_t)row_find(r, p->hand);
     for (;; i = (i + 1) % r->n) {
         uint32_t e = r->at[i];
-        if (p->held[e]) continue;
+        if (p->held[e].count) continue;
         if (!p->uses[e]) return p->hand = e;
         p->uses[e] = 0;
     }
@@ -274,7 +274,7 @@ static uint32_t s3_from_small(struct plain *p)
     struct row old = p->rows[0];
     for (uint32_t i = 0; i < old.n; i++) {
         uint32_t e = old.at[i];
-        if (p->held[e]) continue;
+        if (p->held[e].count) continue;
         if (p->uses[e] < 2) return e;
         row_take(&p->rows[0], e);
         row_add(&p->rows[1], e);
@@ -391,7 +391,7 @@ static uint32_t agreed_victim(struct plain *p, const struct rule *rule, struct t
     uint32_t v = policy->ops->victim(policy), w = rule->victim(p);
     NEED(policy->ops->victim(policy) == v);
     if (v == w) return v;
-    NEED(rule->worth && v != TIER_NO_EXPERT && w != TIER_NO_EXPERT && !p->held[v]);
+    NEED(rule->worth && v != TIER_NO_EXPERT && w != TIER_NO_EXPERT && !p->held[v].count);
     NEED(fabs(worth(p, v) - worth(p, w)) < 1e-9);
     return v;
 }
@@ -432,7 +432,7 @@ static void one_acquire(struct plain *p, const struct rule *rule, struct tier_po
     }
     if (policy->ops->begin) policy->ops->begin(policy, now);
     rule->begin(p);
-    for (uint32_t i = 0; i < n; i++) p->held[ids[i]]++;
+    for (uint32_t i = 0; i < n; i++) p->held[ids[i]].count++;
     for (uint32_t i = 0; i < n; i++) {
         hit[i] = p->here[ids[i]];
         if (!hit[i]) continue;
@@ -442,7 +442,7 @@ static void one_acquire(struct plain *p, const struct rule *rule, struct tier_po
     for (uint32_t i = 0; i < n; i++) {
         if (!hit[i]) enter(p, rule, policy, ids[i], true);
     }
-    for (uint32_t i = 0; i < n; i++) p->held[ids[i]]--;
+    for (uint32_t i = 0; i < n; i++) p->held[ids[i]].count--;
 }
 
 /* Resident or not, what is worth more by the rule is worth more to the policy. */
@@ -476,14 +476,14 @@ START_TEST(agrees_with_its_rule)
         uint32_t e = (uint32_t)base_rng_below(&rng, EXPERTS);
         switch (base_rng_below(&rng, 12)) {
         case 0:                 /* leased by another for a while */
-            p.held[e] = p.held[e] ? 0 : p.here[e];
+            p.held[e].count = p.held[e].count ? 0 : p.here[e];
             break;
         case 1:                 /* fetched ahead of need */
             if (!p.here[e]) enter(&p, rule, policy, e, false);
             break;
         case 2:                 /* lost */
             if (p.here[e] && base_rng_below(&rng, 4) == 0) leave(&p, rule, policy, e);
-            if (!p.here[e]) p.held[e] = 0;
+            if (!p.here[e]) p.held[e].count = 0;
             break;
         case 3:                 /* used in the tier above */
             if (p.here[e] || !policy->ops->seen) break;
@@ -508,7 +508,7 @@ END_TEST
 START_TEST(short_half_lives_stay_exact)
 {
     static const char *const names[] = { "lfu", "lru_with_frequency", "lru_with_prediction" };
-    uint16_t held[EXPERTS] = { 0 };
+    struct tier_hold held[EXPERTS] = { 0 };
     for (int i = 0; i < 3; i++) {
         struct tier_policy *policy;
         struct tier_policy_options options = {
@@ -532,7 +532,7 @@ END_TEST
 
 START_TEST(what_is_wrong_is_refused)
 {
-    uint16_t held[1] = { 0 };
+    struct tier_hold held[1] = { 0 };
     struct tier_policy *policy;
     struct tier_policy_options options = {
         .expert_count = 1, .slots = 1, .half_life = 1, .held = held, .layer_experts = 1,
