@@ -25,11 +25,14 @@ VEC_INLINE struct x8_operand x8_operand_load(enum kern_dtype dtype, uint32_t gro
         const bool first = group == KERN_GROUP_SMALL || v == 0;
         UNROLL for (uint32_t d = 0; d < digits; d++)
             o.codes[v][d] = ivec_load(x->codes + d * x->filled + at);
-        if (dtype == KERN_INT4) {
-            if (first) ivec_start_int4(x->sums + at / 4, digits, o.start[v]);
-        } else if (first) {
-            UNROLL for (uint32_t d = 0; d < digits; d++)
+        if (!first) continue;
+        UNROLL for (uint32_t d = 0; d < digits; d++)
+        {
+            if (dtype == KERN_INT8) {
                 o.start[v][d] = ivec_start_int8(x->sums + (d * x->filled + at) / 4);
+            } else {
+                o.start[v][d] = d + 1 < digits ? ivec_zero() : ivec_start_int4(x->sums + at / 4);
+            }
         }
     }
     return o;
@@ -44,16 +47,13 @@ VEC_INLINE struct vec x8_value(enum kern_dtype dtype, uint32_t group, uint32_t d
     struct ivec sum[KERN_X8_FULL];
     UNROLL for (uint32_t d = 0; d < digits; d++)
     {
-        /* INT4: all digits in one sum, 8 bits further each time. */
-        if (dtype == KERN_INT4 && d > 0) {
-            sum[d] = ivec_shift_in(sum[d - 1], o->start[v][d]);
-        } else {
-            sum[d] = o->start[v][d];
-        }
+        sum[d] = o->start[v][d];
         sum[d] = ivec_dot(dtype, w[v], o->codes[v][d], sum[d]);
         if (both) sum[d] = ivec_dot(dtype, w[1], o->codes[1][d], sum[d]);
     }
-    if (digits == KERN_X8_FAST || dtype == KERN_INT4) return ivec_float(sum[digits - 1]);
+    if (digits == KERN_X8_FAST) return ivec_float(sum[0]);
+    if (dtype == KERN_INT4)
+        return ivec_float(ivec_shift_add(ivec_shift_add(sum[0], sum[1]), sum[2]));
     const struct vec low = vec_fma(ivec_float(sum[1]), vec_set1(X8_BASE), ivec_float(sum[2]));
     return vec_fma(ivec_float(sum[0]), vec_set1(X8_BASE_2), low);
 }

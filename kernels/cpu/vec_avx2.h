@@ -252,27 +252,22 @@ VEC_INLINE struct ivec ivec_start_int8(const int32_t *sums)
     return (struct ivec){ _mm256_setzero_si256(), _mm256_setzero_si256() };
 }
 
-/* What sums against INT4, moved up by 8, start with, and what each shift brings in. */
-VEC_INLINE void ivec_start_int4(const int32_t *sums, uint32_t digits, struct ivec *start)
+/* What sums against INT4, moved up by 8, start with. */
+VEC_INLINE struct ivec ivec_start_int4(const int32_t *sums)
 {
-    const struct ivec all = ivec_load((const int8_t *)sums);
-    start[0] = all;
-    if (digits != KERN_X8_FULL) return;
-    start[0].low = _mm256_srai_epi32(all.low, 16);
-    start[0].high = _mm256_srai_epi32(all.high, 16);
-    start[1].low = _mm256_slli_epi32(all.low, 16);
-    start[1].high = _mm256_slli_epi32(all.high, 16);
-    start[2].low = _mm256_slli_epi32(all.low, 24);
-    start[2].high = _mm256_slli_epi32(all.high, 24);
+    return ivec_load((const int8_t *)sums);
 }
 
-/* a * 256 + the highest byte of b. */
-VEC_INLINE struct ivec ivec_shift_in(struct ivec a, struct ivec b)
+VEC_INLINE struct ivec ivec_zero(void)
 {
-    return (struct ivec){
-        _mm256_or_si256(_mm256_slli_epi32(a.low, 8), _mm256_srli_epi32(b.low, 24)),
-        _mm256_or_si256(_mm256_slli_epi32(a.high, 8), _mm256_srli_epi32(b.high, 24))
-    };
+    return (struct ivec){ _mm256_setzero_si256(), _mm256_setzero_si256() };
+}
+
+/* a * 256 + b. */
+VEC_INLINE struct ivec ivec_shift_add(struct ivec a, struct ivec b)
+{
+    return (struct ivec){ _mm256_add_epi32(_mm256_slli_epi32(a.low, 8), b.low),
+                          _mm256_add_epi32(_mm256_slli_epi32(a.high, 8), b.high) };
 }
 
 /* A span of 128 weights as bytes: INT8 as they are, INT4 moved up by 8. */

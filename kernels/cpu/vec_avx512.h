@@ -289,20 +289,21 @@ VEC_INLINE struct ivec ivec_start_int8(const int32_t *sums)
     return (struct ivec){ _mm512_loadu_si512(sums) };
 }
 
-/* What sums against INT4, moved up by 8, start with, and what each shift brings in. */
-VEC_INLINE void ivec_start_int4(const int32_t *sums, uint32_t digits, struct ivec *start)
+/* What sums against INT4, moved up by 8, start with. */
+VEC_INLINE struct ivec ivec_start_int4(const int32_t *sums)
 {
-    const __m512i all = _mm512_loadu_si512(sums);
-    start[0].all = digits == KERN_X8_FULL ? _mm512_srai_epi32(all, 16) : all;
-    if (digits != KERN_X8_FULL) return;
-    start[1].all = _mm512_slli_epi32(all, 16);
-    start[2].all = _mm512_slli_epi32(all, 24);
+    return (struct ivec){ _mm512_loadu_si512(sums) };
 }
 
-/* a * 256 + the highest byte of b. */
-VEC_INLINE struct ivec ivec_shift_in(struct ivec a, struct ivec b)
+VEC_INLINE struct ivec ivec_zero(void)
 {
-    return (struct ivec){ _mm512_shldi_epi32(a.all, b.all, 8) };
+    return (struct ivec){ _mm512_setzero_si512() };
+}
+
+/* a * 256 + b; vpshldd would do it at once, but where vpdpbusd runs. */
+VEC_INLINE struct ivec ivec_shift_add(struct ivec a, struct ivec b)
+{
+    return (struct ivec){ _mm512_add_epi32(_mm512_slli_epi32(a.all, 8), b.all) };
 }
 
 /* A span of 128 weights as unsigned bytes. */
