@@ -199,12 +199,12 @@ VEC_INLINE float *cut_decode(float *to, size_t stride, enum kern_dtype dtype, co
     return to;
 }
 
-/* Rows [n, n + count) over the chunk, filled up with rows of zeros to whole tiles. */
+/* Rows [n, n + count) over the chunk, filled up with a row of zeros to an even number. */
 VEC_INLINE void panel_fill(float *panel, const struct chunk *chunk, const struct kern_matrix *w,
                            enum kern_dtype dtype, uint32_t n, uint32_t count)
 {
     const size_t stride = VEC_TILE_N * KERN_LANES;
-    const uint32_t padded = (count + VEC_TILE_N - 1) / VEC_TILE_N * VEC_TILE_N;
+    const uint32_t padded = (count + 1) / 2 * 2;
     for (uint32_t r = 0; r < padded; r++) {
         float *to = panel + (size_t)(r / VEC_TILE_N) * chunk->steps * stride +
                     r % VEC_TILE_N * KERN_LANES;
@@ -218,21 +218,22 @@ VEC_INLINE void panel_fill(float *panel, const struct chunk *chunk, const struct
     }
 }
 
-/* rows x VEC_TILE_N outputs over the chunk; x points at its first column. Scaled: for each cut
+/* rows x cols outputs over the chunk; x points at its first column. Scaled: for each cut
  * total = fma(cut, scale, total); else the sums simply go on. */
-VEC_INLINE void tile_multiply(uint32_t rows, bool scaled, const struct chunk *chunk, uint32_t n,
-                              const float *w, const float *x, size_t x_stride, float *total)
+VEC_INLINE void tile_multiply(uint32_t rows, uint32_t cols, bool scaled, const struct chunk *chunk,
+                              uint32_t n, const float *w, const float *x, size_t x_stride,
+                              float *total)
 {
     struct vec sum[VEC_TILE_M][VEC_TILE_N];
     uint32_t k = chunk->k0;
     for (uint32_t cut = 0; cut < chunk->cuts; cut++) {
         const uint32_t count = chunk->cut_end[cut] - k;
         UNROLL for (uint32_t m = 0; m < rows; m++) {
-            UNROLL for (uint32_t i = 0; i < VEC_TILE_N; i++)
+            UNROLL for (uint32_t i = 0; i < cols; i++)
                 sum[m][i] = scaled ? vec_zero() : vec_load(total + (m * PANEL_N + i) * KERN_LANES);
         }
         for (uint32_t step = 0; step < count / KERN_LANES; step++) {
-            vec_tile_step(rows, sum, w, x, x_stride);
+            vec_tile_step(rows, cols, sum, w, x, x_stride);
             w += VEC_TILE_N * KERN_LANES;
             x += KERN_LANES;
         }
@@ -241,12 +242,12 @@ VEC_INLINE void tile_multiply(uint32_t rows, bool scaled, const struct chunk *ch
             for (uint32_t m = 0; m < rows; m++)
                 vec_store(rest + m * KERN_LANES,
                           vec_load_part(x + m * x_stride, count % KERN_LANES));
-            vec_tile_step(rows, sum, w, rest, KERN_LANES);
+            vec_tile_step(rows, cols, sum, w, rest, KERN_LANES);
             w += VEC_TILE_N * KERN_LANES;
             x += count % KERN_LANES;
         }
         UNROLL for (uint32_t m = 0; m < rows; m++) {
-            UNROLL for (uint32_t i = 0; i < VEC_TILE_N; i++) {
+            UNROLL for (uint32_t i = 0; i < cols; i++) {
                 float *to = total + (m * PANEL_N + i) * KERN_LANES;
                 const struct vec scale = vec_set1(scaled ? chunk->scale[cut][n + i] : 1.0f);
                 vec_store(to, scaled ? vec_fma(sum[m][i], scale, vec_load(to)) : sum[m][i]);
@@ -256,22 +257,27 @@ VEC_INLINE void tile_multiply(uint32_t rows, bool scaled, const struct chunk *ch
     }
 }
 
-/* One tile of operand rows against all weight tiles. */
+/* One tile of operand rows against all weight tiles, of which the last may be narrower. */
 VEC_INLINE void tiles_multiply(struct panels *p, uint32_t rows, bool scaled, uint32_t m,
                                uint32_t n_count, const float *x, size_t x_stride)
 {
+    const uint32_t widest = VEC_TILE_N, narrow = widest < 4 ? widest : 4;
     for (uint32_t n = 0; n < n_count; n += VEC_TILE_N) {
-        tile_multiply(rows, scaled, &p->chunk, n, p->w + (size_t)n * p->chunk.steps * KERN_LANES, x,
-                      x_stride, p->total + (m * PANEL_N + n) * KERN_LANES);
+        const float *w = p->w + (size_t)n * p->chunk.steps * KERN_LANES;
+        float *total = p->total + (m * PANEL_N + n) * KERN_LANES;
+        if (widest > narrow && n_count - n > narrow) {
+            tile_multiply(rows, widest, scaled, &p->chunk, n, w, x, x_stride, total);
+        } else if (n_count - n > 2) {
+            tile_multiply(rows, narrow, scaled, &p->chunk, n, w, x, x_stride, total);
+        } else {
+            tile_multiply(rows, 2, scaled, &p->chunk, n, w, x, x_stride, total);
+        }
     }
 }
 
-/* One chunk for a block of m_count x n_count outputs; x points at its first column. */
-VEC_INLINE void chunk_multiply(struct panels *p, const struct kern_matrix *w, enum kern_dtype dtype,
-                               bool scaled, const float *x, size_t x_stride, uint32_t m_count,
-                               uint32_t n, uint32_t n_count)
+VEC_INLINE void chunk_tiles(struct panels *p, bool scaled, const float *x, size_t x_stride,
+                            uint32_t m_count, uint32_t n_count)
 {
-    panel_fill(p->w, &p->chunk, w, dtype, n, n_count);
     for (uint32_t m = 0; m < m_count; m += VEC_TILE_M, x += VEC_TILE_M * x_stride) {
         switch (m_count - m < VEC_TILE_M ? m_count - m : VEC_TILE_M) {
         case 1:
@@ -286,6 +292,34 @@ VEC_INLINE void chunk_multiply(struct panels *p, const struct kern_matrix *w, en
         default:
             tiles_multiply(p, VEC_TILE_M, scaled, m, n_count, x, x_stride);
         }
+    }
+}
+
+/* The types of weights share these: a panel holds floats. */
+static __attribute__((noinline)) void chunk_tiles_plain(struct panels *p, const float *x,
+                                                        size_t x_stride, uint32_t m_count,
+                                                        uint32_t n_count)
+{
+    chunk_tiles(p, false, x, x_stride, m_count, n_count);
+}
+
+static __attribute__((noinline)) void chunk_tiles_scaled(struct panels *p, const float *x,
+                                                         size_t x_stride, uint32_t m_count,
+                                                         uint32_t n_count)
+{
+    chunk_tiles(p, true, x, x_stride, m_count, n_count);
+}
+
+/* One chunk for a block of m_count x n_count outputs; x points at its first column. */
+VEC_INLINE void chunk_multiply(struct panels *p, const struct kern_matrix *w, enum kern_dtype dtype,
+                               bool scaled, const float *x, size_t x_stride, uint32_t m_count,
+                               uint32_t n, uint32_t n_count)
+{
+    panel_fill(p->w, &p->chunk, w, dtype, n, n_count);
+    if (scaled) {
+        chunk_tiles_scaled(p, x, x_stride, m_count, n_count);
+    } else {
+        chunk_tiles_plain(p, x, x_stride, m_count, n_count);
     }
 }
 

@@ -330,9 +330,11 @@ VEC_INLINE __m256 vec_half_once(const float *from)
 
 /* sum[m][n] = fma(w[n], x[m], sum[m][n]): half by half, so that 12 sums, 2 weights and 1 operand
  * fit the 16 registers and nothing is loaded twice. */
-VEC_INLINE void vec_tile_step(uint32_t rows, struct vec sum[VEC_TILE_M][VEC_TILE_N], const float *w,
+VEC_INLINE void vec_tile_step(uint32_t rows, uint32_t cols,
+                              struct vec sum[VEC_TILE_M][VEC_TILE_N], const float *w,
                               const float *x, size_t x_stride)
 {
+    (void)cols; /* always VEC_TILE_N */
     const __m256 low_0 = vec_half_once(w), low_1 = vec_half_once(w + 16);
     UNROLL for (uint32_t m = 0; m < rows; m++) {
         const __m256 value = vec_half_once(x + m * x_stride);

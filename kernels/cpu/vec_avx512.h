@@ -346,16 +346,26 @@ VEC_INLINE void vec_halves(bool crossed, const float *scale, struct vec to[2])
     to[1].all = _mm512_permutevar_ps(four, _mm512_add_epi32(first, step));
 }
 
-/* sum[m][n] = fma(w[n], x[m], sum[m][n]). */
-VEC_INLINE void vec_tile_step(uint32_t rows, struct vec sum[VEC_TILE_M][VEC_TILE_N], const float *w,
+/* Sixteen floats in a register: without the empty statement the compiler would rather read memory
+ * once for each use. */
+VEC_INLINE __m512 vec_once(const float *from)
+{
+    __m512 value = _mm512_loadu_ps(from);
+    __asm__("" : "+v"(value));
+    return value;
+}
+
+/* sum[m][n] = fma(w[n], x[m], sum[m][n]) for the first `cols` n. */
+VEC_INLINE void vec_tile_step(uint32_t rows, uint32_t cols,
+                              struct vec sum[VEC_TILE_M][VEC_TILE_N], const float *w,
                               const float *x, size_t x_stride)
 {
     __m512 weight[VEC_TILE_N];
-    UNROLL for (uint32_t n = 0; n < VEC_TILE_N; n++)
-        weight[n] = _mm512_loadu_ps(w + n * 16);
+    UNROLL for (uint32_t n = 0; n < cols; n++)
+        weight[n] = vec_once(w + n * 16);
     UNROLL for (uint32_t m = 0; m < rows; m++) {
-        const __m512 value = _mm512_loadu_ps(x + m * x_stride);
-        UNROLL for (uint32_t n = 0; n < VEC_TILE_N; n++)
+        const __m512 value = vec_once(x + m * x_stride);
+        UNROLL for (uint32_t n = 0; n < cols; n++)
             sum[m][n].all = _mm512_fmadd_ps(weight[n], value, sum[m][n].all);
     }
 }
