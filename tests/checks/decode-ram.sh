@@ -2,21 +2,9 @@
 # decode with everything in RAM: 0.90 of the rate of memory for FP8, INT8 and INT4, f32 and int8 activations
 # usage: decode-ram [FOLDER]: keeps the models there for another run (about 4 GB)
 set -euo pipefail
-bin=$EXPERTIER_BUILD/bin
-python=${PYTHON:-python3}
 cd "$EXPERTIER_SOURCE"
-work=${1:-}
-if [ -z "$work" ]; then
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
-"$python" -c 'import numpy' 2>/dev/null ||
-    { echo "skipped: $python has no numpy to make a model with (PYTHON=... names another)"; exit 77; }
-if [ ! -d "$work/fp8" ]; then
-    "$python" tests/peers/make_model.py "$work/fp8.part" --geometry baseline --layers 5 --experts 16 \
-        --tokenizer models/pebble >/dev/null 2>&1
-    mv "$work/fp8.part" "$work/fp8"
-fi
+. tests/peers/random_models.sh
+random_model fp8 16
 for to in int8:128 int4:32; do
     [ -d "$work/${to%:*}" ] || "$bin/tier-pack" quantize --quiet "$work/fp8" "$work/${to%:*}" --to "${to%:*}" \
         --group "${to#*:}" --allow-larger >/dev/null

@@ -1,23 +1,11 @@
 #!/usr/bin/env bash
-# decode in RAM as it grows: threads 1 -> 2, batch 1 -> 32, context 128 -> 4,000, experts 16 -> 64, beside the floor
-# usage: growth-decode [FOLDER]: keeps the models there for another run (about 4 GB)
+# decode in RAM as it grows: threads 1 -> 2, batch 1 -> 32, context 128 -> 4,096, experts 64 -> 256, beside the floor
+# usage: growth-decode [FOLDER]: keeps the models there for another run (about 10 GB)
 set -euo pipefail
-bin=$EXPERTIER_BUILD/bin
-python=${PYTHON:-python3}
 cd "$EXPERTIER_SOURCE"
-work=${1:-}
-if [ -z "$work" ]; then
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-fi
-"$python" -c 'import numpy' 2>/dev/null ||
-    { echo "skipped: $python has no numpy to make a model with (PYTHON=... names another)"; exit 77; }
-for experts in 16 64; do
-    [ -d "$work/$experts" ] && continue
-    "$python" tests/peers/make_model.py "$work/part" --geometry baseline --layers 5 --experts "$experts" \
-        --tokenizer models/pebble >/dev/null 2>&1
-    mv "$work/part" "$work/$experts"
-done
+. tests/peers/random_models.sh
+random_model 64 64
+random_model 256 256
 rate= fraction=
 cell() { # WHAT EXPERTS [argument...]
     local what=$1 experts=$2; shift 2
@@ -29,19 +17,19 @@ bad=0
 holds() { # SENTENCE CONDITION
     awk "BEGIN { exit !($2) }" && echo "  holds: $1" || { echo "  DOES NOT HOLD: $1"; bad=1; }
 }
-cell '1 thread' 16 --set engine.threads=1; one=$rate
-cell '2 threads' 16 --set engine.threads=2
+cell '1 thread' 64 --set engine.threads=1; one=$rate
+cell '2 threads' 64 --set engine.threads=2
 holds "1.6 times one thread, or 0.90 of the rate of memory: $(awk "BEGIN { print $rate / $one }")" "$rate >= 1.6 * $one || $fraction >= 0.9"
 last=0
 for batch in 1 2 4 8 16 32; do
-    cell "batch $batch" 16 --batch "$batch" --set scheduler.max_num_seqs=32
+    cell "batch $batch" 64 --batch "$batch" --set scheduler.max_num_seqs=32
     holds "no fewer tokens/s than the batch before" "$rate >= $last"
     last=$rate
 done
-cell 'context 128' 16 --prompt-tokens 128; short=$fraction
-cell 'context 4,000' 16 --prompt-tokens 4000 --set scheduler.max_model_len=4096
+cell 'context 128' 64 --prompt-tokens 128; short=$fraction
+cell 'context 4,096' 64 --prompt-tokens 4096 --set scheduler.max_model_len=4224
 holds "time follows the bytes within 20%: $(awk "BEGIN { print $fraction / $short }")" "$fraction >= 0.8 * $short"
-cell '16 experts' 16; few=$fraction
-cell '64 experts' 64
+cell '64 experts' 64; few=$fraction
+cell '256 experts' 256
 holds "time follows the bytes within 20%: $(awk "BEGIN { print $fraction / $few }")" "$fraction >= 0.8 * $few"
 exit "$bad"
