@@ -22,6 +22,9 @@
 /* Tile of a register-blocked product: 3 x 2 outputs of two registers, 12 of 16 registers. */
 enum { VEC_TILE_M = 3, VEC_TILE_N = 2, VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 4 };
 
+/* How far ahead INT8 against three digits is prefetched (simd_x8.h). */
+enum { VEC_X8_AHEAD = 0 };
+
 struct vec {
     __m256 low, high;
 };

@@ -23,6 +23,9 @@
 /* Tile of a register-blocked product: 4 x 6 outputs, 24 of 32 registers. */
 enum { VEC_TILE_M = 4, VEC_TILE_N = 6, VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 8 };
 
+/* How far ahead INT8 against three digits is prefetched (simd_x8.h). */
+enum { VEC_X8_AHEAD = 8192 };
+
 struct vec {
     __m512 all;
 };
