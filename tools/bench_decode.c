@@ -2,7 +2,9 @@
  *
  * The floor of a token is the longer of two times, since they can overlap: the bytes that its step
  * touches at the measured rate of memory, and the bytes it misses at the measured rate of the disk.
- * Memory is read before and after each round, and the round held against the mean of the two.
+ * Memory is read before and after each round, and the round held against the mean of the two; the
+ * disk is asked after each round for what the round missed. It may give more the second time than
+ * it gave the first.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -24,6 +26,7 @@ struct result {
 static int measure(struct bench_stack *b, struct result *r, struct base_err *err)
 {
     double rates[BENCH_ROUNDS_MAX], reads[BENCH_ROUNDS_MAX], shares[BENCH_ROUNDS_MAX];
+    double disks[BENCH_ROUNDS_MAX] = { 0 }, floors[BENCH_ROUNDS_MAX];
     double bytes = 0, missed = 0, waits = 0, times = 0, made = 0, spread;
     struct tier_io_metrics io, before_io;
     struct bench_memory memory = { 0 };
@@ -45,12 +48,17 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
         double touched = (double)(b->steps * b->dense_step_bytes + b->expert_bytes + b->kv_bytes);
         if (r->floor) {
             reads[round] = (before_rate + bench_memory_read(&memory, false)) / 2;
-            shares[round] = touched / reads[round] * 1e9 / (double)b->step_ns;
+            if (b->missed_bytes > 0) disks[round] = bench_disk_rate(b);
+            double seconds = touched / reads[round], disk = 0;
+            if (disks[round] > 0) disk = (double)b->missed_bytes / disks[round];
+            if (disk > seconds) seconds = disk;
+            floors[round] = (double)b->step_tokens / seconds;
+            shares[round] = rates[round] / floors[round];
         }
         bytes += touched;
+        missed += (double)b->missed_bytes;
         bench_reads(b, &io);
         double part = (double)b->step_tokens / (double)b->tokens;
-        missed += (double)(io.demand_bytes - before_io.demand_bytes) * part;
         r->ahead += (double)(io.prefetch_bytes - before_io.prefetch_bytes) * part;
         r->wasted += (double)(io.prefetch_wasted_bytes - before_io.prefetch_wasted_bytes) * part;
         waits += (double)b->wait_ns;
@@ -68,13 +76,8 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     if (!r->floor) return 0;
     r->memory_rate = bench_median(reads, flags.rounds, &spread);
     r->fraction = bench_median(shares, flags.rounds, &r->fraction_spread);
-    r->disk_rate = missed > 0 ? bench_disk_rate(b) : 0;
-    double seconds = r->bytes / r->memory_rate;
-    r->floor_rate = 1 / seconds;
-    if (r->disk_rate > 0 && r->missed / r->disk_rate > seconds) {
-        r->floor_rate = r->disk_rate / r->missed;
-        r->fraction = r->rate / r->floor_rate;
-    }
+    r->floor_rate = bench_median(floors, flags.rounds, &spread);
+    r->disk_rate = bench_median(disks, flags.rounds, &spread);
     return 0;
 }
 
@@ -159,6 +162,8 @@ static const struct cli_flag decode_flags[] = {
     { "config", CLI_TEXT, &flags.config, "FILE", "YAML settings; see tier-server --options" },
     { "set", CLI_REPEATED, &flags.set, "KEY=VALUE",
       "one setting, over the file's; may be repeated" },
+    { "routing", CLI_TEXT, &flags.routing, "uniform|TRACE",
+      "experts that the gates are made to choose: drawn, or a recorded trace's" },
     { "profile", CLI_TEXT, &flags.profile, "FILE",
       "write where the time went, as Chrome trace events" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print the result as JSON" },

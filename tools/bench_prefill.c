@@ -52,6 +52,7 @@ static double floor_seconds(const struct result *r, double peak, double peak_int
 static int measure(struct bench_stack *b, struct result *r, struct base_err *err)
 {
     double rates[BENCH_ROUNDS_MAX], shares[BENCH_ROUNDS_MAX], peaks[BENCH_ROUNDS_MAX];
+    double disks[BENCH_ROUNDS_MAX] = { 0 }, floors[BENCH_ROUNDS_MAX];
     double peaks_int8[BENCH_ROUNDS_MAX], missed = 0, waits = 0, times = 0, spread;
     bool int8 = b->stack.config.engine.activations == ENG_ACTIVATIONS_INT8;
     int rc = bench_warm(b, err);
@@ -60,12 +61,20 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     for (uint64_t round = 0; round < flags.rounds && rc == 0; round++) {
         peaks[round] = bench_peak_rate(b->threads, false);
         peaks_int8[round] = bench_peak_rate(b->threads, true);
-        uint64_t before = bench_reset(b), begin = base_now_ns();
+        bench_reset(b);
+        uint64_t begin = base_now_ns();
         rc = bench_generate(b, 1, (uint32_t)tokens, 1, flags.seed + round * 100, err);
         if (rc < 0) break;
         rates[round] = (double)tokens * 1e9 / (double)(b->first_ns - begin);
-        shares[round] = rates[round] * floor_seconds(r, peaks[round], peaks_int8[round]);
-        missed += (double)(bench_missed(b) - before);
+        double seconds = floor_seconds(r, peaks[round], peaks_int8[round]), disk = 0;
+        if (b->missed_bytes > 0) disks[round] = bench_disk_rate(b);
+        if (disks[round] > 0) {
+            disk = (double)b->missed_bytes / disks[round] / (double)tokens;
+        }
+        if (disk > seconds) seconds = disk;
+        floors[round] = 1 / seconds;
+        shares[round] = rates[round] / floors[round];
+        missed += (double)b->missed_bytes;
         waits += (double)b->wait_ns;
         times += (double)b->step_ns;
     }
@@ -76,13 +85,8 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     r->peak = bench_median(peaks, flags.rounds, &spread);
     r->peak_int8 = bench_median(peaks_int8, flags.rounds, &spread);
     r->fraction = bench_median(shares, flags.rounds, &r->fraction_spread);
-    r->disk_rate = missed > 0 ? bench_disk_rate(b) : 0;
-    double seconds = floor_seconds(r, r->peak, r->peak_int8);
-    r->floor_rate = 1 / seconds;
-    if (r->disk_rate > 0 && r->missed / r->disk_rate > seconds) {
-        r->floor_rate = r->disk_rate / r->missed;
-        r->fraction = r->rate / r->floor_rate;
-    }
+    r->floor_rate = bench_median(floors, flags.rounds, &spread);
+    r->disk_rate = bench_median(disks, flags.rounds, &spread);
     return 0;
 }
 
@@ -147,6 +151,8 @@ static const struct cli_flag prefill_flags[] = {
     { "config", CLI_TEXT, &flags.config, "FILE", "YAML settings; see tier-server --options" },
     { "set", CLI_REPEATED, &flags.set, "KEY=VALUE",
       "one setting, over the file's; may be repeated" },
+    { "routing", CLI_TEXT, &flags.routing, "uniform|TRACE",
+      "experts that the gates are made to choose: drawn, or a recorded trace's" },
     { "profile", CLI_TEXT, &flags.profile, "FILE",
       "write where the time went, as Chrome trace events" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print the result as JSON" },

@@ -9,9 +9,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
-#include "base/rng.h"
 #include "kernels/kern.h"
-#include "tiering/io.h"
 #include "tools/bench_stack.h"
 
 enum {
@@ -224,53 +222,6 @@ double bench_peak_rate(unsigned threads, bool int8)
     }
     free(crew);
     return best > 0 ? best : bench_peak_rate(threads, false);
-}
-
-/* -- disk ------------------------------------------------------------------------------------- */
-
-double bench_disk_rate(struct bench_stack *b)
-{
-    enum { DEPTH = 16 };
-    const uint64_t part = UINT64_C(1) << 20, time_ns = 1000000000;
-    struct base_err err = { 0 };
-    struct tier_io *io;
-    struct tier_io_req reqs[DEPTH], *done[DEPTH];
-    struct base_rng rng;
-    uint64_t file_bytes = 0;
-    unsigned char *memory = aligned_alloc(4096, DEPTH * part);
-    const char *path = tier_store_file_path(b->stack.store, 0);
-    FILE *from = fopen(path, "rbe");
-    if (from && fseeko(from, 0, SEEK_END) == 0) file_bytes = (uint64_t)ftello(from);
-    if (from) fclose(from);
-    uint64_t parts = file_bytes / part, bytes = 0;
-    if (!memory || parts == 0 ||
-        tier_io_create(&io, &b->stack.config.io, base_clock_real(), &err) < 0) {
-        free(memory);
-        return 0;
-    }
-    int handle = tier_io_file_add(io, path, &err);
-    base_rng_init(&rng, b->flags->seed);
-    uint64_t begin = base_now_ns(), now = begin;
-    for (int i = 0; i < DEPTH && handle >= 0; i++) {
-        struct tier_io_req *req = &reqs[i];
-        *req = (struct tier_io_req){ .file = (uint32_t)handle,
-                                     .to = memory + (uint64_t)i * part,
-                                     .bytes = part,
-                                     .offset = base_rng_below(&rng, parts) * part };
-        tier_io_submit(io, &req, 1);
-    }
-    while (io->in_flight > 0) {
-        int count = tier_io_reap(io, done, DEPTH, 1, UINT64_MAX);
-        now = base_now_ns();
-        for (int i = 0; i < count; i++) {
-            if (done[i]->result > 0) bytes += (uint64_t)done[i]->result;
-            done[i]->offset = base_rng_below(&rng, parts) * part;
-        }
-        if (now < begin + time_ns && count > 0) tier_io_submit(io, done, (unsigned)count);
-    }
-    tier_io_destroy(io);
-    free(memory);
-    return (double)bytes * 1e9 / (double)(now - begin);
 }
 
 static int ascending(const void *a, const void *b)

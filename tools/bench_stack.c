@@ -17,6 +17,20 @@
 
 /* ------------------------------------------------------------------------------------ stack -- */
 
+void bench_reads(struct bench_stack *b, struct tier_io_metrics *out)
+{
+    static struct tier_snapshot snapshot;
+    tier_snapshot(b->stack.tier, &snapshot);
+    *out = snapshot.io;
+}
+
+static uint64_t demand_bytes(struct bench_stack *b)
+{
+    struct tier_io_metrics io;
+    bench_reads(b, &io);
+    return io.demand_bytes;
+}
+
 static void on_step_end(void *context, const struct eng_step_record *record)
 {
     struct bench_stack *b = context;
@@ -26,7 +40,13 @@ static void on_step_end(void *context, const struct eng_step_record *record)
     for (uint32_t i = 0; i < record->token_count; i++) {
         full &= record->phases[i] == TIER_DECODE;
     }
-    if (b->batch > 0 && !full) return;
+    uint64_t missed = demand_bytes(b) - b->demand_bytes;
+    b->demand_bytes += missed;
+    if (b->batch > 0 && !full) {
+        bench_loads_note(b);
+        return;
+    }
+    b->missed_bytes += missed;
     b->steps++;
     b->step_tokens += record->token_count;
     b->step_ns += record->step_ns;
@@ -51,6 +71,13 @@ static void on_step_end(void *context, const struct eng_step_record *record)
         b->kv_bytes += (record->positions[i] + UINT64_C(1)) * (s->kv_lora_rank + s->qk_rope_dim) *
                        s->layers * number;
     }
+}
+
+static void route(void *context, uint32_t moe_layer, uint64_t seq, uint32_t position,
+                  uint32_t *ids)
+{
+    struct bench_stack *b = context;
+    bench_routing_choose(&b->routing, moe_layer, seq, position, ids);
 }
 
 static int read_config(struct eng_stack_config *config, const struct bench_flags *flags,
@@ -82,12 +109,21 @@ int bench_open(struct bench_stack *b, const struct bench_flags *flags, struct ba
                                    .observer = flags->observer,
                                    .profile_path = flags->profile,
                                    .account = true,
-                                   .hooks = { .step_end = on_step_end, .context = b } };
+                                   .hooks = { .step_end = on_step_end,
+                                              .route = flags->routing ? route : NULL,
+                                              .context = b } };
     rc = eng_stack_open(&b->stack, &args, err);
+    if (rc == 0 && flags->routing) {
+        rc = b->stack.device ? base_err_set(err, BASE_ECONFIG,
+                                            "--routing: the card's gates take no orders")
+                             : bench_routing_open(&b->routing, flags->routing, &b->stack.shape,
+                                                  flags->seed, err);
+    }
     if (rc == 0) {
         rc = eng_footprint(&config.engine, &b->stack.shape, b->stack.files, b->stack.store,
                            &b->stack.ranks, b->stack.device != NULL, &footprint, err);
     }
+    if (rc == 0 && bench_loads_note(b) < 0) rc = base_err_set(err, -ENOMEM, "no memory");
     if (rc < 0) return rc;
     int online = sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
     b->threads = config.engine.threads > 0 ? (unsigned)config.engine.threads : (unsigned)online;
@@ -102,28 +138,19 @@ int bench_open(struct bench_stack *b, const struct bench_flags *flags, struct ba
 void bench_close(struct bench_stack *b)
 {
     eng_stack_close(&b->stack);
+    bench_routing_close(&b->routing);
+    free(b->loads);
+    b->loads = NULL;
 }
 
-void bench_reads(struct bench_stack *b, struct tier_io_metrics *out)
-{
-    static struct tier_snapshot snapshot;
-    tier_snapshot(b->stack.tier, &snapshot);
-    *out = snapshot.io;
-}
-
-uint64_t bench_missed(struct bench_stack *b)
-{
-    struct tier_io_metrics io;
-    bench_reads(b, &io);
-    return io.demand_bytes;
-}
-
-uint64_t bench_reset(struct bench_stack *b)
+void bench_reset(struct bench_stack *b)
 {
     b->steps = b->step_tokens = b->step_ns = b->wait_ns = b->expert_bytes = b->kv_bytes = 0;
+    b->missed_bytes = 0;
     b->tokens = 0;
     b->first_ns = b->last_ns = 0;
-    return bench_missed(b);
+    b->demand_bytes = demand_bytes(b);
+    bench_loads_note(b);
 }
 
 static void on_piece(void *context, const struct eng_piece *piece)
@@ -221,9 +248,9 @@ int bench_warm(struct bench_stack *b, struct base_err *err)
     }
     /* Until a prompt finds everything that it needs, or a budget shows that it never will. */
     for (int i = 0; i < 6 && rc == 0; i++) {
-        uint64_t before = bench_missed(b);
+        uint64_t before = demand_bytes(b);
         rc = bench_generate(b, 1, prompt, 2, b->flags->seed + 1000 + (uint64_t)i, err);
-        if (bench_missed(b) == before) break;
+        if (demand_bytes(b) == before) break;
     }
     /* Of what is measured alone. */
     memset(b->account_op_ns, 0, sizeof b->account_op_ns);

@@ -10,6 +10,7 @@
 #define TOOLS_BENCH_STACK_H
 
 #include "engine/stack.h"
+#include "tools/bench_routing.h"
 #include "tools/cli.h"
 
 enum { BENCH_ROUNDS_MAX = 101 };
@@ -19,6 +20,7 @@ struct bench_flags {
     struct cli_list set;
     uint64_t rounds, seed;
     const char *profile;        /* a timeline goes there; NULL = none */
+    const char *routing;        /* what the gates are made to choose; NULL = nothing */
     bool json, quiet;
     struct tier_observer observer;      /* of cache events, or nothing */
 };
@@ -26,11 +28,15 @@ struct bench_flags {
 struct bench_stack {
     struct eng_stack stack;
     const struct bench_flags *flags;
+    struct bench_routing routing;
     unsigned threads;
     uint64_t dense_step_bytes;  /* dense weights that every step reads */
     uint32_t batch;             /* > 0: only steps count that generate for so many sequences */
     /* Added up over steps; zeroed by bench_reset. */
     uint64_t steps, step_tokens, step_ns, wait_ns, expert_bytes, kv_bytes;
+    uint64_t missed_bytes;      /* that demand reads fetched */
+    uint64_t demand_bytes;      /* that they had fetched at the end of the last step */
+    uint32_t *loads;            /* [MoE layers x experts]: of each, before the steps that count */
     /* Added up over all of these since open. */
     uint64_t account_step_ns, account_wait_ns[TIER_WAIT_CAUSE_COUNT], account_op_ns[ENG_OP_COUNT];
     /* Of the running request. */
@@ -43,10 +49,11 @@ struct bench_stack {
 int bench_open(struct bench_stack *bench, const struct bench_flags *flags, struct base_err *err);
 void bench_close(struct bench_stack *bench);
 
-/* Zeroes the sums and returns the bytes that demand reads have fetched so far. */
-uint64_t bench_reset(struct bench_stack *bench);
-uint64_t bench_missed(struct bench_stack *bench);
-/* What reads have fetched so far, demanded and ahead. */
+/* Remembers how often each expert was read so far. 0 or -ENOMEM. */
+int bench_loads_note(struct bench_stack *bench);
+/* Zeroes the sums. */
+void bench_reset(struct bench_stack *bench);
+/* What reads have fetched so far. */
 void bench_reads(struct bench_stack *bench, struct tier_io_metrics *out);
 
 /* Runs `count` requests of random prompts to their end; the time of each is in the fields above. */
@@ -72,7 +79,9 @@ void bench_memory_close(struct bench_memory *memory);
 double bench_memory_read(struct bench_memory *memory, bool best);
 /* The best of five, all at once. */
 double bench_memory_rate(unsigned threads);
-/* Bytes a second of random reads of an expert's size from the model's first file. */
+/* Bytes a second at which the disk gives again what the counted steps read: their experts in the
+ * order of ids, in parts of up to 1 MiB, 16 at once, over and over for a second. The same bytes,
+ * since a disk may have at hand what it was asked for lately. 0 when nothing was read. */
 double bench_disk_rate(struct bench_stack *bench);
 /* Multiply-adds a second that `threads` threads can do: f32, or 8-bit integers where the cores have
  * instructions for them (else f32); the best of five. */

@@ -3,6 +3,7 @@
 #define ENGINE_CORE_H
 
 #include "engine/advice.h"
+#include "engine/engine.h"
 #include "engine/kv.h"
 #include "engine/lead.h"
 #include "engine/plan.h"
@@ -34,6 +35,7 @@ struct eng_core {
     struct eng_cuda *cuda;
     char lost[ENG_LOST_TEXT];   /* not empty: another rank's card is gone, with it every step */
     struct eng_advice *advice;  /* NULL = nothing is predicted */
+    const struct eng_hooks *hooks;
     struct kern_matrix expert[MODEL_MATRIX_COUNT]; /* of a routed expert, without addresses */
     bool expert_scaled[MODEL_MATRIX_COUNT];
     float softmax_scale;

@@ -294,6 +294,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     eng->core.device = args->device;
     eng->tokenizer = args->tokenizer;
     eng->hooks = args->hooks;
+    eng->core.hooks = &eng->hooks;
     eng->next_id = 1;
     pthread_mutex_init(&eng->published_lock, NULL);
     eng->lock_made = true;

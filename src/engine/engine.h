@@ -130,6 +130,11 @@ struct eng_hooks {
     /* Every logits row that is computed, before sampling: with it all of them come to the host. */
     void (*logits)(void *context, uint64_t request, uint32_t position, const float *logits,
                    uint32_t vocab);
+    /* May put other experts into the place of those that the gate chose for a token, ids[top_k],
+     * all different; their weights stay. For benchmarks: gates that are asked ahead know nothing of
+     * it. Of what the CPU computes; any compute thread. */
+    void (*route)(void *context, uint32_t moe_layer, uint64_t seq, uint32_t position,
+                  uint32_t *ids);
     void *context;
 };
 

@@ -7,6 +7,8 @@
 struct pass {
     struct eng_core *core;
     struct kern_gate gate;
+    const struct eng_layer *layer;
+    const struct eng_batch *batch;
     uint32_t *ids;
     float *weights;
 };
@@ -15,11 +17,16 @@ static void row_choose(void *context, uint32_t row, unsigned thread)
 {
     const struct pass *pass = context;
     const struct model_shape *s = pass->core->shape;
+    const struct eng_hooks *hooks = pass->core->hooks;
     struct eng_plan *plan = &pass->core->plan;
-    pass->core->work.ops->gate(&pass->gate, plan->gate_logits + (size_t)row * s->experts,
-                               pass->ids + (size_t)row * s->top_k,
+    uint32_t *ids = pass->ids + (size_t)row * s->top_k;
+    pass->core->work.ops->gate(&pass->gate, plan->gate_logits + (size_t)row * s->experts, ids,
                                pass->weights + (size_t)row * s->top_k,
                                plan->gate_scratch + (size_t)thread * 2 * s->experts);
+    if (hooks->route) {
+        hooks->route(hooks->context, (uint32_t)pass->layer->moe_layer, pass->batch->seqs[row],
+                     pass->batch->positions[row], ids);
+    }
 }
 
 struct kern_gate eng_gate_of(const struct model_shape *s, const struct eng_layer *layer)
@@ -47,6 +54,8 @@ void eng_gate(struct eng_core *core, const struct eng_layer *layer, const struct
     struct pass pass = {
         .core = core,
         .gate = eng_gate_of(s, layer),
+        .layer = layer,
+        .batch = batch,
         .ids = plan->route_ids + at,
         .weights = plan->route_weights + at,
     };

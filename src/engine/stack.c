@@ -329,6 +329,13 @@ static void on_logits(void *context, uint64_t request, uint32_t position, const 
     stack->hooks.logits(stack->hooks.context, request, position, logits, vocab);
 }
 
+static void on_route(void *context, uint32_t moe_layer, uint64_t seq, uint32_t position,
+                     uint32_t *ids)
+{
+    struct eng_stack *stack = context;
+    stack->hooks.route(stack->hooks.context, moe_layer, seq, position, ids);
+}
+
 static int open_trace(struct eng_stack *stack, struct base_err *err)
 {
     const struct model_shape *shape = &stack->shape;
@@ -460,7 +467,8 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
         .profile = stack->profiles ? &stack->profile : NULL,
         .device = stack->device,
         .hooks = { .step_begin = on_step_begin, .step_end = on_step_end,
-                   .logits = stack->hooks.logits ? on_logits : NULL, .context = stack },
+                   .logits = stack->hooks.logits ? on_logits : NULL,
+                   .route = stack->hooks.route ? on_route : NULL, .context = stack },
         .ranks = &stack->ranks,
         .peers = &stack->peers,
         .core_first = stack->core_first,

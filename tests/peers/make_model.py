@@ -16,7 +16,7 @@ import numpy as np
 GEOMETRIES = {
     # The baseline that peers are compared on: deepseek2 architecture, 8 MoE layers x 128 experts, hidden 2048, 6.6 GiB in 8 bit.
     "baseline": dict(hidden=2048, layers=9, dense=1, experts=128, top_k=6, shared=2, expert_width=1024, dense_width=10944,
-                     heads=16, q_lora=0, kv_lora=512, nope=128, rope=64, v=128, groups=1, top_groups=1, vocab=102400,
+                     heads=16, q_lora=1536, kv_lora=512, nope=128, rope=64, v=128, groups=1, top_groups=1, vocab=102400,
                      scoring="softmax", scaling=1.0, norm=False, v3=False),
     # DeepSeek-V3's layers, as many as asked for.
     "v3": dict(hidden=7168, layers=4, dense=1, experts=256, top_k=8, shared=1, expert_width=2048, dense_width=18432,
@@ -24,10 +24,10 @@ GEOMETRIES = {
                scoring="sigmoid", scaling=2.5, norm=True, v3=True),
     # gpt-oss-20b's routing shape (24 x 32, top-4) in this architecture, for imposed routing.
     "gptoss": dict(hidden=2048, layers=24, dense=0, experts=32, top_k=4, shared=1, expert_width=1024, dense_width=10944,
-                   heads=16, q_lora=0, kv_lora=512, nope=128, rope=64, v=128, groups=1, top_groups=1, vocab=32768,
+                   heads=16, q_lora=1536, kv_lora=512, nope=128, rope=64, v=128, groups=1, top_groups=1, vocab=32768,
                    scoring="softmax", scaling=1.0, norm=False, v3=False),
     "tiny": dict(hidden=256, layers=3, dense=1, experts=16, top_k=4, shared=1, expert_width=128, dense_width=512, heads=4,
-                 q_lora=0, kv_lora=64, nope=32, rope=16, v=32, groups=1, top_groups=1, vocab=4096, scoring="softmax",
+                 q_lora=128, kv_lora=64, nope=32, rope=16, v=32, groups=1, top_groups=1, vocab=4096, scoring="softmax",
                  scaling=1.0, norm=False, v3=False),
 }
 BLOCK = 128
