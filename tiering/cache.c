@@ -491,6 +491,8 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
     struct tier_slot *at = &c->dram.slots.at[slot];
     int rc = load->error;
     if (!needs_dram(c, key)) {
+        tier_story_flight(c->story, "reads", "read", load->begin_ns, load->end_ns, key,
+                          load->record.bytes, "displaced on its way");
         load_free(c, load);
         tier_cache_dram_give(c, slot);
         return;
