@@ -16,14 +16,8 @@
 #include "tests/support/make_tiny.h"
 #include "tests/support/run_stack.h"
 
-static const char *const prompts[] = {
-    "In the beginning", "#include <", "The LORD said", "int main(", "ls -l", "And God",
-    "the file", "struct", "of the", "return -1;", "David", "#define", "kernel", "the king",
-    "void", "memory", "Jesus", "static", "mount", "He said",
-};
-
 enum {
-    PROMPTS = sizeof prompts / sizeof prompts[0],
+    PROMPTS = SMALL_PROMPTS,
     FEW_PROMPTS = 5,
     PEBBLE_ANSWER = 2,
     ASKED = 3,                  /* of the small model at once */
@@ -82,7 +76,7 @@ START_TEST(the_cpus_tokens_with_and_without_logprobs)
     const int asked = seeds < 100 ? FEW_PROMPTS : PROMPTS;
     run_open(&run, run_pebble(), on_cpu);
     for (int i = 0; i < asked; i++) {
-        struct run_answer *answer = ask(prompts[i], PEBBLE_ANSWER, 0.0f, i % 2);
+        struct run_answer *answer = ask(small_prompts[i], PEBBLE_ANSWER, 0.0f, i % 2);
         run_finish(&run);
         ck_assert_uint_eq(answer->token_count, PEBBLE_ANSWER);
         memcpy(want[i], answer->tokens, sizeof want[i]);
@@ -91,9 +85,9 @@ START_TEST(the_cpus_tokens_with_and_without_logprobs)
     for (int logprobs = 0; logprobs < 2; logprobs++) {
         open_card(run_pebble());
         for (int i = 0; i < asked; i++) {
-            struct run_answer *answer = ask(prompts[i], PEBBLE_ANSWER, 0.0f, logprobs);
+            struct run_answer *answer = ask(small_prompts[i], PEBBLE_ANSWER, 0.0f, logprobs);
             run_finish(&run);
-            check_tokens(answer, want[i], PEBBLE_ANSWER, prompts[i]);
+            check_tokens(answer, want[i], PEBBLE_ANSWER, small_prompts[i]);
         }
         close_card();
     }

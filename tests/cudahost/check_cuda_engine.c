@@ -24,14 +24,8 @@
 #include "tests/support/make_tiny.h"
 #include "tests/support/run_stack.h"
 
-static const char *const prompts[] = {
-    "In the beginning", "#include <", "The LORD said", "int main(", "ls -l", "And God",
-    "the file", "struct", "of the", "return -1;", "David", "#define", "kernel", "the king",
-    "void", "memory", "Jesus", "static", "mount", "He said",
-};
-
 enum {
-    PROMPTS = sizeof prompts / sizeof prompts[0],
+    PROMPTS = SMALL_PROMPTS,
     FEW_PROMPTS = 5,
     ANSWER = 2,
     ASKED = 3,                  /* of the small model at once */
@@ -76,7 +70,7 @@ START_TEST(answers_are_the_cpus)
     const int asked = seeds < 100 ? FEW_PROMPTS : PROMPTS; /* server.sh asks all */
     run_open(&run, run_pebble(), on_cpu);
     for (int i = 0; i < asked; i++) {
-        struct run_answer *answer = ask(prompts[i], ANSWER);
+        struct run_answer *answer = ask(small_prompts[i], ANSWER);
         run_finish(&run);
         ck_assert_uint_eq(answer->token_count, ANSWER);
         memcpy(want[i], answer->tokens, sizeof want[i]);
@@ -85,11 +79,11 @@ START_TEST(answers_are_the_cpus)
     cudahost_seed(1);
     run_open(&run, run_pebble(), on_card);
     for (int i = 0; i < asked; i++) {
-        struct run_answer *answer = ask(prompts[i], ANSWER);
+        struct run_answer *answer = ask(small_prompts[i], ANSWER);
         run_finish(&run);
         ck_assert_msg(answer->finish == ENG_LENGTH, "%s", answer->error);
         ck_assert_msg(memcmp(answer->tokens, want[i], sizeof want[i]) == 0,
-                      "'%s': other tokens than the CPU's", prompts[i]);
+                      "'%s': other tokens than the CPU's", small_prompts[i]);
     }
     run_close(&run);
     check_machine(1);

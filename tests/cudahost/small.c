@@ -10,6 +10,12 @@
 #include "tests/support/make_tiny.h"
 #include "tests/support/run_stack.h"
 
+const char *const small_prompts[SMALL_PROMPTS] = {
+    "In the beginning", "#include <", "The LORD said", "int main(", "ls -l", "And God",
+    "the file", "struct", "of the", "return -1;", "David", "#define", "kernel", "the king",
+    "void", "memory", "Jesus", "static", "mount", "He said",
+};
+
 void small_model(char *dir, size_t size, const char *name)
 {
     static const char *const files[] = { "tokenizer.json", "tokenizer_config.json" };

@@ -13,4 +13,8 @@ void small_model(char *dir, size_t size, const char *name);
 /* One weight of the head is no number any more, and so is one logit of every row. */
 void small_model_spoil(const char *dir);
 
+/* Short prompts for pebble, out of its corpus. */
+enum { SMALL_PROMPTS = 20 };
+extern const char *const small_prompts[SMALL_PROMPTS];
+
 #endif
