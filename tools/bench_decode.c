@@ -28,7 +28,6 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     double rates[BENCH_ROUNDS_MAX], reads[BENCH_ROUNDS_MAX], shares[BENCH_ROUNDS_MAX];
     double disks[BENCH_ROUNDS_MAX] = { 0 }, floors[BENCH_ROUNDS_MAX];
     double bytes = 0, missed = 0, waits = 0, times = 0, made = 0, spread;
-    struct tier_io_metrics io, before_io;
     struct bench_memory memory = { 0 };
     r->floor = !b->stack.device;
     int rc = r->floor ? bench_memory_open(&memory, b->threads) : 0;
@@ -40,7 +39,6 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
          * there. */
         double before_rate = r->floor ? bench_memory_read(&memory, false) : 0;
         bench_reset(b);
-        bench_reads(b, &before_io);
         rc = bench_generate(b, (uint32_t)batch, (uint32_t)prompt_tokens, (uint32_t)tokens + 1,
                             flags.seed + round * 100, err);
         if (rc < 0) break;
@@ -57,10 +55,8 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
         }
         bytes += touched;
         missed += (double)b->missed_bytes;
-        bench_reads(b, &io);
-        double part = (double)b->step_tokens / (double)b->tokens;
-        r->ahead += (double)(io.prefetch_bytes - before_io.prefetch_bytes) * part;
-        r->wasted += (double)(io.prefetch_wasted_bytes - before_io.prefetch_wasted_bytes) * part;
+        r->ahead += (double)b->ahead_bytes;
+        r->wasted += (double)b->wasted_bytes;
         waits += (double)b->wait_ns;
         times += (double)b->step_ns;
         made += (double)b->step_tokens;

@@ -17,17 +17,17 @@
 
 /* ------------------------------------------------------------------------------------ stack -- */
 
-void bench_reads(struct bench_stack *b, struct tier_io_metrics *out)
+static void read_counters(const struct bench_stack *b, struct tier_io_metrics *out)
 {
     static struct tier_snapshot snapshot;
     tier_snapshot(b->stack.tier, &snapshot);
     *out = snapshot.io;
 }
 
-static uint64_t demand_bytes(struct bench_stack *b)
+static uint64_t demand_bytes(const struct bench_stack *b)
 {
     struct tier_io_metrics io;
-    bench_reads(b, &io);
+    read_counters(b, &io);
     return io.demand_bytes;
 }
 
@@ -40,13 +40,15 @@ static void on_step_end(void *context, const struct eng_step_record *record)
     for (uint32_t i = 0; i < record->token_count; i++) {
         full &= record->phases[i] == TIER_DECODE;
     }
-    uint64_t missed = demand_bytes(b) - b->demand_bytes;
-    b->demand_bytes += missed;
+    struct tier_io_metrics last = b->last;
+    read_counters(b, &b->last);
     if (b->batch > 0 && !full) {
         bench_loads_note(b);
         return;
     }
-    b->missed_bytes += missed;
+    b->missed_bytes += b->last.demand_bytes - last.demand_bytes;
+    b->ahead_bytes += b->last.prefetch_bytes - last.prefetch_bytes;
+    b->wasted_bytes += b->last.prefetch_wasted_bytes - last.prefetch_wasted_bytes;
     b->steps++;
     b->step_tokens += record->token_count;
     b->step_ns += record->step_ns;
@@ -146,10 +148,10 @@ void bench_close(struct bench_stack *b)
 void bench_reset(struct bench_stack *b)
 {
     b->steps = b->step_tokens = b->step_ns = b->wait_ns = b->expert_bytes = b->kv_bytes = 0;
-    b->missed_bytes = 0;
+    b->missed_bytes = b->ahead_bytes = b->wasted_bytes = 0;
     b->tokens = 0;
     b->first_ns = b->last_ns = 0;
-    b->demand_bytes = demand_bytes(b);
+    read_counters(b, &b->last);
     bench_loads_note(b);
 }
 

@@ -35,7 +35,8 @@ struct bench_stack {
     /* Added up over steps; zeroed by bench_reset. */
     uint64_t steps, step_tokens, step_ns, wait_ns, expert_bytes, kv_bytes;
     uint64_t missed_bytes;      /* that demand reads fetched */
-    uint64_t demand_bytes;      /* that they had fetched at the end of the last step */
+    uint64_t ahead_bytes, wasted_bytes; /* read ahead; of those, what nobody asked for */
+    struct tier_io_metrics last;        /* at the end of the last step */
     uint32_t *loads;            /* [MoE layers x experts]: of each, before the steps that count */
     /* Added up over all of these since open. */
     uint64_t account_step_ns, account_wait_ns[TIER_WAIT_CAUSE_COUNT], account_op_ns[ENG_OP_COUNT];
@@ -53,8 +54,6 @@ void bench_close(struct bench_stack *bench);
 int bench_loads_note(struct bench_stack *bench);
 /* Zeroes the sums. */
 void bench_reset(struct bench_stack *bench);
-/* What reads have fetched so far. */
-void bench_reads(struct bench_stack *bench, struct tier_io_metrics *out);
 
 /* Runs `count` requests of random prompts to their end; the time of each is in the fields above. */
 int bench_generate(struct bench_stack *bench, uint32_t count, uint32_t prompt_tokens,
