@@ -394,6 +394,11 @@ void pred_adviser_gate(struct pred_adviser *a, uint32_t layer, uint32_t later, c
     }
 }
 
+bool pred_adviser_watched(const struct pred_adviser *a)
+{
+    return a->watch != NULL;
+}
+
 void pred_adviser_watch(struct pred_adviser *a,
                         void (*watch)(void *context, const struct pred_context *row,
                                       uint32_t layer, const float *scores), void *context)

@@ -77,6 +77,7 @@ void pred_adviser_gate(struct pred_adviser *adviser, uint32_t layer, uint32_t la
                        const float *margins);
 
 /* Told of each prediction of a row: log-odds of all experts. For measurements. */
+bool pred_adviser_watched(const struct pred_adviser *adviser);
 void pred_adviser_watch(struct pred_adviser *adviser,
                         void (*watch)(void *context, const struct pred_context *row,
                                       uint32_t layer, const float *scores), void *context);

@@ -87,7 +87,9 @@ static void leave_dram(struct tier_cache *c, uint32_t key)
         c->stats.prefetch_wasted_bytes += at->bytes;
     }
     if (at->prefetch) {
-        tier_cache_fate(c, key, at->state == TIER_SLOT_QUEUED ? "cancelled" : "wasted");
+        bool begun = at->state != TIER_SLOT_QUEUED;
+        tier_cache_fate(c, key, begun ? "wasted" : "cancelled");
+        if (!begun && !at->restore) c->stats.prefetch_cancelled++;
     }
     if (at->state == TIER_SLOT_READING) {
         tier_cache_prefetch_close(c, at);

@@ -141,6 +141,7 @@ static void up_end(struct tier_cache *c, uint32_t slot, const struct dev_copy *c
         return;
     }
     c->copies_ahead -= at->ahead;
+    c->stats.copies_ahead += at->ahead;
     at->moving = 0;
     at->state = TIER_SLOT_READY;
     c->stats.copies_up++;

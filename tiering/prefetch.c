@@ -62,14 +62,25 @@ int tier_prefetch_settle(struct tier *t, bool first, struct base_err *err)
         snprintf(t->prefetch_note, sizeof t->prefetch_note, "off: prefetch.enabled is false");
     } else if (t->prefetch_per_layer == 0) {
         t->prefetch = false;
-        snprintf(t->prefetch_note, sizeof t->prefetch_note, "off: every slot of a layer is needed "
-                 "for its top_k %" PRIu32, t->top_k);
+        snprintf(t->prefetch_note, sizeof t->prefetch_note, "off: top_k %" PRIu32 " needs every "
+                 "one of the %" PRIu64 " slots, so none is left to read ahead into", t->top_k,
+                 spare + t->top_k);
     } else {
-        snprintf(t->prefetch_note, sizeof t->prefetch_note, "up to %" PRIu32 " experts a layer%s",
-                 t->prefetch_per_layer,
-                 t->prefetch_degraded ? ", for more there are no slots" : "");
+        int n = snprintf(t->prefetch_note, sizeof t->prefetch_note, "up to %" PRIu32
+                         " experts a layer", t->prefetch_per_layer);
+        if (t->prefetch_degraded) {
+            snprintf(t->prefetch_note + n, sizeof t->prefetch_note - (size_t)n,
+                     ": %" PRIu64 " beside top_k %" PRIu32 " need %" PRIu64 " slots, and there "
+                     "are %" PRIu64, wanted, t->top_k, wanted + t->top_k, spare + t->top_k);
+        }
     }
     return 0;
+}
+
+bool tier_holds_all(const struct tier *t)
+{
+    uint64_t all = (uint64_t)t->layers * tier_store_held(t->store);
+    return tier_decide_config_get(t->decide)->tiers[0].slots >= all;
 }
 
 /* -- hints ------------------------------------------------------------------------------------ */

@@ -200,7 +200,11 @@ static void report_policy(struct tier_report *report, const struct tier_report_a
 {
     const struct tier_config *c = a->config;
     struct tier_report_row *row = add_tier_choice(report, "policy.eviction", c->eviction);
-    tier_report_note(row, TIER_ACTIVE, "%s", "");
+    char policy[32];
+    base_option_choice(tier_option_of("policy.eviction"), c->eviction, policy, sizeof policy);
+    bool blind = strcmp(policy, "lru_with_prediction") == 0 && !a->hints;
+    tier_report_note(row, blind ? TIER_DEGRADED : TIER_ACTIVE, "%s",
+                     blind ? "evicts by frequency and recency: no predictor gives hints" : "");
     row = tier_report_add(report, "policy.quotas", c->quotas);
     bool adaptive = strcmp(c->quotas, "adaptive") == 0, equal = strcmp(c->quotas, "equal") == 0;
     tier_report_note(row, equal ? TIER_OFF : TIER_ACTIVE, "%s",

@@ -66,13 +66,6 @@ int tier_config_check(const struct tier_config *config, struct base_err *err)
     for (uint32_t t = 0; t < tiers; t++) {
         decayed |= tier_policy_find(names[t])->decayed;
         global |= tier_policy_find(names[t])->global;
-        if (strcmp(names[t], "lru_with_prediction") == 0 && !config->prefetch) {
-            return base_err_set(err, BASE_ECONFIG,
-                                "policy.%s: lru_with_prediction has no effect "
-                                "without prefetch (predictor.kind, prefetch.enabled): take lfu, "
-                                "which it would be",
-                                t ? "eviction_dram" : "eviction");
-        }
     }
     if (global && !is_equal(config)) {
         return base_err_set(err, BASE_ECONFIG,

@@ -56,6 +56,7 @@ static void fill_io(struct tier *t, struct tier_io_metrics *m)
     m->stuck_reads = s->stuck_reads;
     m->copies_up = s->copies_up;
     m->copies_up_bytes = s->copy_up_bytes;
+    m->copies_ahead = s->copies_ahead;
     m->copies_down = s->copies_down;
     m->copies_down_bytes = s->copy_down_bytes;
     m->demotions_dropped = s->demotions_dropped;
@@ -95,6 +96,7 @@ void tier_stats_publish(struct tier *t, uint64_t now)
     snprintf(s->prefetch_note, sizeof s->prefetch_note, "%s", t->prefetch_note);
     if (t->prefetch) tier_governor_text(&t->governor, s->governor_note, sizeof s->governor_note);
     s->prefetch_degraded = t->prefetch_degraded;
+    s->holds_all = tier_holds_all(t);
     s->backend_degraded = t->io->backend_refused;
     s->direct_degraded = t->io->direct_refused;
     s->buffers_degraded = t->io->buffers_refused;

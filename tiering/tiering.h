@@ -53,7 +53,7 @@
       "where the system refuses), none = as the kernel likes, or a list like 0 or 0,2-3") \
     O(nvme_index, TEXTLINE, "tiers.nvme.index", "", "", "", \
       "path of the expert index; empty = expertier.index in the model folder") \
-    O(eviction, ENUM, "policy.eviction", "lru", \
+    O(eviction, ENUM, "policy.eviction", "lru_with_prediction", \
       "lru|lru_global|lfu|lru_with_frequency|lru_with_prediction|slru|s3fifo|sieve|arc", "", \
       "which expert leaves when a slot is needed") \
     O(eviction_dram, ENUM, "policy.eviction_dram", "same", \
@@ -152,6 +152,8 @@ int tier_reconfigure(struct tier *tier, const struct tier_config *config, struct
 /* Gives a bounded part of the memory back that fewer slots do without; tier_step_end does it too.
  * True while there is more: call again, after tier_poll, when no step is coming. */
 bool tier_shrink(struct tier *tier);
+/* Every expert has a slot where it is used: none ever leaves, and hints are of no use. */
+bool tier_holds_all(const struct tier *tier);
 /* The option of this key can change while the tiers are open. */
 bool tier_config_live(const char *key);
 /* Settings that contradict each other, without a model; and with one, all that open would refuse of
@@ -196,13 +198,14 @@ struct tier_tier_metrics {
     M(quarantined, GAUGE, "experts", "experts given up")                                          \
     M(stuck_reads, COUNTER, "", "times that a read took longer than tiers.nvme.stuck_after")      \
     M(prefetch_refused, COUNTER, "", "hints that a bound on prefetch turned away")                \
-    M(prefetch_cancelled, COUNTER, "", "prefetches whose layer passed before their read began")   \
+    M(prefetch_cancelled, COUNTER, "", "prefetches that were dropped before their read began")    \
     M(hints, COUNTER, "", "predictions that were offered")                                        \
     M(prefetch_on, GAUGE, "", "1 while the governor lets experts be read ahead")                  \
     M(prefetch_probability_min, REAL, "", "from which probability an expert is read ahead")       \
     M(governor_switches, COUNTER, "", "times that the governor turned prefetch off or on")        \
     M(copies_up, COUNTER, "", "experts copied from dram to hbm")                                  \
     M(copies_up_bytes, COUNTER, "bytes", "bytes of those copies")                                 \
+    M(copies_ahead, COUNTER, "", "experts copied from dram to hbm ahead of need")                 \
     M(copies_down, COUNTER, "", "experts copied from hbm to dram when they were demoted")         \
     M(copies_down_bytes, COUNTER, "bytes", "bytes of those copies")                               \
     M(demotions_dropped, COUNTER, "", "demotions that found no free slot below, and were dropped") \
@@ -264,6 +267,7 @@ struct tier_snapshot {
     bool warm_refused;                  /* the saved set was there and could not be used */
     bool device_lost;                   /* device_note says why */
     bool device_host_readable;          /* the CPU computes on what lies in hbm */
+    bool holds_all;                     /* tier_holds_all */
 };
 /* Any thread, at any time; never blocks the engine. */
 void tier_snapshot(struct tier *tier, struct tier_snapshot *out);

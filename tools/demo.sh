@@ -16,9 +16,9 @@ trap stop EXIT
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 say '1. Start the server: the experts stay on disk, a quarter fits in DRAM, an eighth in (simulated) HBM'
-echo "\$ tier-server --model models/pebble --port 0 --set tiers.hbm.capacity=12.5% --set tiers.dram.capacity=25% --set predictor.kind=blend --trace $work/demo.trace"
+echo "\$ tier-server --model models/pebble --port 0 --set tiers.hbm.capacity=12.5% --set tiers.dram.capacity=25% --trace $work/demo.trace"
 "$bin/tier-server" --model models/pebble --port 0 \
-    --set tiers.hbm.capacity=12.5% --set tiers.dram.capacity=25% --set predictor.kind=blend \
+    --set tiers.hbm.capacity=12.5% --set tiers.dram.capacity=25% \
     --trace "$work/demo.trace" >"$work/log" 2>&1 &
 server=$!
 url=''

@@ -234,7 +234,7 @@ static int make_plan(struct plan *plan, const struct pred_trace_header *header,
         policy = own;
     } else if (!policy) {
         policy = header->decide.tier_count > 0 ? header->decide.tiers[0].policy
-                                               : "lru,lru_global,belady";
+                                               : "lru_with_prediction,lru,lru_global,belady";
     }
     int rc = choose_sizes(&sizes, config, err);
     if (rc < 0) return rc;

@@ -39,6 +39,7 @@ struct eng_advice {
     struct pred_adviser *adviser;
     char note[400];
     struct eng_lookahead_room room;
+    bool rests;                         /* in this step: there is nothing to gain */
     uint64_t predict_ns, learn_ns, step_ns, ahead_ns;
     /* The saver: sleeps until `wanted`, and owns the predictor's state while `saving`. */
     pthread_t saver;
@@ -307,6 +308,8 @@ static void give(struct eng_advice *a, const struct tier_hint *hints, uint32_t n
 
 void eng_advice_begin(struct eng_advice *a, const struct eng_batch *batch)
 {
+    a->rests = tier_holds_all(a->tier) && !pred_adviser_watched(a->adviser);
+    if (a->rests) return;
     uint64_t begin_ns = base_now_ns();
     const struct tier_hint *hints;
     uint32_t n = pred_adviser_begin(a->adviser, batch->seqs, batch->tokens, batch->phases,
@@ -317,6 +320,7 @@ void eng_advice_begin(struct eng_advice *a, const struct eng_batch *batch)
 
 void eng_advice_routed(struct eng_advice *a, uint32_t moe_layer, const uint32_t *ids)
 {
+    if (a->rests) return;
     uint64_t begin_ns = base_now_ns();
     const struct tier_hint *hints;
     uint32_t n = pred_adviser_routed(a->adviser, moe_layer, ids, &hints);
@@ -326,14 +330,14 @@ void eng_advice_routed(struct eng_advice *a, uint32_t moe_layer, const uint32_t 
 
 bool eng_advice_looks_ahead(struct eng_advice *a, struct eng_lookahead_room *room)
 {
-    if (!a || a->room.layers == 0 || !pred_adviser_wants(a->adviser)) return false;
+    if (!a || a->rests || a->room.layers == 0 || !pred_adviser_wants(a->adviser)) return false;
     *room = a->room;
     return true;
 }
 
 bool eng_advice_after_shared(const struct eng_advice *a)
 {
-    return a && a->room.shared && pred_adviser_wants(a->adviser);
+    return a && !a->rests && a->room.shared && pred_adviser_wants(a->adviser);
 }
 
 void eng_advice_gate(struct eng_advice *a, uint32_t moe_layer, uint32_t later, uint64_t begin_ns)
@@ -367,6 +371,7 @@ static void publish(struct eng_advice *a)
 
 void eng_advice_end(struct eng_advice *a)
 {
+    if (a->rests) return;
     uint64_t begin_ns = base_now_ns();
     bool still = atomic_load_explicit(&a->saving, memory_order_acquire);
     bool learn = a->config.learn && !still;

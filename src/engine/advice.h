@@ -25,7 +25,7 @@
 #include "tiering/tiering.h"
 
 #define ENG_ADVICE_OPTIONS(O)                                                                     \
-    O(kind, ENUM, "predictor.kind", "none",                                                       \
+    O(kind, ENUM, "predictor.kind", "blend",                                                       \
       "none|frequency|previous_token|token_table|transition|context|lookahead|blend",             \
       "", "what predicts the experts of layers ahead; none = no hints, no prefetch")              \
     O(path, TEXTLINE, "predictor.path", "", "", "",                                               \
@@ -81,6 +81,7 @@ void eng_advice_close(struct eng_advice *advice);
 uint64_t eng_advice_footprint(const struct eng_advice_config *config,
                               const struct model_shape *shape, uint32_t moe_layers);
 
+/* While every expert has a slot nothing is predicted or learned. */
 void eng_advice_begin(struct eng_advice *advice, const struct eng_batch *batch);
 /* ids: the routing of this moe layer, [rows of the batch x top_k]. */
 void eng_advice_routed(struct eng_advice *advice, uint32_t moe_layer, const uint32_t *ids);

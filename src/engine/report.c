@@ -50,7 +50,8 @@ void eng_report_ops(struct tier_report *report, const char *requested, const cha
 }
 
 static void report_predictor(struct tier_report *report, struct eng_stack *stack,
-                             const struct eng_stack_config *config)
+                             const struct eng_stack_config *config,
+                             const struct tier_snapshot *tier)
 {
     char kind[64] = "";
     for (size_t i = 0; i < eng_advice_option_count; i++) {
@@ -64,8 +65,9 @@ static void report_predictor(struct tier_report *report, struct eng_stack *stack
         tier_report_note(row, TIER_OFF, "nothing is predicted");
         return;
     }
-    tier_report_note(row, m.failed_saves > 0 ? TIER_DEGRADED : TIER_ACTIVE, "%.200s%s",
+    tier_report_note(row, m.failed_saves > 0 ? TIER_DEGRADED : TIER_ACTIVE, "%.200s%s%s",
                      eng_advice_note(stack->advice),
+                     tier->holds_all ? "; rests: every expert has a slot" : "",
                      m.failed_saves > 0 ? "; it could not be saved" : "");
     row->counter = "failed_saves";
     row->count = m.failed_saves;
@@ -110,7 +112,7 @@ void eng_report(struct tier_report *report, struct eng_stack *stack,
     struct pred_trace_metrics trace = { 0 };
     report->count = 0;
     tier_report_tiers(report, &args);
-    report_predictor(report, stack, config);
+    report_predictor(report, stack, config, tier);
     if (stack->trace) pred_trace_writer_snapshot(stack->trace, &trace);
     eng_report_trace(report, &stack->config.trace, &trace, stack->trace != NULL);
     report_arithmetic(report, &config->engine);

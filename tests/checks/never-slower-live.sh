@@ -22,9 +22,9 @@ rate() { # SEED SETTING...
 for speed in 30MB 90MB; do
     slow=io.throttle_bandwidth=$speed
     for seed in $(seq "$rounds"); do
-        echo "$(rate "$seed" "$slow" policy.eviction=lru) $(rate "$seed" "$slow" policy.eviction=lfu)" \
+        echo "$(rate "$seed" "$slow" policy.eviction=lru predictor.kind=none) $(rate "$seed" "$slow" policy.eviction=lfu predictor.kind=none)" \
             "$(rate "$seed" "$slow" policy.eviction=lru_with_prediction predictor.kind=blend)" \
-            "$(rate "$seed" "$slow" policy.eviction=lfu)"
+            "$(rate "$seed" "$slow" policy.eviction=lfu predictor.kind=none)"
     done >"$work/rounds"
     awk -v speed="$speed" '
         function middle(a,  i, j, t) {

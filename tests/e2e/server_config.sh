@@ -25,13 +25,16 @@ refuse 'io.depth' --config "$work/x.yaml" --model "$model"
 yaml 'server:\n  api_key: x\n'
 refuse 'x.yaml:' --config "$work/x.yaml" --model "$model"
 # Known keys of parts that are not built yet: refused with the reason, not silently accepted.
-for pair in prefetch.enabled=true prefetch.bandwidth_share=50% prefetch.experts_per_layer_max=4 \
-    tiers.hbm.headroom=10% tiers.hbm.device=cuda scheduler.enable_prefix_caching=true \
+for pair in tiers.hbm.headroom=10% tiers.hbm.device=cuda scheduler.enable_prefix_caching=true \
     scheduler.batch_wait_timeout=10ms; do
     refuse "${pair%%=*}: ${pair#*=} cannot take effect" --set "$pair" --model "$model"
     refuse 'cannot take effect' --set "$pair" --check-config
 done
-yaml 'prefetch:\n  enabled: true\n'
+for pair in prefetch.enabled=true prefetch.bandwidth_share=50% prefetch.experts_per_layer_max=4; do
+    refuse "${pair%%=*}: ${pair#*=} cannot take effect" --set predictor.kind=none --set "$pair" --model "$model"
+    refuse 'cannot take effect' --set predictor.kind=none --set "$pair" --check-config
+done
+yaml 'predictor:\n  kind: none\nprefetch:\n  enabled: true\n'
 refuse 'prefetch.enabled: true cannot take effect' --config "$work/x.yaml" --model "$model"
 refuse 'server.prot' --set server.prot=1 --model "$model"
 refuse '--port' --port 70000 --model "$model"

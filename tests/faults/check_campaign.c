@@ -97,7 +97,7 @@ static enum campaign_layout draw(struct campaign_settings *s, struct base_rng *r
     campaign_clear(s);
     const char *policy = campaign_policy((unsigned)(seed % policies));
     campaign_set(s, "policy.eviction=%s", policy);
-    campaign_prediction(s, rng, policy);
+    campaign_prediction(s, rng);
     if (hbm) {
         campaign_set(s, "tiers.hbm.capacity=%.2f%%", 10 + up_to(rng, 8));
         campaign_set(s, "tiers.hbm.sim_bandwidth=1GiB");

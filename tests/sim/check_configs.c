@@ -133,7 +133,7 @@ static void draw(struct campaign_settings *s, struct base_rng *rng, const char *
                           pieces[] = { 64, 256, 1024 };
     campaign_clear(s);
     draw_tiers(s, rng, policy);
-    campaign_prediction(s, rng, policy);
+    campaign_prediction(s, rng);
     campaign_set(s, "tiers.nvme.index=%s", campaign.index[base_rng_below(rng, CAMPAIGN_LAYOUTS)]);
     campaign_set(s, "io.backend=%s", campaign_backend(rng));
     campaign_set(s, "io.depth=%llu", (unsigned long long)between(rng, 1, 48));

@@ -123,7 +123,7 @@ const char *campaign_policy(unsigned n)
     return n < count ? names[n] : NULL;
 }
 
-void campaign_prediction(struct campaign_settings *s, struct base_rng *rng, const char *policy)
+void campaign_prediction(struct campaign_settings *s, struct base_rng *rng)
 {
     static const char *const enabled[] = { "false", "true", "auto", "auto", "auto", "auto" };
     char kinds[256], *names[16], *rest = NULL;
@@ -135,8 +135,7 @@ void campaign_prediction(struct campaign_settings *s, struct base_rng *rng, cons
     for (char *name = strtok_r(kinds, "|", &rest); name; name = strtok_r(NULL, "|", &rest)) {
         if (strcmp(name, "none") != 0) names[count++] = name;
     }
-    bool needed = strcmp(policy, "lru_with_prediction") == 0;
-    if (!needed && base_rng_below(rng, 3) == 0) {
+    if (base_rng_below(rng, 3) == 0) {
         campaign_set(s, "predictor.kind=none");
         return;
     }

@@ -41,9 +41,8 @@ const char *campaign_show(const struct campaign_settings *settings);
 const char *campaign_backend(struct base_rng *rng);
 /* The n-th eviction policy; NULL after the last. */
 const char *campaign_policy(unsigned n);
-/* Draws predictor.* and prefetch.*; none at all now and then, unless the policy lives on hints. */
-void campaign_prediction(struct campaign_settings *settings, struct base_rng *rng,
-                         const char *policy);
+/* Draws predictor.* and prefetch.*; none at all now and then. */
+void campaign_prediction(struct campaign_settings *settings, struct base_rng *rng);
 
 /* Opens a run with these settings, recording into campaign->trace. False when they are refused as
  * too small or as contradicting each other; any other failure ends the test. */

@@ -26,7 +26,7 @@ static void draw_share(struct tier_config *config, const char *key, struct base_
     set(config, key, text);
 }
 
-/* One of "a|b|c", but what needs a predictor. */
+/* One of "a|b|c". */
 static void draw_choice(struct tier_config *config, const char *key, struct base_rng *rng)
 {
     for (size_t i = 0; i < tier_option_count; i++) {
@@ -35,7 +35,7 @@ static void draw_choice(struct tier_config *config, const char *key, struct base
         unsigned count = 0;
         snprintf(copy, sizeof copy, "%s", tier_options[i].limits);
         for (char *name = strtok_r(copy, "|", &rest); name; name = strtok_r(NULL, "|", &rest)) {
-            if (strcmp(name, "lru_with_prediction") != 0) names[count++] = name;
+            names[count++] = name;
         }
         set(config, key, names[base_rng_below(rng, count)]);
         return;

@@ -40,7 +40,8 @@ static uint64_t hash_of(void)
 
 static uint64_t plain_hash(void)
 {
-    static const char *const settings[] = { "tiers.dram.capacity=100%", NULL };
+    static const char *const settings[] = { "tiers.dram.capacity=100%", "predictor.kind=none",
+                                            NULL };
     static uint64_t hash;
     if (hash != 0) return hash;
     run_open(&run, run_pebble(), settings);
@@ -200,9 +201,10 @@ END_TEST
 START_TEST(settings_without_effect_are_refused)
 {
     static const char *const cases[][3] = {
-        { "predictor.lead=3", NULL }, { "prefetch.enabled=true", NULL },
-        { "prefetch.waste_max=50%", NULL }, { "predictor.kind=blend", "predictor.learn=false" },
-        { "policy.eviction=lru_with_prediction", NULL },
+        { "predictor.kind=none", "predictor.lead=3" },
+        { "predictor.kind=none", "prefetch.enabled=true" },
+        { "predictor.kind=none", "prefetch.waste_max=50%" },
+        { "predictor.kind=blend", "predictor.learn=false" },
         { "predictor.kind=lookahead", NULL },
         { "predictor.kind=transition", "predictor.lookahead=1" },
         { "predictor.kind=blend", "predictor.lookahead=3" },

@@ -220,6 +220,14 @@ END_TEST
 START_TEST(decisions)
 {
     begin();
+    /* The default hears hints, and goes on without them. */
+    is("policy.eviction", TIER_DEGRADED, "by frequency and recency");
+    hints = true;
+    is("policy.eviction", TIER_ACTIVE, "");
+    hints = false;
+    ck_assert_int_eq(base_option_set_pair(&(struct base_option_group){
+                         "tiers", tier_options, tier_option_count, &config }, 1,
+                         "policy.eviction=lfu", &(struct base_err){ 0 }), 0);
     is("policy.eviction", TIER_ACTIVE, "");
     is("policy.quotas", TIER_OFF, "same number");
     snprintf(config.quotas, sizeof config.quotas, "adaptive");

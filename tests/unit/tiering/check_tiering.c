@@ -333,9 +333,7 @@ START_TEST(right_bytes_and_the_cores_counts)
     const char *policy = policies[base_rng_below(&rng, 9)];
     snprintf(pair, sizeof pair, "policy.eviction=%s", policy);
     set(&r, pair);
-    /* A policy that lives on hints is refused where none can come. */
-    bool hinted = base_rng_below(&rng, 4) || strcmp(policy, "lru_with_prediction") == 0;
-    set(&r, hinted ? "prefetch.enabled=auto" : "prefetch.enabled=false");
+    set(&r, base_rng_below(&rng, 4) ? "prefetch.enabled=auto" : "prefetch.enabled=false");
     set(&r, base_rng_below(&rng, 2) ? "prefetch.governor=auto" : "prefetch.governor=fixed");
     set(&r, base_rng_below(&rng, 2) ? "prefetch.probability_min=0%"
                                     : "prefetch.probability_min=40%");
@@ -404,6 +402,7 @@ START_TEST(settings_without_effect_are_refused)
     struct tier *tier;
     struct base_err err = { 0 };
     defaults(&r);
+    set(&r, "policy.eviction=lru");
     set(&r, "policy.half_life=40");
     struct tier_open_args args = {
         .config = &r.config, .io = &r.io, .store = store, .top_k = TOP_K,
