@@ -89,6 +89,7 @@ fi
 echo '== the same bits under any schedule'
 one_schedule() { # SEED: what the client sees, and a hash of routing and logits as they came down
     local log=$work/seed$1.log url='' pid
+    : >"$log"       # the server's shell may come to it after the first look
     CUDAHOST_SEED=$1 "$emulated" --model "$model" --port 0 --set "tiers.nvme.index=$work/expertier.index" \
         --set server.admin_listen=off "${card[@]}" >"$log" 2>&1 &
     pid=$!
