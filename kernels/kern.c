@@ -21,6 +21,8 @@ const struct kern_ops kern_ops_reference = {
     .to_f32 = kern_ref_to_f32,
     .to_bf16 = kern_ref_to_bf16,
     .to_x8 = kern_ref_to_x8,
+    .highest = kern_ref_highest,
+    .shares = kern_ref_shares,
 };
 
 size_t kern_dtype_bytes(enum kern_dtype dtype)

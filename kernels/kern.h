@@ -182,7 +182,16 @@ struct kern_ops {
      * are NaN. */
     void (*to_x8)(void *row, const float *x, uint32_t n, enum kern_dtype dtype, uint32_t group,
                   uint32_t digits);
+    /* The largest of x[n], n > 0; -0 counts as 0. A NaN where any of them is not finite. */
+    float (*highest)(const float *x, uint32_t n);
+    /* y[i] = exp((x[i] - base) * scale), of which sums[b] adds up those of elements b *
+     * KERN_SHARE_BLOCK on, fewer in the last block: lane i % 16, ascending, then the tree above. y
+     * may be x. */
+    void (*shares)(float *y, const float *x, uint32_t n, float base, float scale, float *sums);
 };
+
+/* Shares that are added up together: few enough for a sum in f32. */
+#define KERN_SHARE_BLOCK 512
 
 enum kern_cpu { KERN_CPU_REFERENCE = 0, KERN_CPU_AVX2 = 1, KERN_CPU_AVX512 = 2 };
 

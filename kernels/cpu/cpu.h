@@ -25,6 +25,8 @@ void kern_ref_add(float *y, const float *x, uint32_t n);
 void kern_ref_gate(const struct kern_gate *gate, const float *logits, uint32_t *ids, float *weights,
               float *scratch);
 void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n);
+float kern_ref_highest(const float *x, uint32_t n);
+void kern_ref_shares(float *y, const float *x, uint32_t n, float base, float scale, float *sums);
 void kern_ref_to_bf16(uint16_t *y, const float *x, size_t n);
 void kern_ref_to_x8(void *row, const float *x, uint32_t n, enum kern_dtype dtype, uint32_t group,
                     uint32_t digits);

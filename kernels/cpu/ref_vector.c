@@ -58,6 +58,34 @@ void kern_ref_add(float *y, const float *x, uint32_t n)
         y[i] += x[i];
 }
 
+float kern_ref_highest(const float *x, uint32_t n)
+{
+    float most = x[0], odd = 0.0f;      /* x * 0 is 0, but for what is not finite */
+    for (uint32_t i = 0; i < n; i++) {
+        most = x[i] > most ? x[i] : most;
+        odd = fmaf(x[i], 0.0f, odd);
+    }
+    return most + odd;
+}
+
+void kern_ref_shares(float *y, const float *x, uint32_t n, float base, float scale, float *sums)
+{
+    for (uint32_t first = 0; first < n; first += KERN_SHARE_BLOCK) {
+        const uint32_t count = n - first < KERN_SHARE_BLOCK ? n - first : KERN_SHARE_BLOCK;
+        float lanes[KERN_LANES] = { 0 };
+        for (uint32_t i = 0; i < count; i++) {
+            const float share = scalar_exp((x[first + i] - base) * scale);
+            y[first + i] = share;
+            lanes[i % KERN_LANES] += share;
+        }
+        for (uint32_t width = KERN_LANES / 2; width > 0; width /= 2) {
+            for (uint32_t j = 0; j < width; j++)
+                lanes[j] += lanes[j + width];
+        }
+        sums[first / KERN_SHARE_BLOCK] = lanes[0];
+    }
+}
+
 void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n)
 {
     if (dtype == KERN_F32) {

@@ -92,6 +92,7 @@ VEC_INLINE struct vec vec_exp(struct vec x)
         .rmsnorm = simd_rmsnorm, .swiglu = simd_swiglu, .rope = kern_ref_rope, .mla = simd_mla, \
         .axpy = simd_axpy, .add = simd_add, .gate = kern_ref_gate, .to_f32 = simd_to_f32, \
         .to_bf16 = simd_to_bf16, .to_x8 = simd_to_x8, \
+        .highest = simd_highest, .shares = simd_shares, \
     }
 
 #endif

@@ -61,6 +61,46 @@ static void simd_add(float *y, const float *x, uint32_t n)
     }
 }
 
+static float simd_highest(const float *x, uint32_t n)
+{
+    const uint32_t whole = n / KERN_LANES * KERN_LANES, rest = n - whole;
+    float lanes[KERN_LANES], most = x[0];
+    struct vec high = vec_set1(x[0]), odd = vec_zero();
+    for (uint32_t i = 0; i < whole; i += KERN_LANES) {
+        const struct vec value = vec_load(x + i);
+        high = vec_max(value, high);
+        odd = vec_fma(value, vec_zero(), odd);
+    }
+    if (rest) odd = vec_fma(vec_load_part(x + whole, rest), vec_zero(), odd);
+    vec_store(lanes, high);
+    for (uint32_t j = 0; j < KERN_LANES; j++)
+        most = lanes[j] > most ? lanes[j] : most;
+    for (uint32_t i = whole; i < n; i++)
+        most = x[i] > most ? x[i] : most;
+    return most + vec_tree(odd);
+}
+
+static void simd_shares(float *y, const float *x, uint32_t n, float base, float scale, float *sums)
+{
+    const struct vec from = vec_set1(base), factor = vec_set1(scale);
+    for (uint32_t first = 0; first < n; first += KERN_SHARE_BLOCK) {
+        const uint32_t end = n - first < KERN_SHARE_BLOCK ? n : first + KERN_SHARE_BLOCK;
+        const uint32_t rest = (end - first) % KERN_LANES, whole = end - rest;
+        struct vec lanes = vec_zero();
+        for (uint32_t i = first; i < whole; i += KERN_LANES) {
+            const struct vec share = vec_exp(vec_mul(vec_sub(vec_load(x + i), from), factor));
+            vec_store(y + i, share);
+            lanes = vec_add(lanes, share);
+        }
+        if (rest) {
+            const struct vec value = vec_load_part(x + whole, rest);
+            vec_store_part(y + whole, vec_exp(vec_mul(vec_sub(value, from), factor)), rest);
+            lanes = vec_add(lanes, vec_load_part(y + whole, rest));
+        }
+        sums[first / KERN_SHARE_BLOCK] = vec_tree(lanes);
+    }
+}
+
 VEC_INLINE void convert(enum kern_dtype dtype, float *y, const uint8_t *x, size_t n)
 {
     const size_t whole = n / KERN_LANES * KERN_LANES;

@@ -488,9 +488,10 @@ static void row_draw(void *context, uint32_t chunk, unsigned thread)
         plan->logprobs[chunk] = 0.0f;
         return;
     }
-    plan->drawn[chunk] =
-        eng_sample(&seq->sampling, &seq->rng, plan->logits + (size_t)chunk * vocab, vocab,
-                   plan->candidates + (size_t)thread * vocab, &plan->logprobs[chunk]);
+    plan->drawn[chunk] = eng_sample(draws->eng->core.work.ops, &seq->sampling, &seq->rng,
+                                    plan->logits + (size_t)chunk * vocab, vocab,
+                                    plan->candidates + (size_t)thread * vocab,
+                                    &plan->logprobs[chunk]);
 }
 
 static void push_token(struct eng *eng, struct eng_seq *seq, int64_t token, float logprob)

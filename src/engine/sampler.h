@@ -12,17 +12,18 @@
 
 #include "base/rng.h"
 #include "engine/engine.h"
+#include "kernels/kern.h"
 
-/* Room for one candidate; as large as a double, which drawing without a cut keeps there instead. */
+/* Room for one candidate; for a share and its part of a sum where no order is needed. */
 struct eng_candidate {
-    _Alignas(double) float logit;
+    float logit;
     uint32_t id;
 };
-_Static_assert(sizeof(struct eng_candidate) >= sizeof(double), "room for a share");
 
 /* The token, and its log-probability under the unscaled distribution in `*logprob`. Negative:
- * -EDOM, the logits are no numbers. */
-int64_t eng_sample(const struct eng_sampling *sampling, struct base_rng *rng, const float *logits,
-                   uint32_t vocab, struct eng_candidate *room, float *logprob);
+ * -EDOM, the logits are no numbers. Every op set chooses the same. */
+int64_t eng_sample(const struct kern_ops *ops, const struct eng_sampling *sampling,
+                   struct base_rng *rng, const float *logits, uint32_t vocab,
+                   struct eng_candidate *room, float *logprob);
 
 #endif

@@ -360,6 +360,34 @@ static bool check_swiglu(struct kcase *c)
     return vectors_agree(c, wanted, got, n);
 }
 
+static bool check_highest(struct kcase *c)
+{
+    const uint32_t n = 1 + below(c, 300);
+    float *x = floats(c, n, temper_of(c));
+    if (below(c, 3) == 0) x[below(c, n)] = below(c, 2) ? -0.0f : 0.0f;
+    if (below(c, 4) == 0) x[below(c, n)] = below(c, 2) ? NAN : below(c, 2) ? INFINITY : -INFINITY;
+    const float wanted = c->reference->highest(x, n), got = c->set->highest(x, n);
+    return vectors_agree(c, &wanted, &got, 1);
+}
+
+static bool check_shares(struct kcase *c)
+{
+    const uint32_t n = 1 + below(c, 3 * KERN_SHARE_BLOCK);
+    const uint32_t blocks = (n + KERN_SHARE_BLOCK - 1) / KERN_SHARE_BLOCK;
+    const float *x = floats(c, n, temper_of(c));
+    const float base = any_float(c, 0), scale = below(c, 2) ? 1.0f : any_float(c, 0);
+    float *wanted = floats(c, n, 0), *got = floats(c, n, 0);
+    float *sums = floats(c, blocks, 0), *got_sums = floats(c, blocks, 0);
+    c->reference->shares(wanted, x, n, base, scale, sums);
+    if (below(c, 2)) {
+        memcpy(got, x, n * sizeof *got);
+        c->set->shares(got, got, n, base, scale, got_sums);
+    } else {
+        c->set->shares(got, x, n, base, scale, got_sums);
+    }
+    return vectors_agree(c, wanted, got, n) && vectors_agree(c, sums, got_sums, blocks);
+}
+
 static bool check_rope(struct kcase *c)
 {
     const uint32_t dims = 2 * (1 + below(c, 64));
@@ -457,7 +485,8 @@ static const struct {
     { "axpy", check_axpy, 400 },       { "add", check_add, 400 },
     { "gate", check_gate, 400 },       { "to_f32", check_to_f32, 400 },
     { "to_bf16", check_to_bf16, 400 }, { "matmul_x8", check_matmul_x8, 800 },
-    { "to_x8", check_to_x8, 400 },
+    { "to_x8", check_to_x8, 400 },     { "highest", check_highest, 400 },
+    { "shares", check_shares, 400 },
 };
 
 /* Number of failed cases of one op set. */

@@ -12,6 +12,7 @@
 enum { VOCAB = 50, DRAWS = 20000 };
 
 static struct eng_candidate room[VOCAB];
+static const struct kern_ops *set;
 
 static void random_logits(float *logits, struct base_rng *rng)
 {
@@ -63,7 +64,7 @@ START_TEST(greedy_takes_the_lowest_of_the_best)
     struct base_rng rng;
     base_rng_init(&rng, 1);
     logits[9] = logits[23] = 1.5f;
-    ck_assert_int_eq(eng_sample(&greedy, &rng, logits, VOCAB, room, &logprob), 9);
+    ck_assert_int_eq(eng_sample(set, &greedy, &rng, logits, VOCAB, room, &logprob), 9);
     double want = 1.5 - log(2.0 * exp(1.5) + (VOCAB - 2));
     ck_assert_double_eq_tol((double)logprob, want, 1e-6);
 }
@@ -89,7 +90,7 @@ START_TEST(draws_follow_the_probabilities)
     random_logits(logits, &rng);
     expected(sampling, logits, p);
     for (int i = 0; i < DRAWS; i++) {
-        int64_t token = eng_sample(sampling, &rng, logits, VOCAB, room, &logprob);
+        int64_t token = eng_sample(set, sampling, &rng, logits, VOCAB, room, &logprob);
         ck_assert_int_ge(token, 0);
         ck_assert_int_lt(token, VOCAB);
         hits[token]++;
@@ -116,9 +117,9 @@ START_TEST(the_same_seed_draws_the_same)
         struct base_rng filler;
         base_rng_init(&filler, (uint64_t)i);
         random_logits(logits, &filler);
-        int64_t first = eng_sample(&sampling, &a, logits, VOCAB, room, &logprob);
-        ck_assert_int_eq(first, eng_sample(&sampling, &b, logits, VOCAB, room, &logprob));
-        differ += first != eng_sample(&sampling, &other, logits, VOCAB, room, &logprob);
+        int64_t first = eng_sample(set, &sampling, &a, logits, VOCAB, room, &logprob);
+        ck_assert_int_eq(first, eng_sample(set, &sampling, &b, logits, VOCAB, room, &logprob));
+        differ += first != eng_sample(set, &sampling, &other, logits, VOCAB, room, &logprob);
     }
     ck_assert_uint_gt(differ, 20);
 }
@@ -132,13 +133,14 @@ START_TEST(logits_that_are_no_numbers_are_refused)
     struct base_rng rng;
     base_rng_init(&rng, 1);
     logits[_i * 20] = bad[_i];
-    ck_assert_int_eq(eng_sample(&sampling, &rng, logits, VOCAB, room, &logprob), -EDOM);
+    ck_assert_int_eq(eng_sample(set, &sampling, &rng, logits, VOCAB, room, &logprob), -EDOM);
 }
 END_TEST
 
 int main(void)
 {
     Suite *suite = suite_create("sampler");
+    set = kern_ops_cpu(KERN_CPU_AVX512);
     TCase *tests = tcase_create("sampler");
     tcase_add_test(tests, greedy_takes_the_lowest_of_the_best);
     tcase_add_loop_test(tests, draws_follow_the_probabilities, 0, 7);
