@@ -14,6 +14,8 @@
 #include "base/log.h"
 #include "base/must.h"
 #include "base/str.h"
+#include "comm/cards.h"
+#include "comm/comm_nccl.h"
 
 #define BASE_OPTION_OWNER struct comm_config
 const struct base_option comm_options[] = { COMM_OPTIONS(BASE_OPTION_ROW) };
@@ -67,8 +69,8 @@ static const struct comm_ops *find(const struct comm_config *config, struct base
         return NULL;
     }
 #endif
-#ifdef EXPERTIER_NCCL
-    return &comm_nccl_ops;      /* whose ranks find each other over MPI */
+#if defined EXPERTIER_NCCL && defined EXPERTIER_MPI
+    return &comm_mpi_ops;       /* between hosts; NCCL is attached to it */
 #else
     base_err_set(err, BASE_ECONFIG, "ranks.comm: this build has no NCCL: configure it where "
                  "nccl.h, libnccl, the CUDA toolkit and Open MPI are, or take mpi");
@@ -84,6 +86,14 @@ int comm_open(struct comm **out, const struct comm_config *config, struct base_e
     int rc = ops->open(out, config, err);
     if (rc < 0) return rc;
     struct comm *comm = *out;
+#ifdef EXPERTIER_NCCL
+    if (config->kind == COMM_NCCL) rc = comm_nccl_attach(comm, err);
+    if (rc < 0) {
+        comm_close(comm);
+        *out = NULL;
+        return rc;
+    }
+#endif
     MUST(comm->ops == ops && comm->rank < comm->size && comm->size <= COMM_RANKS_MAX);
     comm->timeout_ns = config->timeout;
     struct comm_peer self = { .pid = getpid() };
@@ -96,7 +106,9 @@ int comm_open(struct comm **out, const struct comm_config *config, struct base_e
 
 void comm_close(struct comm *comm)
 {
-    if (comm) comm->ops->close(comm);
+    if (!comm) return;
+    if (comm->cards) comm->cards->ops->close(comm);
+    comm->ops->close(comm);
 }
 
 static void end_job(struct comm *comm)
@@ -105,6 +117,7 @@ static void end_job(struct comm *comm)
     /* The library may hang with the rank that is gone. */
     signal(SIGALRM, SIG_DFL);
     alarm(2);
+    comm_cards_leave(comm, false);
     comm->ops->abort(comm, COMM_EXIT_CODE);
     _exit(COMM_EXIT_CODE);
 }
@@ -141,7 +154,7 @@ static const char *state_of(const struct comm_peer *peer)
     }
 }
 
-static void lose(struct comm *comm, enum comm_call call, int code)
+void comm_lose(struct comm *comm, const char *what, int code)
 {
     char waited[16], who[400] = "";
     size_t used = 0;
@@ -155,20 +168,21 @@ static void lose(struct comm *comm, enum comm_call call, int code)
                                  here ? state_of(peer) : "cannot be seen from here");
     }
     if (code == -ETIMEDOUT) {
-        base_log(BASE_LOG_ERROR, "ranks", "rank %u of %u: %s %" PRIu64 " was not joined by every "
-                 "rank within %s (ranks.timeout): one has ended or hangs, and this rank ends%s",
-                 comm->rank, comm->size, call_names[call], comm->sequence,
-                 base_str_duration(waited, sizeof waited, comm->patience_ns), who);
+        base_log(BASE_LOG_ERROR, "ranks", "rank %u of %u: %s was not joined by every rank within "
+                 "%s (ranks.timeout): one has ended or hangs, and this rank ends%s", comm->rank,
+                 comm->size, what, base_str_duration(waited, sizeof waited, comm->patience_ns),
+                 who);
     } else {
-        base_log(BASE_LOG_ERROR, "ranks", "rank %u of %u: %s %" PRIu64 " failed, and this rank "
-                 "ends: %s%s", comm->rank, comm->size, call_names[call], comm->sequence,
+        base_log(BASE_LOG_ERROR, "ranks", "rank %u of %u: %s failed, and this rank ends: %s%s",
+                 comm->rank, comm->size, what,
                  comm->library_error[0] ? comm->library_error : base_err_name(code), who);
     }
     end_job(comm);
     MUST(!"one rank has nobody to lose");
+    abort();
 }
 
-bool comm_wait_on(struct comm *comm, struct comm_wait *wait)
+static bool wait_on(struct comm *comm, struct comm_wait *wait, bool idle)
 {
     enum { YIELDS = 500, CHECK_EVERY = 64, NAP_NS = 20000, NAP_MOST_NS = 500000 };
     if (wait->turns++ == 0) wait->began_ns = base_now_ns();
@@ -179,13 +193,23 @@ bool comm_wait_on(struct comm *comm, struct comm_wait *wait)
     uint64_t waited = base_now_ns() - wait->began_ns;
     if (waited > comm->patience_ns) return false;
     if (wait->turns < YIELDS) return true;
-    if (comm->idle) comm->idle(comm->idle_context);
+    if (idle && comm->idle) comm->idle(comm->idle_context);
     /* A hundredth of what was waited so far is what a nap may add. */
     uint64_t nap = waited / 100;
     nap = nap < NAP_NS ? NAP_NS : nap > NAP_MOST_NS ? NAP_MOST_NS : nap;
     struct timespec pause = { .tv_nsec = (long)nap };
     nanosleep(&pause, NULL);
     return true;
+}
+
+bool comm_wait_on(struct comm *comm, struct comm_wait *wait)
+{
+    return wait_on(comm, wait, true);
+}
+
+bool comm_wait_quietly(struct comm *comm, struct comm_wait *wait)
+{
+    return wait_on(comm, wait, false);
 }
 
 void comm_patience(struct comm *comm, uint64_t ns)
@@ -207,12 +231,21 @@ static void add(_Atomic uint64_t *to, uint64_t n)
                           memory_order_relaxed);
 }
 
-static void end(struct comm *comm, enum comm_call call, uint64_t bytes, uint64_t began_ns, int rc)
+void comm_count(struct comm *comm, enum comm_call call, uint64_t bytes, uint64_t ns)
 {
-    if (rc < 0) lose(comm, call, rc);
     add(&comm->calls[call], 1);
     add(&comm->bytes[call], bytes);
-    add(&comm->ns[call], base_now_ns() - began_ns);
+    add(&comm->ns[call], ns);
+}
+
+static void end(struct comm *comm, enum comm_call call, uint64_t bytes, uint64_t began_ns, int rc)
+{
+    if (rc < 0) {
+        char what[48];
+        snprintf(what, sizeof what, "%s %" PRIu64, call_names[call], comm->sequence);
+        comm_lose(comm, what, rc);
+    }
+    comm_count(comm, call, bytes, base_now_ns() - began_ns);
 }
 
 void comm_all_reduce(struct comm *comm, uint32_t *data, size_t count)

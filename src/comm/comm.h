@@ -2,8 +2,7 @@
  *
  *     self   one process, nothing to exchange
  *     mpi    any number of processes (library: Open MPI), buffers in host memory
- *     nccl   one card a process (library: NCCL), buffers in host memory, staged through the card;
- *            the ranks find each other over mpi
+ *     nccl   mpi, and beside it collectives between cards (cards.h)
  *
  * Every rank calls the same collectives in the same order with the same sizes. None of them rounds:
  * the sums are of integers. A call returns when this rank's part is done: its buffers are free and
@@ -14,7 +13,7 @@
  * same for any error of the library.
  *
  * One thread at a time per object, not always the same one; stats from any thread. Nothing here
- * allocates after open, but what the library does inside and buffers of nccl that grow.
+ * allocates after open, but what the library does inside.
  */
 #ifndef COMM_COMM_H
 #define COMM_COMM_H
@@ -30,8 +29,9 @@
 
 #define COMM_OPTIONS(O)                                                                           \
     O(kind, ENUM, "ranks.comm", "auto", "auto|self|mpi|nccl", "",                                 \
-      "what ranks speak through: mpi between processes, nccl between cards; auto = mpi where a "  \
-      "launcher (mpirun, srun) started several processes, else self")                             \
+      "what ranks speak through: mpi between processes, nccl between the cards of one machine "   \
+      "(tiers.hbm.device: cuda) beside mpi; auto = mpi where a launcher (mpirun, srun) started "  \
+      "several processes, else self")                                                             \
     O(timeout, TIME, "ranks.timeout", "8s", "100ms..1h", "",                                      \
       "a rank that keeps the others waiting this long while they serve is given up, and all of "  \
       "them end")
@@ -69,6 +69,11 @@ struct comm_ops {
     int (*all_to_all)(struct comm *comm, const void *send, const size_t *send_bytes, void *recv,
                       const size_t *recv_bytes);
     int (*barrier)(struct comm *comm);
+    /* Optional, together: a word to all ranks that none of them waits for. listen comes first, on
+     * every rank. */
+    int (*listen)(struct comm *comm, struct base_err *err);
+    void (*alarm)(struct comm *comm);
+    bool (*alarmed)(struct comm *comm);
     /* Ends the job as the library can; returns when it cannot. */
     void (*abort)(struct comm *comm, int code);
     void (*close)(struct comm *comm);
@@ -85,6 +90,7 @@ struct comm {
     const struct comm_ops *ops;
     unsigned rank, size;
     unsigned local_rank, local_size;    /* among the ranks of this machine */
+    struct comm_cards *cards;           /* NULL: no collectives between cards (cards.h) */
     char note[200];                     /* what it is, for the report at start */
     /* Called now and then while a collective waits for other ranks; may be NULL. */
     void (*idle)(void *context);
@@ -145,13 +151,17 @@ struct comm_wait {
     unsigned turns;
 };
 bool comm_wait_on(struct comm *comm, struct comm_wait *wait);
+/* The same without idle: where the caller is not to be entered again. */
+bool comm_wait_quietly(struct comm *comm, struct comm_wait *wait);
+/* Adds a collective to the numbers. */
+void comm_count(struct comm *comm, enum comm_call call, uint64_t bytes, uint64_t ns);
+/* `what` ("all_gather 5163") came to nothing: -ETIMEDOUT when ranks did not join it, another code
+ * when it failed. Says so, with what is known of the others, and ends the job. */
+_Noreturn void comm_lose(struct comm *comm, const char *what, int code);
 
 extern const struct comm_ops comm_self_ops;
 #ifdef EXPERTIER_MPI
 extern const struct comm_ops comm_mpi_ops;
-#endif
-#ifdef EXPERTIER_NCCL
-extern const struct comm_ops comm_nccl_ops;
 #endif
 
 #endif

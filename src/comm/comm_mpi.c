@@ -12,6 +12,9 @@
 struct comm_mpi {
     struct comm base;
     MPI_Comm group;             /* a copy of the world of our own */
+    MPI_Comm alarms;            /* another, for words that nobody waits for; or none */
+    MPI_Request heard;
+    bool alarmed;
 };
 
 static struct comm_mpi *mpi_of(struct comm *comm)
@@ -101,6 +104,7 @@ static int mpi_open(struct comm **out, const struct comm_config *config, struct 
     struct comm_mpi *m = calloc(1, sizeof *m);
     if (!m) return base_err_set(err, -ENOMEM, "no memory for a rank");
     m->base.ops = &comm_mpi_ops;
+    m->alarms = MPI_COMM_NULL;
     MPI_Comm local = MPI_COMM_NULL;
     if (MPI_Comm_dup(MPI_COMM_WORLD, &m->group) != MPI_SUCCESS ||
         MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local) !=
@@ -186,6 +190,54 @@ static int mpi_barrier(struct comm *comm)
     return finish(comm, code, &request);
 }
 
+/* ----------------------------------------------------------------------------------- alarms -- */
+
+static char alarm_word;
+
+static int mpi_listen(struct comm *comm, struct base_err *err)
+{
+    struct comm_mpi *m = mpi_of(comm);
+    if (m->alarms != MPI_COMM_NULL) return 0;
+    if (MPI_Comm_dup(m->group, &m->alarms) != MPI_SUCCESS ||
+        MPI_Irecv(&alarm_word, 1, MPI_BYTE, MPI_ANY_SOURCE, 0, m->alarms, &m->heard) !=
+            MPI_SUCCESS) {
+        return base_err_set(err, BASE_EDEVICE, "MPI: the ranks cannot listen to alarms");
+    }
+    return 0;
+}
+
+/* A byte is sent at once, whether or not the other one ever looks. */
+static void mpi_alarm(struct comm *comm)
+{
+    static const char word = 1;
+    struct comm_mpi *m = mpi_of(comm);
+    for (unsigned r = 0; r < comm->size; r++) {
+        MPI_Request request;
+        if (r != comm->rank &&
+            MPI_Isend(&word, 1, MPI_BYTE, (int)r, 0, m->alarms, &request) == MPI_SUCCESS)
+            MPI_Request_free(&request);
+    }
+}
+
+static bool mpi_alarmed(struct comm *comm)
+{
+    struct comm_mpi *m = mpi_of(comm);
+    int done = 0;
+    if (m->alarmed || m->alarms == MPI_COMM_NULL) return m->alarmed;
+    m->alarmed = MPI_Test(&m->heard, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && done;
+    return m->alarmed;
+}
+
+static void stop_listening(struct comm_mpi *m)
+{
+    if (m->alarms == MPI_COMM_NULL) return;
+    if (!m->alarmed) {
+        MPI_Cancel(&m->heard);
+        MPI_Wait(&m->heard, MPI_STATUS_IGNORE);
+    }
+    MPI_Comm_free(&m->alarms);
+}
+
 static void mpi_abort(struct comm *comm, int code)
 {
     MPI_Abort(mpi_of(comm)->group, code);
@@ -194,6 +246,7 @@ static void mpi_abort(struct comm *comm, int code)
 static void mpi_close(struct comm *comm)
 {
     struct comm_mpi *m = mpi_of(comm);
+    stop_listening(m);
     MPI_Comm_free(&m->group);
     free(m);
 }
@@ -206,6 +259,9 @@ const struct comm_ops comm_mpi_ops = {
     .broadcast = mpi_broadcast,
     .all_to_all = mpi_all_to_all,
     .barrier = mpi_barrier,
+    .listen = mpi_listen,
+    .alarm = mpi_alarm,
+    .alarmed = mpi_alarmed,
     .abort = mpi_abort,
     .close = mpi_close,
 };

@@ -92,6 +92,12 @@ struct dev {
     char note[200];             /* what it is, for the start report */
     char card[40];              /* no two cards of a machine are called alike; "" = no card */
     char kind[16];              /* cards of one kind give the same bits, e.g. "compute 9.0" */
+    /* What the stream was asked for may wait for other processes: called over and over while this
+     * one waits for it, `first` at the beginning; naps, and does not return when it is in vain.
+     * Negative: what the stream did is not what it should be, and dev_stream_reach gives
+     * BASE_EDEVICE when it is through. May be NULL. */
+    int (*watch)(void *context, bool first);
+    void *watch_context;
 };
 
 /* "sim", "host", "cuda". NULL if no device is called so in this build. */

@@ -54,6 +54,7 @@ struct cuda_dev {
     cudaStream_t compute;
     cudaEvent_t mark, note;
     bool marked; /* since the up stream last waited */
+    bool watched; /* the watch has begun, and the compute stream not come to an end since */
     int ordinal;
     struct lane lanes[DEV_QUEUE_COUNT];
     void *host_regions[HOST_REGIONS_MAX];
@@ -109,15 +110,54 @@ static int fail_set(struct base_err *err, struct cuda_dev *c, cudaError_t code, 
                         cudaGetErrorName(code), cudaGetErrorString(code));
 }
 
+/* ------------------------------------------------------------------------------------ waits -- */
+
+static int watch(struct cuda_dev *c)
+{
+    const bool first = !c->watched;
+    c->watched = true;
+    return c->base.watch(c->base.watch_context, first);
+}
+
+static cudaError_t event_state(void *event)
+{
+    return cudaEventQuery(event);
+}
+
+static cudaError_t stream_state(void *stream)
+{
+    return cudaStreamQuery(stream);
+}
+
+/* Until the stream or event is through, with somebody looking whether that can come to be. */
+static cudaError_t wait_watched(struct cuda_dev *c, cudaError_t (*state)(void *of), void *of,
+                                bool *in_vain)
+{
+    cudaError_t code;
+    while ((code = state(of)) == cudaErrorNotReady) {
+        if (watch(c) < 0) *in_vain = true;
+    }
+    c->watched = false;
+    return code;
+}
+
+/* A stream that may wait for the compute stream, or is it. */
+static cudaError_t stream_wait(struct cuda_dev *c, cudaStream_t stream)
+{
+    bool in_vain = false;
+    if (!c->base.watch) return cudaStreamSynchronize(stream);
+    return wait_watched(c, stream_state, stream, &in_vain);
+}
+
 static void cuda_destroy(struct dev *dev)
 {
     struct cuda_dev *c = (struct cuda_dev *)dev;
     /* What is in flight still reads and writes memory that is given back here. */
     for (int q = 0; q < DEV_QUEUE_COUNT; q++) {
         struct lane *lane = &c->lanes[q];
-        if (lane->stream) cudaStreamSynchronize(lane->stream);
+        if (lane->stream) stream_wait(c, lane->stream);
     }
-    if (c->compute) cudaStreamSynchronize(c->compute);
+    if (c->compute) stream_wait(c, c->compute);
     for (int q = 0; q < DEV_QUEUE_COUNT; q++) {
         struct lane *lane = &c->lanes[q];
         for (int i = 0; i < RING; i++) {
@@ -288,15 +328,18 @@ static int cuda_stream_note(struct dev *dev)
 static int cuda_stream_reach(struct dev *dev)
 {
     struct cuda_dev *c = (struct cuda_dev *)dev;
-    cudaError_t code = cudaEventSynchronize(c->note);
-    return code_ours(c, code, "waiting for the compute stream") < 0 ? BASE_EDEVICE : 0;
+    bool in_vain = false;
+    cudaError_t code = c->base.watch ? wait_watched(c, event_state, c->note, &in_vain)
+                                     : cudaEventSynchronize(c->note);
+    const int rc = code_ours(c, code, "waiting for the compute stream");
+    return rc < 0 || in_vain ? BASE_EDEVICE : 0;
 }
 
 static int cuda_stream_settle(struct dev *dev)
 {
     struct cuda_dev *c = (struct cuda_dev *)dev;
     bind(c);
-    cudaError_t code = cudaStreamSynchronize(c->compute);
+    cudaError_t code = stream_wait(c, c->compute);
     return code_ours(c, code, "finishing the compute stream") < 0 ? BASE_EDEVICE : 0;
 }
 
@@ -310,7 +353,7 @@ static void cuda_mark(struct dev *dev)
     }
     code_ours(c, code, "marking the compute stream");
     /* Nothing tells the up stream how far kernels are: they have to be through with it. */
-    cudaStreamSynchronize(c->compute);
+    stream_wait(c, c->compute);
 }
 
 /* Gives the head of the backlog to the card. The event is recorded whatever happened to the pieces:
@@ -337,7 +380,7 @@ static void launch(struct cuda_dev *c, struct lane *lane, struct dev_copy *copy)
         code_ours(c, code, "recording the end of a copy");
         copy->result = BASE_EDEVICE;
         /* Without its event nobody can tell when the pieces are over: wait for them here. */
-        cudaStreamSynchronize(lane->stream);
+        stream_wait(c, lane->stream);
     }
     if (copy->result < 0) copy->result = BASE_EDEVICE;
 }
@@ -375,7 +418,7 @@ static bool head_over(struct cuda_dev *c, struct lane *lane)
         code_ours(c, code, "asking whether a copy is over");
         copy->result = BASE_EDEVICE;
         /* An error that is not sticky says nothing about the copy: its bytes may still move. */
-        if (!c->base.lost) cudaStreamSynchronize(lane->stream);
+        if (!c->base.lost) stream_wait(c, lane->stream);
     }
     return true;
 }
@@ -395,6 +438,19 @@ static unsigned lane_collect(struct cuda_dev *c, struct lane *lane, struct dev_c
     return count;
 }
 
+/* Copies up wait for marks of the compute stream, and it for others; until it is through, the watch
+ * naps. */
+static bool watch_nap(struct cuda_dev *c)
+{
+    if (!c->base.watch) return false;
+    if (cudaStreamQuery(c->compute) != cudaErrorNotReady) {
+        c->watched = false;
+        return false;
+    }
+    watch(c);
+    return true;
+}
+
 static int cuda_reap(struct dev *dev, struct dev_copy **done, unsigned max, unsigned min,
                      uint64_t deadline_ns)
 {
@@ -406,6 +462,7 @@ static int cuda_reap(struct dev *dev, struct dev_copy **done, unsigned max, unsi
         }
         const uint64_t now = base_clock_now_ns(dev->clock);
         if (count >= min || now >= deadline_ns) return (int)count;
+        if (watch_nap(c)) continue;
         const uint64_t next = now + POLL_NS;
         dev->clock->sleep_until_ns(dev->clock, next < deadline_ns ? next : deadline_ns);
     }

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/must.h"
 #include "base/str.h"
+#include "engine/cards.h"
 #include "engine/cuda/cuda.h"
 #include "engine/ledger.h"
 
@@ -94,6 +95,11 @@ int eng_stack_check(const struct eng_stack_config *config, struct base_err *err)
     int rc = eng_unbuilt_check(groups, count, err);
     if (rc == 0) rc = check_device(&copy.tier, err);
     if (rc == 0) rc = eng_ranks_check(&copy.ranks, err);
+    if (rc == 0 && copy.comm.kind == COMM_NCCL && !on_card(&copy)) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "ranks.comm: nccl cannot take effect: it is between cards that "
+                            "compute, which takes tiers.hbm.device: cuda; take mpi");
+    }
     if (rc == 0 && on_card(&copy) && copy.advice.ahead > 0) {
         return base_err_set(err, BASE_ECONFIG,
                             "predictor.lookahead cannot take effect with tiers.hbm.device: cuda: "
@@ -476,19 +482,6 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
     return eng_open(&stack->engine, &args, err);
 }
 
-/* What ranks with cards do another way, and what they cannot do yet. */
-static int settle_cards(struct eng_stack *stack, struct base_err *err)
-{
-    struct eng_ranks *r = &stack->ranks;
-    r->rows_only = true;
-    if (r->count > 1 && stack->config.comm.kind == COMM_NCCL) {
-        return base_err_set(err, BASE_ECONFIG, "ranks.comm: nccl cannot take effect with "
-                            "tiers.hbm.device: cuda: what ranks with cards exchange goes over the "
-                            "host; take mpi (docs/ranks.md, Cards)");
-    }
-    return 0;
-}
-
 /* Model, store and this rank's part of them; then what all of it will take, checked against what
  * there is. */
 static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
@@ -500,7 +493,7 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
     if (args->comm) comm_patience(args->comm, start_patience_ns);
     int rc = eng_stack_check(config, err);
     if (rc == 0) rc = eng_ranks_init(&stack->ranks, &config->ranks, args->comm, err);
-    if (rc == 0 && on_card(config)) rc = settle_cards(stack, err);
+    stack->ranks.rows_only = on_card(config);
     if (rc == 0) rc = open_model(stack, args->model_dir, err);
     if (rc == 0) rc = open_store(&stack->store, args, &stack->shape, err);
     if (rc == 0) rc = open_words(stack, args->model_dir, err);
@@ -531,24 +524,6 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
     return 0;
 }
 
-/* Two ranks on one card would take each other's memory and time. */
-static int own_card(struct comm *comm, const struct dev *dev, struct base_err *err)
-{
-    struct place {
-        char host[sizeof comm->peers[0].host], card[sizeof dev->card];
-    } own = { 0 }, all[COMM_RANKS_MAX];
-    memcpy(own.host, comm->peers[comm->rank].host, sizeof own.host);
-    memcpy(own.card, dev->card, sizeof own.card);
-    comm_all_gather(comm, &own, all, sizeof own);
-    for (unsigned r = 0; r < comm->size; r++) {
-        if (r == comm->rank || memcmp(&all[r], &own, sizeof own) != 0) continue;
-        return base_err_set(err, BASE_ECONFIG, "ranks %u and %u have the same card (%s): there are "
-                            "fewer cards on %s than ranks", r < comm->rank ? r : comm->rank,
-                            r < comm->rank ? comm->rank : r, dev->note, own.host);
-    }
-    return 0;
-}
-
 /* One arena of the card's memory for weights, KV blocks, work space and slots. */
 static int open_device(struct eng_stack *stack, struct base_err *err)
 {
@@ -561,8 +536,7 @@ static int open_device(struct eng_stack *stack, struct base_err *err)
                                        .ordinal_wraps = true };
     int rc = dev_create(&stack->device, dev_find("cuda"), &config, base_clock_real(), err);
     if (rc == BASE_EBUDGET) base_err_prefix(err, "tiers.hbm.capacity");
-    if (rc == 0) rc = eng_ranks_agree(comm, "kind of card", stack->device->kind, err);
-    return rc < 0 || !comm ? rc : own_card(comm, stack->device, err);
+    return rc < 0 ? rc : eng_cards_join(stack->device, comm, err);
 }
 
 int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, struct base_err *err)
@@ -600,6 +574,7 @@ int eng_stack_open(struct eng_stack *stack, const struct eng_stack_args *args, s
 
 void eng_stack_close(struct eng_stack *stack)
 {
+    const bool in_order = stack->engine && !eng_failure(stack->engine);
     if (stack->engine) tier_warm_save(stack->tier);
     eng_close(stack->engine);
     eng_peers_fini(&stack->peers);
@@ -607,6 +582,7 @@ void eng_stack_close(struct eng_stack *stack)
     close_trace(stack);
     tier_close(stack->tier);
     close_profile(stack);
+    eng_cards_leave(stack->device, stack->ranks.comm, in_order);
     dev_destroy(stack->device);
     tier_store_close(stack->store);
     model_chat_free(stack->chat);

@@ -47,9 +47,15 @@ extern struct cudahost_machine cudahost_machine;
 /* Launches a kernel that copies bytes (keep.cc). */
 void cudahost_keep(void *to, const void *from, size_t bytes, void *stream);
 
-/* Other libraries' work on a stream: `run` when the stream comes to it, then `drop`. */
-void cudahost_call(const char *name, void *stream, void (*run)(void *context), void *context,
+/* Other libraries' work on a stream: `call` when the stream comes to it, again and again until it
+ * says that it is over, then `drop`; `drop` alone if the context is lost. */
+void cudahost_call(const char *name, void *stream, bool (*call)(void *context), void *context,
                    void (*drop)(void *context));
+/* Lets the card work for a while, as it would beside a host that does something else. */
+void cudahost_works(void);
+int cudahost_lost(void);                        /* the sticky error, or 0 */
+/* Called at the beginning of every reset; may be NULL. */
+extern void (*cudahost_at_reset)(void);
 bool cudahost_stream_known(const void *stream);
 bool cudahost_device_memory(const void *memory, size_t bytes);
 /* Tells of a failure, as the machine itself does. */

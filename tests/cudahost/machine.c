@@ -6,6 +6,7 @@
  *   CUDAHOST_DEVICES=N      cards (default 1)
  *   CUDAHOST_FAIL=CODE@N    the N-th call from the first kernel on gives this cudaError_t;
  *                           CODE@kernel:N, CODE@copy:N the N-th launch, the N-th copy of a step
+ *   CUDAHOST_MUTE=FILE:LINE the wait, event or barrier there does nothing
  *
  * At the end a line on stderr says what ran and hashes what came down to the host from kernels; a
  * breach of CUDA's rules, or something that was not given back, is told and ends with 70. */
@@ -44,6 +45,7 @@ int main(int count, char **arguments)
     cudahost_seed(number("CUDAHOST_SEED", 1));
     cudahost_machine.memory_bytes = number("CUDAHOST_MEMORY", 64) << 20;
     cudahost_machine.devices = (int)number("CUDAHOST_DEVICES", 1);
+    cudahost_site_mute(getenv("CUDAHOST_MUTE"));
     if (fail && !read_failure(fail)) {
         fprintf(stderr, "CUDAHOST_FAIL=%s: CODE@N, CODE@kernel:N, CODE@copy:N are known\n",
                 fail);

@@ -1,26 +1,49 @@
 #include "tests/cudahost/include/nccl.h"
 
+#include <fcntl.h>
+#include <mpi.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/rng.h"
 #include "tests/cudahost/cudahost.h"
 #include "tests/cudahost/nccl_stub.h"
 
-enum { MAGIC = 0x6e63636c, MESSAGES_MAX = 2 * COMM_RANKS_MAX };
+enum { MAGIC = 0x6e63636c, RANKS_MAX = 8, POISON = 0xa5 };
 
-enum what { ALL_REDUCE, ALL_GATHER, BROADCAST, GROUP };
-static const char *const names[] = { "ncclAllReduce", "ncclAllGather", "ncclBroadcast", "a group" };
+enum what { ALL_REDUCE, ALL_GATHER, GROUP };
+static const char *const names[] = { "ncclAllReduce", "ncclAllGather", "a group" };
+
+/* What a rank brings to a collective, with its data behind it. A rank begins one when it has ended
+ * the one before, for which all others had ended the one before that: two places are enough. */
+struct post {
+    uint64_t what, bytes, type;
+    uint64_t sent[RANKS_MAX], wanted[RANKS_MAX];
+    unsigned char data[(16u << 20) - (3 + 2 * RANKS_MAX) * sizeof(uint64_t)];
+};
+struct shared {
+    _Atomic uint32_t attached;
+    _Atomic uint64_t posted[RANKS_MAX]; /* collectives of each rank so far */
+    struct post posts[][2];             /* [ranks] */
+};
 
 struct ncclComm {
     uint32_t magic;
     int ranks, rank;
-    bool finalized, blocking;
+    bool joined, finalized, blocking, aborted;
     unsigned pending;           /* times that it still answers "in progress" */
-    uint64_t asked;
+    unsigned refs;              /* by its work, and the caller's */
+    uint64_t asked, done;
+    ncclResult_t error;
+    struct shared *shared;
+    size_t shared_bytes;
+    char path[128];
 };
 
 struct message {
@@ -35,18 +58,24 @@ struct work {
     ncclComm_t comm;
     enum what what;
     uint64_t number, bytes;
-    int type, root;
+    int type;
     const void *send;
     void *recv;
-    struct message messages[MESSAGES_MAX];
+    struct message messages[2 * RANKS_MAX];
     unsigned count;
+    bool begun, never;
 };
 
-static struct comm *wire;
 static struct base_rng rng;
 static unsigned communicators, depth, late;
 static struct work *group;
-static cudaStream_t group_stream;
+static cudaStream_t group_stream, side_stream;
+static bool set_up, to_side;
+static struct {
+    bool async;
+    int code;
+    unsigned at;                /* 0: nothing */
+} fault;
 
 static void report(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -60,22 +89,58 @@ static void report(const char *format, ...)
     cudahost_tell(text);
 }
 
-void nccl_stub_wire(struct comm *to)
+void nccl_stub_end(void)
 {
-    if (!to && communicators > 0) report("%u communicators are left", communicators);
-    if (!to && depth > 0) report("ncclGroupStart without its end");
+    if (communicators > 0) report("%u communicators are left", communicators);
+    if (depth > 0) report("ncclGroupStart without its end");
+    if (side_stream) cudaStreamDestroy(side_stream);
     communicators = depth = 0;
-    wire = to;
+    side_stream = NULL;
 }
 
 void nccl_stub_seed(uint64_t seed)
 {
     base_rng_init(&rng, seed);
+    cudahost_at_reset = nccl_stub_end;
+    set_up = true;
 }
 
 unsigned nccl_stub_late(void)
 {
     return late;
+}
+
+void nccl_stub_side(bool side)
+{
+    to_side = side;
+}
+
+static void from_environment(void)
+{
+    const char *seed = getenv("CUDAHOST_SEED"), *stream = getenv("NCCL_STUB_STREAM");
+    const char *fail = getenv("NCCL_STUB_FAIL");
+    if (set_up) return;
+    nccl_stub_seed(seed ? strtoull(seed, NULL, 10) : 1);
+    to_side = stream && strcmp(stream, "side") == 0;
+    if (!fail) return;
+    fault.async = strncmp(fail, "async:", 6) == 0;
+    if (sscanf(strchr(fail, ':') ? strchr(fail, ':') : "", ":%d@%u", &fault.code, &fault.at) != 2) {
+        fprintf(stderr, "NCCL_STUB_FAIL=%s: call:CODE@N, async:CODE@N are known\n", fail);
+        exit(70);
+    }
+}
+
+/* A card works beside its host, whatever the host waits for; between two such calls it naps. */
+static void time_passes(void)
+{
+    for (int i = 0; i < 8 && communicators > 0; i++)
+        cudahost_works();
+}
+
+int MPI_Test(MPI_Request *request, int *flag, MPI_Status *status)
+{
+    time_passes();
+    return PMPI_Test(request, flag, status);
 }
 
 static ncclResult_t answer(ncclComm_t comm)
@@ -93,9 +158,10 @@ static bool enter(ncclComm_t comm, const char *call)
         report("%s: no communicator", call);
         return false;
     }
-    if (comm->pending > 0) report("%s while the last call is in progress", call);
+    const bool busy = comm->pending > 0 || !comm->joined;
+    if (busy) report("%s while the last call is in progress", call);
     if (comm->finalized) report("%s after ncclCommFinalize", call);
-    return comm->pending == 0 && !comm->finalized;
+    return !busy && !comm->finalized;
 }
 
 static bool buffers(const char *call, const void *memory, size_t bytes, cudaStream_t stream)
@@ -109,6 +175,12 @@ static bool buffers(const char *call, const void *memory, size_t bytes, cudaStre
     return false;
 }
 
+static bool overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
+{
+    const char *first = a, *second = b;
+    return first < second + b_bytes && second < first + a_bytes;
+}
+
 static size_t size_of(ncclDataType_t type)
 {
     return type == ncclUint32 ? 4 : 1;
@@ -116,85 +188,147 @@ static size_t size_of(ncclDataType_t type)
 
 /* ------------------------------------------------------------------ when the stream is there -- */
 
+static struct post *post_of(const struct work *w, int rank)
+{
+    return &w->comm->shared->posts[rank][w->number % 2];
+}
+
+/* Where the part lies that goes from a post to that rank. */
+static size_t place_of(const struct post *post, int rank)
+{
+    size_t at = 0;
+    for (int r = 0; r < rank; r++)
+        at += post->sent[r];
+    return at;
+}
+
+static void overwrite(const struct work *w, void *memory, size_t bytes)
+{
+    if (bytes == 0 || cudahost_device_memory(memory, bytes)) memset(memory, POISON, bytes);
+    else report("%s: its buffers were given back under way", names[w->what]);
+}
+
+static void poison(const struct work *w)
+{
+    for (unsigned i = 0; i < w->count; i++)
+        if (!w->messages[i].send) overwrite(w, w->messages[i].memory, w->messages[i].bytes);
+    if (w->what != GROUP)
+        overwrite(w, w->recv, w->bytes * (w->what == ALL_GATHER ? (size_t)w->comm->ranks : 1));
+}
+
+static void begin(struct work *w)
+{
+    struct post *post = post_of(w, w->comm->rank);
+    post->what = w->what;
+    post->bytes = w->what == GROUP ? 0 : w->bytes;
+    post->type = (uint64_t)w->type;
+    memset(post->sent, 0, sizeof post->sent);
+    memset(post->wanted, 0, sizeof post->wanted);
+    for (unsigned i = 0; i < w->count; i++) {
+        const struct message *m = &w->messages[i];
+        (m->send ? post->sent : post->wanted)[m->peer] = m->bytes;
+    }
+    for (unsigned i = 0; i < w->count; i++) {
+        const struct message *m = &w->messages[i];
+        if (m->send) memcpy(post->data + place_of(post, m->peer), m->memory, m->bytes);
+    }
+    if (w->what != GROUP) memcpy(post->data, w->send, w->bytes);
+    poison(w);
+    w->begun = true;
+    atomic_store(&w->comm->shared->posted[w->comm->rank], w->number + 1);
+}
+
+/* Every rank sees the same, so all of them go on or none. */
 static bool agree(const struct work *w)
 {
-    uint64_t own[5] = { w->what, w->number, w->what == GROUP ? 0 : w->bytes, (uint64_t)w->type,
-                        (uint64_t)w->root };
-    uint64_t all[COMM_RANKS_MAX][5];
-    comm_all_gather(wire, own, all, sizeof own);
-    for (unsigned r = 0; r < wire->size; r++) {
-        if (memcmp(all[r], own, sizeof own) == 0) continue;
-        report("rank %u has %s of %llu bytes as its number %llu, rank %u %s of %llu",
-                        wire->rank, names[w->what], (unsigned long long)w->bytes,
-                        (unsigned long long)w->number, r,
-                        all[r][0] <= GROUP ? names[all[r][0]] : "?", (unsigned long long)all[r][2]);
-    }
-    /* Every rank sees the same table, so all of them go on or none. */
-    for (unsigned r = 1; r < wire->size; r++) {
-        if (memcmp(all[r], all[0], sizeof own) != 0) return false;
+    const int ranks = w->comm->ranks;
+    for (int a = 0; a < ranks; a++) {
+        const struct post *one = post_of(w, a), *first = post_of(w, 0);
+        if (one->what != first->what || one->bytes != first->bytes || one->type != first->type) {
+            report("rank 0 has %s of %llu bytes as its number %llu, rank %d %s of %llu",
+                   names[first->what % 3], (unsigned long long)first->bytes,
+                   (unsigned long long)w->number, a, names[one->what % 3],
+                   (unsigned long long)one->bytes);
+            return false;
+        }
+        for (int b = 0; b < ranks; b++) {
+            if (one->sent[b] == post_of(w, b)->wanted[a]) continue;
+            report("rank %d sends %llu bytes to rank %d, which receives %llu", a,
+                   (unsigned long long)one->sent[b], b,
+                   (unsigned long long)post_of(w, b)->wanted[a]);
+            return false;
+        }
     }
     return true;
 }
 
-static void exchange(struct work *w)
+static void end_work(struct work *w)
 {
-    size_t sizes[2][COMM_RANKS_MAX] = { { 0 } }, all[COMM_RANKS_MAX][2][COMM_RANKS_MAX];
-    size_t at[2][COMM_RANKS_MAX], sums[2] = { 0 };
-    for (unsigned i = 0; i < w->count; i++) {
-        sizes[!w->messages[i].send][w->messages[i].peer] += w->messages[i].bytes;
+    const int ranks = w->comm->ranks, rank = w->comm->rank;
+    uint32_t *sum = w->recv;
+    if (!agree(w)) return;
+    if (w->what == ALL_REDUCE) memset(sum, 0, w->bytes);
+    for (int r = 0; r < ranks && w->what == ALL_REDUCE; r++) {
+        const uint32_t *part = (const uint32_t *)(const void *)post_of(w, r)->data;
+        for (size_t i = 0; i < w->bytes / sizeof *sum; i++)
+            sum[i] += part[i];
     }
-    comm_all_gather(wire, sizes, all, sizeof sizes);
-    for (unsigned a = 0; a < wire->size; a++) {
-        for (unsigned b = 0; b < wire->size; b++) {
-            if (all[a][0][b] == all[b][1][a]) continue;
-            report("rank %u sends %zu bytes to rank %u, which receives %zu", a,
-                            all[a][0][b], b, all[b][1][a]);
-            return;             /* and so does everybody else */
-        }
-    }
-    for (int way = 0; way < 2; way++) {
-        for (unsigned r = 0; r < wire->size; r++) {
-            at[way][r] = sums[way];
-            sums[way] += sizes[way][r];
-        }
-    }
-    char *packed = malloc(sums[0] + 1), *come = malloc(sums[1] + 1);
+    for (int r = 0; r < ranks && w->what == ALL_GATHER; r++)
+        memcpy((char *)w->recv + (size_t)r * w->bytes, post_of(w, r)->data, w->bytes);
     for (unsigned i = 0; i < w->count; i++) {
         const struct message *m = &w->messages[i];
-        if (m->send) memcpy(packed + at[0][m->peer], m->memory, m->bytes);
+        const struct post *from = post_of(w, m->peer);
+        if (!m->send) memcpy(m->memory, from->data + place_of(from, rank), m->bytes);
     }
-    comm_all_to_all(wire, packed, sizes[0], come, sizes[1]);
-    for (unsigned i = 0; i < w->count; i++) {
-        const struct message *m = &w->messages[i];
-        if (!m->send) memcpy(m->memory, come + at[1][m->peer], m->bytes);
-    }
-    free(packed);
-    free(come);
 }
 
-static void work_run(void *context)
+static bool work_call(void *context)
 {
     struct work *w = context;
-    if (!agree(w)) return;
-    switch (w->what) {
-    case ALL_REDUCE:
-        memmove(w->recv, w->send, w->bytes);
-        comm_all_reduce(wire, w->recv, w->bytes / 4);
-        break;
-    case ALL_GATHER: comm_all_gather(wire, w->send, w->recv, w->bytes); break;
-    case BROADCAST:
-        if (wire->rank == (unsigned)w->root) memmove(w->recv, w->send, w->bytes);
-        comm_broadcast(wire, w->recv, w->bytes, (unsigned)w->root);
-        break;
-    case GROUP: exchange(w); break;
+    ncclComm_t comm = w->comm;
+    if (comm->aborted) {
+        poison(w);
+        return true;
     }
+    /* In the order in which the host asked, on whatever streams. */
+    if (w->never || comm->done != w->number) return false;
+    if (!w->begun) begin(w);
+    for (int r = 0; r < comm->ranks; r++)
+        if (atomic_load(&comm->shared->posted[r]) <= w->number) return false;
+    if (base_rng_below(&rng, 2)) return false;
+    end_work(w);
+    comm->done++;
+    return true;
+}
+
+static void unref(ncclComm_t comm)
+{
+    if (--comm->refs > 0) return;
+    munmap(comm->shared, comm->shared_bytes);
+    free(comm);
+}
+
+static void work_drop(void *context)
+{
+    struct work *w = context;
+    unref(w->comm);
+    free(w);
 }
 
 static ncclResult_t queue(struct work *w, cudaStream_t stream)
 {
     ncclComm_t comm = w->comm;
+    const bool fails = fault.at > 0 && --fault.at == 0;
+    if (cudahost_lost() || (fails && !fault.async)) {
+        free(w);
+        return cudahost_lost() ? ncclUnhandledCudaError : (ncclResult_t)fault.code;
+    }
+    if (to_side && !side_stream) cudaStreamCreateWithFlags(&side_stream, cudaStreamNonBlocking);
     w->number = comm->asked++;
-    cudahost_call(names[w->what], stream, work_run, w, free);
+    w->never = fails;
+    if (fails) comm->error = (ncclResult_t)fault.code;
+    comm->refs++;
+    cudahost_call(names[w->what], to_side ? side_stream : stream, work_call, w, work_drop);
     return answer(comm);
 }
 
@@ -207,26 +341,24 @@ static struct work *work_of(ncclComm_t comm, enum what what)
 }
 
 static ncclResult_t collective(enum what what, const void *send, void *recv, size_t count,
-                               ncclDataType_t type, int root, ncclComm_t comm, cudaStream_t stream)
+                               ncclDataType_t type, ncclComm_t comm, cudaStream_t stream)
 {
-    size_t bytes = count * size_of(type);
+    const size_t bytes = count * size_of(type);
     if (!enter(comm, names[what])) return ncclInvalidUsage;
-    size_t received = what == ALL_GATHER ? bytes * (size_t)comm->ranks : bytes;
+    const size_t received = what == ALL_GATHER ? bytes * (size_t)comm->ranks : bytes;
+    const char *own = (char *)recv + (what == ALL_GATHER ? bytes * (size_t)comm->rank : 0);
     if (depth > 0) report("%s in a group: the stand-in has none of these", names[what]);
-    if (what == ALL_REDUCE && type != ncclUint32) {
-        report("the stand-in adds up ncclUint32 alone");
-    }
-    if (root < 0 || root >= comm->ranks) {
-        report("%s from rank %d", names[what], root);
+    if (what == ALL_REDUCE && type != ncclUint32) report("the stand-in adds up ncclUint32 alone");
+    if (bytes > sizeof ((struct post *)0)->data) report("%zu bytes are too many here", bytes);
+    if (!buffers(names[what], recv, received, stream) ||
+        !buffers(names[what], send, bytes, stream)) return ncclInvalidArgument;
+    if (send != own && overlap(send, bytes, recv, received)) {
+        report("%s: what is sent overlaps what is received", names[what]);
         return ncclInvalidArgument;
     }
-    bool sends = what != BROADCAST || comm->rank == root;
-    if (!buffers(names[what], recv, received, stream) ||
-        (sends && !buffers(names[what], send, bytes, stream))) return ncclInvalidArgument;
     struct work *w = work_of(comm, what);
     w->bytes = bytes;
     w->type = type;
-    w->root = root;
     w->send = send;
     w->recv = recv;
     return queue(w, stream);
@@ -242,34 +374,62 @@ ncclResult_t ncclGetVersion(int *version)
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
 {
-    for (size_t i = 0; i < sizeof id->internal; i++) {
-        id->internal[i] = (char)(1 + base_rng_below(&rng, 100));
-    }
+    const char *folder = getenv("TMPDIR");
+    if (!folder) folder = "/tmp";
+    memset(id, 0, sizeof *id);
+    snprintf(id->internal, sizeof id->internal, "%.100s/nccl-stub-XXXXXX", folder);
+    const int file = mkstemp(id->internal);
+    if (file < 0) return ncclSystemError;
+    close(file);
     return ncclSuccess;
+}
+
+static bool attach(ncclComm_t comm)
+{
+    const int file = open(comm->path, O_RDWR | O_CLOEXEC);
+    comm->shared_bytes = sizeof *comm->shared + (size_t)comm->ranks * sizeof comm->shared->posts[0];
+    if (file < 0 || ftruncate(file, (off_t)comm->shared_bytes) < 0) return false;
+    comm->shared = mmap(NULL, comm->shared_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    close(file);
+    if (comm->shared == MAP_FAILED) return false;
+    atomic_fetch_add(&comm->shared->attached, 1);
+    return true;
+}
+
+/* The file is there until every rank has it. */
+static void look_for_others(ncclComm_t comm)
+{
+    if (comm->joined || atomic_load(&comm->shared->attached) < (uint32_t)comm->ranks) return;
+    comm->joined = true;
+    if (comm->rank == 0) unlink(comm->path);
 }
 
 ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int ranks, ncclUniqueId id, int rank,
                                     ncclConfig_t *config)
 {
-    ncclUniqueId all[COMM_RANKS_MAX];
+    from_environment();
     if (config->magic != 0xcafebeefu || config->size != sizeof *config) {
         report("ncclConfig_t was not initialized");
         return ncclInvalidArgument;
     }
-    if (ranks != (int)wire->size || rank != (int)wire->rank) {
-        report("rank %d of %d, but it is rank %u of %u", rank, ranks, wire->rank,
-                        wire->size);
-    }
-    comm_all_gather(wire, &id, all, sizeof id);
-    for (unsigned r = 0; r < wire->size; r++) {
-        if (memcmp(&all[r], &id, sizeof id) != 0) report("ranks have different ids");
+    if (ranks > RANKS_MAX || rank < 0 || rank >= ranks) {
+        report("rank %d of %d", rank, ranks);
+        return ncclInvalidArgument;
     }
     ncclComm_t comm = calloc(1, sizeof *comm);
-    *comm = (struct ncclComm){ .magic = MAGIC, .ranks = ranks, .rank = rank,
+    *comm = (struct ncclComm){ .magic = MAGIC, .ranks = ranks, .rank = rank, .refs = 1,
                                .blocking = config->blocking != 0 };
+    memcpy(comm->path, id.internal, sizeof comm->path);
+    if (!attach(comm)) {
+        free(comm);
+        return ncclSystemError;
+    }
     communicators++;
     *out = comm;
-    return answer(comm);
+    look_for_others(comm);
+    while (comm->blocking && !comm->joined)
+        look_for_others(comm);
+    return comm->joined ? answer(comm) : ncclInProgress;
 }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
@@ -278,7 +438,9 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
         report("ncclCommGetAsyncError: no communicator");
         return ncclInvalidArgument;
     }
-    *error = comm->pending > 0 ? ncclInProgress : ncclSuccess;
+    look_for_others(comm);
+    time_passes();
+    *error = comm->pending > 0 || !comm->joined ? ncclInProgress : comm->error;
     comm->pending -= comm->pending > 0;
     return ncclSuccess;
 }
@@ -297,16 +459,20 @@ static ncclResult_t end(ncclComm_t comm, const char *call)
         report("%s: no communicator", call);
         return ncclInvalidArgument;
     }
+    if (comm->rank == 0 && !comm->joined) unlink(comm->path);
     comm->magic = 0;
+    comm->aborted = true;
     communicators--;
-    free(comm);
+    unref(comm);
     return ncclSuccess;
 }
 
 ncclResult_t ncclCommDestroy(ncclComm_t comm)
 {
-    if (comm && comm->magic == MAGIC && (comm->pending > 0 || !comm->finalized)) {
-        report("ncclCommDestroy of what is not finalized");
+    if (comm && comm->magic == MAGIC) {
+        if (comm->pending > 0 || !comm->finalized)
+            report("ncclCommDestroy of what is not finalized");
+        if (comm->refs > 1) report("ncclCommDestroy with work under way");
     }
     return end(comm, "ncclCommDestroy");
 }
@@ -318,7 +484,14 @@ ncclResult_t ncclCommAbort(ncclComm_t comm)
 
 const char *ncclGetErrorString(ncclResult_t result)
 {
-    return result == ncclInvalidUsage ? "invalid usage" : "another error";
+    switch (result) {
+    case ncclUnhandledCudaError: return "unhandled cuda error";
+    case ncclSystemError: return "unhandled system error";
+    case ncclInternalError: return "internal error";
+    case ncclInvalidUsage: return "invalid usage";
+    case ncclRemoteError: return "remote process exited or there was a network error";
+    default: return "another error";
+    }
 }
 
 const char *ncclGetLastError(ncclComm_t comm)
@@ -342,13 +515,20 @@ ncclResult_t ncclGroupEnd(void)
     if (--depth > 0 || !group) return ncclSuccess;
     struct work *w = group;
     group = NULL;
+    for (unsigned i = 0; i < w->count; i++) {
+        for (unsigned k = 0; k < w->count; k++) {
+            const struct message *a = &w->messages[i], *b = &w->messages[k];
+            if (a->send && !b->send && overlap(a->memory, a->bytes, b->memory, b->bytes))
+                report("a group: what is sent overlaps what is received");
+        }
+    }
     return queue(w, group_stream);
 }
 
 static ncclResult_t message(const char *call, bool send, void *memory, size_t count,
                             ncclDataType_t type, int peer, ncclComm_t comm, cudaStream_t stream)
 {
-    size_t bytes = count * size_of(type);
+    const size_t bytes = count * size_of(type);
     if (!enter(comm, call)) return ncclInvalidUsage;
     if (depth == 0) {
         report("%s outside a group waits for ever for its counterpart", call);
@@ -363,9 +543,8 @@ static ncclResult_t message(const char *call, bool send, void *memory, size_t co
         group = work_of(comm, GROUP);
         group_stream = stream;
     }
-    if (group->comm != comm || group_stream != stream) {
+    if (group->comm != comm || group_stream != stream)
         report("%s: a group over two streams or communicators", call);
-    }
     for (unsigned i = 0; i < group->count; i++) {
         if (group->messages[i].send == send && group->messages[i].peer == peer) {
             report("%s: twice with rank %d in one group", call, peer);
@@ -392,17 +571,11 @@ ncclResult_t ncclAllReduce(const void *send, void *recv, size_t count, ncclDataT
                            ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream)
 {
     if (op != ncclSum) report("the stand-in knows sums alone");
-    return collective(ALL_REDUCE, send, recv, count, type, 0, comm, stream);
+    return collective(ALL_REDUCE, send, recv, count, type, comm, stream);
 }
 
 ncclResult_t ncclAllGather(const void *send, void *recv, size_t count, ncclDataType_t type,
                            ncclComm_t comm, cudaStream_t stream)
 {
-    return collective(ALL_GATHER, send, recv, count, type, 0, comm, stream);
-}
-
-ncclResult_t ncclBroadcast(const void *send, void *recv, size_t count, ncclDataType_t type,
-                           int root, ncclComm_t comm, cudaStream_t stream)
-{
-    return collective(BROADCAST, send, recv, count, type, root, comm, stream);
+    return collective(ALL_GATHER, send, recv, count, type, comm, stream);
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Several ranks, each with an emulated card and a share of the model, give the bits of one rank with a
 # card; a call that fails on one rank ends the same requests on all, and the next ones are answered; a
-# card that is lost, and a rank that is killed, end the job with the reason.
+# card that is lost, and a rank that is killed, end the job with the reason. All of it both ways in which
+# cards exchange: through the hosts (ranks.comm: mpi), and on their streams (nccl, a stand-in of it).
 #   ranks.sh [long]
 # shellcheck source=tests/e2e/support.sh
 . "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
@@ -18,6 +19,7 @@ if [ -z "$long" ]; then export RANK_BITS_SHORT=1; fi
 cat >"$work/rank" <<'END'
 #!/usr/bin/env bash
 if [ -n "${fail:-}" ] && [ "$OMPI_COMM_WORLD_RANK" = "$victim" ]; then export CUDAHOST_FAIL=$fail; fi
+if [ -n "${refuse:-}" ] && [ "$OMPI_COMM_WORLD_RANK" = "$victim" ]; then export NCCL_STUB_FAIL=$refuse; fi
 export CUDAHOST_SEED=$((${seed:-1} * 8 + OMPI_COMM_WORLD_RANK))
 exec "$@"
 END
@@ -32,20 +34,23 @@ if [ -n "$long" ]; then models+=" $work/wide"; fi
 {
     "$bits" $card tiers.hbm.capacity=100% tiers.dram.capacity=100% $models >"$work/want" 2>"$work/err" ||
         fail "one rank: $(cat "$work/err")"
-    for n in 2 4; do
-        RANK_BITS_NUMBERS=1 card_ranks $n $card tiers.hbm.capacity=100% tiers.dram.capacity=100% $models \
-            >"$work/have" 2>"$work/err" || fail "$n ranks: $(cat "$work/err")"
-        diff "$work/want" "$work/have" || fail "$n ranks give other bits than one"
-        [ "$(grep -c "wide-fp8, experts of a layer $((12 / n)) of 12" "$work/err")" = "$n" ] ||
-            fail "a rank does not hold 1/$n of the experts: $(cat "$work/err")"
-        # One all-to-all for each group of rows of a moe layer.
-        grep -q 'rank 1: wide-fp8.* all_to_all [1-9]' "$work/err" || fail "nothing was exchanged: $(cat "$work/err")"
-        echo "$n ranks: $(wc -l <"$work/want") models, the bits of one"
-    done
-    # Experts alone, or everything else alone; in dram half of a rank's.
-    for set in parallel.tensor=1 parallel.expert=1; do
-        card_ranks 2 $card $tight $set "$work/wide-fp8" >"$work/have" 2>"$work/err" || fail "$set: $(cat "$work/err")"
-        head -n 1 "$work/want" | diff - "$work/have" || fail "$set gives other bits"
+    for by in mpi nccl; do
+        for n in 2 4; do
+            RANK_BITS_NUMBERS=1 card_ranks $n $card ranks.comm=$by tiers.hbm.capacity=100% tiers.dram.capacity=100% $models \
+                >"$work/have" 2>"$work/err" || fail "$n ranks, $by: $(cat "$work/err")"
+            diff "$work/want" "$work/have" || fail "$n ranks over $by give other bits than one"
+            [ "$(grep -c "wide-fp8, experts of a layer $((12 / n)) of 12" "$work/err")" = "$n" ] ||
+                fail "a rank does not hold 1/$n of the experts: $(cat "$work/err")"
+            # One all-to-all for each group of rows of a moe layer.
+            grep -q 'rank 1: wide-fp8.* all_to_all [1-9]' "$work/err" || fail "nothing was exchanged: $(cat "$work/err")"
+            echo "$n ranks over $by: $(wc -l <"$work/want") models, the bits of one"
+        done
+        # Experts alone, or everything else alone; in dram half of a rank's.
+        for set in parallel.tensor=1 parallel.expert=1; do
+            card_ranks 2 $card ranks.comm=$by $tight $set "$work/wide-fp8" >"$work/have" 2>"$work/err" ||
+                fail "$by, $set: $(cat "$work/err")"
+            head -n 1 "$work/want" | diff - "$work/have" || fail "$set over $by gives other bits"
+        done
     done
 }
 if [ -n "$long" ]; then
@@ -59,9 +64,11 @@ if [ -n "$long" ]; then
         "$bits" $card tiers.hbm.capacity=100% tiers.dram.capacity=100% $models >"$work/golden" 2>"$work/err" ||
             fail "one rank: $(cat "$work/err")"
         for n in 2 4; do
-            card_ranks $n $card parallel.tensor=1 tiers.hbm.capacity=100% tiers.dram.capacity=100% $models \
-                >"$work/have" 2>"$work/err" || fail "$n ranks: $(cat "$work/err")"
-            diff "$work/golden" "$work/have" || fail "$n ranks give other bits than one"
+            for by in mpi nccl; do
+                card_ranks $n $card ranks.comm=$by parallel.tensor=1 tiers.hbm.capacity=100% tiers.dram.capacity=100% \
+                    $models >"$work/have" 2>"$work/err" || fail "$n ranks, $by: $(cat "$work/err")"
+                diff "$work/golden" "$work/have" || fail "$n ranks over $by give other bits than one"
+            done
         done
     }
     pebble="$card scheduler.max_num_seqs=4"
@@ -72,18 +79,22 @@ if [ -n "$long" ]; then
         for n in 2 4; do
             share=''
             if [ $n = 4 ]; then share=parallel.tensor=1; fi # four heads: one a rank
-            card_ranks $n $pebble $share tiers.hbm.capacity=40% tiers.dram.capacity=40% "$model" \
-                >"$work/have" 2>"$work/err" || fail "pebble on $n ranks: $(cat "$work/err")"
-            diff "$work/want.pebble" "$work/have" || fail "$n ranks of pebble give other bits than one"
+            for by in mpi nccl; do
+                card_ranks $n $pebble ranks.comm=$by $share tiers.hbm.capacity=40% tiers.dram.capacity=40% "$model" \
+                    >"$work/have" 2>"$work/err" || fail "pebble on $n ranks, $by: $(cat "$work/err")"
+                diff "$work/want.pebble" "$work/have" || fail "$n ranks of pebble over $by give other bits than one"
+            done
         done
     }
 fi
 
 echo '== a call that fails on one rank'
-# CUDA's numbers: 1 an invalid value, 2 no memory.
-fails='0:1@kernel:30 1:2@copy:75'
+# HOW:RANK:CUDA's numbers: 1 an invalid value, 2 no memory.
+fails='mpi:0:1@kernel:30 mpi:1:2@copy:75 nccl:1:1@kernel:30 nccl:0:2@copy:20'
 if [ -n "$long" ]; then
-    for at in $(seq 1 37 900); do fails+=" $((at % 2)):1@kernel:$at $(((at + 1) % 2)):2@copy:$at"; done
+    for at in $(seq 1 37 900); do
+        for by in mpi nccl; do fails+=" $by:$((at % 2)):1@kernel:$at $by:$(((at + 1) % 2)):2@copy:$at"; done
+    done
 fi
 model=$work/wide-fp8
 ended=0
@@ -91,18 +102,66 @@ ended=0
 RANK_BITS_SHORT=1 "$bits" $card tiers.hbm.capacity=100% tiers.dram.capacity=100% "$model" >"$work/next" 2>"$work/err" ||
     fail "one rank: $(cat "$work/err")"
 for each in $fails; do
-    victim=${each%%:*} fail=${each#*:}
+    by=${each%%:*} fail=${each#*:}
+    victim=${fail%%:*} fail=${fail#*:}
     export victim fail
     # shellcheck disable=SC2086
     RANK_BITS_SHORT=1 RANK_BITS_TWICE=1 timeout 120 bash "$source_dir/tests/support/ranks.sh" 2 bash "$work/rank" "$bits" \
-        $card tiers.hbm.capacity=100% tiers.dram.capacity=100% "$model" >"$work/have" 2>"$work/err" ||
-        fail "rank $victim, $fail: $(cat "$work/err")"
-    diff "$work/next" "$work/have" || fail "rank $victim, $fail: the next answers have other bits"
+        $card ranks.comm=$by tiers.hbm.capacity=100% tiers.dram.capacity=100% "$model" >"$work/have" 2>"$work/err" ||
+        fail "$by, rank $victim, $fail: $(cat "$work/err")"
+    diff "$work/next" "$work/have" || fail "$by, rank $victim, $fail: the next answers have other bits"
     grep -q "failed: .*device cuda: rank $victim: .* failed in this step" "$work/err" && ended=$((ended + 1))
     unset victim fail
 done
 [ $ended = "$(echo "$fails" | wc -w)" ] || [ -n "$long" ] || fail "no request says which rank failed: $(cat "$work/err")"
 echo "$(echo "$fails" | wc -w) jobs, in each a call failed on one rank: the next requests were answered"
+
+# A job over the stand-in of NCCL that must not give what one rank gives. Its bits, or what it was told.
+short_nccl() { # [setting...]
+    # shellcheck disable=SC2086
+    RANK_BITS_SHORT=1 timeout 60 bash "$source_dir/tests/support/ranks.sh" 2 bash "$work/rank" "$bits" $card \
+        ranks.comm=nccl tiers.hbm.capacity=100% tiers.dram.capacity=100% "$@" "$model" >"$work/have" 2>"$work/err"
+}
+
+echo '== what NCCL itself refuses, or loses'
+# ncclResult_t: 2 a system error, 6 a remote one.
+for each in 'call:2@30 all_gather .* failed, and this rank ends: NCCL: unhandled system error' \
+    "async:6@40 on the card's stream, .*NCCL: remote process exited"; do
+    victim=1 refuse=${each%% *}
+    export victim refuse
+    since=$(now_ms)
+    short_nccl && fail "$refuse: the job went on"
+    grep "rank 1 of 2: .*${each#* }" "$work/err" || fail "$refuse: $(cat "$work/err")"
+    [ $(($(now_ms) - since)) -le 10000 ] || fail "$refuse: the job took more than 10 s to end"
+    unset victim refuse
+done
+
+echo '== what would be noticed'
+line_of() { grep -nF "$1" "$source_dir/src/device/device_cuda.c" | cut -d: -f1; }
+noticed() { # WHAT
+    for seed in 1 2 3; do
+        export seed
+        if ! short_nccl; then
+            echo "$1: noticed, $(grep -oE 'rank [0-9] (sends|has).*|the gate.* failed.*|.*Assertion.*|Signal: .*' "$work/err" | head -n 1)"
+        elif ! diff -q "$work/next" "$work/have" >/dev/null; then
+            echo "$1: other bits"
+        else
+            continue
+        fi
+        unset seed
+        return
+    done
+    fail "$1: nothing changes"
+}
+export NCCL_STUB_STREAM=side
+noticed 'collectives on another stream'
+unset NCCL_STUB_STREAM
+for what in 'cudaEventRecord(c->note' 'return cudaEventQuery(event)'; do
+    CUDAHOST_MUTE=device_cuda.c:$(line_of "$what")
+    export CUDAHOST_MUTE
+    noticed "without $what"
+    unset CUDAHOST_MUTE
+done
 
 echo '== experts that cannot be read'
 # shellcheck disable=SC2086
@@ -121,6 +180,8 @@ refuse() { # SAYS SETTING...
 }
 refuse 'take parallel.tensor: 1' "$source_dir/tests/golden/v3-bf16"
 CUDAHOST_DEVICES=1 refuse 'ranks 0 and 1 have the same card'
+"$bin/tier-server" --check-config --set ranks.comm=nccl >"$work/out" 2>&1 && fail 'nccl without cards is not refused'
+grep -q 'which takes tiers.hbm.device: cuda; take mpi' "$work/out" || fail "nccl without cards: $(cat "$work/out")"
 
 echo '== a card that is lost'
 program=$work/server
@@ -134,12 +195,13 @@ serve() { # [setting...]
     for set in $card tiers.hbm.capacity=100% tiers.dram.capacity=100% "$@"; do sets+=(--set "$set"); done
     start_ranks "${sets[@]}"
 }
-victims=1
-if [ -n "$long" ]; then victims='1 0'; fi
-for victim in $victims; do
+victims='mpi:1 nccl:1'
+if [ -n "$long" ]; then victims='mpi:1 nccl:1 mpi:0 nccl:0'; fi
+for each in $victims; do
+    victim=${each#*:}
     export victim fail=700@kernel:400 # an illegal address
     rm -f "$work"/warm*
-    serve "tiers.warm.path=$work/warm"
+    serve "ranks.comm=${each%:*}" "tiers.warm.path=$work/warm"
     complete 'The kernel' 100 '"ignore_eos": true' >"$work/lost"
     since=$(now_ms)
     ended_within 10 "$since"
@@ -149,12 +211,26 @@ for victim in $victims; do
     unset victim fail
 done
 
-echo '== a rank is killed while it serves'
-serve
+for by in mpi nccl; do
+    echo "== a rank is killed while it serves ($by)"
+    serve ranks.comm=$by
+    complete 'The kernel' 100 '"ignore_eos": true' >/dev/null 2>&1 & client=$!
+    sleep 0.5
+    since=$(now_ms)
+    kill -KILL "$(rank_pid 1)"
+    ended_within 10 "$since"
+    grep -q 'rank 1 with PID .*exited on signal 9' "$work/server.log" || fail 'nobody says which rank died'
+    wait $client || true
+done
+
+echo '== a rank hangs while the others wait for their streams'
+serve ranks.comm=nccl ranks.timeout=2s
 complete 'The kernel' 100 '"ignore_eos": true' >/dev/null 2>&1 & client=$!
 sleep 0.5
 since=$(now_ms)
-kill -KILL "$(rank_pid 1)"
+stopped=$(rank_pid 1)
+kill -STOP "$stopped"
 ended_within 10 "$since"
-grep -q 'rank 1 with PID .*exited on signal 9' "$work/server.log" || fail 'nobody says which rank died'
+grep -q "rank 0 of 2: .* was not joined by every rank .*; rank 1 (process $stopped on .*) is stopped" "$work/server.log" ||
+    fail "nobody says which rank hangs: $(cat "$work/server.log")"
 wait $client || true

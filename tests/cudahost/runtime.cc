@@ -2,6 +2,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <deque>
 #include <map>
@@ -22,7 +23,8 @@ struct operation {
     size_t bytes;
     enum cudaMemcpyKind way;
     uint64_t record; /* RECORD: its own; WAIT: the awaited one */
-    cudahost_grid grid;         /* CALL: run and context of it */
+    cudahost_grid grid;         /* CALL: name and context of it */
+    bool (*call)(void *context);
     void (*drop)(void *context);
 };
 
@@ -153,7 +155,6 @@ void operation_run(const CUstream_st *stream, operation &op)
         op.drop(op.grid.context);
         break;
     case CALL:
-        op.grid.run(op.grid.context);
         op.drop(op.grid.context);
         break;
     }
@@ -166,11 +167,14 @@ bool head_ready(CUstream_st *stream)
     return op.kind != WAIT || places[op.record].done;
 }
 
-void head_run(CUstream_st *stream)
+/* False: it is begun, but not over. */
+bool head_run(CUstream_st *stream)
 {
     operation op = stream->list.front();
+    if (op.kind == CALL && !op.call(op.grid.context)) return false;
     stream->list.pop_front();
     operation_run(stream, op);
+    return true;
 }
 
 /* Runs the stream up to and with that operation, and what it waits for, and no more. */
@@ -182,7 +186,9 @@ void drain(CUstream_st *stream, uint64_t last)
             const record_place place = places[op.record];
             drain(place.stream, place.operation);
         }
-        head_run(stream);
+        /* Another process is not there yet: as on a card, however long that takes. */
+        while (!head_run(stream))
+            usleep(50);
     }
 }
 
@@ -241,8 +247,21 @@ uint64_t cudahost_kernels(void)
     return kernels;
 }
 
+int cudahost_lost(void)
+{
+    return sticky;
+}
+
+void cudahost_works(void)
+{
+    some_time_passes();
+}
+
+void (*cudahost_at_reset)(void);
+
 unsigned cudahost_reset(void)
 {
+    if (cudahost_at_reset) cudahost_at_reset();
     /* The work of destroyed streams comes to its end, whatever it touches now. */
     for (CUstream_st *stream : streams)
         if (stream->destroyed) drain(stream, UINT64_MAX);
@@ -290,12 +309,13 @@ void cudahost_launch(const char *name, dim3 blocks, dim3 threads, size_t dynamic
     push(stream, op);
 }
 
-void cudahost_call(const char *name, void *stream, void (*run)(void *context), void *context,
+void cudahost_call(const char *name, void *stream, bool (*call)(void *context), void *context,
                    void (*drop)(void *context))
 {
     operation op = {};
     op.kind = CALL;
-    op.grid = cudahost_grid{ name, dim3(1), dim3(1), 0, run, context };
+    op.grid = cudahost_grid{ name, dim3(1), dim3(1), 0, NULL, context };
+    op.call = call;
     op.drop = drop;
     push((cudaStream_t)stream, op);
     some_time_passes();
@@ -523,6 +543,14 @@ cudaError_t cudahost_stream_sync(cudaStream_t stream, const char *file, int line
     if (cudahost_site_muted(file, line)) return cudaSuccess;
     drain(stream ? stream : &default_stream, UINT64_MAX);
     return refuse();
+}
+
+cudaError_t cudahost_stream_query(cudaStream_t stream, const char *file, int line)
+{
+    if (cudahost_site_muted(file, line)) return cudaSuccess;
+    if (cudaError_t code = refuse()) return code;
+    some_time_passes();
+    return (stream ? stream : &default_stream)->list.empty() ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaDeviceSynchronize(void)

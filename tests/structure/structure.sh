@@ -100,8 +100,8 @@ home_of_header() {
     libtiering.h) echo 'docs/examples/*' ;;     # as others see it: installed
     sanitizer/*) echo 'src/base/asan.h' ;;
     nccl.h) echo 'src/comm/comm_nccl.c' ;;
-    mpi.h) echo 'src/comm/comm_mpi.c' ;;
-    cuda* | cublas* | nv* | mma.h) echo 'kernels/cuda/* src/device/device_cuda.c src/comm/comm_nccl.c tests/cudahost/* tests/gpu/*' ;;
+    mpi.h) echo 'src/comm/comm_mpi.c tests/cudahost/nccl.c' ;;
+    cuda* | cublas* | nv* | mma.h) echo 'kernels/cuda/* src/device/device_cuda.c tests/cudahost/* tests/gpu/*' ;;
     sys/* | linux/* | netinet/* | arpa/* | net/* | asm/*) echo '' ;;
     *.h)
         case $system_headers in

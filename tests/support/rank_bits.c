@@ -127,6 +127,11 @@ int main(int argc, char **argv)
     struct base_option_group group = { "ranks", comm_options, comm_option_count, &config };
     struct base_err err = { 0 };
     base_option_defaults(&group, 1);
+    /* How the ranks speak is settled before the first model. */
+    for (int i = 1; i < argc; i++) {
+        if (strncmp(argv[i], "ranks.comm=", 11) == 0 || strncmp(argv[i], "ranks.timeout=", 14) == 0)
+            base_option_set_pair(&group, 1, argv[i], &err);
+    }
     if (comm_open(&comm, &config, &err) < 0) {
         fprintf(stderr, "%s\n", err.text);
         return EXIT_FAILURE;

@@ -1,6 +1,9 @@
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/must.h"
+#include "comm/cards.h"
 #include "engine/cuda/room.h"
 #include "engine/exchange.h"
 
@@ -16,8 +19,6 @@ static void tell(struct eng_cuda *cuda)
 {
     struct eng_core *core = cuda->core;
     const struct eng_ranks *r = &core->ranks;
-    /* Only the device knows of a kernel's error whether anything can succeed after it. */
-    if (cuda->rc < 0) dev_stream_settle(cuda->dev);
     struct eng_cuda_word own = { .rc = cuda->rc, .lost = cuda->dev->lost };
     const char *what = cuda->what ? cuda->what : "nothing";
     if (cuda->dev->lost)
@@ -26,20 +27,27 @@ static void tell(struct eng_cuda *cuda)
         snprintf(own.text, sizeof own.text, "device cuda: rank %u: %s failed in this step", r->rank,
                  what);
     comm_all_gather(r->comm, &own, cuda->words, sizeof own);
+    /* What fails where a card is lost follows from that. */
+    const struct eng_cuda_word *first = NULL;
     for (uint32_t i = r->count; i-- > 0;) {
         const struct eng_cuda_word *word = &cuda->words[i];
         if (word->lost && !cuda->dev->lost)
             snprintf(core->lost, sizeof core->lost, "%s", word->text);
-        if (word->rc == 0) continue;
-        cuda->rc = word->rc;
-        snprintf(cuda->why, sizeof cuda->why, "%s", word->text);
+        if (word->rc < 0 && (!first || word->lost || !first->lost)) first = word;
     }
+    MUST(first);
+    cuda->rc = first->rc;
+    snprintf(cuda->why, sizeof cuda->why, "%s", first->text);
     cuda->told = true;
 }
 
 bool eng_cuda_agree(struct eng_cuda *cuda, struct eng_cuda_failed *failed)
 {
     struct comm *comm = cuda->core->ranks.comm;
+    /* Only the device knows of a kernel's error whether anything can succeed after it; if not, this
+     * rank's part of what the others wait for on their streams will not come. */
+    if (cuda->rc < 0) dev_stream_settle(cuda->dev);
+    if (cuda->dev->lost) comm_cards_alarm(comm);
     uint32_t counts[2] = { cuda->rc < 0, failed ? failed->count : 0 };
     comm_all_reduce(comm, counts, 2);
     if (counts[0] > 0) {
@@ -52,7 +60,28 @@ bool eng_cuda_agree(struct eng_cuda *cuda, struct eng_cuda_failed *failed)
     return true;
 }
 
-/* ------------------------------------------------------------------------------- collectives -- */
+/* ------------------------------------------------------------------------------- collectives --
+ *
+ * Between cards on the compute stream, where there is such a thing, also of a rank whose step has
+ * failed: the others' streams wait for it. Else by way of the hosts. */
+
+static bool by_cards(const struct eng_cuda *cuda)
+{
+    return comm_has_cards(cuda->core->ranks.comm);
+}
+
+/* A call that is refused leaves the others waiting. A card that is lost is told of at the next
+ * agreement; anything else is the end. */
+static void asked(struct eng_cuda *cuda, int rc)
+{
+    if (rc == 0) return;
+    if (rc != -ECANCELED) {
+        dev_stream_settle(cuda->dev);
+        if (!cuda->dev->lost) comm_cards_lose(cuda->core->ranks.comm, rc);
+        comm_cards_alarm(cuda->core->ranks.comm);
+    }
+    eng_cuda_keep(cuda, BASE_EDEVICE, "an exchange");
+}
 
 static void copy(struct eng_cuda *cuda, enum dev_queue way, void *to, const void *from,
                  size_t bytes)
@@ -79,6 +108,11 @@ static void to_all(struct eng_cuda *cuda, const size_t *sent, const size_t *got)
         out += sent[i];
         in += got[i];
     }
+    if (by_cards(cuda)) {
+        asked(cuda, comm_cards_all_to_all(r->comm, cuda->work.rank_send, sent, cuda->work.rank_recv,
+                                          got, cuda->stream));
+        return;
+    }
     down(cuda, cuda->work.rank_send, out);
     comm_all_to_all(r->comm, plan->rank_send, sent, plan->rank_recv, got);
     copy(cuda, DEV_UP, cuda->work.rank_recv, plan->rank_recv, in);
@@ -89,6 +123,11 @@ static void gather(struct eng_cuda *cuda, const float *from, size_t bytes)
 {
     const struct eng_plan *plan = &cuda->core->plan;
     const struct eng_ranks *r = &cuda->core->ranks;
+    if (by_cards(cuda)) {
+        asked(cuda, comm_cards_all_gather(r->comm, from, cuda->work.rank_recv, bytes,
+                                          cuda->stream));
+        return;
+    }
     down(cuda, from, bytes);
     comm_all_gather(r->comm, plan->rank_send, plan->rank_recv, bytes);
     copy(cuda, DEV_UP, cuda->work.rank_recv, plan->rank_recv, r->count * bytes);
@@ -133,6 +172,11 @@ void eng_cuda_join_embeddings(struct eng_cuda *cuda)
 {
     const struct eng_core *core = cuda->core;
     const size_t count = (size_t)cuda->step.batch->count * core->shape->hidden;
+    if (by_cards(cuda)) {
+        asked(cuda, comm_cards_all_reduce(core->ranks.comm, (uint32_t *)(void *)cuda->work.hidden,
+                                          count, cuda->stream));
+        return;
+    }
     down(cuda, cuda->work.hidden, count * sizeof(float));
     comm_all_reduce(core->ranks.comm, (uint32_t *)(void *)core->plan.rank_send, count);
     copy(cuda, DEV_UP, cuda->work.hidden, core->plan.rank_send, count * sizeof(float));

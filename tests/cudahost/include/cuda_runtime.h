@@ -66,6 +66,7 @@ struct cudaDeviceProp {
     cudahost_stream_wait(stream, event, flags, __FILE__, __LINE__)
 #define cudaEventQuery(event) cudahost_event_query(event, __FILE__, __LINE__)
 #define cudaEventSynchronize(event) cudahost_event_sync(event, __FILE__, __LINE__)
+#define cudaStreamQuery(stream) cudahost_stream_query(stream, __FILE__, __LINE__)
 #define cudaStreamSynchronize(stream) cudahost_stream_sync(stream, __FILE__, __LINE__)
 
 cudaError_t cudaGetDeviceCount(int *count);
@@ -93,6 +94,7 @@ cudaError_t cudahost_stream_wait(cudaStream_t stream, cudaEvent_t event, unsigne
                                  const char *file, int line);
 cudaError_t cudahost_event_query(cudaEvent_t event, const char *file, int line);
 cudaError_t cudahost_event_sync(cudaEvent_t event, const char *file, int line);
+cudaError_t cudahost_stream_query(cudaStream_t stream, const char *file, int line);
 cudaError_t cudahost_stream_sync(cudaStream_t stream, const char *file, int line);
 
 #ifdef __cplusplus
