@@ -23,6 +23,8 @@ const struct kern_ops kern_ops_reference = {
     .to_x8 = kern_ref_to_x8,
     .highest = kern_ref_highest,
     .shares = kern_ref_shares,
+    .matmul_x16 = kern_ref_matmul_x16,
+    .to_x16 = kern_ref_to_x16,
 };
 
 size_t kern_dtype_bytes(enum kern_dtype dtype)
@@ -87,11 +89,21 @@ const struct kern_ops *kern_ops_variant(enum kern_cpu variant)
     case KERN_CPU_AVX512:
 #if defined(__x86_64__)
         if (has_avx512())
-            return &kern_ops_avx512;
+            return __builtin_cpu_supports("avx512bf16") ? &kern_ops_avx512_bf16 : &kern_ops_avx512;
 #endif
         break;
     }
     return NULL;
+}
+
+bool kern_ops_has_dot_bf16(const struct kern_ops *ops)
+{
+#if defined(__x86_64__)
+    return ops == &kern_ops_avx512_bf16;
+#else
+    (void)ops;
+    return false;
+#endif
 }
 
 const struct kern_ops *kern_ops_cpu(enum kern_cpu cap)

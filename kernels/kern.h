@@ -100,6 +100,8 @@ struct kern_matmul {
                                  * w->scale_cols, one each x8_stride bytes */
     size_t x8_stride;
     uint32_t x8_digits;         /* of those rows */
+    const uint16_t *x16;        /* of matmul_x16 alone: [m] rows made by to_x16 */
+    size_t x16_stride;
 };
 
 /* A row of activations as integers, made for one type of weights. One digit: INT8. Three, which
@@ -188,6 +190,11 @@ struct kern_ops {
      * KERN_SHARE_BLOCK on, fewer in the last block: lane i % 16, ascending, then the tree above. y
      * may be x. */
     void (*shares)(float *y, const float *x, uint32_t n, float base, float scale, float *sums);
+    /* matmul with activations in bf16, of what kern_x16_takes (kernels/x16.h). */
+    void (*matmul_x16)(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
+    /* x[w->cols] rounded to nearest even, as products with w in so many blocks take them, into
+     * kern_x16_elements(w->cols, k_blocks). Of w its type, columns and cuts count. */
+    void (*to_x16)(uint16_t *row, const float *x, const struct kern_matrix *w, uint32_t k_blocks);
 };
 
 /* Shares that are added up together: few enough for a sum in f32. */
@@ -199,6 +206,9 @@ enum kern_cpu { KERN_CPU_REFERENCE = 0, KERN_CPU_AVX2 = 1, KERN_CPU_AVX512 = 2 }
 const struct kern_ops *kern_ops_cpu(enum kern_cpu cap);
 /* A given table, or NULL if this machine (or build) cannot run it: for tests and benchmarks. */
 const struct kern_ops *kern_ops_variant(enum kern_cpu variant);
+
+/* Whether bf16 activations are multiplied by vdpbf16ps; else by as many multiply-adds as f32. */
+bool kern_ops_has_dot_bf16(const struct kern_ops *ops);
 
 /* exp of x with the polynomial that every op set uses; about 1 ulp. */
 float kern_exp(float x);

@@ -3,4 +3,4 @@
 
 #include "kernels/cpu/simd.h"
 
-const struct kern_ops kern_ops_avx2 = SIMD_OPS("avx2");
+const struct kern_ops kern_ops_avx2 = SIMD_OPS("avx2", kern_avx2_matmul_x16);

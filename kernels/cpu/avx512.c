@@ -4,4 +4,5 @@
 
 #include "kernels/cpu/simd.h"
 
-const struct kern_ops kern_ops_avx512 = SIMD_OPS("avx512");
+const struct kern_ops kern_ops_avx512 = SIMD_OPS("avx512", kern_avx2_matmul_x16);
+const struct kern_ops kern_ops_avx512_bf16 = SIMD_OPS("avx512", kern_avx512_matmul_x16);

@@ -12,6 +12,7 @@
 extern const struct kern_ops kern_ops_reference;
 extern const struct kern_ops kern_ops_avx2;
 extern const struct kern_ops kern_ops_avx512;
+extern const struct kern_ops kern_ops_avx512_bf16; /* the same, and vdpbf16ps */
 
 void kern_ref_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
 void kern_ref_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t row_end,
@@ -30,6 +31,13 @@ void kern_ref_shares(float *y, const float *x, uint32_t n, float base, float sca
 void kern_ref_to_bf16(uint16_t *y, const float *x, size_t n);
 void kern_ref_to_x8(void *row, const float *x, uint32_t n, enum kern_dtype dtype, uint32_t group,
                     uint32_t digits);
+
+void kern_ref_matmul_x16(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
+void kern_ref_to_x16(uint16_t *row, const float *x, const struct kern_matrix *w, uint32_t k_blocks);
+void kern_avx2_matmul_x16(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
+void kern_avx2_to_x16(uint16_t *row, const float *x, const struct kern_matrix *w,
+                      uint32_t k_blocks);
+void kern_avx512_matmul_x16(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
 
 /* Where the pieces of a row of integer activations lie. */
 struct cpu_x8 {

@@ -86,13 +86,14 @@ VEC_INLINE struct vec vec_exp(struct vec x)
 #include "kernels/cpu/simd_vector.h"
 
 /* Rotation and routing are a few hundred numbers a token: the reference serves. */
-#define SIMD_OPS(set_name) \
+#define SIMD_OPS(set_name, product_x16) \
     { \
         .name = set_name, .matmul = simd_matmul, .matmul_t = simd_matmul_t, \
         .rmsnorm = simd_rmsnorm, .swiglu = simd_swiglu, .rope = kern_ref_rope, .mla = simd_mla, \
         .axpy = simd_axpy, .add = simd_add, .gate = kern_ref_gate, .to_f32 = simd_to_f32, \
         .to_bf16 = simd_to_bf16, .to_x8 = simd_to_x8, \
         .highest = simd_highest, .shares = simd_shares, \
+        .matmul_x16 = product_x16, .to_x16 = kern_avx2_to_x16, \
     }
 
 #endif

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "base/must.h"
+#include "engine/coding.h"
 #include "engine/core.h"
 #include "engine/cuda/cuda.h"
 #include "engine/forward.h"
@@ -54,15 +55,6 @@ struct eng {
     bool lock_made;
 };
 
-/* Digits of the experts' inputs: as integers where the experts are, else none. */
-static uint32_t input_digits(const struct eng_config *config, const struct model_shape *shape,
-                             const struct tier_store *store)
-{
-    if (shape->experts == 0) return 0;
-    if (!kern_dtype_grouped(eng_weights_dtype(tier_store_parts(store)[0].dtype))) return 0;
-    return config->activations == ENG_ACTIVATIONS_INT8 ? KERN_X8_FAST : KERN_X8_FULL;
-}
-
 int eng_footprint(const struct eng_config *config, const struct model_shape *shape,
                   const struct model_files *files, const struct tier_store *store,
                   const struct eng_ranks *ranks, bool on_device, struct eng_footprint *out,
@@ -77,7 +69,7 @@ int eng_footprint(const struct eng_config *config, const struct model_shape *sha
     if (rc < 0) return rc;
     limits.plan.ranks = ranks;
     limits.plan.on_device = on_device;
-    limits.plan.x8_digits = on_device ? 0 : input_digits(config, shape, store);
+    if (!on_device) eng_coding_choose(&limits.plan, config, shape, store);
     out->kv_bytes = limits.kv_bytes;
     out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);
     if (!on_device) return 0;
@@ -125,11 +117,7 @@ static int learn_experts(struct eng *eng, const struct tier_store *store, struct
     for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
         const struct tier_part *part = &parts[2 * m], *scales = &parts[2 * m + 1];
         struct kern_matrix *w = &eng->core.expert[m];
-        *w = (struct kern_matrix){ .dtype = eng_weights_dtype(part->dtype),
-                                   .rows = m == MODEL_DOWN ? s->hidden : s->expert_width,
-                                   .cols = m == MODEL_DOWN ? s->expert_width : s->hidden,
-                                   .scale_rows = scales->block_rows,
-                                   .scale_cols = scales->block_cols };
+        *w = eng_coding_expert(store, s, m);
         eng->core.expert_scaled[m] = scales->rows > 0;
         bool needs_scales = w->dtype == KERN_FP8_E4M3 || kern_dtype_grouped(w->dtype);
         bool bare = needs_scales && scales->rows == 0;
@@ -142,34 +130,6 @@ static int learn_experts(struct eng *eng, const struct tier_store *store, struct
                 tier_store_index_path(store), 2 * m, part->rows, part->cols,
                 model_dtype_name(part->dtype), bare ? " without scales" : "", w->rows, w->cols);
         }
-    }
-    return 0;
-}
-
-/* An option that could have no effect is refused. */
-static int check_activations(const struct eng *eng, const struct eng_config *config,
-                             struct base_err *err)
-{
-    const struct eng_core *core = &eng->core;
-    if (config->activations != ENG_ACTIVATIONS_INT8) return 0;
-    if (core->device) {
-        return base_err_set(err, BASE_ECONFIG,
-                            "engine.activations: int8 cannot take effect: experts compute on the "
-                            "device, whose kernels take f32");
-    }
-    if (core->shape->experts == 0) {
-        return base_err_set(err, BASE_ECONFIG,
-                            "engine.activations: int8 cannot take effect: %s "
-                            "has no routed experts",
-                            core->shape->name);
-    }
-    for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
-        if (kern_dtype_grouped(core->expert[m].dtype)) continue;
-        return base_err_set(err, BASE_ECONFIG,
-                            "engine.activations: int8 cannot take effect: the "
-                            "routed experts of %s are neither INT8 nor INT4 (tier-pack quantize "
-                            "makes such a model)",
-                            core->shape->name);
     }
     return 0;
 }
@@ -229,6 +189,8 @@ static int make_room(struct eng *eng, struct base_err *err)
         /* Touched now, so that a step neither waits for pages nor finds that there are none. */
         memset(eng->plan_memory, 0, bytes);
         eng_plan_layout(&core->plan, core->shape, &l->plan, eng->plan_memory);
+        core->work.x16 = core->plan.x16;
+        core->work.x16_elements = core->plan.x16_elements;
         rc = make_blocks(eng, err);
     }
     if (rc == 0) rc = eng_scheduler_init(&eng->scheduler, &l->scheduler, &core->kv);
@@ -303,9 +265,9 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     take_ranks(eng, args->ranks);
     eng->limits.plan.on_device = args->device != NULL;
     if (rc == 0 && args->shape->experts > 0) rc = learn_experts(eng, args->store, err);
-    if (rc == 0) rc = check_activations(eng, args->config, err);
+    if (rc == 0) rc = eng_coding_check(&eng->core, args->config, err);
     if (rc == 0 && !args->device) {
-        eng->limits.plan.x8_digits = input_digits(args->config, args->shape, args->store);
+        eng_coding_choose(&eng->limits.plan, args->config, args->shape, args->store);
     }
     if (rc == 0) rc = start_threads(eng, args->config, err);
     if (rc == 0) rc = make_room(eng, err);
@@ -313,6 +275,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     if (rc == 0) {
         rc = eng_weights_load(&eng->core.weights, args->shape, args->files, &eng->core.ranks, err);
     }
+    if (rc == 0) rc = eng_coding_check_dense(&eng->core, &eng->limits.plan, err);
     if (rc == 0 && eng->core.weights.embed.dtype == KERN_FP8_E4M3) {
         rc = base_err_set(err, BASE_EMISMATCH, "%s: FP8 embeddings are not supported",
                           args->shape->name);

@@ -31,9 +31,9 @@ struct eng_ranks;
       "compute threads; 0 = all cores this process may use") \
     O(cpu_mask, ENUM, "engine.cpu_mask", "avx512", "reference|avx2|avx512", "", \
       "best instruction set to use; results are the same bits with each") \
-    O(activations, ENUM, "engine.activations", "f32", "f32|int8", "", \
-      "inputs of the routed experts' products; int8 needs INT8 or INT4 experts and rounds, f32 " \
-      "is as exact as f32 sums are") \
+    O(activations, ENUM, "engine.activations", "f32", "f32|bf16|int8", "", \
+      "inputs of products with weights; f32 is as exact as f32 sums are, bf16 rounds those of " \
+      "all matrices but F32 and F16, int8 those of routed experts, which must be INT8 or INT4") \
     O(pin_threads, BOOL, "engine.pin_threads", "true", "", "", \
       "bind each compute thread to a core") \
     O(kv_dtype, ENUM, "kv.dtype", "f32", "f32|bf16", "", "how latent KV entries are kept") \
@@ -61,7 +61,7 @@ struct eng_ranks;
       "longest sequence; 0 = what the model allows, at most 4096")
 
 /* The values of engine.activations, in their order. */
-enum { ENG_ACTIVATIONS_F32, ENG_ACTIVATIONS_INT8 };
+enum { ENG_ACTIVATIONS_F32, ENG_ACTIVATIONS_BF16, ENG_ACTIVATIONS_INT8 };
 
 struct eng_config {
     BASE_OPTION_STRUCT(ENG_OPTIONS)

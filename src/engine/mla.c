@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engine/leases.h"
+#include "kernels/x16.h"
 
 struct pass {
     struct eng_core *core;
@@ -102,10 +103,29 @@ static void row_attend(void *context, uint32_t chunk, unsigned thread)
     core->work.ops->mla(&args, heads * part / pass->parts, heads * (part + 1) / pass->parts);
 }
 
+/* A product with a head's rows of kv_b, whose inputs are rounded to bf16 tile by tile. */
+static void multiply_rounded(const struct eng_core *core, const struct kern_matmul *all,
+                             uint32_t begin, uint32_t end, unsigned thread)
+{
+    const struct eng_plan *plan = &core->plan;
+    uint16_t *tile = plan->latent_x16 + thread * ENG_VALUES_TILE * plan->latent_x16_stride;
+    for (uint32_t first = 0; first < all->m; first += ENG_VALUES_TILE) {
+        struct kern_matmul product = *all;
+        product.m = all->m - first < ENG_VALUES_TILE ? all->m - first : ENG_VALUES_TILE;
+        product.y += first * all->y_stride;
+        product.x16 = tile;
+        product.x16_stride = plan->latent_x16_stride;
+        for (uint32_t i = 0; i < product.m; i++) {
+            core->work.ops->to_x16(tile + i * plan->latent_x16_stride,
+                                   all->x + (first + i) * all->x_stride, all->w, 1);
+        }
+        eng_multiply(&core->work, &product, begin, end);
+    }
+}
+
 /* Chunk = one head: from its latent outputs to its values, for all rows. */
 static void head_values(void *context, uint32_t head, unsigned thread)
 {
-    (void)thread;
     struct pass *pass = context;
     const struct model_shape *s = pass->core->shape;
     struct eng_plan *plan = &pass->core->plan;
@@ -116,7 +136,11 @@ static void head_values(void *context, uint32_t head, unsigned thread)
     struct kern_matmul product = eng_product(
         &pass->layer->kv_b, plan->latent + (size_t)head * s->kv_lora_rank,
         (size_t)heads * s->kv_lora_rank, plan->kv_up, out_stride, pass->batch->count, 1);
-    pass->core->work.ops->matmul(&product, first, first + s->v_dim);
+    if (plan->latent_x16 && kern_x16_takes(product.w)) {
+        multiply_rounded(pass->core, &product, first, first + s->v_dim, thread);
+    } else {
+        eng_multiply(&pass->core->work, &product, first, first + s->v_dim);
+    }
     for (uint32_t row = 0; row < pass->batch->count; row++) {
         memcpy(plan->attended + ((size_t)row * stride + head) * s->v_dim,
                plan->kv_up + row * out_stride + first, s->v_dim * sizeof *plan->attended);

@@ -31,33 +31,51 @@ static struct kern_matrix part_matrix(const struct eng_core *core, const struct 
     return w;
 }
 
-/* Chunk = one row: the experts' input as integers. */
-static void row_to_x8(void *context, uint32_t row, unsigned thread)
+/* A row of inputs of an expert's matrix as integers or as bf16. */
+static void code(const struct eng_core *core, enum model_matrix matrix, char *to, const float *x)
+{
+    const struct kern_matrix *w = &core->expert[matrix];
+    uint32_t digits = core->plan.x8_digits;
+    if (digits == 0) core->work.ops->to_x16((uint16_t *)(void *)to, x, w, 1);
+    else core->work.ops->to_x8(to, x, w->cols, w->dtype, w->scale_cols, digits);
+}
+
+/* The rows of coded inputs from `rows` on. */
+static void take_coded(const struct eng_plan *plan, struct kern_matmul *product, const char *rows)
+{
+    size_t bytes = eng_plan_coded(plan, product->w->cols);
+    if (plan->x8_digits > 0) {
+        product->x8 = rows;
+        product->x8_stride = bytes;
+        product->x8_digits = plan->x8_digits;
+    } else {
+        product->x16 = (const uint16_t *)(const void *)rows;
+        product->x16_stride = bytes / sizeof *product->x16;
+    }
+}
+
+/* Chunk = one row: the experts' input, coded. */
+static void row_code(void *context, uint32_t row, unsigned thread)
 {
     (void)thread;
     const struct pass *pass = context;
     const struct eng_core *core = pass->core;
     uint32_t hidden = core->shape->hidden;
-    uint32_t digits = core->plan.x8_digits;
-    core->work.ops->to_x8(core->plan.normed_x8 + row * kern_x8_bytes(hidden, digits),
-                          core->plan.normed + (size_t)row * hidden, hidden,
-                          core->expert[MODEL_GATE].dtype, core->expert[MODEL_GATE].scale_cols,
-                          digits);
+    code(core, MODEL_GATE, core->plan.normed_coded + row * eng_plan_coded(&core->plan, hidden),
+         core->plan.normed + (size_t)row * hidden);
 }
 
-/* Chunk = one expert of the list: what goes into its down, as integers. */
-static void run_to_x8(void *context, uint32_t chunk, unsigned thread)
+/* Chunk = one expert of the list: what goes into its down, coded. */
+static void run_code(void *context, uint32_t chunk, unsigned thread)
 {
     (void)thread;
     const struct pass *pass = context;
     const struct eng_core *core = pass->core;
     const struct eng_run *run = &core->plan.runs[chunk];
-    uint32_t width = core->shape->expert_width, digits = core->plan.x8_digits;
+    uint32_t width = core->shape->expert_width;
     for (uint32_t i = run->first; i < run->first + run->count; i++) {
-        core->work.ops->to_x8(core->plan.pair_x8 + i * kern_x8_bytes(width, digits),
-                              core->plan.pair_gate + (size_t)i * width, width,
-                              core->expert[MODEL_DOWN].dtype, core->expert[MODEL_DOWN].scale_cols,
-                              digits);
+        code(core, MODEL_DOWN, core->plan.pair_coded + i * eng_plan_coded(&core->plan, width),
+             core->plan.pair_gate + (size_t)i * width);
     }
 }
 
@@ -69,25 +87,21 @@ static struct kern_matmul down_product(const struct eng_core *core, const struct
     uint32_t width = core->shape->expert_width;
     struct kern_matmul product = eng_product(down, plan->pair_gate + (size_t)first * width, width,
                                              y, core->shape->hidden, m, 1);
-    if (plan->pair_x8) {
-        product.x8_digits = plan->x8_digits;
-        product.x8_stride = kern_x8_bytes(width, plan->x8_digits);
-        product.x8 = plan->pair_x8 + first * product.x8_stride;
-    }
+    if (plan->pair_coded)
+        take_coded(plan, &product, plan->pair_coded + first * eng_plan_coded(plan, width));
     return product;
 }
 
-/* The integer inputs of `count` pairs from `first` on, as gather. */
-static const void *gather_x8(const struct pass *pass, uint32_t first, uint32_t count,
-                             unsigned thread)
+/* The coded inputs of `count` pairs from `first` on, as gather. */
+static const char *gather_coded(const struct pass *pass, uint32_t first, uint32_t count,
+                                unsigned thread)
 {
     const struct eng_plan *plan = &pass->core->plan;
-    size_t bytes = kern_x8_bytes(pass->core->shape->hidden, plan->x8_digits);
-    if (!plan->normed_x8) return NULL;
-    if (count == 1) return plan->normed_x8 + plan->pair_row[first] * bytes;
-    char *tile = plan->tile_x8 + thread * ENG_TILE * bytes;
+    size_t bytes = eng_plan_coded(plan, pass->core->shape->hidden);
+    if (count == 1) return plan->normed_coded + plan->pair_row[first] * bytes;
+    char *tile = plan->tile_coded + thread * ENG_TILE * bytes;
     for (uint32_t i = 0; i < count; i++) {
-        memcpy(tile + i * bytes, plan->normed_x8 + plan->pair_row[first + i] * bytes, bytes);
+        memcpy(tile + i * bytes, plan->normed_coded + plan->pair_row[first + i] * bytes, bytes);
     }
     return tile;
 }
@@ -98,7 +112,7 @@ static const float *gather(const struct pass *pass, uint32_t first, uint32_t cou
 {
     const struct eng_plan *plan = &pass->core->plan;
     uint32_t hidden = pass->core->shape->hidden;
-    if (count == 1 || plan->normed_x8) {
+    if (count == 1 || plan->normed_coded) {
         return plan->normed + (size_t)plan->pair_row[first] * hidden;
     }
     float *tile = plan->tile_in + (size_t)thread * ENG_TILE * hidden;
@@ -127,13 +141,12 @@ static void run_in(void *context, uint32_t chunk, unsigned thread)
         float *gated = plan->pair_gate + (size_t)first * width;
         float *raised = plan->pair_up + (size_t)first * width;
         struct kern_matmul product = eng_product(&gate, x, hidden, gated, width, m, 1);
-        product.x8 = gather_x8(pass, first, m, thread);
-        product.x8_stride = kern_x8_bytes(hidden, plan->x8_digits);
-        product.x8_digits = plan->x8_digits;
-        core->work.ops->matmul(&product, begin, end);
+        if (plan->normed_coded)
+            take_coded(plan, &product, gather_coded(pass, first, m, thread));
+        eng_multiply(&core->work, &product, begin, end);
         product.w = &up;
         product.y = raised;
-        core->work.ops->matmul(&product, begin, end);
+        eng_multiply(&core->work, &product, begin, end);
         for (uint32_t t = 0; t < m; t++) {
             float *to = gated + (size_t)t * width + begin;
             core->work.ops->swiglu(to, to, raised + (size_t)t * width + begin, end - begin);
@@ -155,7 +168,7 @@ static void run_out_to_ranks(const struct eng_core *core, const struct kern_matr
         struct kern_matmul product = down_product(core, down, run->first, at - share.begin,
                                                   run->count);
         product.y_stride = eng_exchange_stride(core);
-        core->work.ops->matmul(&product, from, till);
+        eng_multiply(&core->work, &product, from, till);
     }
 }
 
@@ -176,7 +189,7 @@ static void run_out(void *context, uint32_t chunk, unsigned thread)
     }
     struct kern_matmul product = down_product(
         core, &down, run->first, core->plan.pair_out + (size_t)run->first * hidden, run->count);
-    core->work.ops->matmul(&product, begin, end);
+    eng_multiply(&core->work, &product, begin, end);
 }
 
 /* Chunk = some rows of down of every expert of the list, in ascending id, added up at once. */
@@ -196,7 +209,7 @@ static void runs_add(void *context, uint32_t chunk, unsigned thread)
             uint32_t first = run->first + i;
             uint32_t m = run->count - i < ENG_TILE ? run->count - i : ENG_TILE;
             struct kern_matmul product = down_product(core, &down, first, tile, m);
-            core->work.ops->matmul(&product, begin, end);
+            eng_multiply(&core->work, &product, begin, end);
             for (uint32_t t = 0; t < m; t++) {
                 float *to = plan->routed + (size_t)plan->pair_row[first + t] * hidden + begin;
                 core->work.ops->axpy(to, plan->pair_weight[first + t],
@@ -215,7 +228,7 @@ static uint64_t runs_tokens(const struct pass *pass)
     return tokens;
 }
 
-enum { X8_COST = 4 }; /* multiply-adds that making one integer is worth */
+enum { CODE_COST = 4 };     /* multiply-adds that coding one input is worth */
 
 /* Takes the listed experts through gate, up and activation. */
 static void compute_in(struct pass *pass)
@@ -226,9 +239,9 @@ static void compute_in(struct pass *pass)
     uint64_t begin_ns = eng_op_begin(pass->core->profile);
     eng_work_run(&pass->core->work, pass->runs * pass->parts, cost, run_in, pass);
     begin_ns = eng_op_next(pass->core->profile, ENG_OP_EXPERTS_IN, begin_ns);
-    if (pass->core->plan.pair_x8) {
-        eng_work_run(&pass->core->work, pass->runs, runs_tokens(pass) * s->expert_width * X8_COST,
-                     run_to_x8, pass);
+    if (pass->core->plan.pair_coded) {
+        eng_work_run(&pass->core->work, pass->runs, runs_tokens(pass) * s->expert_width * CODE_COST,
+                     run_code, pass);
         eng_op_end(pass->core->profile, ENG_OP_QUANTIZE, begin_ns);
     }
     eng_poll(pass->core);
@@ -472,9 +485,9 @@ void eng_moe(struct eng_core *core, const struct eng_layer *layer, const struct 
     memset(plan->routed, 0, batch->count * hidden * sizeof *plan->routed);
     eng_gate(core, layer, batch);
     begin_ns = eng_op_next(core->profile, ENG_OP_GATE, begin_ns);
-    if (plan->normed_x8) {
-        eng_work_run(&core->work, batch->count, (uint64_t)batch->count * hidden * X8_COST,
-                     row_to_x8, &pass);
+    if (plan->normed_coded) {
+        eng_work_run(&core->work, batch->count, (uint64_t)batch->count * hidden * CODE_COST,
+                     row_code, &pass);
         eng_op_end(core->profile, ENG_OP_QUANTIZE, begin_ns);
     }
     pass.end = batch->decode_count;

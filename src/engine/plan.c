@@ -1,7 +1,8 @@
 #include "engine/plan.h"
 
 #include "engine/ranks.h"
-#include "kernels/kern.h"
+#include "engine/work.h"
+#include "kernels/x16.h"
 
 struct layout {
     char *memory;
@@ -79,13 +80,42 @@ static void layout_experts(struct eng_plan *p, struct layout *l, const struct mo
     p->tile_in = take(l, (size_t)size->threads * ENG_TILE * s->hidden, real);
     p->tile_out = take(l, (size_t)size->threads * ENG_TILE * s->hidden, real);
     p->x8_digits = size->x8_digits;
-    if (size->x8_digits > 0) {
-        size_t row = kern_x8_bytes(s->hidden, size->x8_digits);
-        p->normed_x8 = take(l, size->rows, row);
-        p->pair_x8 = take(l, pairs, kern_x8_bytes(s->expert_width, size->x8_digits));
-        p->tile_x8 = take(l, (size_t)size->threads * ENG_TILE, row);
+    if (size->x8_digits > 0 || size->experts_x16) {
+        size_t row = eng_plan_coded(p, s->hidden);
+        p->normed_coded = take(l, size->rows, row);
+        p->pair_coded = take(l, pairs, eng_plan_coded(p, s->expert_width));
+        p->tile_coded = take(l, (size_t)size->threads * ENG_TILE, row);
     }
     p->gate_scratch = take(l, size->threads * 2 * experts, real);
+}
+
+size_t eng_plan_coded(const struct eng_plan *plan, uint32_t cols)
+{
+    if (plan->x8_digits > 0) return kern_x8_bytes(cols, plan->x8_digits);
+    return kern_x16_elements(cols, 1) * sizeof(uint16_t);
+}
+
+static size_t most(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Two products with an input each of the model's width, or one of any other. */
+static void layout_x16(struct eng_plan *p, struct layout *l, const struct model_shape *s,
+                       const struct eng_plan_size *size)
+{
+    size_t rows = most(size->rows, (size_t)size->decode_rows + 1);
+    uint32_t shared = s->shared_experts * s->expert_width;
+    if (!size->x16 || size->on_device) return;
+    size_t row = ENG_PRODUCTS_MAX * kern_x16_elements(s->hidden, 1);
+    row = most(row, kern_x16_elements(s->q_lora_rank, 1));
+    row = most(row, kern_x16_elements(s->heads * s->v_dim, KERN_RANK_BLOCKS));
+    row = most(row, kern_x16_elements(larger(s->dense_width, shared), KERN_RANK_BLOCKS));
+    p->x16_elements = rows * row;
+    p->x16 = take(l, p->x16_elements, sizeof *p->x16);
+    p->latent_x16_stride = kern_x16_elements(s->kv_lora_rank, 1);
+    p->latent_x16 = take(l, (size_t)size->threads * ENG_VALUES_TILE * p->latent_x16_stride,
+                         sizeof *p->latent_x16);
 }
 
 static void layout_ranks(struct eng_plan *p, struct layout *l, const struct model_shape *s,
@@ -111,6 +141,7 @@ size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,
     *plan = (struct eng_plan){ 0 };
     layout_rows(plan, &layout, shape, size);
     layout_experts(plan, &layout, shape, size);
+    layout_x16(plan, &layout, shape, size);
     size_t head_rows = (size_t)size->decode_rows + 1;
     if (!size->on_device) plan->head_in = take(&layout, head_rows * shape->hidden, sizeof(float));
     plan->logits = take(&layout, head_rows * shape->vocab, sizeof(float));

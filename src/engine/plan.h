@@ -18,6 +18,7 @@ struct eng_ranks;
 
 enum {
     ENG_TILE = 16,              /* tokens of one expert taken through its matrices together */
+    ENG_VALUES_TILE = 48,       /* tokens whose latent outputs are rounded together */
 };
 
 struct eng_plan_size {
@@ -25,7 +26,10 @@ struct eng_plan_size {
     uint32_t decode_rows;       /* generated tokens among them, at most */
     uint32_t threads;
     uint32_t blocks_per_seq;
-    uint32_t x8_digits;         /* of the routed experts' inputs as integers; 0: they are f32 */
+    /* How the inputs of products go in (engine.activations): those of the routed experts as
+     * integers of so many digits, or as bf16, or neither; those of all other products as bf16. */
+    uint32_t x8_digits;
+    bool experts_x16, x16;
     const struct eng_ranks *ranks;  /* NULL = one */
     bool on_device;             /* only what the host works with: routing, leases, logits */
 };
@@ -64,11 +68,16 @@ struct eng_plan {
     float *route_weights;
     /* [threads] */
     float *tile_in, *tile_out;  /* [ENG_TILE][hidden] */
-    /* Where experts are INT8 or INT4; else NULL. Rows of kern_x8_bytes. */
-    uint32_t x8_digits;
-    char *normed_x8;            /* [rows] of hidden */
-    char *pair_x8;              /* [pairs] of expert_width */
-    char *tile_x8;              /* [threads][ENG_TILE] of hidden */
+    /* The routed experts' inputs where they are no f32, else NULL. Rows of eng_plan_coded. */
+    uint32_t x8_digits;         /* 0: they are bf16 */
+    char *normed_coded;         /* [rows] of hidden */
+    char *pair_coded;           /* [pairs] of expert_width */
+    char *tile_coded;           /* [threads][ENG_TILE] of hidden */
+    /* engine.activations: bf16; else NULL */
+    uint16_t *x16;              /* inputs of products, of all rows */
+    size_t x16_elements;
+    uint16_t *latent_x16;       /* [threads][ENG_VALUES_TILE][latent_x16_stride] */
+    size_t latent_x16_stride;
     float *gate_scratch;        /* [2 * experts] */
     /* head: [decode_rows + 1] */
     float *head_in;             /* [hidden] */
@@ -92,6 +101,9 @@ struct eng_run {
     const struct tier_lease *lease;
     uint32_t first, count;      /* its pairs */
 };
+
+/* Bytes of a row of `cols` of the routed experts' coded inputs. */
+size_t eng_plan_coded(const struct eng_plan *plan, uint32_t cols);
 
 /* Lays the plan out from `memory` on (64-byte aligned; NULL only counts). Returns the bytes. */
 size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,

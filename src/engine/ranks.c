@@ -11,6 +11,7 @@
 #include "base/must.h"
 #include "base/str.h"
 #include "engine/core.h"
+#include "kernels/x16.h"
 #include "port/hash.h"
 
 #define BASE_OPTION_OWNER struct eng_rank_config
@@ -200,6 +201,42 @@ struct blocks {
     uint32_t rows, parts;
 };
 
+/* Where block `own` of this rank begins in its inputs. */
+static uint32_t block_column(const struct blocks *b, uint32_t own)
+{
+    uint32_t first_block = b->core->ranks.rank * b->count;
+    return eng_ranks_block_edge(b->cols, first_block + own) -
+           eng_ranks_block_edge(b->cols, first_block);
+}
+
+/* The inputs of block `own`, of all rows, as bf16; NULL: they stay f32. Blocks lie one after the
+ * other. */
+static uint16_t *block_x16(const struct blocks *b, uint32_t own, size_t *stride)
+{
+    const struct eng_work *work = &b->core->work;
+    uint16_t *at = work->x16;
+    if (!at || !kern_x16_takes(&b->list[own])) return NULL;
+    for (uint32_t i = 0; i <= own; i++) {
+        *stride = kern_x16_elements(b->list[i].cols, 1);
+        if (i < own) at += b->rows * *stride;
+    }
+    return at;
+}
+
+/* Chunk = one row of inputs of one block. */
+static void block_row_round(void *context, uint32_t chunk, unsigned thread)
+{
+    (void)thread;
+    const struct blocks *b = context;
+    uint32_t own = chunk / b->rows, row = chunk % b->rows;
+    size_t stride;
+    uint16_t *to = block_x16(b, own, &stride);
+    if (!to) return;
+    MUST((size_t)(to - b->core->work.x16) + b->rows * stride <= b->core->work.x16_elements);
+    b->core->work.ops->to_x16(to + row * stride, b->x + block_column(b, own) + row * b->x_stride,
+                              &b->list[own], 1);
+}
+
 /* Chunk = one block, some of the outputs: each goes where the rank that adds it up expects it. */
 static void block_run(void *context, uint32_t chunk, unsigned thread)
 {
@@ -207,9 +244,9 @@ static void block_run(void *context, uint32_t chunk, unsigned thread)
     const struct blocks *b = context;
     const struct eng_core *core = b->core;
     uint32_t hidden = core->shape->hidden, n = core->ranks.count, own = chunk / b->parts;
-    uint32_t first_block = core->ranks.rank * b->count, begin, end;
-    uint32_t column = eng_ranks_block_edge(b->cols, first_block + own) -
-                      eng_ranks_block_edge(b->cols, first_block);
+    uint32_t column = block_column(b, own), begin, end;
+    size_t x16_stride = 0;
+    const uint16_t *x16 = block_x16(b, own, &x16_stride);
     eng_work_rows(hidden, b->parts, chunk % b->parts, &begin, &end);
     for (uint32_t to = 0; to < n; to++) {
         struct eng_share share = eng_ranks_share_of(hidden, n, to);
@@ -219,7 +256,9 @@ static void block_run(void *context, uint32_t chunk, unsigned thread)
         float *at = core->plan.rank_send + ((size_t)to * b->count + own) * b->rows * share.each;
         struct kern_matmul product = eng_product(&b->list[own], b->x + column, b->x_stride,
                                                  at - share.begin, share.each, b->rows, 1);
-        core->work.ops->matmul(&product, from, till);
+        product.x16 = x16;
+        product.x16_stride = x16_stride;
+        eng_multiply(&core->work, &product, from, till);
     }
 }
 
@@ -234,6 +273,10 @@ void eng_ranks_blocks_sum(struct eng_core *core, const struct kern_matrix *list,
     uint64_t cost = (uint64_t)rows * hidden * (held.end - held.begin);
     struct blocks b = { core, list, cols, count, x, x_stride, rows,
                         eng_work_parts(&core->work, count, cost / count, hidden) };
+    if (core->work.x16) {
+        eng_work_run(&core->work, count * rows,
+                     (uint64_t)rows * (held.end - held.begin) * ENG_X16_COST, block_row_round, &b);
+    }
     eng_work_run(&core->work, count * b.parts, cost, block_run, &b);
     for (uint32_t to = 0; to < r->count; to++) {
         bytes[to] = count * block * sizeof *x;

@@ -81,9 +81,15 @@ static void report_arithmetic(struct tier_report *report, const struct eng_confi
     struct tier_report_row *row = tier_report_add(
         report, "engine.activations",
         choice_of("engine.activations", config->activations, text, sizeof text));
-    bool int8 = config->activations == ENG_ACTIVATIONS_INT8;
-    tier_report_note(row, TIER_ACTIVE, "%s", int8 ? "inputs of the routed experts are rounded"
-                                                  : "exact");
+    static const char *const rounded[] = {
+        [ENG_ACTIVATIONS_F32] = "exact",
+        [ENG_ACTIVATIONS_BF16] = "inputs of BF16, FP8, INT8 and INT4 matrices are rounded",
+        [ENG_ACTIVATIONS_INT8] = "inputs of the routed experts are rounded",
+    };
+    bool slow = config->activations == ENG_ACTIVATIONS_BF16 &&
+                !kern_ops_has_dot_bf16(kern_ops_cpu((enum kern_cpu)config->cpu_mask));
+    tier_report_note(row, slow ? TIER_DEGRADED : TIER_ACTIVE, "%s%s", rounded[config->activations],
+                     slow ? "; without vdpbf16ps that is no faster" : "");
     row = tier_report_add(report, "kv.dtype",
                           choice_of("kv.dtype", config->kv_dtype, text, sizeof text));
     tier_report_note(row, TIER_ACTIVE, "%s", config->kv_dtype ? "latent KV is rounded" : "exact");

@@ -16,6 +16,10 @@ struct eng_work {
     const struct kern_ops *ops;
     struct kern_par *par;
     unsigned threads;
+    /* engine.activations: bf16: room for the inputs of what eng_work_products runs. NULL: they are
+     * f32. */
+    uint16_t *x16;
+    size_t x16_elements;
 };
 
 /* Into how many parts of rows each of `items` is cut; `cost` is an item's multiply-adds. */
@@ -28,9 +32,22 @@ void eng_work_rows(uint32_t rows, uint32_t parts, uint32_t part, uint32_t *begin
 void eng_work_run(const struct eng_work *work, uint32_t count, uint64_t cost,
                   void (*run)(void *context, uint32_t chunk, unsigned thread), void *context);
 
-/* Several independent products in one fork. */
+enum { ENG_PRODUCTS_MAX = 2 };
+
+/* Several independent products in one fork, at most ENG_PRODUCTS_MAX; with room for it, inputs of
+ * matrices that take bf16 are rounded before. */
 void eng_work_products(const struct eng_work *work, const struct kern_matmul *products,
                        uint32_t count);
+
+/* Rows [begin, end) of a product whose inputs are as it says: f32, integers or bf16. */
+static inline void eng_multiply(const struct eng_work *work, const struct kern_matmul *product,
+                                uint32_t begin, uint32_t end)
+{
+    (product->x16 ? work->ops->matmul_x16 : work->ops->matmul)(product, begin, end);
+}
+
+/* Multiply-adds that rounding one input is worth. */
+enum { ENG_X16_COST = 4 };
 
 static inline struct kern_matmul eng_product(const struct kern_matrix *w, const float *x,
                                              size_t x_stride, float *y, size_t y_stride,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # tier-pack quantize: what it writes runs like any model, with the same bits at any thread count, op
-# set, cache size and cut, also from a pack and with INT8 activations; it refuses what is no gain and
+# set, cache size and cut, also from a pack and with INT8 and bf16 activations; it refuses what is no gain and
 # leaves nothing half done.
 set -euo pipefail
 bin=${EXPERTIER_BUILD:?}/bin
@@ -34,7 +34,7 @@ done
 
 for kind in int4-32 int8-128; do
     "$bin/tier-pack" verify "$work/$kind" --json | grep -q '"bad":0' || fail "$kind: verify"
-    for mode in f32 int8; do
+    for mode in f32 bf16 int8; do
         first=$(nats "$work/$kind" engine.threads=1 engine.activations=$mode)
         for setting in engine.threads=2 engine.cpu_mask=avx2 tiers.dram.capacity=10% \
             scheduler.max_chunked_prefill_tokens=7; do
@@ -43,10 +43,12 @@ for kind in int4-32 int8-128; do
         done
     done
     [ "$first" != "$(nats "$work/$kind")" ] || fail "$kind: int8 activations change nothing"
+    [ "$(nats "$work/$kind" engine.activations=bf16)" != "$(nats "$work/$kind")" ] ||
+        fail "$kind: bf16 activations change nothing"
 done
 # The reference is slow: a piece of the text.
 head -c 500 "$EXPERTIER_SOURCE/README.md" >"$work/text"
-for mode in f32 int8; do
+for mode in f32 bf16 int8; do
     [ "$(nats "$work/int4-32" engine.activations=$mode)" = \
         "$(nats "$work/int4-32" engine.cpu_mask=reference engine.activations=$mode)" ] || fail 'reference'
 done

@@ -36,6 +36,17 @@ tight='tiers.hbm.capacity=40% tiers.dram.capacity=20% tiers.hbm.sim_bandwidth=0'
         [ "$(grep -c "experts of a layer $((64 / n)) of 64" "$work/err")" = "$n" ] ||
             fail "a rank does not hold 1/$n of the experts: $(cat "$work/err")"
     done
+    echo '== activations in bf16'
+    rounded="$work/wide $work/wide-fp8 $source_dir/tests/golden/v3-bf16 $source_dir/tests/golden/v3-fp8-yarn"
+    "$bits" $small engine.activations=bf16 tiers.dram.capacity=100% $rounded >"$work/want.bf16"
+    "$bits" $small engine.activations=bf16 tiers.dram.capacity=20% "$model" >>"$work/want.bf16"
+    if grep -qxFf "$work/want" "$work/want.bf16"; then fail 'bf16 activations change nothing'; fi
+    for n in 2 4; do
+        RANK_BITS_NUMBERS=1 ranks $n "$bits" $small engine.activations=bf16 tiers.dram.capacity=100% \
+            $rounded "$model" >"$work/have" 2>"$work/err" || fail "$n ranks in bf16: $(cat "$work/err")"
+        diff "$work/want.bf16" "$work/have" || fail "$n ranks give other bits than one in bf16"
+    done
+    grep -q 'wide, .*all_to_all [1-9]' "$work/err" || fail "no sums by blocks: $(cat "$work/err")"
     echo '== what is shared'
     for set in parallel.tensor=1 parallel.expert=1; do
         RANK_BITS_NUMBERS=1 ranks 2 "$bits" $small tiers.dram.capacity=100% $set "$work/wide" "$model" >"$work/have" \

@@ -18,6 +18,7 @@
 #include "base/must.h"
 #include "base/rng.h"
 #include "kernels/kern.h"
+#include "kernels/x16.h"
 #include "tests/kernels/kcheck.h"
 #include "tests/support/guard.h"
 
@@ -259,6 +260,101 @@ static bool check_to_x8(struct kcase *c)
     return false;
 }
 
+/* Columns of a cut from k on, and where it lies in a row of activations, as kernels/x16.h says. */
+static void x16_by_definition(const struct kern_matrix *w, uint32_t k_blocks, const float *x,
+                              struct kcase *c, uint16_t *row)
+{
+    const bool cuts = w->scales && !kern_dtype_grouped(w->dtype);
+    const uint32_t span = kern_x16_span(w->dtype), unit = kern_x16_unit(w->dtype);
+    for (uint32_t i = 0; i < k_blocks; i++) {
+        uint32_t bound[2];
+        for (uint32_t b = 0; b < 2; b++) {
+            bound[b] = (uint32_t)((uint64_t)w->cols * (i + b) / k_blocks);
+            if (kern_dtype_grouped(w->dtype) && i + b < k_blocks)
+                bound[b] -= bound[b] % KERN_GROUP_LARGE;
+        }
+        for (uint32_t k = bound[0], begin = k; k < bound[1]; k++) {
+            const uint32_t at = k - begin;
+            uint16_t *to = row + at / span * span + kern_x16_place(w->dtype, at % span);
+            c->reference->to_bf16(to, &x[k], 1);
+            const bool last = k + 1 == bound[1] || (cuts && (k + 1) % w->scale_cols == 0);
+            if (!last) continue;
+            row += (at / unit + 1) * unit;
+            begin = k + 1;
+        }
+    }
+}
+
+/* A random matrix of those that are multiplied by bf16 activations. */
+static struct kern_matrix any_x16_matrix(struct kcase *c, uint32_t rows, uint32_t cols)
+{
+    struct kern_matrix w;
+    do {
+        w = any_matrix(c, rows, cols);
+    } while (kern_x16_span(w.dtype) == 0);
+    if (!kern_x16_takes(&w)) w.scales = NULL;
+    return w;
+}
+
+static bool check_to_x16(struct kcase *c)
+{
+    const uint32_t cols = 1 + below(c, below(c, 4) ? 300 : 3000);
+    const struct kern_matrix w = any_x16_matrix(c, 1, cols);
+    const uint32_t k_blocks = below(c, 2) ? 1 : KERN_RANK_BLOCKS;
+    const size_t n = kern_x16_elements(cols, k_blocks);
+    const float *x = floats(c, cols, temper_of(c));
+    uint16_t *wanted = guard_get(n * 2, 2 * below(c, 8)), *got = guard_get(n * 2, 2 * below(c, 8));
+    memset(wanted, 0, n * 2);
+    memset(got, 0, n * 2);
+    x16_by_definition(&w, k_blocks, x, c, wanted);
+    c->set->to_x16(got, x, &w, k_blocks);
+    size_t at = 0;
+    while (at < n && got[at] == wanted[at]) at++;
+    if (at == n) return true;
+    snprintf(c->what, sizeof c->what, "%s cols=%u k_blocks=%u scales of %u: [%zu] %04x, not %04x",
+             dtype_names[w.dtype], cols, k_blocks, w.scales ? w.scale_cols : 0, at, got[at],
+             wanted[at]);
+    return false;
+}
+
+static bool check_matmul_x16(struct kcase *c)
+{
+    const uint32_t rows = 1 + below(c, 30), m = below(c, 3) ? 1 + below(c, 6) : 1 + below(c, 60);
+    const uint32_t cols = 1 + below(c, below(c, 4) ? 300 : 1500);
+    const struct kern_matrix w = any_x16_matrix(c, rows, cols);
+    struct kern_matmul args = { .w = &w, .m = m, .y_stride = rows + below(c, 5),
+                                .k_blocks = below(c, 3) ? 1 : KERN_RANK_BLOCKS };
+    const size_t elements = kern_x16_elements(cols, args.k_blocks);
+    args.x16_stride = elements + below(c, 5);
+    uint16_t *x16 = guard_get(((m - 1) * args.x16_stride + elements) * 2, 2 * below(c, 8));
+    const uint32_t temper = temper_of(c);
+    for (uint32_t i = 0; i < m; i++) {
+        float *x = floats(c, cols, temper);
+        /* Products about the least normal number: what is flushed, and when, must be the same. */
+        for (uint32_t k = 0; temper == 1 && below(c, 2) && k < cols; k++)
+            x[k] = ldexpf(x[k], -(int)below(c, 140));
+        c->reference->to_x16(x16 + i * args.x16_stride, x, &w, args.k_blocks);
+    }
+    args.x16 = x16;
+    const uint32_t begin = below(c, rows + 1), end = begin + below(c, rows + 1 - begin);
+    const size_t y_count = (size_t)(m - 1) * args.y_stride + rows;
+    float *wanted = floats(c, y_count, 0), *got = floats(c, y_count, 0);
+    memcpy(got, wanted, y_count * sizeof *got);
+    args.y = wanted;
+    c->reference->matmul_x16(&args, begin, end);
+    args.y = got;
+    c->set->matmul_x16(&args, begin, end);
+    size_t at;
+    if (same_floats(wanted, got, y_count, &at)) return true;
+    snprintf(c->what, sizeof c->what,
+             "%s rows=[%u,%u) of %u cols=%u m=%u k_blocks=%u scales=%d %ux%u: "
+             "y[%zu][%zu] %a, not %a",
+             dtype_names[w.dtype], begin, end, rows, cols, m, args.k_blocks, !!w.scales,
+             w.scale_rows, w.scale_cols, at / args.y_stride, at % args.y_stride, got[at],
+             wanted[at]);
+    return false;
+}
+
 static bool check_matmul_t(struct kcase *c)
 {
     const uint32_t rows = 1 + below(c, 40), cols = 1 + below(c, 400);
@@ -487,6 +583,8 @@ static const struct {
     { "to_bf16", check_to_bf16, 400 }, { "matmul_x8", check_matmul_x8, 800 },
     { "to_x8", check_to_x8, 400 },     { "highest", check_highest, 400 },
     { "shares", check_shares, 400 },
+    { "to_x8", check_to_x8, 400 },     { "matmul_x16", check_matmul_x16, 1500 },
+    { "to_x16", check_to_x16, 400 },
 };
 
 /* Number of failed cases of one op set. */

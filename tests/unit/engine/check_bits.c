@@ -124,12 +124,37 @@ START_TEST(cuts_and_op_sets_do_not_show)
 }
 END_TEST
 
+/* The same of activations in bf16, which are other bits than f32's. */
+START_TEST(bf16_keeps_its_own_bits)
+{
+    static const struct variant plain = {
+        { "engine.activations=bf16", "engine.threads=1", NULL }, false
+    };
+    static const struct variant variants[] = {
+        { { "engine.activations=bf16", "tiers.dram.capacity=9.375%", "engine.threads=2", NULL },
+          true },
+        { { "engine.activations=bf16", "tiers.dram.capacity=25%", "engine.threads=1",
+            "scheduler.max_chunked_prefill_tokens=3", NULL }, true },
+        { { "engine.activations=bf16", "engine.cpu_mask=avx2", "tiers.dram.capacity=25%", NULL },
+          true },
+        { { "engine.activations=bf16", "kv.capacity=2MiB", "tiers.dram.capacity=25%", NULL },
+          true },
+    };
+    static uint64_t hash;
+    if (hash == 0) hash = hash_of(&plain);
+    ck_assert(hash != plain_hash());
+    ck_assert_msg(hash_of(&variants[_i]) == hash, "bf16 with %s: other bits",
+                  variants[_i].settings[1]);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("bits");
     TCase *tests = tcase_create("same");
     tcase_add_loop_test(tests, tiers_and_backends_do_not_show, 0, 18);
     tcase_add_loop_test(tests, cuts_and_op_sets_do_not_show, 0, 7);
+    tcase_add_loop_test(tests, bf16_keeps_its_own_bits, 0, 4);
     tcase_set_timeout(tests, 120);
     suite_add_tcase(suite, tests);
     /* One process: the plain run serves all. */

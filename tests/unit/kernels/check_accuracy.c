@@ -9,6 +9,7 @@
 
 #include "base/rng.h"
 #include "kernels/kern.h"
+#include "kernels/x16.h"
 
 static const struct kern_ops *ops;
 
@@ -204,6 +205,59 @@ START_TEST(matmul_is_within_its_bound)
         free(data);
         free(scales);
         free(x);
+    }
+}
+END_TEST
+
+/* bf16 activations: against the same rounded activations in double, what the order explains. */
+START_TEST(rounded_activations_lose_nothing_more)
+{
+    enum { ROWS = 5, COLS = 384 };
+    static const enum kern_dtype types[] = { KERN_BF16, KERN_FP8_E4M3, KERN_INT8, KERN_INT4 };
+    static uint8_t codes[ROWS * COLS * 2];
+    static uint16_t group_scales[ROWS * COLS / KERN_GROUP_SMALL], row[COLS], rounded[COLS];
+    static float scales[ROWS * COLS / 128], x[COLS], got[ROWS], all[COLS], values[COLS];
+    for (uint64_t seed = 1; seed <= 80; seed++) {
+        struct base_rng rng;
+        base_rng_init(&rng, seed);
+        const bool grouped = seed % 4 >= 2;
+        struct kern_matrix w = { .dtype = types[seed % 4], .rows = ROWS, .cols = COLS,
+                                 .data = codes, .scale_rows = 1,
+                                 .scales = grouped ? (const void *)group_scales : scales,
+                                 .scale_cols = grouped && seed % 8 < 4 ? 32 : 128 };
+        for (size_t i = 0; i < sizeof codes; i++)
+            codes[i] = (uint8_t)base_rng_u64(&rng) & 0xbf; /* no NaN in any type */
+        const uint32_t per_row = COLS / w.scale_cols;
+        for (uint32_t i = 0; i < ROWS * per_row; i++) {
+            const float scale = normal(&rng);
+            if (grouped) ops->to_bf16(&group_scales[i], &scale, 1);
+            else scales[i] = scale;
+        }
+        for (int k = 0; k < COLS; k++)
+            x[k] = normal(&rng);
+        ck_assert_uint_eq(kern_x16_elements(COLS, 1), COLS);
+        ops->to_x16(row, x, &w, 1);
+        ops->to_bf16(rounded, x, COLS);
+        ops->to_f32(values, rounded, KERN_BF16, COLS);
+        ops->matmul_x16(&(struct kern_matmul){ .w = &w, .y = got, .m = 1, .y_stride = ROWS,
+                                               .k_blocks = 1, .x16 = row, .x16_stride = COLS },
+                        0, ROWS);
+        for (uint32_t n = 0; n < ROWS; n++) {
+            double exact = 0, size = 0;
+            ops->to_f32(all, codes + n * kern_row_bytes(w.dtype, COLS), w.dtype, COLS);
+            for (uint32_t k = 0; k < COLS; k++) {
+                float scale;
+                const uint32_t at = n * per_row + k / w.scale_cols;
+                if (grouped) ops->to_f32(&scale, &group_scales[at], KERN_BF16, 1);
+                else scale = scales[at];
+                const double term = (double)all[k] * scale * values[k];
+                exact += term;
+                size += fabs(term);
+            }
+            ck_assert_msg(fabs(got[n] - exact) <= (COLS / 16 + 8) * FLT_EPSILON * size,
+                          "seed %llu row %u: %g, not %g", (unsigned long long)seed, n,
+                          (double)got[n], exact);
+        }
     }
 }
 END_TEST
@@ -445,6 +499,7 @@ int main(void)
     tcase_add_test(tests, bf16_rounds_to_nearest_even);
     tcase_add_test(tests, matmul_is_within_its_bound);
     tcase_add_test(tests, integer_activations_keep_24_bits);
+    tcase_add_test(tests, rounded_activations_lose_nothing_more);
     tcase_add_test(tests, mla_is_the_softmax_of_its_scores);
     tcase_add_test(tests, norm_activation_and_rotation);
     tcase_add_test(tests, gate_chooses_like_a_sort);
