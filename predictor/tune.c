@@ -220,7 +220,7 @@ static void policies_add(struct pred_tune *t, const struct pred_tune_setting *be
     const char *name;
     policy_add(t, best, best->policy);
     for (size_t i = 0; (name = tier_policy_name(i)) != NULL; i++) {
-        /* pinned takes a list that no server has an option for. */
+        /* pinned keeps a saved set, and what is tried here begins empty. */
         if (tier_policy_find(name)->replay_only || strcmp(name, "pinned") == 0) continue;
         policy_add(t, best, name);
     }

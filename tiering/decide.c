@@ -670,6 +670,19 @@ uint64_t tier_decide_resident_count(const struct tier_decide *d, uint32_t tier)
     return d->planes[tier].resident;
 }
 
+uint64_t tier_decide_fixed_count(const struct tier_decide *d, uint32_t tier)
+{
+    MUST(tier < d->tier_count);
+    const struct tier_plane *plane = &d->planes[tier];
+    uint64_t fixed = 0;
+    for (uint32_t p = 0; p < plane->part_count; p++) {
+        const struct part *part = &plane->parts[p];
+        if (!part->ops->fixed) return 0;
+        fixed += part->ops->fixed(part->policy);
+    }
+    return fixed;
+}
+
 void tier_decide_note_over(struct tier_decide *d)
 {
     d->over = false;

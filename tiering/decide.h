@@ -197,6 +197,8 @@ const struct tier_decide_config *tier_decide_config_get(const struct tier_decide
 bool tier_decide_resident(const struct tier_decide *decide, uint32_t tier, uint32_t layer,
                           uint32_t expert);
 uint64_t tier_decide_resident_count(const struct tier_decide *decide, uint32_t tier);
+/* Of those, the ones that the tier's policy lets go of only when all others are held. */
+uint64_t tier_decide_fixed_count(const struct tier_decide *decide, uint32_t tier);
 /* Residents beyond their partitions' slots: leased when the slots became fewer. */
 uint64_t tier_decide_over(const struct tier_decide *decide, uint32_t tier);
 uint32_t tier_decide_slots_of_layer(const struct tier_decide *decide, uint32_t tier,

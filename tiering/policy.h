@@ -67,6 +67,8 @@ struct tier_policy_ops {
     /* The expert that should leave next, or TIER_NO_EXPERT if every resident one is held. Asked
      * again it gives the same answer; whether it does leave is told by remove. */
     uint32_t (*victim)(struct tier_policy *policy);
+    /* Optional. Residents that leave only when all others are held. */
+    uint32_t (*fixed)(const struct tier_policy *policy);
     /* Optional. A resident expert that was just inserted had been used so often before (decayed, at
      * its last use). Kinds without it are told of one more use where there were several. */
     void (*seed)(struct tier_policy *policy, uint32_t expert, double uses);

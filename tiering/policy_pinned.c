@@ -1,6 +1,7 @@
-/* A fixed set: what was made resident before the first acquire (a restored warm set) stays, and the
- * rest of the slots works by recency. The yardstick for every claim that a hot list learned
- * elsewhere is enough. A pinned expert leaves only when all others are held.
+/* A fixed set: what was made resident before the first acquire (a restored warm set; what another
+ * policy leaves behind, where this one takes over) stays, and the rest of the slots works by
+ * recency. The yardstick for every claim that a hot list learned elsewhere is enough. A pinned
+ * expert leaves only when all others are held.
  */
 #include "tiering/policy.h"
 
@@ -13,6 +14,7 @@
 struct pinned {
     struct tier_policy base;
     uint32_t moving, fixed;             /* heads */
+    uint32_t fixed_count;
     bool began;
     uint8_t *is_fixed;
     struct tier_ring ring[];            /* experts, then the two heads */
@@ -66,6 +68,7 @@ static void pinned_insert(struct tier_policy *policy, uint32_t expert, bool used
     struct pinned *p = pinned_of(policy);
     DMUST(!tier_ring_queued(p->ring, expert));
     p->is_fixed[expert] = !p->began && !used;
+    p->fixed_count += p->is_fixed[expert];
     tier_ring_push(p->ring, p->is_fixed[expert] ? p->fixed : p->moving, expert);
 }
 
@@ -74,6 +77,13 @@ static void pinned_remove(struct tier_policy *policy, uint32_t expert)
     struct pinned *p = pinned_of(policy);
     DMUST(tier_ring_queued(p->ring, expert));
     tier_ring_unlink(p->ring, expert);
+    p->fixed_count -= p->is_fixed[expert];
+    p->is_fixed[expert] = 0;
+}
+
+static uint32_t pinned_fixed(const struct tier_policy *policy)
+{
+    return ((const struct pinned *)policy)->fixed_count;
 }
 
 static uint32_t pinned_victim(struct tier_policy *policy)
@@ -93,4 +103,5 @@ const struct tier_policy_ops tier_policy_pinned_ops = {
     .insert = pinned_insert,
     .remove = pinned_remove,
     .victim = pinned_victim,
+    .fixed = pinned_fixed,
 };

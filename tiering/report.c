@@ -196,6 +196,15 @@ static void report_hbm(struct tier_report *report, const struct tier_report_args
 
 /* -- decisions -------------------------------------------------------------------------------- */
 
+/* Of one tier or the other. */
+static bool asks_pinned(const struct tier_config *c)
+{
+    char names[2][32];
+    base_option_choice(tier_option_of("policy.eviction"), c->eviction, names[0], 32);
+    base_option_choice(tier_option_of("policy.eviction_dram"), c->eviction_dram, names[1], 32);
+    return strcmp(names[0], "pinned") == 0 || strcmp(names[1], "pinned") == 0;
+}
+
 static void report_policy(struct tier_report *report, const struct tier_report_args *a)
 {
     const struct tier_config *c = a->config;
@@ -205,6 +214,14 @@ static void report_policy(struct tier_report *report, const struct tier_report_a
     bool blind = strcmp(policy, "lru_with_prediction") == 0 && !a->hints;
     tier_report_note(row, blind ? TIER_DEGRADED : TIER_ACTIVE, "%s",
                      blind ? "evicts by frequency and recency: no predictor gives hints" : "");
+    if (asks_pinned(c)) {
+        uint64_t fixed = a->snapshot->fixed_experts;
+        tier_report_note(row, fixed > 0 ? TIER_ACTIVE : TIER_DEGRADED, "%s",
+                         fixed > 0 ? "pinned keeps what was resident when it began"
+                                   : "pinned found nothing resident when it began, and works as "
+                                     "lru: start again once tiers.warm.path holds a set");
+        count_as(row, "pinned_experts", fixed);
+    }
     row = tier_report_add(report, "policy.quotas", c->quotas);
     bool adaptive = strcmp(c->quotas, "adaptive") == 0, equal = strcmp(c->quotas, "equal") == 0;
     tier_report_note(row, equal ? TIER_OFF : TIER_ACTIVE, "%s",

@@ -66,6 +66,13 @@ int tier_config_check(const struct tier_config *config, struct base_err *err)
     for (uint32_t t = 0; t < tiers; t++) {
         decayed |= tier_policy_find(names[t])->decayed;
         global |= tier_policy_find(names[t])->global;
+        if (strcmp(names[t], "pinned") == 0 && config->warm_path[0] == '\0') {
+            return base_err_set(err, BASE_ECONFIG,
+                                "policy.%s: pinned has no effect without tiers.warm.path, whose "
+                                "saved set it keeps: name that file, or take lru, which it would "
+                                "be",
+                                t ? "eviction_dram" : "eviction");
+        }
     }
     if (global && !is_equal(config)) {
         return base_err_set(err, BASE_ECONFIG,

@@ -81,7 +81,10 @@ void tier_stats_publish(struct tier *t, uint64_t now)
     memset(s, 0, sizeof *s);
     s->tier_count = t->tiers;
     for (uint32_t i = 0; i <= t->tiers; i++) s->tier_names[i] = names[i + 2 - t->tiers];
-    for (uint32_t i = 0; i < t->tiers; i++) fill_tier(t, i, &s->tiers[i], s->cells[i]);
+    for (uint32_t i = 0; i < t->tiers; i++) {
+        fill_tier(t, i, &s->tiers[i], s->cells[i]);
+        s->fixed_experts += tier_decide_fixed_count(t->decide, i);
+    }
     fill_io(t, &s->io);
     s->steps = t->steps;
     if (t->warm) {

@@ -54,10 +54,12 @@
     O(nvme_index, TEXTLINE, "tiers.nvme.index", "", "", "", \
       "path of the expert index; empty = expertier.index in the model folder") \
     O(eviction, ENUM, "policy.eviction", "lru_with_prediction", \
-      "lru|lru_global|lfu|lru_with_frequency|lru_with_prediction|slru|s3fifo|sieve|arc", "", \
-      "which expert leaves when a slot is needed") \
+      "lru|lru_global|lfu|lru_with_frequency|lru_with_prediction|slru|s3fifo|sieve|arc|pinned", \
+      "", "which expert leaves when a slot is needed; pinned keeps the set of tiers.warm.path " \
+      "and gives the rest to recency") \
     O(eviction_dram, ENUM, "policy.eviction_dram", "same", \
-      "same|lru|lru_global|lfu|lru_with_frequency|lru_with_prediction|slru|s3fifo|sieve|arc", "", \
+      "same|lru|lru_global|lfu|lru_with_frequency|lru_with_prediction|slru|s3fifo|sieve|arc|" \
+      "pinned", "", \
       "which expert leaves dram where hbm lies above it; same = policy.eviction") \
     O(quotas, TEXTLINE, "policy.quotas", "equal", "", "", \
       "slots of the layers: equal, adaptive (they follow what is missed), shares like \"2,1,1\", " \
@@ -265,6 +267,7 @@ struct tier_snapshot {
     bool backend_degraded, direct_degraded, buffers_degraded, pin_degraded, prefetch_degraded;
     bool numa_degraded, huge_degraded;
     bool warm_refused;                  /* the saved set was there and could not be used */
+    uint64_t fixed_experts;             /* residents that a policy keeps for good (pinned) */
     bool device_lost;                   /* device_note says why */
     bool device_host_readable;          /* the CPU computes on what lies in hbm */
     bool holds_all;                     /* tier_holds_all */

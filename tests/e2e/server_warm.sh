@@ -63,6 +63,21 @@ start_server --set "tiers.warm.path=$work/warm"
 restored
 stop_server
 
+echo '== pinned keeps what was saved'
+rm -f "$work/warm" "$work/trace"
+pinned=(--set "tiers.warm.path=$work/warm" --set policy.eviction=pinned)
+report_row() { "$bin/tier-stats" --csv --by report --url "$url" | grep ',policy.eviction,'; }
+start_server "${pinned[@]}" --set tiers.dram.capacity=25%
+report_row | grep -q ',degraded,.*,pinned_experts,0,' || fail "begun with nothing: $(report_row)"
+complete 'In the beginning God created' 40 '"temperature": 0' >/dev/null
+stop_server
+# Room beside it for a step and for what a prompt may take.
+start_server "${pinned[@]}" --set tiers.dram.capacity=60% --trace "$work/trace"
+complete 'The kernel allocates' 40 '"temperature": 0' >/dev/null
+report_row | grep -q ',active,.*,pinned_experts,96,' || fail "not the 96 that were saved: $(report_row)"
+stop_server
+"$bin/tier-replay" run "$work/trace" --as-recorded >"$work/replay" 2>&1 || fail "replay differs: $(cat "$work/replay")"
+
 echo '== a damaged file means a cold start, with a sentence'
 printf 'x' | dd of="$work/warm" bs=1 seek=70 conv=notrunc 2>/dev/null
 start_server --set "tiers.warm.path=$work/warm"

@@ -96,7 +96,7 @@ static enum campaign_layout draw(struct campaign_settings *s, struct base_rng *r
     while (campaign_policy(policies)) policies++;
     campaign_clear(s);
     const char *policy = campaign_policy((unsigned)(seed % policies));
-    campaign_set(s, "policy.eviction=%s", policy);
+    campaign_eviction(&campaign, s, policy);
     campaign_prediction(s, rng);
     if (hbm) {
         campaign_set(s, "tiers.hbm.capacity=%.2f%%", 10 + up_to(rng, 8));

@@ -107,7 +107,7 @@ static void draw_tiers(struct campaign_settings *s, struct base_rng *rng, const 
 {
     static const char *const bandwidths[] = { "0", "256MiB", "16GiB" };
     bool hbm = base_rng_below(rng, 5) < 3, inclusive = hbm && base_rng_below(rng, 3) == 0;
-    campaign_set(s, "policy.eviction=%s", policy);
+    campaign_eviction(&campaign, s, policy);
     if (strstr(policy, "lfu") || strstr(policy, "frequency")) {
         campaign_set(s, "policy.half_life=%llu", (unsigned long long)between(rng, 0, 40));
     }

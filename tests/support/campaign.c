@@ -26,6 +26,39 @@ static void pack(struct tier_store *source, char (*folders)[3000], enum tier_pac
     snprintf(index, 3100, "%s/expertier.index", folders[0]);
 }
 
+/* A resident set that was saved, for the policy that keeps one: half of the experts. */
+static void save_set(struct campaign *c)
+{
+    static struct run run;
+    char path[3200], index[3200];
+    const char *settings[] = { path, index, "tiers.dram.capacity=50%", NULL };
+    uint32_t count, *ids;
+    snprintf(c->warm, sizeof c->warm, "%s/saved.warm", c->folders[0]);
+    snprintf(path, sizeof path, "tiers.warm.path=%s", c->warm);
+    snprintf(index, sizeof index, "tiers.nvme.index=%s", c->index[CAMPAIGN_SHARDS]);
+    run_open(&run, run_pebble(), settings);
+    ids = run_encode(&run, "In the beginning God created the heaven and the earth.", &count);
+    struct eng_request request = {
+        .prompt = ids, .prompt_tokens = count, .max_tokens = 16, .sampling = { .top_p = 1 },
+    };
+    run_submit(&run, &request);
+    run_finish(&run);
+    run_close(&run);
+    free(ids);
+    ck_assert_int_eq(access(c->warm, R_OK), 0);
+}
+
+/* A file of this run's own with that set: it will be written again at the end. */
+static void copy_set(const struct campaign *c, const char *to)
+{
+    char line[4096];
+    size_t size;
+    FILE *from = fopen(c->warm, "rb"), *into = fopen(to, "wb");
+    ck_assert(from && into);
+    while ((size = fread(line, 1, sizeof line, from)) > 0) fwrite(line, 1, size, into);
+    ck_assert(fclose(from) == 0 && fclose(into) == 0);
+}
+
 void campaign_begin(struct campaign *c)
 {
     struct model_shape shape;
@@ -44,6 +77,7 @@ void campaign_begin(struct campaign *c)
     pack(source, c->folders + 1, TIER_PACK_STRIPE, c->index[CAMPAIGN_STRIPE]);
     pack(source, c->folders + 3, TIER_PACK_MIRROR, c->index[CAMPAIGN_MIRROR]);
     tier_store_close(source);
+    save_set(c);
 }
 
 void campaign_end(struct campaign *c)
@@ -121,6 +155,16 @@ const char *campaign_policy(unsigned n)
         }
     }
     return n < count ? names[n] : NULL;
+}
+
+void campaign_eviction(const struct campaign *c, struct campaign_settings *s, const char *policy)
+{
+    char own[3200];
+    campaign_set(s, "policy.eviction=%s", policy);
+    if (strcmp(policy, "pinned") != 0) return;
+    snprintf(own, sizeof own, "%s/run.warm", c->folders[0]);
+    copy_set(c, own);
+    campaign_set(s, "tiers.warm.path=%s", own);
 }
 
 void campaign_prediction(struct campaign_settings *s, struct base_rng *rng)

@@ -19,6 +19,7 @@ struct campaign {
     char folders[CAMPAIGN_FOLDERS][3000];
     char index[CAMPAIGN_LAYOUTS][3100];
     char trace[3100];
+    char warm[3100];            /* a saved resident set */
 };
 
 struct campaign_settings {
@@ -41,6 +42,9 @@ const char *campaign_show(const struct campaign_settings *settings);
 const char *campaign_backend(struct base_rng *rng);
 /* The n-th eviction policy; NULL after the last. */
 const char *campaign_policy(unsigned n);
+/* Sets it, and what it needs to take effect. */
+void campaign_eviction(const struct campaign *campaign, struct campaign_settings *settings,
+                       const char *policy);
 /* Draws predictor.* and prefetch.*; none at all now and then. */
 void campaign_prediction(struct campaign_settings *settings, struct base_rng *rng);
 

@@ -229,6 +229,11 @@ START_TEST(decisions)
                          "tiers", tier_options, tier_option_count, &config }, 1,
                          "policy.eviction=lfu", &(struct base_err){ 0 }), 0);
     is("policy.eviction", TIER_ACTIVE, "");
+    config.eviction = 9;
+    is("policy.eviction", TIER_DEGRADED, "works as lru");
+    s.fixed_experts = 12;
+    is("policy.eviction", TIER_ACTIVE, "pinned keeps");
+    counts("policy.eviction", "pinned_experts", 12);
     is("policy.quotas", TIER_OFF, "same number");
     snprintf(config.quotas, sizeof config.quotas, "adaptive");
     is("policy.quotas", TIER_ACTIVE, "follow what layers miss");

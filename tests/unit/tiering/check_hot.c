@@ -144,11 +144,14 @@ START_TEST(hits_neither_allocate_nor_lock)
     unsigned policies = 0;
     for (size_t i = 0; tier_policy_name(i); i++) {
         const char *name = tier_policy_name(i);
-        char eviction[64];
-        if (tier_policy_find(name)->replay_only || strcmp(name, "pinned") == 0) continue;
+        char eviction[64], warm[3100];
+        if (tier_policy_find(name)->replay_only) continue;
+        snprintf(warm, sizeof warm, "tiers.warm.path=%s/resident.warm", dir);
         snprintf(eviction, sizeof eviction, "policy.eviction=%s", name);
-        const char *pairs[6] = { eviction, "policy.prefill_share=100%" };
-        for (int p = 0; p < 4 && tiers[_i][p]; p++) pairs[2 + p] = tiers[_i][p];
+        const char *pairs[8] = { eviction, "policy.prefill_share=100%" };
+        unsigned count = 2;
+        for (int p = 0; p < 4 && tiers[_i][p]; p++) pairs[count++] = tiers[_i][p];
+        if (strcmp(name, "pinned") == 0) pairs[count] = warm;
         struct tier *tier = open_tiers(pairs);
         /* Experts 0 to 7 of each layer come in; then all there is are hits. */
         for (uint32_t layer = 0; layer < LAYERS; layer++) {

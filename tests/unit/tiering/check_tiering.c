@@ -412,6 +412,12 @@ START_TEST(settings_without_effect_are_refused)
     set(&r, "policy.eviction=lfu");
     ck_assert_int_eq(tier_open(&tier, &args, NULL), 0);
     tier_close(tier);
+    set(&r, "policy.half_life=16");
+    set(&r, "policy.eviction=pinned");
+    err = (struct base_err){ 0 };
+    ck_assert_int_eq(tier_open(&tier, &args, &err), BASE_ECONFIG);
+    ck_assert_ptr_nonnull(strstr(err.text, "pinned has no effect without tiers.warm.path"));
+    set(&r, "policy.eviction=lfu");
     /* 16 experts a layer, top-4: prefetch of 8 wants 12 slots a layer. */
     static struct tier_snapshot s;
     set(&r, "tiers.dram.capacity=50%");

@@ -167,9 +167,10 @@ static void residents(struct life *l, uint8_t *in)
 static void draw(struct life *l, struct base_rng *rng)
 {
     static const char *const policies[] = { "lru", "lru_global", "lfu", "lru_with_frequency", "arc",
-                                            "lru_with_prediction", "slru", "s3fifo", "sieve" };
+                                            "lru_with_prediction", "slru", "s3fifo", "sieve",
+                                            "pinned" };
     defaults(l);
-    set(l, "policy.eviction=%s", policies[base_rng_below(rng, 9)]);
+    set(l, "policy.eviction=%s", policies[base_rng_below(rng, 10)]);
     set(l, "io.depth=%d", 1 << base_rng_below(rng, 6));
     set(l, "tiers.dram.capacity=%d%%", 50 + (int)base_rng_below(rng, 50));
     if (base_rng_below(rng, 2)) {
@@ -220,6 +221,43 @@ START_TEST(what_was_resident_is_resident_again)
         NEED(s.io.demand_reads == 0 && s.tiers[0].hits == s.tiers[0].lookups);
     }
     serve(&l, &rng, 40);
+    same_as_twin(&l);
+    end(&l);
+}
+END_TEST
+
+/* More slots than the saved set has: all of it is there for good, whatever is asked for. */
+START_TEST(pinned_keeps_the_saved_set)
+{
+    static struct life l;
+    static struct tier_snapshot s;
+    struct base_rng rng;
+    uint8_t before[KEYS], after[KEYS];
+    uint32_t count = 0;
+    seed = _i;
+    base_rng_init(&rng, (uint64_t)seed);
+    unlink(path);
+    defaults(&l);
+    set(&l, "policy.eviction=pinned");
+    set(&l, "tiers.dram.capacity=50%%");
+    begin(&l);
+    serve(&l, &rng, 60);
+    tier_snapshot(l.tier, &s);
+    NEED(s.fixed_experts == 0);         /* nothing was there when it began */
+    residents(&l, before);
+    tier_warm_save(l.tier);
+    end(&l);
+
+    set(&l, "tiers.dram.capacity=80%%");
+    begin(&l);
+    serve(&l, &rng, 60);
+    residents(&l, after);
+    for (unsigned k = 0; k < KEYS; k++) {
+        NEED(!before[k] || after[k]);
+        count += before[k] != 0;
+    }
+    tier_snapshot(l.tier, &s);
+    NEED(count > 0 && s.fixed_experts == count && s.tiers[0].evictions > 0);
     same_as_twin(&l);
     end(&l);
 }
@@ -436,6 +474,7 @@ int main(void)
     tcase_add_unchecked_fixture(tests, setup, teardown);
     tcase_set_timeout(tests, 60);
     tcase_add_loop_test(tests, what_was_resident_is_resident_again, 1, 41);
+    tcase_add_loop_test(tests, pinned_keeps_the_saved_set, 0, 10);
     tcase_add_loop_test(tests, another_size_keeps_the_hottest, 0, 2);
     tcase_add_test(tests, it_is_saved_while_it_runs);
     tcase_add_test(tests, any_changed_byte_is_noticed);
