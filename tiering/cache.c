@@ -135,6 +135,7 @@ void tier_cache_move(struct tier_cache *c, uint32_t key, uint8_t in, uint8_t out
     /* What leaves the tier where it is used is nobody's demand any more. */
     if (out & (c->device ? TIER_KEY_HBM : TIER_KEY_DRAM)) {
         c->flags[key] &= (uint8_t)~(TIER_KEY_DEMAND | TIER_KEY_LATE);
+        c->asked[key] = 0;
     }
     if (!(c->flags[key] & (TIER_KEY_HBM | TIER_KEY_DRAM))) {
         c->flags[key] &= (uint8_t)~(TIER_KEY_DEMAND | TIER_KEY_LATE);

@@ -35,6 +35,7 @@
 #include "tiering/io.h"
 #include "tiering/loads.h"
 #include "tiering/slots.h"
+#include "tiering/span.h"
 #include "tiering/store.h"
 #include "tiering/story.h"
 
@@ -150,7 +151,7 @@ struct tier_cache {
     uint32_t layout_count;
     uint8_t *flags;             /* [keys] */
     uint32_t leased;
-    struct dev_copy *copies;    /* [hbm slots, at most]: one copy a slot */
+    struct dev_copy *dev_copies;    /* [hbm slots, at most]: one copy a slot */
     struct tier_queue demand, prefetch;
     uint32_t prefetch_open, prefetch_open_max;
     uint32_t copies_ahead;      /* on their way up, begun for nobody */
@@ -164,7 +165,12 @@ struct tier_cache {
     struct tier_cache_stats stats;
     struct tier_failure failures[TIER_FAILURES_MAX];
     uint32_t failure_count;
-    uint64_t busy_since_ns, busy_ns, busy_bytes;   /* while anything was in flight */
+    struct tier_span reads, copies, transfers;  /* under way; transfers: any of them, checks too */
+    uint64_t read_bytes;        /* that came back during `reads` */
+    /* For experts that could not be read at once: since when they are asked for, and whether their
+     * bytes lay in dram (else on nvme); 0 = not asked for. */
+    uint32_t *asked;            /* [keys] */
+    struct base_hist answer_latency[2];     /* from there to readable: of nvme, of dram */
     uint32_t asked_reads;       /* queued or in flight, and somebody waits for them */
     uint64_t asked_since_ns, asked_ns;      /* while there were any */
     uint64_t taken_in, take_in_ns;          /* loads that ended, and this thread's time for that */
@@ -181,6 +187,10 @@ void tier_cache_move(struct tier_cache *cache, uint32_t key, uint8_t in, uint8_t
                      bool demand);
 /* Somebody waits for this wanted expert now. */
 void tier_cache_demand(struct tier_cache *cache, uint32_t key);
+/* A lookup found this expert and could not read it: when it can is noted. */
+void tier_cache_asked(struct tier_cache *cache, uint32_t key, uint64_t now_ns);
+/* For the mover and these: an expert may be readable from now on. */
+void tier_cache_answered(struct tier_cache *cache, uint32_t key, uint64_t now_ns);
 /* A layer was acquired: prefetches for it that have not begun come too late to help. */
 void tier_cache_layer_passed(struct tier_cache *cache, uint32_t layer);
 /* Room for another prefetch within prefetch_inflight. */

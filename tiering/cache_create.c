@@ -25,7 +25,7 @@ uint64_t tier_cache_hbm_slot_bytes(const struct tier_store *store)
 
 uint64_t tier_cache_tables_bytes(uint32_t keys, uint64_t slots, uint64_t hbm_slots, uint32_t depth)
 {
-    uint64_t a_key = sizeof(uint32_t) * (hbm_slots ? 4 : 2) + sizeof(struct tier_key_use) + 1;
+    uint64_t a_key = sizeof(uint32_t) * (hbm_slots ? 5 : 3) + sizeof(struct tier_key_use) + 1;
     uint64_t a_slot = sizeof(struct tier_slot) + sizeof(uint32_t);
     uint64_t a_load = sizeof(struct tier_load) + TIER_PARTS * sizeof(void *);
     return keys * a_key + (slots + hbm_slots) * a_slot + hbm_slots * sizeof(struct dev_copy) +
@@ -67,11 +67,13 @@ static int tables_create(struct tier_cache *c, uint32_t hbm_slots)
     c->outbox_size = c->load_count * TIER_PARTS;
     c->use = calloc(c->keys, sizeof *c->use);
     c->flags = calloc(c->keys, sizeof *c->flags);
+    c->asked = calloc(c->keys, sizeof *c->asked);
     c->loads = calloc(c->load_count, sizeof *c->loads);
     c->outbox = calloc(c->outbox_size, sizeof(void *));
     c->layer_loads = calloc(layers, sizeof *c->layer_loads);
-    c->copies = calloc(hbm_slots ? hbm_slots : 1, sizeof *c->copies);
-    if (!c->use || !c->flags || !c->loads || !c->outbox || !c->layer_loads || !c->copies) {
+    c->dev_copies = calloc(hbm_slots ? hbm_slots : 1, sizeof *c->dev_copies);
+    if (!c->use || !c->flags || !c->asked || !c->loads || !c->outbox || !c->layer_loads ||
+        !c->dev_copies) {
         return -ENOMEM;
     }
     if (tier_loads_create(&c->expert_loads, c->keys) < 0) return -ENOMEM;
@@ -136,6 +138,7 @@ int tier_cache_create(struct tier_cache *c, const struct tier_cache_args *args,
     c->keys = tier_store_layers(args->store) * c->experts;
     base_hist_init(&c->stats.read_latency);
     base_hist_init(&c->stats.copy_latency);
+    for (int i = 0; i < 2; i++) base_hist_init(&c->answer_latency[i]);
     int rc = tables_create(c, args->hbm_slots ? args->hbm_slots_most : 0);
     if (rc < 0) {
         base_err_set(err, rc, "no memory for the tables of %" PRIu32 " experts", c->keys);
@@ -175,9 +178,10 @@ void tier_cache_destroy(struct tier_cache *c)
     }
     seats_destroy(&c->dram);
     seats_destroy(&c->hbm);
-    free(c->copies);
+    free(c->dev_copies);
     free(c->use);
     free(c->flags);
+    free(c->asked);
     free(c->loads);
     free(c->outbox);
     free(c->layer_loads);

@@ -23,6 +23,7 @@ void tier_cache_give_up(struct tier_cache *c, uint32_t key, int code, uint32_t f
     /* It may still stand in a line: that bit goes when its turn comes. */
     c->flags[key] &= TIER_KEY_IN_LINE | TIER_KEY_IN_LINE << 1;
     c->flags[key] |= TIER_KEY_FAILED;
+    c->asked[key] = 0;
     tier_cache_unnote(c, key);
     c->failed(c->context, key);
     if (c->device && c->hbm.slot_of[key] != TIER_NO_SLOT) tier_cache_settle(c, key);

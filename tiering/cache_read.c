@@ -97,7 +97,11 @@ void tier_cache_pump(struct tier_cache *c)
         uint32_t straight = c->outbox_size - c->outbox_first;
         if (n == 0) return;
         if (n > straight) n = straight;
-        if (c->io->in_flight == 0) c->busy_since_ns = base_clock_now_ns(c->clock);
+        if (!c->reads.open) {
+            uint64_t now = base_clock_now_ns(c->clock);
+            tier_span_begin(&c->reads, now);
+            tier_span_begin(&c->transfers, now);
+        }
         int taken = tier_io_submit(c->io, &c->outbox[c->outbox_first], n);
         MUST(taken >= 0 && (uint32_t)taken <= n);
         c->outbox_first = (c->outbox_first + (uint32_t)taken) % c->outbox_size;
@@ -201,7 +205,9 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
 static void request_done(struct tier_cache *c, struct tier_io_req *req)
 {
     struct tier_load *load = req->owner;
-    c->busy_bytes += req->bytes;
+    c->read_bytes += req->bytes;
+    tier_span_seen(&c->reads, req->done_ns);
+    tier_span_seen(&c->transfers, req->done_ns);
     uint32_t index = (uint32_t)(req - load->reqs);
     const struct tier_extent *extent = &load->record.extents[index];
     uint64_t need = tier_extent_read(extent).need;
@@ -228,10 +234,37 @@ static void arrived_end(struct tier_cache *c)
 {
     struct tier_load *load = &c->loads[c->arrived];
     uint64_t begin_ns = base_clock_now_ns(c->clock);
+    uint32_t key = load->key;
     c->arrived = load->next_free;
     load_end(c, load);
+    uint64_t end_ns = base_clock_now_ns(c->clock);
     c->taken_in++;
-    c->take_in_ns += base_clock_now_ns(c->clock) - begin_ns;
+    c->take_in_ns += end_ns - begin_ns;
+    /* The check belongs to the way of the bytes; the time in which they lay here does not. */
+    if (!c->transfers.open) c->transfers.ns += end_ns - begin_ns;
+    tier_cache_answered(c, key, end_ns);
+}
+
+/* The clock in units of 1.024 us, a bit for where the bytes lay and one to tell it from 0: lookups
+ * that take longer than 18 minutes are told wrong. */
+static uint32_t asked_stamp(uint64_t now_ns)
+{
+    return (uint32_t)(now_ns >> 10) << 2;
+}
+
+void tier_cache_asked(struct tier_cache *c, uint32_t key, uint64_t now_ns)
+{
+    bool in_dram = c->device && tier_seats_ready(&c->dram, key);
+    c->asked[key] = asked_stamp(now_ns) | (uint32_t)in_dram << 1 | 1;
+}
+
+void tier_cache_answered(struct tier_cache *c, uint32_t key, uint64_t now_ns)
+{
+    uint32_t asked = c->asked[key];
+    if (asked == 0 || !tier_cache_ready(c, key)) return;
+    uint64_t units = (asked_stamp(now_ns) - (asked & ~3u)) >> 2;
+    base_hist_add(&c->answer_latency[asked >> 1 & 1], units << 10);
+    c->asked[key] = 0;
 }
 
 static void watch(struct tier_cache *c, uint64_t now)
@@ -257,9 +290,7 @@ static bool reap_reads(struct tier_cache *c, bool wait, uint64_t deadline_ns)
         int n = tier_io_reap(c->io, done, TIER_REAP_BATCH, wait && !any ? 1 : 0, deadline_ns);
         MUST(n >= 0);
         for (int i = 0; i < n; i++) request_done(c, done[i]);
-        if (n > 0 && c->io->in_flight == 0) {
-            c->busy_ns += done[n - 1]->done_ns - c->busy_since_ns;
-        }
+        if (c->io->in_flight == 0) tier_span_end(&c->reads);
         any |= n > 0;
         if (n < TIER_REAP_BATCH) return any;
     }
@@ -287,6 +318,7 @@ bool tier_cache_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
         if (soon < deadline_ns) deadline_ns = soon;
     }
     any |= reap_reads(c, wait, deadline_ns);
+    if (!c->reads.open && !c->copies.open) tier_span_end(&c->transfers);
     if (any) tier_cache_pump(c);
     while (c->arrived != TIER_NO_LOAD) {
         arrived_end(c);

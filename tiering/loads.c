@@ -38,7 +38,9 @@ static struct tier_loads_entry *entry_of(struct tier_loads *l, uint32_t key)
             put(&e->key, key);
             put(&e->misses, 0);
             put(&e->loads, 0);
+            put(&e->us_min, 0);
             put(&e->us_max, 0);
+            __atomic_store_n(&e->us_sum, 0, __ATOMIC_RELAXED);
             __atomic_store_n(&e->octaves, 0, __ATOMIC_RELAXED);
         }
         add(&e->worth);
@@ -60,8 +62,11 @@ void tier_loads_add(struct tier_loads *l, uint32_t key, uint64_t ns)
     uint64_t us = ns / 1000, octaves;
     unsigned octave = 0;
     if (!e) return;
+    uint32_t whole = us < UINT32_MAX ? (uint32_t)us : UINT32_MAX;
+    if (e->loads == 0 || whole < e->us_min) put(&e->us_min, whole);
+    if (whole > e->us_max) put(&e->us_max, whole);
+    __atomic_store_n(&e->us_sum, e->us_sum + us, __ATOMIC_RELAXED);
     add(&e->loads);
-    if (us > e->us_max) put(&e->us_max, us < UINT32_MAX ? (uint32_t)us : UINT32_MAX);
     while (octave < OCTAVES - 1 && us >= (uint64_t)FIRST_US << octave) octave++;
     octaves = e->octaves;
     if ((octaves >> 4 * octave & 15) == 15) octaves = octaves >> 1 & NIBBLES_WITHOUT_LOW_BIT;
@@ -76,7 +81,9 @@ struct tier_loads_entry tier_loads_get(const struct tier_loads *l, uint32_t key)
         .worth = __atomic_load_n(&e->worth, __ATOMIC_RELAXED),
         .misses = __atomic_load_n(&e->misses, __ATOMIC_RELAXED),
         .loads = __atomic_load_n(&e->loads, __ATOMIC_RELAXED),
+        .us_min = __atomic_load_n(&e->us_min, __ATOMIC_RELAXED),
         .us_max = __atomic_load_n(&e->us_max, __ATOMIC_RELAXED),
+        .us_sum = __atomic_load_n(&e->us_sum, __ATOMIC_RELAXED),
         .octaves = __atomic_load_n(&e->octaves, __ATOMIC_RELAXED),
     };
     return copy.key == key ? copy : (struct tier_loads_entry){ .key = key };

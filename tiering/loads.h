@@ -19,8 +19,8 @@ enum { TIER_LOADS_MAX = 16384 };
 struct tier_loads_entry {
     uint32_t key, worth;
     uint32_t misses, loads;     /* lookups that found it in no tier; reads of it that ended well */
-    uint32_t us_max;
-    uint32_t reserved;
+    uint32_t us_min, us_max;
+    uint64_t us_sum;
     uint64_t octaves;
 };
 

@@ -13,7 +13,7 @@ static void send(struct tier_cache *c, uint32_t slot)
 {
     struct tier_slot *at = &c->hbm.slots.at[slot];
     const struct tier_slot *low = &c->dram.slots.at[c->dram.slot_of[at->key]];
-    struct dev_copy *copy = &c->copies[slot];
+    struct dev_copy *copy = &c->dev_copies[slot];
     char *up = tier_slots_memory(&c->hbm.slots, slot);
     char *down = tier_slots_memory(&c->dram.slots, c->dram.slot_of[at->key]);
     bool rise = at->moving == TIER_MOVING_UP;
@@ -29,6 +29,8 @@ static void send(struct tier_cache *c, uint32_t slot)
         };
     }
     dev_submit(c->device, copy);
+    tier_span_begin(&c->copies, copy->submit_ns);
+    tier_span_begin(&c->transfers, copy->submit_ns);
 }
 
 void tier_mover_up(struct tier_cache *c, uint32_t key)
@@ -179,9 +181,12 @@ bool tier_mover_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
     int n = dev_reap(c->device, done, REAP_BATCH, wait ? 1 : 0, deadline_ns);
     MUST(n >= 0);
     for (int i = 0; i < n; i++) {
-        uint32_t slot = (uint32_t)(done[i] - c->copies);
-        uint64_t ns = done[i]->done_ns - done[i]->submit_ns;
+        uint32_t slot = (uint32_t)(done[i] - c->dev_copies);
+        uint64_t ns = done[i]->done_ns - done[i]->submit_ns, end_ns = done[i]->done_ns;
+        uint32_t key = c->hbm.slots.at[slot].key;
         c->stats.copy_ns += ns;
+        tier_span_seen(&c->copies, end_ns);
+        tier_span_seen(&c->transfers, end_ns);
         base_hist_add(&c->stats.copy_latency, ns);
         const struct tier_slot *at = &c->hbm.slots.at[slot];
         bool up = at->moving == TIER_MOVING_UP;
@@ -193,6 +198,8 @@ bool tier_mover_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
         } else {
             down_end(c, slot, done[i]);
         }
+        tier_cache_answered(c, key, end_ns);
     }
+    if (c->device->in_flight == 0) tier_span_end(&c->copies);
     return n > 0;
 }

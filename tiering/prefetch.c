@@ -90,8 +90,8 @@ bool tier_holds_all(const struct tier *t)
 static void credit_earn(struct tier *t)
 {
     uint64_t now = base_clock_now_ns(t->clock);
-    if (t->cache.busy_ns > 0) {
-        double rate = (double)t->cache.busy_bytes / (double)t->cache.busy_ns;
+    if (t->cache.reads.ns > 0) {
+        double rate = (double)t->cache.read_bytes / (double)t->cache.reads.ns;
         tier_governor_earn(&t->governor, (uint64_t)(rate * (double)(now - t->credit_ns)));
     } else {
         tier_governor_earn(&t->governor, UINT64_MAX);
@@ -169,11 +169,11 @@ static void pace(struct tier *t)
     double step = (double)(base_clock_now_ns(t->clock) - t->step_began_ns);
     if (t->step_acquires == 0) return;
     for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) waited += (double)t->step_waits_ns[w];
-    if (c->busy_ns > 0 && c->taken_in > 0) {
+    if (c->reads.ns > 0 && c->taken_in > 0) {
         double asked = (double)(c->asked_ns - t->marks.asked_ns);
         struct tier_governor_pace reads = {
             .idle_ns = (step - asked) / acquires,
-            .fetch_ns = (double)t->expert_bytes * (double)c->busy_ns / (double)c->busy_bytes,
+            .fetch_ns = (double)t->expert_bytes * (double)c->reads.ns / (double)c->read_bytes,
             .work_ns = (double)c->take_in_ns / (double)c->taken_in,
             .quiet = (double)t->step_quiet / acquires,
         };

@@ -63,9 +63,13 @@ static void fill_io(struct tier *t, struct tier_io_metrics *m)
     m->copy_errors = s->copy_errors;
     m->copy_latency = s->copy_latency;
     m->reconfigurations = t->reconfigurations;
-    uint64_t transfer = t->cache.busy_ns + s->copy_ns, waited = 0;
+    const struct tier_cache *c = &t->cache;
+    uint64_t waited = 0;
     for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) waited += t->waits_ns[w];
-    m->overlap_ratio = transfer > waited ? 1 - (double)waited / (double)transfer : 0;
+    m->overlap_ratio = c->transfers.ns > waited ? 1 - (double)waited / (double)c->transfers.ns : 0;
+    m->read_busy_seconds = seconds(c->reads.ns);
+    m->copy_busy_seconds = seconds(c->copies.ns);
+    m->transfer_busy_seconds = seconds(c->transfers.ns);
     m->wait_demand_seconds = seconds(t->waits_ns[TIER_WAIT_DEMAND]);
     m->wait_late_seconds = seconds(t->waits_ns[TIER_WAIT_LATE]);
     m->wait_copy_seconds = seconds(t->waits_ns[TIER_WAIT_COPY]);
@@ -191,6 +195,15 @@ void tier_wait_latency(const struct tier *t, enum tier_wait_cause cause, struct 
 {
     MUST(cause < TIER_WAIT_CAUSE_COUNT);
     base_hist_copy(out, &t->wait_latency[cause]);
+}
+
+void tier_lookup_latency(const struct tier *t, uint32_t tier, struct base_hist *out)
+{
+    MUST(tier <= t->tiers);
+    const struct base_hist *from = tier == 0          ? &t->hit_latency
+                                   : tier == t->tiers ? &t->cache.answer_latency[0]
+                                                      : &t->cache.answer_latency[1];
+    base_hist_copy(out, from);
 }
 
 struct tier_loads_entry tier_expert_loads(const struct tier *t, uint32_t layer, uint32_t expert)

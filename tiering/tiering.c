@@ -15,6 +15,7 @@ enum {
     PUBLISH_EVERY_NS = 20000000,
     FETCH_FROM_EXPERTS = 32768,
     IDLE_WAIT_NS = 2000000,
+    HIT_SAMPLE = 16,            /* one acquire of so many that only hit is timed */
 };
 
 _Static_assert(sizeof(struct tier_snapshot) % 8 == 0, "published word by word");
@@ -153,6 +154,7 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
     t->top_k = args->top_k;
     t->expert_bytes = tier_store_expert_bytes(args->store);
     base_hist_init(&t->submit_latency);
+    base_hist_init(&t->hit_latency);
     for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) base_hist_init(&t->wait_latency[w]);
     rc = tables_create(t);
     if (rc == 0) rc = create_story(t, args->timeline);
@@ -363,17 +365,20 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
         if (t->found[i].from != 0) {
             if (t->found[i].from == t->tiers) {
                 tier_loads_miss(&cache->expert_loads, key);
+                tier_cache_asked(cache, key, begin_ns);
                 continue;
             }
             below++;
             if (t->found[i].in_place) {
                 bool ready = use_in_place(t, key);
+                if (!ready) tier_cache_asked(cache, key, begin_ns);
                 t->hits[1] += ready;
                 in_place += ready;
                 continue;
             }
             /* One that is still being copied down can be read where it was. */
             t->hits[1] += tier_seats_ready(&cache->dram, key) || tier_cache_ready(cache, key);
+            if (!tier_cache_ready(cache, key)) tier_cache_asked(cache, key, begin_ns);
             continue;
         }
         resident++;
@@ -386,6 +391,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
             tier_cache_note(cache, key);
             hits++;
         } else {
+            tier_cache_asked(cache, key, begin_ns);
             tier_cache_demand(cache, key);
         }
     }
@@ -408,6 +414,9 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     if (cache->prefetch.head != TIER_NO_SLOT) tier_cache_layer_passed(cache, layer);
     tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_ACQUIRE, .phase = phase,
                                           .layer = layer, .count = n, .granted = k, .ids = ids });
+    if (hits == k && k > 0 && t->hit_acquires++ % HIT_SAMPLE == 0) {
+        base_hist_add(&t->hit_latency, (base_clock_now_ns(t->clock) - begin_ns) / k);
+    }
     if (begin_ns - t->published_ns > PUBLISH_EVERY_NS) tier_stats_publish(t, begin_ns);
     return k;
 }

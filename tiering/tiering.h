@@ -214,6 +214,9 @@ struct tier_tier_metrics {
     M(copy_errors, COUNTER, "", "copies that failed")                                             \
     M(reconfigurations, COUNTER, "", "times that the settings were changed while open")           \
     M(overlap_ratio, REAL, "", "share of the time of reads and copies that no step waited for")   \
+    M(read_busy_seconds, REAL, "seconds", "time with a read under way")                           \
+    M(copy_busy_seconds, REAL, "seconds", "time with a copy under way")                           \
+    M(transfer_busy_seconds, REAL, "seconds", "time with either under way, checks included")      \
     M(wait_demand_seconds, REAL, "seconds", "engine waits for demand reads")                      \
     M(wait_late_seconds, REAL, "seconds", "engine waits for late prefetches")                     \
     M(wait_copy_seconds, REAL, "seconds", "engine waits for copies between tiers")                \
@@ -283,6 +286,11 @@ int tier_snapshot_experts(struct tier *tier, uint64_t *lookups, uint8_t *residen
  * waits by cause. A copy may be a few samples apart from the snapshot. Any thread. */
 void tier_load_latency(const struct tier *tier, uint32_t layer, struct base_hist *out);
 void tier_wait_latency(const struct tier *tier, enum tier_wait_cause cause, struct base_hist *out);
+/* From a lookup to the moment at which the expert can be read, in ns, by where it was found: tier 0
+ * is the top one (hits; one acquire of 16 is timed, a lookup being its share), then dram below hbm,
+ * then nvme (`tier` = the number of resident tiers). What was on its way counts where its bytes
+ * still lay. Any thread. */
+void tier_lookup_latency(const struct tier *tier, uint32_t tier_found, struct base_hist *out);
 /* One expert's loads (tiering/loads.h). Any thread. */
 struct tier_loads_entry tier_expert_loads(const struct tier *tier, uint32_t layer, uint32_t expert);
 

@@ -57,6 +57,8 @@ struct tier {
     uint64_t step_waits_ns[TIER_WAIT_CAUSE_COUNT];
     uint64_t steps;
     struct base_hist submit_latency, wait_latency[TIER_WAIT_CAUSE_COUNT];
+    struct base_hist hit_latency;       /* a lookup's share of an acquire of hits, now and then */
+    uint64_t hit_acquires;
     struct tier_warm *warm;     /* NULL: starts cold, saves nothing */
     /* For other threads. */
     struct tier_publish publish;        /* tier_snapshot, then tier_layer_stats[layers] */

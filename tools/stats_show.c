@@ -11,7 +11,8 @@ enum { CELL_TEXT = 260, COLUMNS_MAX = 20, NUMBER_TEXT = 32 };
 
 const char *cli_stats_view(unsigned view)
 {
-    static const char *const names[] = { "phase", "tier", "layer", "expert", "wait", "report" };
+    static const char *const names[] = { "phase", "tier",   "layer",   "expert",
+                                         "wait",  "lookup", "overlap", "report" };
     return view < STATS_VIEW_COUNT ? names[view] : NULL;
 }
 
@@ -233,6 +234,22 @@ static int show_tiers(struct page *p)
     return rc;
 }
 
+/* How long loads took, of a layer or an expert. */
+#define LOAD_COLUMNS                                                                               \
+    { "mean", "load_seconds_mean" }, { "shortest", "load_seconds_min" },                           \
+    { "p50", "load_seconds_p50" }, { "p90", "load_seconds_p90" }, { "p99", "load_seconds_p99" },   \
+    { "longest", "load_seconds_max" }
+
+static void add_loads(struct page *p, const struct port_json *from)
+{
+    static const char *const times[] = { "load_seconds_mean", "load_seconds_min",
+                                         "load_seconds_p50", "load_seconds_p90",
+                                         "load_seconds_p99", "load_seconds_max" };
+    for (size_t i = 0; i < sizeof times / sizeof times[0]; i++) {
+        add_seconds(p, number(from, times[i]));
+    }
+}
+
 static int show_layers(struct page *p)
 {
     static const struct column columns[] = {
@@ -240,13 +257,8 @@ static int show_layers(struct page *p)
         { "misses", "misses" }, { "resident rate", "resident_rate" },
         { "dram rate", "dram_resident_rate" }, { "evictions", "evictions" }, { "hinted", "hinted" },
         { "prefetched", "prefetched" }, { "of it used", "prefetch_used" }, { "loads", "loads" },
-        { "mean", "load_seconds_mean" }, { "p50", "load_seconds_p50" },
-        { "p90", "load_seconds_p90" }, { "p99", "load_seconds_p99" },
-        { "longest", "load_seconds_max" },
+        LOAD_COLUMNS,
     };
-    static const char *const times[] = { "load_seconds_mean", "load_seconds_p50",
-                                         "load_seconds_p90", "load_seconds_p99",
-                                         "load_seconds_max" };
     int rc = begin(p, columns, sizeof columns / sizeof columns[0]);
     const struct port_json *layers = port_json_get(p->now, "layers");
     for (size_t l = 0; rc == 0 && l < port_json_count(layers); l++) {
@@ -262,9 +274,7 @@ static int show_layers(struct page *p)
         add_count(p, number(layer, "prefetched"));
         add_count(p, number(layer, "prefetch_used"));
         add_count(p, number(layer, "loads"));
-        for (size_t i = 0; i < sizeof times / sizeof times[0]; i++) {
-            add_seconds(p, number(layer, times[i]));
-        }
+        add_loads(p, layer);
         row_end(p);
     }
     return rc;
@@ -275,8 +285,7 @@ static int show_experts(struct page *p)
     static const struct column columns[] = {
         { "layer", "layer" }, { "expert", "expert" }, { "lookups", "lookups" },
         { "share of its layer", "share_of_layer" }, { "where", "where" }, { "misses", "misses" },
-        { "loads", "loads" }, { "p50", "load_seconds_p50" }, { "p99", "load_seconds_p99" },
-        { "longest", "load_seconds_max" },
+        { "loads", "loads" }, LOAD_COLUMNS,
     };
     int rc = begin(p, columns, sizeof columns / sizeof columns[0]);
     const struct port_json *experts = port_json_get(p->now, "experts");
@@ -293,12 +302,18 @@ static int show_experts(struct page *p)
         add_text(p, text_of(expert, "where"));
         add_count(p, number(expert, "misses"));
         add_count(p, number(expert, "loads"));
-        add_seconds(p, number(expert, "load_seconds_p50"));
-        add_seconds(p, number(expert, "load_seconds_p99"));
-        add_seconds(p, number(expert, "load_seconds_max"));
+        add_loads(p, expert);
         row_end(p);
     }
     return rc;
+}
+
+static void add_times(struct page *p, const struct port_json *hist)
+{
+    static const char *const times[] = { "mean", "p50", "p90", "p99", "max" };
+    for (size_t i = 0; i < sizeof times / sizeof times[0]; i++) {
+        add_seconds(p, number(hist, times[i]) / 1e9);
+    }
 }
 
 static int show_waits(struct page *p)
@@ -309,7 +324,6 @@ static int show_waits(struct page *p)
         { "p90", "p90_seconds" }, { "p99", "p99_seconds" }, { "longest", "max_seconds" },
     };
     static const char *const causes[] = { "demand_read", "late_prefetch", "copy", "slot_shortage" };
-    static const char *const times[] = { "mean", "p50", "p90", "p99", "max" };
     int rc = begin(p, columns, sizeof columns / sizeof columns[0]);
     for (size_t c = 0; rc == 0 && c < sizeof causes / sizeof causes[0]; c++) {
         const struct port_json *hist = port_json_get(port_json_get(p->now, "wait_latency"),
@@ -319,9 +333,71 @@ static int show_waits(struct page *p)
         add_count(p, number(hist, "count"));
         add_seconds(p, number(port_json_get(p->now, "wait_seconds"), causes[c]));
         add_share(p, share, share >= 0 ? 1 : 0);
-        for (size_t i = 0; i < sizeof times / sizeof times[0]; i++) {
-            add_seconds(p, number(hist, times[i]) / 1e9);
-        }
+        add_times(p, hist);
+        row_end(p);
+    }
+    return rc;
+}
+
+/* Which tier an expert was found in, and how long that took. */
+static int show_lookups(struct page *p)
+{
+    static const struct column columns[] = {
+        { "found in", "tier" }, { "lookups", "lookups" }, { "share", "share" },
+        { "timed", "count" }, { "mean", "mean_seconds" }, { "p50", "p50_seconds" },
+        { "p90", "p90_seconds" }, { "p99", "p99_seconds" }, { "longest", "max_seconds" },
+    };
+    int rc = begin(p, columns, sizeof columns / sizeof columns[0]);
+    const struct port_json *tiers = port_json_get(p->now, "tiers");
+    size_t count = port_json_count(tiers);
+    double all = number(port_json_at(tiers, 0), "lookups");
+    for (size_t t = 0; rc == 0 && t <= count; t++) {
+        /* What the last tier lacks is on nvme. */
+        const struct port_json *tier = port_json_at(tiers, t < count ? t : count - 1);
+        const char *name = t < count ? text_of(tier, "name") : "nvme";
+        double found = number(tier, "misses");
+        if (t < count) found = number(tier, "lookups") - found;
+        const struct port_json *hist = port_json_get(port_json_get(p->now, "lookup_latency"), name);
+        add_text(p, name);
+        add_count(p, found);
+        add_share(p, found, all);
+        add_count(p, number(hist, "count"));
+        add_times(p, hist);
+        row_end(p);
+    }
+    return rc;
+}
+
+static int show_overlap(struct page *p)
+{
+    static const struct column columns[] = {
+        { "moved by", "way" }, { "bytes", "bytes" }, { "under way", "busy_seconds" },
+        { "waited for", "wait_seconds" }, { "behind compute", "overlap" },
+    };
+    int rc = begin(p, columns, sizeof columns / sizeof columns[0]);
+    const struct port_json *io = port_json_get(p->now, "io");
+    const struct port_json *waits = port_json_get(p->now, "wait_seconds");
+    double read = number(io, "demand_bytes") + number(io, "prefetch_bytes") +
+                  number(port_json_get(p->now, "warm"), "restore_bytes");
+    double copied = number(io, "copies_up_bytes") + number(io, "copies_down_bytes");
+    double for_reads = number(waits, "demand_read") + number(waits, "late_prefetch");
+    double for_copies = number(waits, "copy");
+    const struct {
+        const char *way;
+        double bytes, busy, waited;
+    } rows[] = {
+        { "reads", read, number(io, "read_busy_seconds"), for_reads },
+        { "copies", copied, number(io, "copy_busy_seconds"), for_copies },
+        { "both", read + copied, number(io, "transfer_busy_seconds"),
+          for_reads + for_copies + number(waits, "slot_shortage") },
+    };
+    for (size_t i = 0; rc == 0 && i < sizeof rows / sizeof rows[0]; i++) {
+        double hidden = rows[i].busy > rows[i].waited ? rows[i].busy - rows[i].waited : 0;
+        add_text(p, rows[i].way);
+        add_bytes(p, rows[i].bytes);
+        add_seconds(p, rows[i].busy);
+        add_seconds(p, rows[i].waited);
+        add_share(p, hidden, rows[i].busy);
         row_end(p);
     }
     return rc;
@@ -353,7 +429,8 @@ static int show_report(struct page *p)
 static int show_table(enum stats_view view, struct page *p)
 {
     static int (*const tables[STATS_VIEW_COUNT])(struct page *) = {
-        show_phases, show_tiers, show_layers, show_experts, show_waits, show_report,
+        show_phases, show_tiers,   show_layers,  show_experts,
+        show_waits,  show_lookups, show_overlap, show_report,
     };
     int rc = tables[view](p);
     end(p);
@@ -421,9 +498,11 @@ static void show_reads(const struct port_json *now, const struct port_json *befo
         fprintf(to, "; now %s/s", base_str_bytes(bytes, sizeof bytes, (uint64_t)per_second));
     }
     fprintf(to, "\nwaits: demand reads %.3f s, late prefetch %.3f s, copies %.3f s, slots %.3f s; "
-            "compute %.3f s\n", number(waits, "demand_read"), number(waits, "late_prefetch"),
-            number(waits, "copy"), number(waits, "slot_shortage"),
-            number(port_json_get(now, "engine"), "compute_seconds"));
+            "compute %.3f s, with %.1f%% of the time of reads and copies behind it\n",
+            number(waits, "demand_read"), number(waits, "late_prefetch"), number(waits, "copy"),
+            number(waits, "slot_shortage"),
+            number(port_json_get(now, "engine"), "compute_seconds"),
+            100 * number(io, "overlap_ratio"));
     show_prediction(now, to);
     const char *const bad[] = { "checksum_failures", "read_errors", "quarantined" };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {

@@ -170,8 +170,8 @@ static int run(int count, char **arguments)
     while (view < STATS_VIEW_COUNT && strcmp(flags.by, cli_stats_view(view)) != 0) view++;
     while (order < 4 && strcmp(flags.order, orders[order]) != 0) order++;
     if (view == STATS_VIEW_COUNT) {
-        return cli_misuse("--by must be phase, tier, layer, expert, wait or report, not '%s'",
-                          flags.by);
+        return cli_misuse("--by must be phase, tier, layer, expert, wait, lookup, overlap or "
+                          "report, not '%s'", flags.by);
     }
     if (order == 4) {
         return cli_misuse("--order must be hot, cold, missed or slow, not '%s'", flags.order);
@@ -194,7 +194,8 @@ static int run(int count, char **arguments)
 
 static const struct cli_flag stats_flags[] = {
     { "url", CLI_TEXT, &flags.url, "URL", "the server; default http://127.0.0.1:8000" },
-    { "by", CLI_TEXT, &flags.by, "VIEW", "phase (default), tier, layer, expert, wait or report" },
+    { "by", CLI_TEXT, &flags.by, "VIEW", "phase (default), tier, layer, expert, wait, lookup, "
+      "overlap or report" },
     { "top", CLI_UINT, &flags.top, "N", "the first N experts (--by expert --limit N)" },
     { "order", CLI_TEXT, &flags.order, "ORDER", "experts: hot (default: most lookups first), cold, "
       "missed (most often found in no tier) or slow (longest median load)" },
@@ -224,8 +225,10 @@ static const struct cli_program program = {
         "start, prefill and decode are never averaged into one), reads, and what the engine waited "
         "for. Refreshed in the terminal with rates a second until Ctrl-C. The views: phase and "
         "tier; layer, with the percentiles of its loads; expert, with its misses and loads (times "
-        "to the next power of two); wait, the distribution of waits by cause; report, what became "
-        "of every setting.",
+        "to the next power of two); wait, the distribution of waits by cause; lookup, the share of "
+        "lookups that each tier answered and how long that took; overlap, the share of the time "
+        "of reads and copies that was hidden behind compute; report, what became of every "
+        "setting.",
     .commands = commands,
     .command_count = 1,
     .examples = "tier-stats\n"

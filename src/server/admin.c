@@ -100,7 +100,7 @@ static int read_view(const struct srv_request *request, struct srv_view *view,
     const char *by = request->argument(request->context, "by");
     const char *limit = request->argument(request->context, "limit");
     const char *order = request->argument(request->context, "order");
-    static const char *const always[] = { "phase", "tier", "wait", "report" };
+    static const char *const always[] = { "phase", "tier", "wait", "lookup", "overlap", "report" };
     *view = (struct srv_view){ .limit = EXPERTS_LISTED };
     if (limit && base_str_u64_parse(limit, &view->limit) < 0) {
         return srv_fault_set(fault, 400, "invalid_request_error", "invalid_value", "limit",
@@ -119,8 +119,8 @@ static int read_view(const struct srv_request *request, struct srv_view *view,
         }
         if (!known) {
             return srv_fault_set(fault, 400, "invalid_request_error", "invalid_value", "by",
-                                 "'by' must name layer, expert, phase, tier, wait or report, not "
-                                 "'%.*s'", (int)(size < 40 ? size : 40), by);
+                                 "'by' must name layer, expert, phase, tier, wait, lookup, "
+                                 "overlap or report, not '%.*s'", (int)(size < 40 ? size : 40), by);
         }
         view->layers |= layer;
         view->experts |= expert;
@@ -165,6 +165,13 @@ void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
         tier_wait_latency(srv->stack->tier, (enum tier_wait_cause)cause, &waits);
         base_buf_printf(to, "%s\"%s\":", cause ? "," : "", srv_cause_names[cause]);
         base_metric_json_hist(to, &waits);
+    }
+    base_buf_puts(to, "},\"lookup_latency\":{");
+    for (uint32_t t = 0; t <= all->tier.tier_count; t++) {
+        struct base_hist lookups;
+        tier_lookup_latency(srv->stack->tier, t, &lookups);
+        base_buf_printf(to, "%s\"%s\":", t ? "," : "", all->tier.tier_names[t]);
+        base_metric_json_hist(to, &lookups);
     }
     base_buf_puts(to, "},\"warm\":{");
     base_metric_json(to, tier_warm_metrics, tier_warm_metric_count, &all->tier.warm);

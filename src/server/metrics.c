@@ -31,6 +31,19 @@ const struct base_metric srv_cell_metrics[] = { CELL_METRICS(BASE_METRIC_ROW) };
 #undef BASE_METRIC_OWNER
 const size_t srv_cell_metric_count = sizeof srv_cell_metrics / sizeof srv_cell_metrics[0];
 
+struct latency {
+    struct base_hist latency;
+};
+
+#define LOOKUP_METRICS(M)                                                                         \
+    M(latency, HIST, "seconds", "from a lookup to the expert's weights, by where they were found")
+#define WAIT_METRICS(M) M(latency, HIST, "seconds", "single waits of the engine, by cause")
+
+#define BASE_METRIC_OWNER struct latency
+static const struct base_metric lookup_metrics[] = { LOOKUP_METRICS(BASE_METRIC_ROW) };
+static const struct base_metric wait_metrics[] = { WAIT_METRICS(BASE_METRIC_ROW) };
+#undef BASE_METRIC_OWNER
+
 double srv_wait_seconds(const struct tier_io_metrics *io, int cause)
 {
     const double all[TIER_WAIT_CAUSE_COUNT] = {
@@ -50,6 +63,7 @@ struct page {
     struct eng_metrics engine;
     struct eng_advice_metrics predictor;
     struct srv_metrics server;
+    struct latency lookups[TIER_RESIDENT_TIERS_MAX + 1], waits[TIER_WAIT_CAUSE_COUNT];
 };
 
 static void put_build(struct page *p)
@@ -99,6 +113,24 @@ static void put_waits(struct page *p)
     }
 }
 
+/* Too large to be sent between ranks: this process's own. */
+static void put_latencies(struct page *p)
+{
+    const struct tier *tier = p->srv->stack->tier;
+    const struct tier_snapshot *own = &p->peers[0].tier;
+    struct srv_family *f = &p->family;
+    for (uint32_t t = 0; t <= own->tier_count; t++) {
+        tier_lookup_latency(tier, t, &p->lookups[t].latency);
+        srv_family_add(f, &p->lookups[t], 0, "tier=\"%s\"", own->tier_names[t]);
+    }
+    srv_family_put(f, p->to, "lookup", lookup_metrics, 1);
+    for (int cause = 0; cause < TIER_WAIT_CAUSE_COUNT; cause++) {
+        tier_wait_latency(tier, (enum tier_wait_cause)cause, &p->waits[cause].latency);
+        srv_family_add(f, &p->waits[cause], 0, "cause=\"%s\"", srv_cause_names[cause]);
+    }
+    srv_family_put(f, p->to, "wait", wait_metrics, 1);
+}
+
 static void put_io(struct page *p)
 {
     struct srv_family *f = &p->family;
@@ -136,6 +168,7 @@ static void put_page(struct page *p)
     put_build(p);
     put_tiers(p);
     put_io(p);
+    put_latencies(p);
     srv_memory_metrics(p->to, &p->family, p->peers, p->peer_count);
     base_metric_prometheus(p->to, "engine", eng_metrics, eng_metric_count, &engine, 1);
     base_metric_prometheus(p->to, "predictor", eng_advice_metrics, eng_advice_metric_count,
@@ -187,6 +220,8 @@ void srv_metric_reference(struct base_buf *to)
     base_metric_reference(to, "tier", tier_metrics, tier_metric_count);
     base_metric_reference(to, "tier_phase", srv_cell_metrics, srv_cell_metric_count);
     base_metric_reference(to, "io", tier_io_metrics, tier_io_metric_count);
+    base_metric_reference(to, "lookup", lookup_metrics, 1);
+    base_metric_reference(to, "wait", wait_metrics, 1);
     base_metric_reference(to, "warm", tier_warm_metrics, tier_warm_metric_count);
     srv_memory_reference(to);
     base_metric_reference(to, "engine", eng_metrics, eng_metric_count);

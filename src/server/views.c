@@ -111,9 +111,13 @@ static void put_expert(struct base_buf *to, const struct tier_loads_entry *loads
     const char *top = hbm ? "hbm" : "dram";
     const char *where = resident & 1 ? top : resident & 2 ? "dram" : "nvme";
     base_buf_printf(to, ",\"resident\":%s,\"where\":\"%s\",\"misses\":%u,\"loads\":%u,"
-                    "\"load_seconds_p50\":%.9g,\"load_seconds_p99\":%.9g,"
-                    "\"load_seconds_max\":%.9g}", resident ? "true" : "false", where,
-                    loads->misses, loads->loads, (double)tier_loads_quantile_us(loads, 0.5) / 1e6,
+                    "\"load_seconds_mean\":%.9g,\"load_seconds_min\":%.9g,"
+                    "\"load_seconds_p50\":%.9g,\"load_seconds_p90\":%.9g,"
+                    "\"load_seconds_p99\":%.9g,\"load_seconds_max\":%.9g}",
+                    resident ? "true" : "false", where, loads->misses, loads->loads,
+                    loads->loads ? (double)loads->us_sum / loads->loads / 1e6 : 0,
+                    (double)loads->us_min / 1e6, (double)tier_loads_quantile_us(loads, 0.5) / 1e6,
+                    (double)tier_loads_quantile_us(loads, 0.9) / 1e6,
                     (double)tier_loads_quantile_us(loads, 0.99) / 1e6, (double)loads->us_max / 1e6);
 }
 

@@ -15,7 +15,7 @@ for prompt in 'In the beginning God created' '#include <stdio.h>' 'The kernel is
 done
 
 echo '== every view, three ways'
-for by in phase tier layer expert wait report; do
+for by in phase tier layer expert wait lookup overlap report; do
     stats --once --by "$by" >"$work/$by.txt" || fail "--by $by"
     grep -q '^requests: ' "$work/$by.txt" || fail "--by $by: $(cat "$work/$by.txt")"
     stats --csv --by "$by" --limit 0 >"$work/$by.csv" || fail "--csv --by $by"
@@ -34,7 +34,24 @@ cat "$work/tier.txt" "$work/wait.txt"
 paste -d ' ' <(column load_seconds_p50 <"$work/layer.csv") <(column load_seconds_p99 <"$work/layer.csv") \
     <(column load_seconds_max <"$work/layer.csv") | awk '!($1 > 0 && $1 <= $2 && $2 <= $3 * 1.0001) { print; exit 1 }' ||
     fail 'percentiles of loads are out of order'
+paste -d ' ' <(column load_seconds_min <"$work/expert.csv") <(column load_seconds_mean <"$work/expert.csv") \
+    <(column load_seconds_max <"$work/expert.csv") <(column loads <"$work/expert.csv") |
+    awk '$4 > 0 { n++; if (!($1 <= $2 * 1.0001 + 1e-6 && $2 <= $3 * 1.0001 + 1e-6)) { print; exit 1 } } END { exit !n }' ||
+    fail 'shortest, mean and longest loads of experts are out of order'
 [ "$(column count <"$work/wait.csv" | sum)" -gt 0 ] || fail 'no wait was counted'
+[ "$(column lookups <"$work/lookup.csv" | sum)" = "$(column lookups <"$work/tier.csv" | head -n 1)" ] ||
+    fail "where lookups were found does not add up: $(cat "$work/lookup.csv" "$work/tier.csv")"
+column count <"$work/lookup.csv" | awk '$1 > 0 { n++ } END { exit n != 3 }' || fail "not all tiers are timed: $(cat "$work/lookup.csv")"
+column p50_seconds <"$work/lookup.csv" | awk '{ t[NR] = $1 } END { exit !(t[1] < t[3] && t[2] < t[3]) }' ||
+    fail "nvme is not the slowest: $(cat "$work/lookup.csv")"
+paste -d ' ' <(column busy_seconds <"$work/overlap.csv") <(column overlap <"$work/overlap.csv") |
+    awk '{ t[NR] = $1; if ($2 < 0 || $2 > 1) exit 1 } END { exit !(t[3] >= t[1] && t[3] >= t[2] && t[1] > 0 && t[2] > 0) }' ||
+    fail "times under way: $(cat "$work/overlap.csv")"
+curl -sS "$url/metrics" >"$work/metrics"
+for name in 'lookup_latency_seconds_count{tier="nvme"}' 'lookup_latency_seconds_count{tier="dram"}' \
+    'wait_latency_seconds_count{cause="demand_read"}' 'io_transfer_busy_seconds' 'io_overlap_ratio'; do
+    awk -v name="expertier_$name" 'index($0, name " ") == 1 && $2 > 0 { n++ } END { exit !n }' "$work/metrics" || fail "no $name in /metrics"
+done
 grep -Eq '^[0-9.]+,active,tiers.warm_experts,compute,in_place,[1-9]' "$work/report.csv" || fail "report: $(cat "$work/report.csv")"
 
 echo '== experts in an order'

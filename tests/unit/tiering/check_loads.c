@@ -20,6 +20,8 @@ START_TEST(percentiles_are_within_a_factor_of_two)
     ck_assert_uint_eq(e.misses, 3);
     ck_assert_uint_eq(e.loads, 10);
     ck_assert_uint_eq(e.us_max, 3000);
+    ck_assert_uint_eq(e.us_min, 100);
+    ck_assert_uint_eq(e.us_sum, 9 * 100 + 3000);
     ck_assert_uint_ge(tier_loads_quantile_us(&e, 0.5), 100);
     ck_assert_uint_le(tier_loads_quantile_us(&e, 0.5), 200);
     ck_assert_uint_eq(tier_loads_quantile_us(&e, 0.99), 3000);

@@ -13,6 +13,7 @@
 #include "base/rng.h"
 #include "port/hash.h"
 #include "tests/support/tiny_store.h"
+#include "tiering/span.h"
 #include "tiering/tiering.h"
 
 #define NEED(cond) \
@@ -268,6 +269,23 @@ static void drive(struct run *r, struct base_rng *rng, unsigned steps)
     tier_step_end(r->tier);
 }
 
+/* Lookups that were not hits are timed once each, if they were waited for. */
+static void compare_times(struct run *r, const struct tier_snapshot *s)
+{
+    uint64_t timed = 0;
+    struct base_hist found;
+    for (uint32_t t = 1; t <= s->tier_count; t++) {
+        tier_lookup_latency(r->tier, t, &found);
+        timed += found.count;
+    }
+    NEED(timed <= s->tiers[0].lookups - s->tiers[0].hits);
+    NEED(timed > 0);
+    double most = s->io.read_busy_seconds, both = s->io.transfer_busy_seconds;
+    if (s->io.copy_busy_seconds > most) most = s->io.copy_busy_seconds;
+    NEED(both >= most);
+    NEED(s->io.overlap_ratio >= 0 && s->io.overlap_ratio <= 1);
+}
+
 static void compare_counts(struct run *r)
 {
     struct tier_snapshot s;
@@ -300,6 +318,7 @@ static void compare_counts(struct run *r)
         }
     }
     NEED(by_layer == all && by_expert == all);
+    compare_times(r, &s);
 }
 
 START_TEST(right_bytes_and_the_cores_counts)
@@ -469,7 +488,36 @@ START_TEST(hits_wait_for_nothing)
     ck_assert_uint_eq(s.tiers[0].misses, TOP_K);
     ck_assert_uint_eq(s.io.demand_reads, TOP_K);
     ck_assert_uint_eq(s.steps, 2);
+    /* Each miss was timed from its lookup on, and this first acquire of hits. */
+    struct base_hist hits, misses;
+    tier_lookup_latency(r.tier, 0, &hits);
+    tier_lookup_latency(r.tier, 1, &misses);
+    ck_assert_uint_eq(hits.count, 1);
+    ck_assert_uint_eq(misses.count, TOP_K);
+    ck_assert_uint_gt(misses.min, 0);
+    /* Reads were under way at least as long as somebody waited, checks included. */
+    ck_assert(s.io.transfer_busy_seconds >= s.io.read_busy_seconds);
+    ck_assert(s.io.read_busy_seconds > 0 && s.io.copy_busy_seconds == 0);
+    ck_assert(s.io.overlap_ratio >= 0 && s.io.overlap_ratio < 1);
     close_run(&r);
+}
+END_TEST
+
+/* What overlaps is counted once, and the time between two stretches not at all. */
+START_TEST(time_under_way_is_a_union)
+{
+    struct tier_span span = { 0 };
+    tier_span_begin(&span, 100);
+    tier_span_begin(&span, 120);
+    tier_span_seen(&span, 150);
+    tier_span_seen(&span, 130);
+    tier_span_end(&span);
+    tier_span_end(&span);
+    ck_assert_uint_eq(span.ns, 50);
+    tier_span_begin(&span, 1000);
+    tier_span_seen(&span, 1007);
+    tier_span_end(&span);
+    ck_assert_uint_eq(span.ns, 57);
 }
 END_TEST
 
@@ -646,6 +694,7 @@ int main(void)
     tcase_add_test(rules, budgets_are_refused_with_the_arithmetic);
     tcase_add_test(rules, settings_without_effect_are_refused);
     tcase_add_test(rules, hits_wait_for_nothing);
+    tcase_add_test(rules, time_under_way_is_a_union);
     tcase_add_test(rules, late_prefetch_becomes_demand);
     tcase_add_test(rules, hbm_over_dram);
     tcase_add_test(rules, bad_expert_is_quarantined_and_named);
