@@ -10,8 +10,8 @@
  * libnccl is loaded when it is asked for: programs run on machines without it. An application that
  * brings NCCL along already has its own used.
  *
- * No NCCL has run between several real cards here: the tests run this file against a stand-in of
- * NCCL and the emulated CUDA runtime (docs/ranks.md).
+ * The tests run this file against a stand-in of NCCL and the emulated CUDA runtime, and with NCCL
+ * itself on one card (tests/gpu); between several cards it has not run (docs/ranks.md).
  */
 #include <dlfcn.h>
 #include <errno.h>

@@ -116,11 +116,11 @@ done
 [ $ended = "$(echo "$fails" | wc -w)" ] || [ -n "$long" ] || fail "no request says which rank failed: $(cat "$work/err")"
 echo "$(echo "$fails" | wc -w) jobs, in each a call failed on one rank: the next requests were answered"
 
-# A job over the stand-in of NCCL that must not give what one rank gives. Its bits, or what it was told.
-short_nccl() { # [setting...]
+# A job over the stand-in of NCCL: its bits in have, what it was told in err.
+short_nccl() {
     # shellcheck disable=SC2086
     RANK_BITS_SHORT=1 timeout 60 bash "$source_dir/tests/support/ranks.sh" 2 bash "$work/rank" "$bits" $card \
-        ranks.comm=nccl tiers.hbm.capacity=100% tiers.dram.capacity=100% "$@" "$model" >"$work/have" 2>"$work/err"
+        ranks.comm=nccl tiers.hbm.capacity=100% tiers.dram.capacity=100% "$model" >"$work/have" 2>"$work/err"
 }
 
 echo '== what NCCL itself refuses, or loses'
@@ -206,7 +206,7 @@ for each in $victims; do
     since=$(now_ms)
     ended_within 10 "$since"
     grep -q 'the CUDA device cannot go on: .*cudaError' "$work/lost" || fail "the client was not told: $(cat "$work/lost")"
-    if [ $victim = 1 ]; then grep -q 'rank 1: the CUDA device' "$work/lost" || fail "not which rank: $(cat "$work/lost")"; fi
+    if [ "$victim" = 1 ]; then grep -q 'rank 1: the CUDA device' "$work/lost" || fail "not which rank: $(cat "$work/lost")"; fi
     [ "$(find "$work" -name 'warm.rank*' | wc -l)" = 2 ] || fail "not every rank saved its warm set: $(ls "$work")"
     unset victim fail
 done

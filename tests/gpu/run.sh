@@ -82,8 +82,13 @@ rows_of() { # STAGE NAME SECONDS COMMAND...
     case $status in
     0) ;;
     1) failed=1 ;;
-    # Only a disk may be skipped: nvidia-smi found a card.
-    77) row "$stage" "$name" "$([ "$stage" = disk ] && echo skip || echo FAIL)" "$(grep -m1 skipped "$said")" ;;
+    # Only a disk or NCCL may be skipped: nvidia-smi found a card.
+    77)
+        case $stage,$name in
+        disk,* | *,check_nccl_card) row "$stage" "$name" skip "$(grep -m1 skipped "$said")" ;;
+        *) row "$stage" "$name" FAIL "$(grep -m1 skipped "$said")" ;;
+        esac
+        ;;
     124 | 137) row "$stage" "$name" FAIL "over its $limit s" ;;
     *) row "$stage" "$name" FAIL "status $status: $(grep -v '^ok ' "$said" | tail -n 1)" ;;
     esac
@@ -114,6 +119,11 @@ compile_all() {
     for name in slabs rows heads tiles mla gate vector step; do
         job "cuda_$name.o" "$nvcc" "${kernels[@]}" "kernels/cuda/$name.cu"
     done
+    # NCCL's header, where one is; the library is found when it runs.
+    local nccl=() name_of
+    for name_of in "${NCCL_HOME:-/nonexistent}/include" "$cuda/include" /usr/include /usr/local/include; do
+        if [ ${#nccl[@]} = 0 ] && [ -e "$name_of/nccl.h" ]; then nccl=(-isystem "$name_of"); fi
+    done
     job stream.o "$nvcc" "${kernels[@]}" tests/gpu/stream.cu
     for name in kernels/kern.c kernels/cpu/ref_{gate,matmul,mla,vector}.c \
         src/base/{clock,err,must,rng,str}.c src/device/device{,_cuda,_host,_memory,_sim}.c \
@@ -121,6 +131,12 @@ compile_all() {
         tests/gpu/{card,guard_card,check_card,check_device_card,bench_card,bench_products,bench_attention,bench_rows,bench_disk}.c; do
         job "$(echo "${name%.c}" | tr / _).o" "$cc" "${cflags[@]}" "$name"
     done
+    if [ ${#nccl[@]} -gt 0 ]; then
+        for name in src/base/{log,option}.c src/comm/{cards,comm,comm_self,comm_nccl}.c \
+            tests/support/card_collectives.c tests/gpu/check_nccl_card.c; do
+            job "$(echo "${name%.c}" | tr / _).o" "$cc" "${cflags[@]}" -DEXPERTIER_NCCL "${nccl[@]}" "$name"
+        done
+    fi
     if [ "$(uname -m)" = x86_64 ]; then
         job avx2.o "$cc" "${cflags[@]}" -mavx2 -mfma -mf16c kernels/cpu/avx2.c
         job avx512.o "$cc" "${cflags[@]}" -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi \
@@ -129,15 +145,16 @@ compile_all() {
     for pid in "${pids[@]}"; do wait "$pid" || ok=1; done
     cat "$bin"/*.o.txt >>"$log"
     [ "$ok" = 0 ] || return 1
-    local mains='check_card|check_device_card|bench_card|bench_disk' parts=() object
+    local mains='check_card|check_device_card|check_nccl_card|bench_card|bench_disk' parts=() object
     for object in "${objects[@]}"; do
         echo "$object" | grep -qE "tests_gpu_($mains)\.o$" || parts+=("$object")
     done
-    local bench=() check=() lib=()
+    local bench=() check=() ranks=() lib=()
     for object in "${parts[@]}"; do
         case $object in
         *tests_gpu_bench_*) bench+=("$object") ;;
         *tests_cudahost_* | *guard_card*) check+=("$object") ;;
+        *src_comm_* | *base_log* | *base_option* | *card_collectives*) ranks+=("$object") ;;
         *) lib+=("$object") ;;
         esac
     done
@@ -145,10 +162,11 @@ compile_all() {
         local program=$1
         shift
         "$nvcc" -o "$bin/$program" "$bin/tests_gpu_$program.o" "$@" "${lib[@]}" \
-            -Xcompiler -pthread -lm >>"$log" 2>&1
+            -Xcompiler -pthread -lm -ldl >>"$log" 2>&1
     }
     link check_card "${check[@]}" && link check_device_card && link bench_card "${bench[@]}" &&
-        link bench_disk
+        link bench_disk || return 1
+    [ ${#nccl[@]} = 0 ] || link check_nccl_card "${ranks[@]}"
 }
 
 nvcc=$(find_nvcc)
@@ -195,6 +213,13 @@ fi
 if wanted device; then
     say 'the cuda device'
     rows_of device check_device_card 60 "$bin/check_device_card"
+    if [ -x "$bin/check_nccl_card" ]; then
+        # An empty part would be the current folder.
+        nccl_path=${NCCL_HOME:+$NCCL_HOME/lib}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+        LD_LIBRARY_PATH=${nccl_path#:} rows_of device check_nccl_card 60 "$bin/check_nccl_card"
+    else
+        row device check_nccl_card skip 'no nccl.h here (NCCL_HOME names where it is)'
+    fi
 fi
 
 if wanted bandwidth; then

@@ -17,7 +17,7 @@ static size_t room_of(const struct comm *comm)
 struct check {
     struct comm *comm;
     struct dev *dev;
-    card_keep *keep;
+    card_move *keep;
     void *stream;
     size_t room;
     /* Of each kind: what goes up, and where it is sent from; what comes, and where that is kept. */
@@ -166,7 +166,7 @@ uint64_t card_collectives_bytes(const struct comm *comm)
     return 4 * KINDS * (uint64_t)room_of(comm);
 }
 
-unsigned card_collectives_check(struct comm *comm, struct dev *dev, card_keep *keep,
+unsigned card_collectives_check(struct comm *comm, struct dev *dev, card_move *keep,
                                 unsigned rounds, bool say)
 {
     const size_t all = KINDS * room_of(comm);
