@@ -1,8 +1,8 @@
 /* tier-bench prefill: prompt tokens a second, and how much of the floor that is.
  *
- * The floor of a prompt is its multiply-adds at the peak of the cores (f32, and where the routed
- * experts take 8-bit integers, theirs at the peak of 8-bit integers), measured before each round,
- * or its missed bytes at the rate of the disk, whichever takes longer.
+ * The floor of a prompt is its multiply-adds at the peak of the cores (f32, and those with 8-bit
+ * integers or bf16 at the peak of these), measured before each round, or its missed bytes at the
+ * rate of the disk, whichever takes longer.
  */
 #include <stdio.h>
 #include <string.h>
@@ -15,8 +15,8 @@ static struct bench_flags flags = { .model = "models/pebble", .rounds = 5, .seed
 static uint64_t tokens = 512;
 
 struct result {
-    double rate, spread, work, expert_work, missed, waits;
-    double peak, peak_int8, disk_rate, floor_rate, fraction, fraction_spread;
+    double rate, spread, work, low_work, missed, waits;  /* low: of work, what is rounded */
+    double peak, peak_low, disk_rate, floor_rate, fraction, fraction_spread;
 };
 
 /* Multiply-adds of one prompt token that sees `seen` tokens before it. */
@@ -44,29 +44,57 @@ static double routed_work(const struct model_shape *s)
     return (double)model_shape_moe_layers(s) * s->top_k * 3.0 * s->hidden * s->expert_width;
 }
 
-static double floor_seconds(const struct result *r, double peak, double peak_int8)
+/* Of these, what attention takes and what carries queries into the latent space: f32 always. */
+static double attention_work(const struct model_shape *s, double seen)
 {
-    return (r->work - r->expert_work) / peak + r->expert_work / peak_int8;
+    double heads = s->heads, lora = s->kv_lora_rank;
+    return s->layers * heads * (s->qk_nope_dim * lora + seen * (2 * lora + s->qk_rope_dim));
+}
+
+/* What is multiplied in less than f32. With bf16 all products count as such: of F32 and F16
+ * matrices, which are not, models that one measures have no large ones. */
+static double low_work(const struct result *r, const struct model_shape *s,
+                       enum bench_arithmetic kind)
+{
+    if (kind == BENCH_F32) return 0;
+    return kind == BENCH_INT8 ? routed_work(s) : r->work - attention_work(s, (double)tokens / 2);
+}
+
+static double floor_seconds(const struct result *r, double peak, double peak_low)
+{
+    return (r->work - r->low_work) / peak + r->low_work / peak_low;
+}
+
+static enum bench_arithmetic arithmetic(const struct bench_stack *b)
+{
+    switch (b->stack.config.engine.activations) {
+    case ENG_ACTIVATIONS_BF16:
+        return BENCH_BF16;
+    case ENG_ACTIVATIONS_INT8:
+        return BENCH_INT8;
+    default:
+        return BENCH_F32;
+    }
 }
 
 static int measure(struct bench_stack *b, struct result *r, struct base_err *err)
 {
     double rates[BENCH_ROUNDS_MAX], shares[BENCH_ROUNDS_MAX], peaks[BENCH_ROUNDS_MAX];
     double disks[BENCH_ROUNDS_MAX] = { 0 }, floors[BENCH_ROUNDS_MAX];
-    double peaks_int8[BENCH_ROUNDS_MAX], missed = 0, waits = 0, times = 0, spread;
-    bool int8 = b->stack.config.engine.activations == ENG_ACTIVATIONS_INT8;
+    double peaks_low[BENCH_ROUNDS_MAX], missed = 0, waits = 0, times = 0, spread;
+    enum bench_arithmetic kind = arithmetic(b);
     int rc = bench_warm(b, err);
     r->work = token_work(&b->stack.shape, (double)tokens / 2);
-    r->expert_work = int8 ? routed_work(&b->stack.shape) : 0;
+    r->low_work = low_work(r, &b->stack.shape, kind);
     for (uint64_t round = 0; round < flags.rounds && rc == 0; round++) {
-        peaks[round] = bench_peak_rate(b->threads, false);
-        peaks_int8[round] = bench_peak_rate(b->threads, true);
+        peaks[round] = bench_peak_rate(b->threads, BENCH_F32);
+        peaks_low[round] = bench_peak_rate(b->threads, kind);
         bench_reset(b);
         uint64_t begin = base_now_ns();
         rc = bench_generate(b, 1, (uint32_t)tokens, 1, flags.seed + round * 100, err);
         if (rc < 0) break;
         rates[round] = (double)tokens * 1e9 / (double)(b->first_ns - begin);
-        double seconds = floor_seconds(r, peaks[round], peaks_int8[round]), disk = 0;
+        double seconds = floor_seconds(r, peaks[round], peaks_low[round]), disk = 0;
         if (b->missed_bytes > 0) disks[round] = bench_disk_rate(b);
         if (disks[round] > 0) {
             disk = (double)b->missed_bytes / disks[round] / (double)tokens;
@@ -83,7 +111,7 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     r->missed = missed / (double)(flags.rounds * tokens);
     r->waits = waits / times;
     r->peak = bench_median(peaks, flags.rounds, &spread);
-    r->peak_int8 = bench_median(peaks_int8, flags.rounds, &spread);
+    r->peak_low = bench_median(peaks_low, flags.rounds, &spread);
     r->fraction = bench_median(shares, flags.rounds, &r->fraction_spread);
     r->floor_rate = bench_median(floors, flags.rounds, &spread);
     r->disk_rate = bench_median(disks, flags.rounds, &spread);
@@ -94,14 +122,14 @@ static void print_json(const struct bench_stack *b, const struct result *r)
 {
     printf("{\"model\":\"%s\",\"threads\":%u,\"tokens\":%llu,\"rounds\":%llu,"
            "\"tokens_per_second\":%.3f,\"spread\":%.4f,\"multiply_adds_per_token\":%.0f,"
-           "\"int8_multiply_adds_per_token\":%.0f,\"missed_bytes_per_token\":%.0f,"
+           "\"low_multiply_adds_per_token\":%.0f,\"missed_bytes_per_token\":%.0f,"
            "\"wait_share\":%.4f,\"multiply_adds_per_second\":%.0f,"
-           "\"int8_multiply_adds_per_second\":%.0f,\"disk_bytes_per_second\":%.0f,"
+           "\"low_multiply_adds_per_second\":%.0f,\"disk_bytes_per_second\":%.0f,"
            "\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%.4f,"
            "\"floor_fraction_spread\":%.4f,",
            b->stack.shape.name, b->threads, (unsigned long long)tokens,
-           (unsigned long long)flags.rounds, r->rate, r->spread, r->work, r->expert_work, r->missed,
-           r->waits, r->peak, r->peak_int8, r->disk_rate, r->floor_rate, r->fraction,
+           (unsigned long long)flags.rounds, r->rate, r->spread, r->work, r->low_work, r->missed,
+           r->waits, r->peak, r->peak_low, r->disk_rate, r->floor_rate, r->fraction,
            r->fraction_spread);
     bench_print_account(b, true);
     puts("}");
@@ -113,9 +141,9 @@ static void print_text(const struct bench_stack *b, const struct result *r)
         "%s, %u threads, a prompt of %llu tokens: %.1f tokens/s, median of %llu (spread %.0f%%)\n",
         b->stack.shape.name, b->threads, (unsigned long long)tokens, r->rate,
         (unsigned long long)flags.rounds, 100 * r->spread);
-    printf("  %.1f M multiply-adds a token (%.1f M of them in 8 bits), the cores can do %.1f G a "
-           "second (%.1f G)", r->work / 1e6, r->expert_work / 1e6, r->peak / 1e9,
-           r->peak_int8 / 1e9);
+    printf("  %.1f M multiply-adds a token (%.1f M of them in %s), the cores can do %.1f G a "
+           "second (%.1f G)", r->work / 1e6, r->low_work / 1e6,
+           arithmetic(b) == BENCH_BF16 ? "bf16" : "8 bits", r->peak / 1e9, r->peak_low / 1e9);
     if (r->missed > 0) {
         printf("; %.1f MB missed a token, the disk reads %.2f GB/s; %.0f%% of the time waiting",
                r->missed / 1e6, r->disk_rate / 1e9, 100 * r->waits);
@@ -168,7 +196,8 @@ const struct cli_command bench_prefill_command = {
                "otherwise, warms\n"
                "the cache, then computes random prompts. The floor is the longer of: multiply-adds "
                "over the peak\n"
-               "of the cores (8-bit where experts take 8-bit inputs), bytes missed over the "
+               "of the cores (that of bf16 or of 8 bits for what is so multiplied), bytes missed "
+               "over the\n"
                "measured rate of the disk.",
     .flags = prefill_flags,
     .run = run,

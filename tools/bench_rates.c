@@ -181,12 +181,34 @@ __attribute__((target("avx2"))) static void spin_int8_avx2(struct crew_member *m
     m->operations = (double)SPIN_ROUNDS * CHAINS * 32;
 }
 
-static void (*spin_of(bool int8, unsigned choice))(struct crew_member *m)
+__attribute__((target("avx512f,avx512bw,avx512bf16"))) static void spin_bf16_avx512(
+    struct crew_member *m)
 {
-    bool vnni = __builtin_cpu_supports("avx512vnni");
-    if (choice == 0) return int8 ? spin_int8_avx2 : spin_f32_avx2;
-    if (int8) return vnni ? spin_int8_avx512 : NULL;
-    return __builtin_cpu_supports("avx512f") ? spin_f32_avx512 : NULL;
+    __m512i a = _mm512_set1_epi16(0x3f80), b = _mm512_set1_epi16(0x3c00);
+    __m512 sum[CHAINS];
+    for (int j = 0; j < CHAINS; j++) sum[j] = _mm512_set1_ps((float)j);
+    for (int i = 0; i < SPIN_ROUNDS; i++) {
+#pragma GCC unroll 12
+        for (int j = 0; j < CHAINS; j++) {
+            sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)a, (__m512bh)b);
+        }
+    }
+    for (int j = 1; j < CHAINS; j++) sum[0] = _mm512_add_ps(sum[0], sum[j]);
+    m->sink = _mm512_cvtss_f32(sum[0]);
+    m->operations = (double)SPIN_ROUNDS * CHAINS * 32;
+}
+
+static void (*spin_of(enum bench_arithmetic kind, unsigned choice))(struct crew_member *m)
+{
+    static void (*const spins[][2])(struct crew_member *m) = {
+        [BENCH_F32] = { spin_f32_avx2, spin_f32_avx512 },
+        [BENCH_BF16] = { NULL, spin_bf16_avx512 },
+        [BENCH_INT8] = { spin_int8_avx2, spin_int8_avx512 },
+    };
+    bool has[] = { [BENCH_F32] = __builtin_cpu_supports("avx512f"),
+                   [BENCH_BF16] = __builtin_cpu_supports("avx512bf16"),
+                   [BENCH_INT8] = __builtin_cpu_supports("avx512vnni") };
+    return choice == 0 || has[kind] ? spins[kind][choice] : NULL;
 }
 #else
 static void spin_plain(struct crew_member *m)
@@ -200,19 +222,19 @@ static void spin_plain(struct crew_member *m)
     m->operations = (double)SPIN_ROUNDS * CHAINS;
 }
 
-static void (*spin_of(bool int8, unsigned choice))(struct crew_member *m)
+static void (*spin_of(enum bench_arithmetic kind, unsigned choice))(struct crew_member *m)
 {
-    return int8 || choice > 0 ? NULL : spin_plain;
+    return kind != BENCH_F32 || choice > 0 ? NULL : spin_plain;
 }
 #endif
 
-double bench_peak_rate(unsigned threads, bool int8)
+double bench_peak_rate(unsigned threads, enum bench_arithmetic kind)
 {
     double best = 0;
     struct crew_member *crew = calloc(threads, sizeof *crew);
     if (!crew) abort();
     for (unsigned choice = 0; choice < 2; choice++) {
-        void (*spin)(struct crew_member *m) = spin_of(int8, choice);
+        void (*spin)(struct crew_member *m) = spin_of(kind, choice);
         for (int i = 0; spin && i < TRIES; i++) {
             for (unsigned t = 0; t < threads; t++) crew[t] = (struct crew_member){ .work = spin };
             double seconds = crew_run(crew, threads);
@@ -221,7 +243,7 @@ double bench_peak_rate(unsigned threads, bool int8)
         }
     }
     free(crew);
-    return best > 0 ? best : bench_peak_rate(threads, false);
+    return best > 0 ? best : bench_peak_rate(threads, BENCH_F32);
 }
 
 static int ascending(const void *a, const void *b)

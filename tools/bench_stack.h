@@ -82,9 +82,10 @@ double bench_memory_rate(unsigned threads);
  * order of ids, in parts of up to 1 MiB, 16 at once, over and over for a second. The same bytes,
  * since a disk may have at hand what it was asked for lately. 0 when nothing was read. */
 double bench_disk_rate(struct bench_stack *bench);
-/* Multiply-adds a second that `threads` threads can do: f32, or 8-bit integers where the cores have
- * instructions for them (else f32); the best of five. */
-double bench_peak_rate(unsigned threads, bool int8);
+/* Multiply-adds a second that `threads` threads can do: f32, or bf16 or 8-bit integers where the
+ * cores have instructions for them (else f32); the best of five. */
+enum bench_arithmetic { BENCH_F32, BENCH_BF16, BENCH_INT8 };
+double bench_peak_rate(unsigned threads, enum bench_arithmetic kind);
 
 /* Median of the values, which get sorted; `*spread` = (highest - lowest) / median. */
 double bench_median(double *values, size_t count, double *spread);

@@ -13,7 +13,7 @@
 enum { X16_LINE = 64, X16_PARTS_MAX = 4, X16_UNIT = KERN_GROUP_LARGE };
 
 /* Up to so many operand rows decoding again is cheaper than a panel. */
-enum { X16_FEW = 2 };
+enum { X16_FEW = 2, X16_PAIR = 2 };
 
 VEC_INLINE uint32_t x16_span(enum kern_dtype dtype)
 {
@@ -64,27 +64,34 @@ struct x16_rows {
     const uint8_t *data[VEC_X16_ROWS], *scales[VEC_X16_ROWS];
 };
 
+/* sum[r] += a span of row r, of which `left` columns are there, times x. */
+VEC_INLINE void x16_step(const struct pairs_tables *tables, enum kern_dtype dtype, uint32_t count,
+                         const struct x16_rows *rows, size_t k, uint32_t left, const uint16_t *x,
+                         struct vec *sum)
+{
+    const uint32_t parts = x16_span(dtype) / KERN_X16_VECTOR;
+    struct pairs operand[X16_PARTS_MAX];
+    UNROLL for (uint32_t v = 0; v < parts; v++) operand[v] = pairs_load(x + v * KERN_X16_VECTOR);
+    UNROLL for (uint32_t r = 0; r < count; r++)
+    {
+        struct pairs weights[X16_PARTS_MAX];
+        x16_decode(tables, dtype, rows->data[r] + x16_at(dtype, k), left, weights);
+        UNROLL for (uint32_t v = 0; v < parts; v++)
+            sum[r] = pairs_step(weights[v], operand[v], sum[r]);
+    }
+}
+
 /* total[r] += columns [k, end) of row r, one cut, times x. */
 VEC_INLINE void x16_cut(const struct pairs_tables *tables, enum kern_dtype dtype, bool scaled,
                         uint32_t count, const struct x16_rows *rows, size_t k, size_t end,
                         size_t scale_index, const uint16_t *x, struct vec *total)
 {
-    const uint32_t span = x16_span(dtype), parts = span / KERN_X16_VECTOR;
+    const uint32_t span = x16_span(dtype);
     struct vec sum[VEC_X16_ROWS];
     UNROLL for (uint32_t r = 0; r < count; r++) sum[r] = vec_zero();
-    for (; k < end; k += span, x += span) {
-        const uint32_t left = end - k < span ? (uint32_t)(end - k) : span;
-        struct pairs operand[X16_PARTS_MAX];
-        UNROLL for (uint32_t v = 0; v < parts; v++)
-            operand[v] = pairs_load(x + v * KERN_X16_VECTOR);
-        UNROLL for (uint32_t r = 0; r < count; r++)
-        {
-            struct pairs weights[X16_PARTS_MAX];
-            x16_decode(tables, dtype, rows->data[r] + x16_at(dtype, k), left, weights);
-            UNROLL for (uint32_t v = 0; v < parts; v++)
-                sum[r] = pairs_step(weights[v], operand[v], sum[r]);
-        }
-    }
+    for (; end - k >= span; k += span, x += span)
+        x16_step(tables, dtype, count, rows, k, span, x, sum);
+    if (k < end) x16_step(tables, dtype, count, rows, k, (uint32_t)(end - k), x, sum);
     UNROLL for (uint32_t r = 0; r < count; r++)
     {
         if (scaled) {
@@ -96,55 +103,90 @@ VEC_INLINE void x16_cut(const struct pairs_tables *tables, enum kern_dtype dtype
     }
 }
 
-/* A unit of 128 columns of a row of groups, decoded. */
-VEC_INLINE void x16_unit(const struct pairs_tables *tables, enum kern_dtype dtype,
-                         const uint8_t *from, uint32_t left, struct pairs *to)
+enum { X16_CUT = 128, X16_CUTS = 4 };
+
+/* *total += `cuts` whole cuts of 128 columns of one row of FP8: their sums do not wait for one
+ * another. */
+VEC_INLINE void x16_cuts(const struct pairs_tables *tables, uint32_t cuts, const uint8_t *row,
+                         const uint8_t *scales, const uint16_t *x, struct vec *total)
 {
-    enum { HALF = X16_UNIT / 2 };
-    x16_decode(tables, dtype, from, left, to);
-    if (dtype == KERN_INT8)
-        x16_decode(tables, dtype, from + X16_LINE, left < HALF ? 0 : left - HALF, to + 2);
+    enum { SPAN = 64, SPANS = X16_CUT / SPAN };
+    struct vec sum[X16_CUTS];
+    UNROLL for (uint32_t c = 0; c < cuts; c++) sum[c] = vec_zero();
+    UNROLL for (uint32_t s = 0; s < cuts * SPANS; s++)
+    {
+        const uint32_t at = s % cuts * X16_CUT + s / cuts * SPAN;
+        struct pairs weights[2];
+        pairs_decode(tables, KERN_FP8_E4M3, row + at, weights);
+        sum[s % cuts] = pairs_step(weights[0], pairs_load(x + at), sum[s % cuts]);
+        sum[s % cuts] =
+            pairs_step(weights[1], pairs_load(x + at + KERN_X16_VECTOR), sum[s % cuts]);
+    }
+    UNROLL for (uint32_t c = 0; c < cuts; c++)
+        *total = vec_fma(sum[c], vec_set1(scalar_scale(KERN_FP8_E4M3, scales, c)), *total);
 }
 
-/* The same as x16_cut for columns of groups. */
+/* The whole cuts of 128 columns among [k, end) of one row; returns the columns. */
+VEC_INLINE uint32_t x16_whole_cuts(const struct pairs_tables *tables, const struct x16_rows *rows,
+                                   uint32_t k, uint32_t end, const uint16_t *x, struct vec *total)
+{
+    const uint32_t first = k;
+    for (; end - k >= X16_CUTS * X16_CUT; k += X16_CUTS * X16_CUT)
+        x16_cuts(tables, X16_CUTS, rows->data[0] + k, rows->scales[0] + k / X16_CUT * 4,
+                 x + (k - first), total);
+    for (; end - k >= X16_CUT; k += X16_CUT)
+        x16_cuts(tables, 1, rows->data[0] + k, rows->scales[0] + k / X16_CUT * 4, x + (k - first),
+                 total);
+    return k - first;
+}
+
+/* total[r] += a unit of 128 columns of groups, of which `left` are there, times x. */
+VEC_INLINE void x16_unit(const struct pairs_tables *tables, enum kern_dtype dtype, uint32_t group,
+                         uint32_t count, const struct x16_rows *rows, size_t k, uint32_t left,
+                         const uint16_t *x, struct vec *total)
+{
+    enum { HALF = X16_UNIT / 2 };
+    struct pairs operand[X16_PARTS_MAX];
+    UNROLL for (uint32_t v = 0; v < X16_PARTS_MAX; v++)
+        operand[v] = pairs_load(x + v * KERN_X16_VECTOR);
+    UNROLL for (uint32_t r = 0; r < count; r++)
+    {
+        const uint8_t *from = rows->data[r] + x16_at(dtype, k);
+        const uint8_t *scales = rows->scales[r] + 2 * (k / group);
+        struct pairs weights[X16_PARTS_MAX];
+        struct vec sum[2], scale[2];
+        x16_decode(tables, dtype, from, left, weights);
+        if (dtype == KERN_INT8)
+            x16_decode(tables, dtype, from + X16_LINE, left < HALF ? 0 : left - HALF, weights + 2);
+        UNROLL for (uint32_t i = 0; i < 2; i++)
+        {
+            sum[i] = i > 0 && group == X16_UNIT ? sum[0] : vec_zero();
+            sum[i] = pairs_step(weights[2 * i], operand[2 * i], sum[i]);
+            sum[i] = pairs_step(weights[2 * i + 1], operand[2 * i + 1], sum[i]);
+        }
+        if (group == X16_UNIT) {
+            const struct vec all = vec_set1(scalar_from_bf16(base_le_load16(scales)));
+            total[r] = vec_fma(sum[1], all, total[r]);
+            continue;
+        }
+        uint8_t some[8] = { 0 };
+        if (left < X16_UNIT) {
+            memcpy(some, scales, (left + KERN_GROUP_SMALL - 1) / KERN_GROUP_SMALL * 2);
+            scales = some;
+        }
+        pairs_scales(dtype == KERN_INT4, scales, scale);
+        total[r] = vec_fma(sum[0], scale[0], total[r]);
+        total[r] = vec_fma(sum[1], scale[1], total[r]);
+    }
+}
+
 VEC_INLINE void x16_groups(const struct pairs_tables *tables, enum kern_dtype dtype, uint32_t group,
                            uint32_t count, const struct x16_rows *rows, size_t k, size_t end,
                            const uint16_t *x, struct vec *total)
 {
-    const bool crossed = dtype == KERN_INT4;
-    for (; k < end; k += X16_UNIT, x += X16_UNIT) {
-        const uint32_t left = end - k < X16_UNIT ? (uint32_t)(end - k) : X16_UNIT;
-        struct pairs operand[X16_PARTS_MAX];
-        UNROLL for (uint32_t v = 0; v < X16_PARTS_MAX; v++)
-            operand[v] = pairs_load(x + v * KERN_X16_VECTOR);
-        UNROLL for (uint32_t r = 0; r < count; r++)
-        {
-            struct pairs weights[X16_PARTS_MAX];
-            struct vec sum[2], scale[2];
-            const uint8_t *scales = rows->scales[r] + 2 * (k / group);
-            x16_unit(tables, dtype, rows->data[r] + x16_at(dtype, k), left, weights);
-            UNROLL for (uint32_t i = 0; i < 2; i++)
-            {
-                sum[i] = i > 0 && group == X16_UNIT ? sum[0] : vec_zero();
-                sum[i] = pairs_step(weights[2 * i], operand[2 * i], sum[i]);
-                sum[i] = pairs_step(weights[2 * i + 1], operand[2 * i + 1], sum[i]);
-            }
-            if (group == X16_UNIT) {
-                const struct vec all = vec_set1(scalar_from_bf16(base_le_load16(scales)));
-                total[r] = vec_fma(sum[1], all, total[r]);
-                continue;
-            }
-            if (__builtin_expect(left > X16_UNIT - KERN_GROUP_SMALL, 1)) {
-                pairs_scales(crossed, scales, scale);
-            } else {
-                uint8_t some[8] = { 0 };
-                memcpy(some, scales, (left + KERN_GROUP_SMALL - 1) / KERN_GROUP_SMALL * 2);
-                pairs_scales(crossed, some, scale);
-            }
-            total[r] = vec_fma(sum[0], scale[0], total[r]);
-            total[r] = vec_fma(sum[1], scale[1], total[r]);
-        }
-    }
+    for (; end - k >= X16_UNIT; k += X16_UNIT, x += X16_UNIT)
+        x16_unit(tables, dtype, group, count, rows, k, X16_UNIT, x, total);
+    if (k < end) x16_unit(tables, dtype, group, count, rows, k, (uint32_t)(end - k), x, total);
 }
 
 /* y[r * step] of rows n + r * step and one operand row. */
@@ -167,6 +209,14 @@ VEC_INLINE void x16_dots(const struct kern_matmul *args, enum kern_dtype dtype, 
         struct vec total[VEC_X16_ROWS];
         UNROLL for (uint32_t r = 0; r < count; r++) total[r] = vec_zero();
         while (k < end) {
+            if (dtype == KERN_FP8_E4M3 && scaled && count == 1 && k % X16_CUT == 0 &&
+                w->scale_cols == X16_CUT && end - k >= X16_CUT) {
+                const uint32_t columns = x16_whole_cuts(&tables, &rows, k, end, x, total);
+                x += columns;
+                k += columns;
+                scale_index += columns / X16_CUT;
+                continue;
+            }
             const uint32_t cut_end = scaled ? cpu_cut_end(k, end, w->scale_cols) : end;
             if (group > 0)
                 x16_groups(&tables, dtype, group, count, &rows, k, end, x, total);
@@ -186,7 +236,10 @@ VEC_INLINE void x16_dots(const struct kern_matmul *args, enum kern_dtype dtype, 
 VEC_INLINE void x16_few(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
                         uint32_t group, uint32_t row_begin, uint32_t row_end)
 {
-    const uint32_t count = dtype == KERN_BF16 ? VEC_X16_ROWS : 1;
+    /* Rows side by side lie far apart: a few long streams. FP8's cuts are enough to do at once. */
+    const uint32_t count = dtype == KERN_BF16       ? VEC_X16_ROWS
+                           : dtype == KERN_FP8_E4M3 ? 1
+                                                    : X16_PAIR;
     const uint32_t step = (row_end - row_begin) / count;
     uint32_t n = row_begin;
     for (; n < row_begin + step; n++) {
@@ -259,8 +312,8 @@ VEC_INLINE uint32_t x16_chunk_begin(struct x16_chunk *c, const struct kern_matri
 
 /* One row of the chunk into place r of the panel. */
 VEC_INLINE void x16_row_fill(struct x16_panel *p, const struct pairs_tables *tables,
-                             const struct kern_matrix *w, enum kern_dtype dtype, uint32_t group,
-                             uint32_t n, uint32_t r)
+                             const struct kern_matrix *w, enum kern_dtype dtype, uint32_t n,
+                             uint32_t r)
 {
     const uint32_t span = x16_span(dtype), parts = span / KERN_X16_VECTOR;
     const struct x16_chunk *c = &p->chunk;
@@ -280,7 +333,6 @@ VEC_INLINE void x16_row_fill(struct x16_panel *p, const struct pairs_tables *tab
             }
         }
     }
-    (void)group;
 }
 
 /* The scales of a row by run. */
@@ -320,7 +372,7 @@ VEC_INLINE void x16_panel_fill(struct x16_panel *p, const struct kern_matrix *w,
 {
     const struct pairs_tables tables = pairs_tables_of(dtype);
     for (uint32_t r = 0; r < n_count; r++)
-        x16_row_fill(p, &tables, w, dtype, group, n + r, r);
+        x16_row_fill(p, &tables, w, dtype, n + r, r);
     if (group == KERN_GROUP_SMALL) x16_split_units(&p->chunk);
     for (uint32_t r = 0; (scaled || group > 0) && r < n_count; r++)
         x16_row_scales(&p->chunk, w, dtype, group, n + r, r);

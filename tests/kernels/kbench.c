@@ -14,6 +14,7 @@
 #include "base/must.h"
 #include "base/rng.h"
 #include "kernels/kern.h"
+#include "kernels/x16.h"
 #include "kernels/par.h"
 #include "tests/kernels/kcheck.h"
 
@@ -178,6 +179,7 @@ struct product_job {
     uint32_t matrices, m, sample, shift;
     const void *x8; /* or NULL: f32 activations */
     uint32_t digits;
+    const uint16_t *x16; /* the same of bf16 */
 };
 
 /* What a product reads: weights and, where they count, scales. */
@@ -205,9 +207,12 @@ static void product_chunk(void *context, uint32_t chunk, unsigned thread)
                                       .k_blocks = 1,
                                       .x8 = job->x8,
                                       .x8_stride = kern_x8_bytes(w.cols, job->digits),
-                                      .x8_digits = job->digits };
+                                      .x8_digits = job->digits,
+                                      .x16 = job->x16,
+                                      .x16_stride = kern_x16_elements(w.cols, 1) };
     (void)thread;
-    job->ops->matmul(&args, w.rows / CHUNKS * chunk, w.rows / CHUNKS * (chunk + 1));
+    (job->x16 ? job->ops->matmul_x16 : job->ops->matmul)(&args, w.rows / CHUNKS * chunk,
+                                                         w.rows / CHUNKS * (chunk + 1));
 }
 
 static void product_run(void *context, uint32_t sample)
@@ -216,6 +221,8 @@ static void product_run(void *context, uint32_t sample)
     job->sample = sample;
     kern_par_run(job->par, CHUNKS, product_chunk, job);
 }
+
+enum { BF16_DIGITS = 16 }; /* of weight_types: activations are bf16 */
 
 static const struct {
     const char *name;
@@ -231,6 +238,12 @@ static const struct {
     { "int8 128 x8", KERN_INT8, KERN_GROUP_LARGE, KERN_X8_FAST },
     { "int4 32 x8", KERN_INT4, KERN_GROUP_SMALL, KERN_X8_FAST },
     { "int4 128 x8", KERN_INT4, KERN_GROUP_LARGE, KERN_X8_FAST },
+    { "fp8 x16", KERN_FP8_E4M3, 128, BF16_DIGITS },
+    { "int8 32 x16", KERN_INT8, KERN_GROUP_SMALL, BF16_DIGITS },
+    { "int8 128 x16", KERN_INT8, KERN_GROUP_LARGE, BF16_DIGITS },
+    { "int4 32 x16", KERN_INT4, KERN_GROUP_SMALL, BF16_DIGITS },
+    { "int4 128 x16", KERN_INT4, KERN_GROUP_LARGE, BF16_DIGITS },
+    { "bf16 x16", KERN_BF16, 0, BF16_DIGITS },
     { "bf16", KERN_BF16, 0 },
     { "f16", KERN_F16, 0 },
     { "f32", KERN_F32, 0 },
@@ -261,7 +274,7 @@ static void product_line(struct product_job *job, const char *type, unsigned thr
     product_times(job, threads, cached, times);
     const double rate = (double)bytes / times[0].best;
     const double flops = 2.0 * job->w.rows * job->w.cols * job->m / times[0].best;
-    printf("%-9s matmul %-11s m=%-3u threads=%u %-5s: %6.1f GB/s", job->ops->name, type, job->m,
+    printf("%-9s matmul %-12s m=%-3u threads=%u %-5s: %6.1f GB/s", job->ops->name, type, job->m,
            threads, cached ? "cache" : "dram", rate * 1e-9);
     if (!cached)
         printf(" of %5.1f read (%3.0f%%; medians %3.0f%%)", (double)bytes / times[1].best * 1e-9,
@@ -277,11 +290,18 @@ static void product_prepare(struct product_job *job, size_t t)
 {
     static float scales[ROWS * COLS / KERN_GROUP_SMALL]; /* bf16 pairs, for groups */
     static uint8_t x8[M_MAX * (COLS * 6 + COLS / 8)] __attribute__((aligned(64)));
+    static uint16_t x16[M_MAX * COLS] __attribute__((aligned(64)));
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
         scales[i] = 0.01f;
     job->w = (struct kern_matrix){ .dtype = weight_types[t].dtype, .rows = ROWS_CACHED,
                                    .cols = COLS };
-    if (weight_types[t].digits) {
+    if (weight_types[t].digits == BF16_DIGITS) {
+        const size_t elements = kern_x16_elements(COLS, 1);
+        MUST(sizeof x16 >= job->m * elements * sizeof *x16);
+        for (uint32_t m = 0; m < job->m; m++)
+            job->ops->to_x16(x16 + m * elements, job->bench->x + (size_t)m * COLS, &job->w, 1);
+        job->x16 = x16;
+    } else if (weight_types[t].digits) {
         const size_t bytes = kern_x8_bytes(COLS, weight_types[t].digits);
         MUST(sizeof x8 >= job->m * bytes);
         for (uint32_t m = 0; m < job->m; m++)
@@ -476,7 +496,7 @@ int kbench_floor(void)
         product_prepare(&job, t);
         product_times(&job, 1, true, cached);
         slower += cached[0].median > twin[0].median;
-        printf("%-12s %-11s", job.ops->name, weight_types[t].name);
+        printf("%-12s %-12s", job.ops->name, weight_types[t].name);
         job.w.rows = ROWS;
         for (unsigned threads = 1; threads <= THREADS_MAX; threads++) {
             struct timing times[2];

@@ -582,8 +582,7 @@ static const struct {
     { "gate", check_gate, 400 },       { "to_f32", check_to_f32, 400 },
     { "to_bf16", check_to_bf16, 400 }, { "matmul_x8", check_matmul_x8, 800 },
     { "to_x8", check_to_x8, 400 },     { "highest", check_highest, 400 },
-    { "shares", check_shares, 400 },
-    { "to_x8", check_to_x8, 400 },     { "matmul_x16", check_matmul_x16, 1500 },
+    { "shares", check_shares, 400 },   { "matmul_x16", check_matmul_x16, 1500 },
     { "to_x16", check_to_x16, 400 },
 };
 
