@@ -126,7 +126,10 @@ static void evict_1(struct tier_decide *d, struct part *part, uint32_t key)
     act(d, TIER_DROP, 1, layer, key);
 }
 
-/* Exclusive: an expert leaving tier 0 takes a place below, if one can be had. */
+/* Exclusive: an expert leaving tier 0 takes a place below, if one can be had: a copy is cheaper
+ * than the read that it may spare. That holds even for one that is worth less, by what the policy
+ * knows, than the one that it displaces: letting go of those instead saved 2 to 9% of the copies
+ * down and cost 3% more reads. */
 static bool demote(struct tier_decide *d, uint32_t layer, uint32_t key)
 {
     struct part *below = tier_part_of(d, 1, layer);

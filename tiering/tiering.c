@@ -239,6 +239,7 @@ void tier_carry_out(struct tier *t, bool fetch_new, bool demand)
         case TIER_DROP:
             out = (uint8_t)(1 << actions[i].tier);
             fetch = false;
+            t->cache.stats.demotions_dropped += t->tiers == 2 && !inclusive && actions[i].tier == 0;
             break;
         }
         resident_set(t, key, in, out);

@@ -210,7 +210,7 @@ struct tier_tier_metrics {
     M(copies_ahead, COUNTER, "", "experts copied from dram to hbm ahead of need")                 \
     M(copies_down, COUNTER, "", "experts copied from hbm to dram when they were demoted")         \
     M(copies_down_bytes, COUNTER, "bytes", "bytes of those copies")                               \
-    M(demotions_dropped, COUNTER, "", "demotions that found no free slot below, and were dropped") \
+    M(demotions_dropped, COUNTER, "", "demotions that found no slot below, and were dropped")     \
     M(copy_errors, COUNTER, "", "copies that failed")                                             \
     M(reconfigurations, COUNTER, "", "times that the settings were changed while open")           \
     M(overlap_ratio, REAL, "", "share of the time of reads and copies that no step waited for")   \

@@ -38,7 +38,7 @@ void eng_leases_fail(struct eng_core *core, const struct eng_batch *batch,
     for (uint32_t i = 0; i < plan->expert_count[lease->expert]; i++) {
         uint32_t row = plan->pair_row[first + i];
         struct eng_seq *seq = batch->members[batch->row_member[row]];
-        base_err_set(&seq->error, lease->status, "%s: this answer needs %s", core->shape->name,
-                     why);
+        base_err_set(&seq->error, lease->status, "%s: this answer cannot be computed: %s",
+                     core->shape->name, why);
     }
 }

@@ -279,6 +279,8 @@ static void compare_times(struct run *r, const struct tier_snapshot *s)
         timed += found.count;
     }
     NEED(timed <= s->tiers[0].lookups - s->tiers[0].hits);
+    /* What leaves hbm is copied down or dropped, or was not there yet. */
+    NEED(s->io.copies_down + s->io.demotions_dropped <= s->tiers[0].evictions);
     NEED(timed > 0);
     double most = s->io.read_busy_seconds, both = s->io.transfer_busy_seconds;
     if (s->io.copy_busy_seconds > most) most = s->io.copy_busy_seconds;
