@@ -261,6 +261,12 @@ static int jsonl_step(FILE *to, const struct pred_trace_header *h, const struct 
     return 0;
 }
 
+/* Of one expert of a layer, counted within those with experts; 0 = the trace does not say. */
+static uint64_t csv_bytes(const struct pred_trace_header *h, uint32_t layer)
+{
+    return h->expert_bytes ? h->expert_bytes[layer] : h->slot_bytes;
+}
+
 static int csv_step(FILE *to, const struct pred_trace_header *h, const struct pred_step *step,
                     uint64_t number, struct base_err *err)
 {
@@ -286,7 +292,7 @@ static int csv_step(FILE *to, const struct pred_trace_header *h, const struct pr
                         step->seqs[i], step->phases[i] == TIER_DECODE, step->positions[i],
                         l + h->first_moe_layer, k, step->expert_ids[at + k],
                         step->expert_weights ? (double)step->expert_weights[at + k] : 0.0,
-                        h->expert_bytes ? h->expert_bytes[l] : 0);
+                        csv_bytes(h, l));
             }
         }
     }
@@ -310,21 +316,27 @@ static void jsonl_head(FILE *to, const struct pred_trace_header *h)
             fprintf(to, "%s%" PRIu64, l > 0 ? "," : "", h->expert_bytes[l]);
         }
         fputs("]", to);
+    } else if (h->slot_bytes > 0) {
+        fprintf(to, ",\"expert_bytes\":%" PRIu64, h->slot_bytes);
     }
     fputs("}\n", to);
 }
 
+/* Lines of layers tell sizes, and by a size of 0 which layers have no experts. Where no size is
+ * known there are none, lest one be made up, and the model's line says the latter. */
 static void csv_head(FILE *to, const struct pred_trace_header *h)
 {
+    bool sized = csv_bytes(h, 0) > 0;
     fprintf(to,
             "# route_trace v1\n# model=%s n_layer=%" PRIu32 " n_expert=%" PRIu32
-            " n_expert_used=%" PRIu32 "\n",
+            " n_expert_used=%" PRIu32,
             h->model, h->layers + h->first_moe_layer, h->experts, h->top_k);
-    for (uint32_t l = 0; l < h->layers + h->first_moe_layer; l++) {
-        uint64_t bytes = h->slot_bytes > 0 ? h->slot_bytes : 1;
-        if (h->expert_bytes && l >= h->first_moe_layer)
-            bytes = h->expert_bytes[l - h->first_moe_layer];
-        if (l < h->first_moe_layer) bytes = 0;
+    if (!sized && h->first_moe_layer > 0) {
+        fprintf(to, " first_moe_layer=%" PRIu32, h->first_moe_layer);
+    }
+    fputc('\n', to);
+    for (uint32_t l = 0; l < h->layers + h->first_moe_layer && sized; l++) {
+        uint64_t bytes = l < h->first_moe_layer ? 0 : csv_bytes(h, l - h->first_moe_layer);
         fprintf(to, "# layer=%" PRIu32 " expert_bytes=%" PRIu64 " dense_bytes=0\n", l, bytes);
     }
     fputs("turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n", to);

@@ -30,6 +30,7 @@ struct csv {
     uint64_t layer_bytes[PRED_LAYERS_MAX];      /* by the model's layer; 0 = no experts */
     uint64_t expert_bytes[PRED_LAYERS_MAX];     /* by moe layer */
     uint32_t model_layers;
+    uint32_t first_moe_layer;                   /* by the model's line, where no size is known */
     uint64_t last_turn;
     /* the open block */
     uint32_t tokens, room;                      /* of the block */
@@ -63,10 +64,11 @@ static int read_model(struct csv *c, const char *line, struct base_err *err)
     int64_t layers = comment_number(line, " n_layer=");
     int64_t experts = comment_number(line, " n_expert=");
     int64_t used = comment_number(line, " n_expert_used=");
+    int64_t first = comment_number(line, " first_moe_layer=");
     if (layers < 1 || layers > PRED_LAYERS_MAX || experts < 1 || experts > PRED_EXPERTS_MAX ||
-        used < 1 || used > experts || used > PRED_TOP_K_MAX) {
-        return pred_import_bad(c->in, err, "expected n_layer=, n_expert= and n_expert_used= with "
-                               "numbers that make sense");
+        used < 1 || used > experts || used > PRED_TOP_K_MAX || first >= layers) {
+        return pred_import_bad(c->in, err, "expected n_layer=, n_expert= and n_expert_used= (and "
+                               "perhaps first_moe_layer=) with numbers that make sense");
     }
     /* The model's name: the file name within its path, without .gguf. */
     const char *begin = strstr(line, "model=") + strlen("model=");
@@ -81,6 +83,7 @@ static int read_model(struct csv *c, const char *line, struct base_err *err)
     snprintf(c->header.model, sizeof c->header.model, "%.*s", size > 63 ? 63 : (int)size, begin);
     snprintf(c->header.source, sizeof c->header.source, "csv");
     c->model_layers = (uint32_t)layers;
+    c->first_moe_layer = first > 0 ? (uint32_t)first : 0;
     c->header.experts = (uint32_t)experts;
     c->header.top_k = (uint32_t)used;
     c->have_model = true;
@@ -113,7 +116,7 @@ static int read_columns(struct csv *c, const char *line, struct base_err *err)
     }
     uint32_t first = 0;
     while (first < c->model_layers && c->layer_bytes[first] == 0) first++;
-    if (first == c->model_layers) first = 0;            /* no sizes: all layers have experts */
+    if (first == c->model_layers) first = c->first_moe_layer;   /* no sizes */
     for (uint32_t l = first; l < c->model_layers; l++) {
         if (c->layer_bytes[l] == 0 && c->layer_bytes[first] != 0) {
             return pred_import_bad(c->in, err,

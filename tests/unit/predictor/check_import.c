@@ -159,11 +159,13 @@ enum { LAYERS = 3, EXPERTS = 10, TOP_K = 2, STEPS = 60, TOKENS_MAX = 7 };
 
 /* Prompts of several tokens, some of them not routed in the last layer, and generated tokens; with
  * `batches` also steps of several sequences. */
-static void write_steps(const char *path, uint64_t seed, bool weights, bool batches)
+static void write_steps(const char *path, uint64_t seed, bool weights, bool batches,
+                        const uint64_t *expert_bytes)
 {
     struct pred_trace_config config = support_config(path);
     struct pred_trace_header header = {
-        .model = "m", .layers = LAYERS, .experts = EXPERTS, .top_k = TOP_K, .first_moe_layer = 1
+        .model = "m", .layers = LAYERS, .experts = EXPERTS, .top_k = TOP_K, .first_moe_layer = 1,
+        .expert_bytes = expert_bytes,
     };
     struct pred_trace_writer *writer;
     struct base_err err = { 0 };
@@ -206,7 +208,7 @@ static void write_steps(const char *path, uint64_t seed, bool weights, bool batc
     ck_assert_msg(pred_trace_writer_close(writer, &err) == 0, "%s", err.text);
 }
 
-static void expect_same(const char *path, bool tokens_kept)
+static void expect_same(const char *path, bool tokens_kept, const uint64_t *expert_bytes)
 {
     static struct pred_trace_item x, y;
     struct base_err err = { 0 };
@@ -215,6 +217,9 @@ static void expect_same(const char *path, bool tokens_kept)
     const struct pred_trace_header *h = pred_trace_reader_header(b);
     ck_assert_uint_eq(h->layers, LAYERS);
     ck_assert_uint_eq(h->first_moe_layer, 1);
+    /* A size that nobody knows is not made up. */
+    ck_assert_int_eq(h->expert_bytes != NULL, expert_bytes != NULL);
+    if (expert_bytes) ck_assert_mem_eq(h->expert_bytes, expert_bytes, LAYERS * sizeof(uint64_t));
     for (int s = 0; s < STEPS; s++) {
         next_step(a, &x);
         next_step(b, &y);
@@ -235,16 +240,18 @@ static void expect_same(const char *path, bool tokens_kept)
     pred_trace_reader_close(b);
 }
 
-/* _i: bit 0 = with weights, bit 1 = csv. */
+/* _i: bit 0 = with weights, bit 1 = csv, bit 2 = with sizes. What is exported again is the same. */
 START_TEST(exports_come_back)
 {
+    static const uint64_t sizes[LAYERS] = { 100, 300, 200 }, *bytes;
+    bytes = _i & 4 ? sizes : NULL;
     bool weights = _i & 1, csv = _i & 2;
     const char *trace = support_path("a.trace"), *text = support_path("a.txt");
     struct pred_trace_reader *r;
     struct pred_edit_stats stats;
     struct pred_import_stats imported;
     struct base_err err = { 0 };
-    write_steps(trace, 20 + (uint64_t)_i, weights, !csv);
+    write_steps(trace, 20 + (uint64_t)_i, weights, !csv, bytes);
     ck_assert_int_eq(pred_trace_reader_open(&r, trace, &err), 0);
     int rc = pred_edit_export(r, text, csv ? PRED_EXPORT_CSV : PRED_EXPORT_JSONL, &stats, NULL,
                               &err);
@@ -254,7 +261,19 @@ START_TEST(exports_come_back)
                                                      NULL, &err);
     ck_assert_msg(rc == 0, "%s", err.text);
     ck_assert_uint_eq(imported.tokens, stats.tokens);
-    expect_same(trace, !csv);
+    expect_same(trace, !csv, bytes);
+    size_t size, size_again;
+    r = open_out();
+    rc = pred_edit_export(r, support_path("b.txt"), csv ? PRED_EXPORT_CSV : PRED_EXPORT_JSONL,
+                          &stats, NULL, &err);
+    pred_trace_reader_close(r);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    uint8_t *one = support_read(support_path("a.txt"), &size),
+            *two = support_read(support_path("b.txt"), &size_again);
+    ck_assert_uint_eq(size, size_again);
+    ck_assert_mem_eq(one, two, size);
+    free(one);
+    free(two);
 }
 END_TEST
 
@@ -294,6 +313,8 @@ START_TEST(bad_recordings)
         { "csv", "turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n",
           "in.txt:1: ", "n_expert_used" },
         { "csv", "# model=x n_layer=0 n_expert=8 n_expert_used=2\n", "in.txt:1: ", "n_layer" },
+        { "csv", "# model=x n_layer=2 n_expert=8 n_expert_used=2 first_moe_layer=2\n", "in.txt:1: ",
+          "first_moe_layer" },
         { "csv", CSV_HEAD "0,0,0,0,0,1,0.5,0\n", "in.txt:6: ", "column" },
         { "csv", CSV_HEAD "0,0,0,0,0,one,0.5,0,1\n", "in.txt:6: ", "column 6" },
         { "csv", CSV_HEAD "0,2,0,0,0,1,0.5,0,1\n", "in.txt:6: ", "phase" },
@@ -346,7 +367,7 @@ int main(void)
     tcase_add_test(tcase, jsonl_may_count_dense_layers);
     tcase_add_test(tcase, csv_prompt_is_one_step);
     tcase_add_test(tcase, jsonl_step_of_several_tokens);
-    tcase_add_loop_test(tcase, exports_come_back, 0, 4);
+    tcase_add_loop_test(tcase, exports_come_back, 0, 8);
     tcase_add_test(tcase, bad_recordings);
     tcase_add_test(tcase, broken_xz_is_refused);
     suite_add_tcase(suite, tcase);
