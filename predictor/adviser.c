@@ -40,6 +40,8 @@ struct pred_adviser {
     uint32_t *source;                   /* [rows_max] row of the step */
     struct pred_context *contexts;      /* [rows_max] */
     uint32_t *ids;                      /* [rows_max x layers x top_k] */
+    uint32_t *future;                   /* the same, for who may know it; else NULL */
+    const uint32_t *foretold;           /* of the next step, until it begins */
     uint32_t routed;                    /* layers that are through */
     struct said *said;                  /* [KINDS x layers] */
     struct tier_hint *kept;             /* [KINDS x layers x hints_max] */
@@ -63,6 +65,8 @@ static int tables_create(struct pred_adviser *a)
     a->source = calloc(rows, sizeof a->source[0]);
     a->contexts = calloc(rows, sizeof a->contexts[0]);
     a->ids = calloc(rows * layers * a->top_k, sizeof a->ids[0]);
+    bool seer = a->predictor->ops->replay_only;
+    if (seer) a->future = calloc(rows * layers * a->top_k, sizeof a->future[0]);
     a->said = calloc(KINDS * layers, sizeof a->said[0]);
     a->kept = calloc(KINDS * hints, sizeof a->kept[0]);
     a->raw = calloc(KINDS * hints, sizeof a->raw[0]);
@@ -71,7 +75,7 @@ static int tables_create(struct pred_adviser *a)
     a->none = calloc(a->experts, sizeof a->none[0]);
     a->asked = calloc(a->experts, sizeof a->asked[0]);
     a->margins = calloc(a->options.ahead * rows * layers * a->experts + 1, sizeof a->margins[0]);
-    if (!a->source || !a->contexts || !a->ids || !a->said ||
+    if (!a->source || !a->contexts || !a->ids || (seer && !a->future) || !a->said ||
         !a->kept || !a->raw || !a->out || !a->scores || !a->none || !a->asked || !a->margins) {
         return -ENOMEM;
     }
@@ -112,6 +116,7 @@ void pred_adviser_destroy(struct pred_adviser *a)
     free(a->source);
     free(a->contexts);
     free(a->ids);
+    free(a->future);
     free(a->said);
     free(a->kept);
     free(a->raw);
@@ -127,7 +132,7 @@ size_t pred_adviser_bytes(const struct pred_adviser *a)
 {
     size_t rows = a->options.rows_max, layers = a->layers, hints = layers * a->options.hints_max;
     return sizeof *a + rows * (sizeof a->source[0] + sizeof a->contexts[0]) +
-           rows * layers * a->top_k * sizeof a->ids[0] +
+           rows * layers * a->top_k * sizeof a->ids[0] * (a->future ? 2 : 1) +
            KINDS * (layers * sizeof a->said[0] + hints * (sizeof a->kept[0] + sizeof a->raw[0])) +
            hints * sizeof a->out[0] +
            a->experts * (2 * sizeof a->scores[0] + 1) +
@@ -321,6 +326,19 @@ static float *margins_of(struct pred_adviser *a, uint32_t between, uint32_t r, u
     return a->margins + (row * a->layers + layer) * a->experts;
 }
 
+/* The routing of a row that was foretold, layer by layer as a context has it. */
+static const uint32_t *future_of(struct pred_adviser *a, const struct rows *rows, uint32_t row,
+                                 uint32_t r)
+{
+    if (!a->future || !a->foretold) return NULL;
+    uint32_t *to = a->future + (size_t)r * a->layers * a->top_k;
+    for (uint32_t l = 0; l < a->layers; l++) {
+        memcpy(to + l * a->top_k, a->foretold + ((size_t)l * rows->count + row) * a->top_k,
+               a->top_k * sizeof to[0]);
+    }
+    return to;
+}
+
 static void follow(struct pred_adviser *a, const struct rows *rows, uint32_t row)
 {
     uint32_t r = a->count++, token;
@@ -330,6 +348,7 @@ static void follow(struct pred_adviser *a, const struct rows *rows, uint32_t row
         .seq = rows->seqs[row], .token = token_of(rows, row),
         .previous_token = previous ? token : PRED_NO_TOKEN, .previous = previous,
         .ids = a->ids + (size_t)r * a->layers * a->top_k,
+        .future = future_of(a, rows, row, r),
     };
     for (uint32_t d = 0; d < a->options.ahead; d++) {
         a->contexts[r].ahead[d] = margins_of(a, d, r, 0);
@@ -364,11 +383,17 @@ static void rows_choose(struct pred_adviser *a, const struct rows *rows)
     MUST(a->predicted <= a->count);
 }
 
+void pred_adviser_foretell(struct pred_adviser *a, const uint32_t *ids)
+{
+    a->foretold = ids;
+}
+
 uint32_t pred_adviser_begin(struct pred_adviser *a, const uint64_t *seqs, const uint32_t *tokens,
                             const uint8_t *phases, uint32_t count, const struct tier_hint **hints)
 {
     struct rows rows = { seqs, tokens, phases, count };
     rows_choose(a, &rows);
+    a->foretold = NULL;
     for (uint32_t i = 0; i < KINDS * a->layers; i++) a->said[i].fresh = false;
     a->routed = 0;
     a->stats.steps++;

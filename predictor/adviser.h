@@ -62,6 +62,10 @@ int pred_adviser_create(struct pred_adviser **out, struct pred_predictor *predic
 void pred_adviser_destroy(struct pred_adviser *adviser);        /* accepts NULL */
 size_t pred_adviser_bytes(const struct pred_adviser *adviser);
 
+/* Replay, for a predictor that is replay_only: the whole routing of the step that begins next, as
+ * pred_step.expert_ids has it; the caller's until begin returns. */
+void pred_adviser_foretell(struct pred_adviser *adviser, const uint32_t *ids);
+
 /* A step of `count` rows begins: their sequences, tokens (PRED_NO_TOKEN = unknown; NULL = all
  * are) and phases (enum tier_phase). Nothing of them is kept. Returns the number of hints; they
  * live until the next call. */

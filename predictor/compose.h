@@ -14,7 +14,9 @@
 #ifndef PREDICTOR_COMPOSE_H
 #define PREDICTOR_COMPOSE_H
 
+#include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/err.h"
 #include "predictor/trace.h"
@@ -40,5 +42,11 @@ struct pred_compose_stats {
 int pred_compose(struct pred_trace_reader *from, const char *to,
                  const struct pred_compose_options *options, struct pred_compose_stats *stats,
                  struct base_err *err);
+
+/* The trace says of itself that it was composed; whoever reports on it says so too. */
+static inline bool pred_trace_composed(const struct pred_trace_header *header)
+{
+    return strncmp(header->source, "composed", sizeof "composed" - 1) == 0;
+}
 
 #endif

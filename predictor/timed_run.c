@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/must.h"
+#include "predictor/compose.h"
 #include "predictor/feed.h"
 #include "predictor/future.h"
 
@@ -190,6 +191,7 @@ static void step_run(struct run *run, const struct pred_step *step)
     uint64_t rest_ns = pred_machine_compute_ns(run->machine, PRED_PART_STEP, 0, step->token_count);
     for (uint32_t c = 0; c < run->count; c++) run->begin_ns[c] = pred_timed_now(run->timed[c]);
     if (run->adviser) {
+        pred_adviser_foretell(run->adviser, step->expert_ids);
         run->hint_count = pred_adviser_begin(run->adviser, step->seqs, step->tokens, step->phases,
                                              step->token_count, &run->hints);
         for (uint32_t c = 0; c < run->count; c++) hint(run, c);
@@ -347,6 +349,7 @@ static int learn(struct pred_adviser *adviser, struct pred_trace_reader *from,
     int rc;
     while ((rc = pred_trace_reader_next(from, PRED_WANT_STEPS, &item, err)) > 0) {
         const struct pred_step *step = &item.step;
+        pred_adviser_foretell(adviser, step->expert_ids);
         pred_adviser_begin(adviser, step->seqs, step->tokens, step->phases, step->token_count,
                            &unused);
         for (uint32_t l = 0; l < h->layers; l++) {
@@ -452,7 +455,7 @@ int pred_timed_run(const struct pred_timed_args *args, struct pred_timed_result 
                        .progress = args->progress };
     memset(results, 0, run.count * sizeof results[0]);
     *summary = (struct pred_timed_summary){
-        .composed = strncmp(run.header->source, "composed", 8) == 0,
+        .composed = pred_trace_composed(run.header),
         .sampled = run.header->sample < 1,
     };
     int rc = prepare(&run, summary, err);

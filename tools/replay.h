@@ -54,7 +54,7 @@ int cli_replay_config_set(struct cli_replay_config *config, const char *pair, st
 /* All keys and values, as a YAML that a server takes. */
 void cli_replay_config_print(FILE *to, const struct cli_replay_config *config);
 
-/* Tells about losses, torn tails and what-if on stderr. */
+/* Tells about composed batches, losses and torn tails on stderr. */
 void cli_replay_health(const char *path, const struct pred_trace_reader *reader);
 
 /* A pred_replay_progress's function; context is a struct cli_progress that was begun. A new `what`

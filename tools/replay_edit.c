@@ -229,10 +229,13 @@ static void info_text(const struct pred_trace_header *h, const struct pred_trace
                100.0 * (double)h->decide.tiers[t].slots / h->layers / h->experts);
     }
     printf("events    ");
+    bool any = false;
     for (int i = 1; i < EVENT_KINDS; i++) {
         if (s->events[i] > 0) printf(" %s %" PRIu64, event_names[i], s->events[i]);
+        any |= s->events[i] > 0;
     }
-    printf("; live counts at %" PRIu64 " places\n", s->counts);
+    if (any || s->counts > 0) printf("; live counts at %" PRIu64 " places\n", s->counts);
+    else puts(" none: routing alone");
     printf("file       %s in %" PRIu32 " part%s, %.4g bytes a token\n",
            base_str_bytes(bytes, sizeof bytes, health->file_bytes), health->parts,
            health->parts == 1 ? "" : "s",

@@ -55,10 +55,7 @@ static int print_json(const struct pred_score *scores, uint32_t count,
 {
     struct base_buf buf;
     base_buf_init(&buf);
-    base_buf_printf(&buf, "{\"capacity\":\"%s\",\"lead\":%" PRIu64 ",\"lookups\":%" PRIu64
-                    ",\"misses\":%" PRIu64 ",\"train_tokens\":%" PRIu64 ",\"test_tokens\":%" PRIu64
-                    ",\"predictors\":[", flags.capacity, flags.lead, total->lookups, total->misses,
-                    total->train_tokens, total->test_tokens);
+    base_buf_puts(&buf, "{\"predictors\":[");
     for (uint32_t p = 0; p < count; p++) {
         const struct pred_score *s = &scores[p];
         double covered[PRED_SCORE_DEPTHS], precision[PRED_SCORE_DEPTHS];
@@ -71,9 +68,7 @@ static int print_json(const struct pred_score *scores, uint32_t count,
                         share(s->in_2k, s->chosen));
         json_depths(&buf, "covered", covered);
         json_depths(&buf, "precision", precision);
-        base_buf_printf(&buf,
-                        ",\"wasted_per_useful\":%.6f,\"table_bytes\":%zu,\"predict_ns\":%.1f}",
-                        wasted(s), s->table_bytes, s->predict_ns);
+        base_buf_printf(&buf, ",\"wasted_per_useful\":%.6f}", wasted(s));
     }
     base_buf_puts(&buf, "]}");
     return cli_replay_print(&buf);
@@ -109,6 +104,16 @@ static int print_table(const struct pred_score *scores, uint32_t count,
     cli_table_print(table, stdout);
     cli_table_destroy(table);
     return 0;
+}
+
+static void remarks(const char *path, const struct pred_trace_reader *test,
+                    const struct pred_trace_reader *train, const struct pred_score_total *total)
+{
+    cli_replay_health(path, test);
+    cli_replay_health(flags.train, train);
+    fprintf(stderr, "learned on %" PRIu64 " tokens, scored on %" PRIu64 ": %" PRIu64
+                    " lookups, %" PRIu64 " of them misses at %s\n", total->train_tokens,
+            total->test_tokens, total->lookups, total->misses, flags.capacity);
 }
 
 /* Names from --predictor, cut in place, or all there are. */
@@ -155,6 +160,7 @@ int cli_replay_predict(int count, char **arguments)
         rc = pred_score_run(&args, scores, &total, &err);
         cli_progress_end(&bar);
     }
+    if (rc == 0 && !flags.quiet) remarks(arguments[0], test, train, &total);
     pred_trace_reader_close(train);
     pred_trace_reader_close(test);
     if (rc < 0) return cli_fail(1, &err);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "predictor/compose.h"
 #include "predictor/replay.h"
 #include "tools/replay_timed.h"
 
@@ -278,10 +279,11 @@ static int print_json(const struct plan *plan, const struct pred_case_result *re
     base_buf_json_escape(&buf, header->model, strlen(header->model));
     base_buf_printf(&buf,
                     "\",\"layers\":%" PRIu32 ",\"experts\":%" PRIu32 ",\"top_k\":%" PRIu32
-                    ",\"phase\":\"%s\",\"from\":\"%s\",\"gaps\":%" PRIu64 ",\"runs\":[",
+                    ",\"phase\":\"%s\",\"from\":\"%s\",\"composed\":%s,\"gaps\":%" PRIu64
+                    ",\"runs\":[",
                     header->layers, header->experts, header->top_k,
                     flags.phase ? flags.phase : "all", summary->from_events ? "events" : "steps",
-                    summary->gaps);
+                    pred_trace_composed(header) ? "true" : "false", summary->gaps);
     for (uint32_t i = 0; i < plan->count; i++) {
         const struct pred_case *c = &plan->cases[i];
         struct tier_counts sum = totals(&results[i]);

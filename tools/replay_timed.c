@@ -301,35 +301,82 @@ static int print_json(const struct plan *plan, const struct pred_timed_summary *
     return cli_replay_print(&buf);
 }
 
-static void table_row(struct cli_table *table, const struct plan *plan, uint32_t i)
+static void row_case(const struct plan *plan, uint32_t i, char text[2][32])
 {
-    enum { COLUMNS = 14 };
-    const struct pred_timed_result *r = &plan->results[i], *b = &plan->results[plan->belady[i]];
-    const struct pred_timed_stats *s = &r->stats;
-    struct pred_timed_counts all = all_cells(r);
-    double time = (double)r->time_ns, lookups = (double)all.lookups;
-    double per_token = ratio(1, (double)tokens_of(r));
-    char text[COLUMNS][32];
-    const char *cells[COLUMNS];
     snprintf(text[0], sizeof text[0], "%.31s", plan->cases[i].policy);
     snprintf(text[1], sizeof text[1], "%s %.4g%%", plan->cases[i].tier_count == 2 ? "hbm" : "dram",
              100 * plan->args->capacities[i]);
-    snprintf(text[2], sizeof text[2], "%.2f", tokens_per_second(r));
-    snprintf(text[3], sizeof text[3], "%.2f", 100 * ratio((double)all.hits, lookups));
-    snprintf(text[4], sizeof text[4], "%.2f", 100 * ratio((double)all.late, lookups));
-    snprintf(text[5], sizeof text[5], "%.1f", 100 * ratio((double)s->compute_ns, time));
-    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) {
-        snprintf(text[6 + w], sizeof text[0], "%.1f", 100 * ratio((double)s->wait_ns[w], time));
-    }
-    snprintf(text[10], sizeof text[0], "%.2f",
-             (double)(s->demand_bytes + s->prefetch_bytes) / 1e6 * per_token);
-    snprintf(text[11], sizeof text[0], "%.2f", (double)s->copy_up_bytes / 1e6 * per_token);
-    snprintf(text[12], sizeof text[0], "%.3f", ratio((double)b->time_ns, time));
-    snprintf(text[13], sizeof text[0], "%.3f",
-             ratio((double)pred_timed_bound_ns(&plan->machine, b), time));
-    for (int k = 0; k < COLUMNS; k++)
-        cells[k] = text[k];
+}
+
+static void row_add(struct cli_table *table, char (*text)[32], unsigned columns)
+{
+    const char *cells[16];
+    for (unsigned k = 0; k < columns; k++) cells[k] = text[k];
     cli_table_row(table, cells);
+}
+
+/* Where the time goes. */
+static int print_times(const struct plan *plan)
+{
+    static const char *const headings[] = { "policy",    "capacity",  "tokens/s",    "hit %",
+                                            "late %",    "compute %", "demand %",    "late wait %",
+                                            "copy %",    "slot %",    "of Belady",   "of bound" };
+    enum { COLUMNS = sizeof headings / sizeof headings[0] };
+    struct cli_table *table;
+    if (cli_table_create(&table, COLUMNS, headings) < 0) return 1;
+    for (uint32_t i = 0; i < plan->args->count; i++) {
+        const struct pred_timed_result *r = &plan->results[i], *b = &plan->results[plan->belady[i]];
+        struct pred_timed_counts all = all_cells(r);
+        double time = (double)r->time_ns, lookups = (double)all.lookups;
+        char text[COLUMNS][32];
+        row_case(plan, i, text);
+        snprintf(text[2], sizeof text[0], "%.2f", tokens_per_second(r));
+        snprintf(text[3], sizeof text[0], "%.2f", 100 * ratio((double)all.hits, lookups));
+        snprintf(text[4], sizeof text[0], "%.2f", 100 * ratio((double)all.late, lookups));
+        snprintf(text[5], sizeof text[0], "%.1f", 100 * ratio((double)r->stats.compute_ns, time));
+        for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) {
+            double waited = (double)r->stats.wait_ns[w];
+            snprintf(text[6 + w], sizeof text[0], "%.1f", 100 * ratio(waited, time));
+        }
+        snprintf(text[10], sizeof text[0], "%.3f", ratio((double)b->time_ns, time));
+        snprintf(text[11], sizeof text[0], "%.3f",
+                 ratio((double)pred_timed_bound_ns(&plan->machine, b), time));
+        row_add(table, text, COLUMNS);
+    }
+    cli_table_print(table, stdout);
+    cli_table_destroy(table);
+    return 0;
+}
+
+/* What moved for it, in MB a token. */
+static int print_bytes(const struct plan *plan)
+{
+    static const char *const headings[] = { "policy",    "capacity",   "read MB/t", "on demand",
+                                            "ahead",     "wasted",     "up MB/t",   "down MB/t",
+                                            "hinted",    "of use",     "late",      "overlap %" };
+    enum { COLUMNS = sizeof headings / sizeof headings[0] };
+    struct cli_table *table;
+    if (cli_table_create(&table, COLUMNS, headings) < 0) return 1;
+    for (uint32_t i = 0; i < plan->args->count; i++) {
+        const struct pred_timed_result *r = &plan->results[i];
+        const struct pred_timed_stats *s = &r->stats;
+        const uint64_t bytes[] = { s->demand_bytes + s->prefetch_bytes, s->demand_bytes,
+                                   s->prefetch_bytes, s->prefetch_wasted_bytes, s->copy_up_bytes,
+                                   s->copy_down_bytes, s->hinted_bytes, s->useful_bytes,
+                                   s->late_bytes };
+        char text[COLUMNS][32];
+        row_case(plan, i, text);
+        for (unsigned k = 0; k < sizeof bytes / sizeof bytes[0]; k++) {
+            double a_token = ratio((double)bytes[k] / 1e6, (double)tokens_of(r));
+            snprintf(text[2 + k], sizeof text[0], "%.2f", a_token);
+        }
+        snprintf(text[11], sizeof text[0], "%.1f", 100 * overlap(r));
+        row_add(table, text, COLUMNS);
+    }
+    putchar('\n');
+    cli_table_print(table, stdout);
+    cli_table_destroy(table);
+    return 0;
 }
 
 static void print_layers(const struct plan *plan, uint32_t i)
@@ -363,21 +410,13 @@ static void print_layers(const struct plan *plan, uint32_t i)
     cli_table_destroy(table);
 }
 
-static int print_table(const struct plan *plan)
+static int print_tables(const struct plan *plan)
 {
-    static const char *const headings[] = { "policy",    "capacity",  "tokens/s",  "hit %",
-                                            "late %",    "compute %", "demand %",  "late wait %",
-                                            "copy %",    "slot %",    "read MB/t", "copied MB/t",
-                                            "of Belady", "of bound" };
-    struct cli_table *table;
-    if (cli_table_create(&table, sizeof headings / sizeof headings[0], headings) < 0) return 1;
-    for (uint32_t i = 0; i < plan->args->count; i++)
-        table_row(table, plan, i);
-    cli_table_print(table, stdout);
-    cli_table_destroy(table);
-    for (uint32_t i = 0; i < plan->args->count && plan->args->layers; i++)
+    int rc = print_times(plan);
+    if (rc == 0) rc = print_bytes(plan);
+    for (uint32_t i = 0; i < plan->args->count && plan->args->layers && rc == 0; i++)
         print_layers(plan, i);
-    return 0;
+    return rc;
 }
 
 static void remarks(const struct plan *plan, const struct pred_timed_summary *summary)
@@ -386,9 +425,10 @@ static void remarks(const struct plan *plan, const struct pred_timed_summary *su
     fprintf(stderr, "what-if: the routing of %s on the virtual clock of %s\n",
             plan->header->model[0] ? plan->header->model : "an unnamed model",
             plan->machine.name[0] ? plan->machine.name : plan->args->machine);
-    if (summary->composed) {
-        fprintf(stderr, "composed: the batches were put together from single sequences, no server "
-                        "ran them so\n");
+    const struct pred_predictor_ops *ops = pred_predictor_find(plan->advice.predictor);
+    if (ops && ops->replay_only) {
+        fprintf(stderr, "bound: %s knows the routing of every step before it begins; what is left "
+                        "is bandwidth, slots and the governor\n", ops->name);
     }
     if (summary->live_steps_ns > 0) {
         fprintf(stderr, "live, when it was recorded: %.2f tokens/s\n", live_rate(summary));
@@ -415,7 +455,7 @@ int cli_replay_timed(const struct cli_timed_args *args, struct base_err *err)
     pred_trace_reader_close(plan.advice.train);
     if (rc >= 0) {
         if (!args->quiet) remarks(&plan, &summary);
-        rc = args->json ? print_json(&plan, &summary) : print_table(&plan);
+        rc = args->json ? print_json(&plan, &summary) : print_tables(&plan);
     }
     pred_timed_results_fini(plan.results, plan.count);
     return rc;

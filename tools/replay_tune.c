@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/str.h"
+#include "predictor/compose.h"
 #include "predictor/tune.h"
 
 enum { TRACES_MAX = 64 };
@@ -361,16 +362,17 @@ static void json_sum(struct base_buf *buf, const char *name, const struct pred_t
                     1 - sum->reads / lookups);
 }
 
-static int print_json(const struct pred_tune_result *r)
+static int print_json(const struct pred_tune_result *r, bool composed)
 {
     struct base_buf buf;
     base_buf_init(&buf);
     base_buf_printf(&buf,
-                    "{\"objective\":\"%s\",\"candidates\":%" PRIu64
+                    "{\"objective\":\"%s\",\"composed\":%s,\"candidates\":%" PRIu64
                     ",\"sequences\":%" PRIu64 ",\"held_out_sequences\":%" PRIu64
                     ",\"saved\":%.6f,\"saved_low\":%.6f,"
                     "\"saved_high\":%.6f,\"better\":%s,\"known_bytes\":%s,\"shared_text\":",
                     r->on_clock ? "time in ns" : r->known_bytes ? "bytes read" : "experts read",
+                    composed ? "true" : "false",
                     r->candidates, r->sequences, r->held_out_sequences, r->saved, r->saved_low,
                     r->saved_high, r->better ? "true" : "false", r->known_bytes ? "true" : "false");
     if (r->shared_text < 0) {
@@ -449,12 +451,17 @@ int cli_replay_tune(int count, char **arguments)
     }
     if (rc == 0) rc = tune(config, traces, (uint32_t)count, &result, &err);
     if (rc == 0) rc = write_yaml(config, &result, &err);
+    bool composed = false;
+    for (int i = 0; i < count && rc == 0; i++) {
+        composed |= pred_trace_composed(pred_trace_reader_header(traces[i]));
+        if (!flags.quiet) cli_replay_health(arguments[i], traces[i]);
+    }
     for (int i = 0; i < count; i++)
         pred_trace_reader_close(traces[i]);
     cli_replay_config_free(config);
     if (rc < 0) return cli_fail(1, &err);
     if (!flags.quiet) warn(&result);
-    if (flags.json) return print_json(&result);
+    if (flags.json) return print_json(&result, composed);
     tell(&result);
     return 0;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "predictor/compose.h"
 #include "predictor/import.h"
 #include "tools/replay.h"
 
@@ -58,6 +59,10 @@ void cli_replay_progress(void *context, const char *what, uint64_t done, uint64_
 void cli_replay_health(const char *path, const struct pred_trace_reader *reader)
 {
     struct pred_trace_health health;
+    if (pred_trace_composed(pred_trace_reader_header(reader))) {
+        fprintf(stderr, "composed: the batches of %s were put together from single sequences, no "
+                        "server ran them so\n", path);
+    }
     pred_trace_reader_health(reader, &health);
     if (health.torn_bytes > 0) {
         fprintf(stderr,

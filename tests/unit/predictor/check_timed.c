@@ -517,6 +517,46 @@ START_TEST(runs_add_up)
 }
 END_TEST
 
+/* Who knows the routing beforehand bounds what hints can do; prefill rows and batches too. */
+START_TEST(the_oracle_bounds_prediction)
+{
+    static const char *const kinds[] = { "", "blend", "oracle" };
+    struct pred_timed_result results[3];
+    struct pred_timed_summary summary;
+    struct pred_trace_reader *reader;
+    struct pred_machine machine;
+    struct base_err err = { 0 };
+    write_trace(support_path("timed.trace"), 40 + _i);
+    reckoned(&machine);
+    ck_assert_int_eq(pred_trace_reader_open(&reader, support_path("timed.trace"), &err), 0);
+    for (int k = 0; k < 3; k++) {
+        struct pred_timed_case one = {
+            .policy = "lru_with_prediction", .tier_count = 1, .slots = { 40 }, .prefill_share = 1,
+            .half_life_tokens = 16, .hinted = k > 0, .prefetch = k > 0,
+            .prefetch_inflight = 1 << 20, .prefetch_per_layer = 4,
+            .governor = { .share = 1, .waste_max = 1, .probability_min = 0.1, .fixed = true },
+        };
+        struct pred_timed_args args = { .reader = reader, .machine = &machine, .cases = &one,
+                                        .count = 1,
+                                        .advice.options = { .lead = 2, .hints_max = 8,
+                                                            .probability_min = 0.02,
+                                                            .rows_max = 16 } };
+        snprintf(args.advice.predictor, sizeof args.advice.predictor, "%s", kinds[k]);
+        int rc = pred_timed_run(&args, &results[k], &summary, &err);
+        ck_assert_msg(rc == 0, "%s", err.text);
+        ck_assert_int_eq(pred_trace_reader_rewind(reader, &err), 0);
+    }
+    pred_trace_reader_close(reader);
+    /* All that it hints is asked for: nothing that arrives in time is wasted. */
+    ck_assert_uint_gt(results[2].stats.hints_admitted, 200);
+    ck_assert_uint_eq(results[2].stats.wasted_bytes, 0);
+    ck_assert_uint_gt(results[1].stats.wasted_bytes, 0);
+    ck_assert_uint_lt(results[2].time_ns, results[1].time_ns);
+    ck_assert_uint_lt(results[2].time_ns, results[0].time_ns);
+    pred_timed_results_fini(results, 3);
+}
+END_TEST
+
 /* The descriptions that ship are read, and say something of every part. */
 START_TEST(machines_load)
 {
@@ -554,6 +594,7 @@ int main(void)
     tcase_add_loop_test(tcase, hints_agree, 0, 2);
     tcase_add_test(tcase, by_hand);
     tcase_add_loop_test(tcase, runs_add_up, 0, 3);
+    tcase_add_loop_test(tcase, the_oracle_bounds_prediction, 0, 3);
     tcase_add_test(tcase, machines_load);
     suite_add_tcase(suite, tcase);
     return support_run(suite);

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# tier-replay as its user meets it: what a composed trace, a prediction and a replay on the clock report, and what is
+# refused.
+set -euo pipefail
+bin=${EXPERTIER_BUILD:?}/bin
+machines=${EXPERTIER_SOURCE:?}/configs/machines
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+fail() { echo "FAILED: $*"; exit 1; }
+command -v python3 >/dev/null 2>&1 || { echo 'skip: python3 is not installed'; exit 77; }
+replay() { "$bin/tier-replay" "$@"; }
+# Exits 1 or 2 and says TEXT.
+refused() { # TEXT ARGUMENT...
+    local text=$1 code=0; shift
+    replay "$@" >"$work/said" 2>&1 || code=$?
+    [ "$code" = 1 ] || [ "$code" = 2 ] || fail "tier-replay $*: exit code $code: $(cat "$work/said")"
+    grep -qF -- "$text" "$work/said" || fail "tier-replay $* does not say \"$text\": $(cat "$work/said")"
+}
+# The expression must hold of the JSON in the file, d.
+holds() { # FILE EXPRESSION
+    python3 -c 'import json, sys; d = json.load(open(sys.argv[1])); sys.exit(not eval("(" + sys.argv[2] + ")"))' "$1" "$2" ||
+        fail "$2: $(head -c 2000 "$1")"
+}
+
+# Skewed routing of 24 sequences.
+awk 'BEGIN { srand(6)
+    print "{\"format\":\"routing-jsonl\",\"version\":1,\"model\":\"m\",\"layers\":3,\"first_moe_layer\":0,\"experts\":16,\"top_k\":2}"
+    for (s = 0; s < 24; s++) for (t = 0; t < 40; t++) {
+        line = sprintf("{\"seq\":%d,\"phase\":\"decode\",\"token\":%d,\"experts\":[", s, int(rand() * 50))
+        for (l = 0; l < 3; l++) { a = int(16 * rand() ^ 3); do b = int(16 * rand() ^ 2); while (b == a)
+            line = line (l ? "," : "") "[" a "," b "]" }
+        print line "]}" } }' >"$work/t.jsonl"
+replay import --from jsonl "$work/t.jsonl" -o "$work/t" --quiet
+replay cut "$work/t" --sequences even -o "$work/even" --quiet
+replay cut "$work/t" --sequences odd -o "$work/odd" --quiet
+replay info "$work/t" | grep -q 'routing alone' || fail 'info does not say that there are no events'
+
+# A prediction: these members and no others, the same from the same traces.
+replay predict "$work/odd" --train "$work/even" --capacity 25% --json --quiet >"$work/p.json"
+holds "$work/p.json" 'list(d) == ["predictors"] and [p["name"] for p in d["predictors"]] == ["none", "frequency",
+    "previous_token", "token_table", "transition", "context", "blend", "oracle"]'
+holds "$work/p.json" 'all(list(p) == ["name", "recall_k", "recall_2k", "covered", "precision", "wasted_per_useful"] and
+    list(p["covered"]) == list(p["precision"]) == ["1", "2", "4"] and
+    0 < p["covered"]["1"] <= p["covered"]["2"] <= p["covered"]["4"] <= 1 for p in d["predictors"])'
+replay predict "$work/odd" --train "$work/even" --capacity 25% --json --quiet | cmp - "$work/p.json"
+
+# Batches that nobody ran: every report says so.
+printf 'TIMESTAMP,ContextTokens,GeneratedTokens\n' >"$work/arrivals.csv"
+for i in $(seq 10 33); do echo "2023-11-16 18:17:$i.0000000,1,39"; done >>"$work/arrivals.csv"
+replay compose "$work/t" --arrivals "$work/arrivals.csv" --users 4 -o "$work/c" --quiet
+for command in "run $work/c" "run $work/c --machine $machines/8xh20.yaml" "tune $work/c -o $work/c.yaml" \
+    "predict $work/c --train $work/t"; do
+    # shellcheck disable=SC2086
+    replay $command --json >"$work/c.json" 2>"$work/c.err" || fail "$command: $(cat "$work/c.err")"
+    grep -q '^composed: ' "$work/c.err" || fail "$command does not say that it was composed: $(cat "$work/c.err")"
+    case $command in predict*) ;; *) holds "$work/c.json" 'd["composed"] is True' ;; esac
+done
+replay report "$work/c" -o "$work/c.html" --quiet
+grep -q composed "$work/c.html" || fail 'the page does not say that it was composed'
+replay run "$work/t" --json >"$work/t.json" 2>"$work/t.err"
+holds "$work/t.json" 'd["composed"] is False'
+if grep -q composed "$work/t.err"; then fail 'a trace of a server is called composed'; fi
+
+# On the clock: the parts of the time, the bytes, the bounds, on every machine that ships.
+for machine in "$machines"/*.yaml; do
+    for kind in none blend oracle; do
+        replay run "$work/t" --machine "$machine" --policy lfu,belady --capacity 50% --predictor "$kind" --layers --json \
+            >"$work/r.json" 2>"$work/r.err" || fail "$machine, $kind: $(cat "$work/r.err")"
+        holds "$work/r.json" 'all(abs(r["seconds"] - r["compute_seconds"] - sum(r["wait_seconds"].values())) < 1e-5 and
+            list(r["wait_seconds"]) == ["demand", "late", "copy", "slot"] and 0 <= r["overlap"] <= 1 and
+            {"demand", "prefetch", "prefetch_wasted", "copy_up", "copy_down"} == set(r["bytes"]) and
+            len(r["by_layer"]) == 3 and 0 < r["of_bandwidth_bound"] <= 1 and r["of_belady"] > 0 for r in d["runs"]) and
+            d["runs"][1]["of_belady"] == 1'
+        cp "$work/r.json" "$work/$kind.json"
+    done
+done
+python3 - "$work" <<'PY' || fail 'the oracle knows less than blend'
+import json, sys
+hits = {k: json.load(open(f"{sys.argv[1]}/{k}.json"))["runs"][0]["hits"] for k in ("none", "blend", "oracle")}
+print(hits)
+sys.exit(not hits["oracle"] > max(hits["none"], hits["blend"]))
+PY
+replay run "$work/t" --machine "$machines/8xh20.yaml" --policy lfu --capacity 50% --predictor oracle >"$work/told" 2>&1
+for text in 'tokens/s' 'late wait %' 'of Belady' 'of bound' 'ahead' 'wasted' 'overlap %' 'bound: oracle'; do
+    grep -q "$text" "$work/told" || fail "the table has no \"$text\": $(cat "$work/told")"
+done
+
+# What cannot work is refused in words.
+refused 'prefetch.experts_per_layer_max' run "$work/t" --machine "$machines/8xh20.yaml" --policy lru --capacity 25% \
+    --predictor blend --set prefetch.enabled=true
+refused 'hidden states' run "$work/t" --machine "$machines/8xh20.yaml" --predictor lookahead
+refused 'crystal_ball' run "$work/t" --machine "$machines/8xh20.yaml" --predictor crystal_ball
+refused 'model.expert_bytes' run "$work/t" --machine "$machines/8xh20.yaml" --machine-set model.expert_bytes=0
+refused '--train' predict "$work/t"
+refused 'crystal_ball' predict "$work/t" --train "$work/t" --predictor crystal_ball
+refused 'lookahead' predict "$work/t" --train "$work/t" --predictor lookahead
+refused 'composed' compose "$work/c" --arrivals "$work/arrivals.csv" -o "$work/d"
+refused "$work/none" info "$work/none"
+refused 'not a trace' info "$work/t.jsonl"
+refused 'batch' export "$work/c" --to csv -o "$work/c.csv"
+[ ! -e "$work/c.csv" ] && [ ! -e "$work/d" ] || fail 'what was refused left a file'
+echo 'predict, compose, clock and refusals as they should be'
