@@ -9,4 +9,4 @@ trap 'rm -rf "$work"' EXIT
 "$EXPERTIER_BUILD/bin/tier-replay" import --from jsonl "$data" -o "$work/t" --quiet
 "$EXPERTIER_BUILD/bin/tier-replay" tune "$work/t" --set policy.eviction=lru --set predictor.kind=none \
     -o "$work/tuned.yaml" --explain | tee "$work/told"
-awk '/^saved/ { sub(/%/, "", $2); found = 1; exit !($2 >= 5) } END { if (!found) exit 1 }' "$work/told"
+awk '/^saved/ { sub(/%/, "", $2); found = 1; exit !($2 + 0 >= 5) } END { if (!found) exit 1 }' "$work/told"
