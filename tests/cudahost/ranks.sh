@@ -97,7 +97,7 @@ if [ -n "$long" ]; then
     done
 fi
 model=$work/wide-fp8
-ended=0
+ended=0 late=0
 # shellcheck disable=SC2086
 RANK_BITS_SHORT=1 "$bits" $card tiers.hbm.capacity=100% tiers.dram.capacity=100% "$model" >"$work/next" 2>"$work/err" ||
     fail "one rank: $(cat "$work/err")"
@@ -109,12 +109,14 @@ for each in $fails; do
     RANK_BITS_SHORT=1 RANK_BITS_TWICE=1 timeout 120 bash "$source_dir/tests/support/ranks.sh" 2 bash "$work/rank" "$bits" \
         $card ranks.comm=$by tiers.hbm.capacity=100% tiers.dram.capacity=100% "$model" >"$work/have" 2>"$work/err" ||
         fail "$by, rank $victim, $fail: $(cat "$work/err")"
-    diff "$work/next" "$work/have" || fail "$by, rank $victim, $fail: the next answers have other bits"
+    # Over nccl there are fewer copies: so late a one may be among the next answers'.
+    grep -q '^  failed the second time: .*device cuda: rank' "$work/err" && [ -n "$long" ] && late=$((late + 1)) ||
+        diff "$work/next" "$work/have" || fail "$by, rank $victim, $fail: the next answers have other bits"
     grep -q "failed: .*device cuda: rank $victim: .* failed in this step" "$work/err" && ended=$((ended + 1))
     unset victim fail
 done
 [ $ended = "$(echo "$fails" | wc -w)" ] || [ -n "$long" ] || fail "no request says which rank failed: $(cat "$work/err")"
-echo "$(echo "$fails" | wc -w) jobs, in each a call failed on one rank: the next requests were answered"
+echo "$(echo "$fails" | wc -w) jobs, in each a call failed on one rank: the next requests were answered ($late: it was among those)"
 
 # A job over the stand-in of NCCL: its bits in have, what it was told in err.
 short_nccl() {

@@ -3,8 +3,9 @@
  *
  *     rank_bits [KEY=VALUE...] MODEL...      alone, or under mpirun
  *
- * RANK_BITS_SHORT: prompts and answers of an eighth. RANK_BITS_TWICE: everything once before, which
- * may fail; then reasons go to stderr, and what is printed is the second time.
+ * RANK_BITS_SHORT: prompts and answers of an eighth. RANK_BITS_TWICE: everything once before; what
+ * is printed is the second time, and why an answer failed goes to stderr, "failed" or "failed the
+ * second time".
  * RANK_BITS_NUMBERS: what each rank holds, on stderr. */
 #include <check.h>
 #include <stdio.h>
@@ -49,9 +50,11 @@ static void show(const struct run *run)
     printf("%-22s", run->stack.shape.name);
     for (uint32_t i = 0; i < run->answer_count; i++) {
         const struct run_answer *answer = &run->answers[i];
-        if (getenv("RANK_BITS_TWICE") && i < ANSWERS) {
-            if (answer->finish == ENG_FAILED) fprintf(stderr, "  failed: %s\n", answer->error);
-            continue;
+        if (getenv("RANK_BITS_TWICE")) {
+            if (answer->finish == ENG_FAILED)
+                fprintf(stderr, "  failed%s: %s\n", i < ANSWERS ? "" : " the second time",
+                        answer->error);
+            if (i < ANSWERS) continue;
         }
         printf(" %016llx %u", (unsigned long long)answer->rows_hash, answer->token_count);
     }
