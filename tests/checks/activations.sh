@@ -10,7 +10,7 @@ for to in int8:128 int4:32; do
         --group "${to#*:}" --allow-larger >/dev/null
 done
 index=$(mktemp -d "$EXPERTIER_BUILD/activations_XXXXXX")
-trap 'rm -rf "$index"' EXIT
+if [ $# -gt 0 ]; then trap 'rm -rf "$index"' EXIT; else trap 'rm -rf "$index" "$work"' EXIT; fi
 rounds=${ROUNDS:-5}
 for weights in fp8 int8 int4; do
     for bench in decode prefill; do
