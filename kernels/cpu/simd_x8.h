@@ -8,7 +8,7 @@
 /* Scales of so many columns are made at a time. */
 enum { X8_CHUNK = 2048, X8_CHUNK_SCALES = X8_CHUNK / KERN_GROUP_SMALL };
 
-enum { X8_VECTORS = 2, X8_LINE = 64, X8_PAIR = 2 };
+enum { X8_VECTORS = 2, X8_LINE = 64, X8_PAIR = 2, X8_LONG = 32 << 10, X8_LONG_INT4 = 20 << 10 };
 
 /* What one row of activations holds of a span. */
 struct x8_operand {
@@ -101,7 +101,7 @@ VEC_INLINE void x8_scales(float *to, const uint8_t *weight, const float *x, uint
 struct x8_rows {
     const uint8_t *row, *scales;
     size_t row_step, scales_step;
-    size_t ahead; /* bytes that a single row is prefetched ahead; 0: not */
+    size_t ahead; /* bytes that rows are prefetched ahead in the order of memory; 0: not */
 };
 
 /* y[r * step] = row r times one operand row, for `count` rows. */
@@ -123,8 +123,11 @@ VEC_INLINE void x8_dots(const struct kern_matrix *w, enum kern_dtype dtype, uint
         for (uint32_t k = chunk; k < end; k += KERN_GROUP_LARGE) {
             const struct x8_operand o = x8_operand_load(dtype, group, digits, &x, k);
             if (rows->ahead > 0) {
-                __builtin_prefetch(rows->row + k + rows->ahead, 0, 2);
-                __builtin_prefetch(rows->row + k + rows->ahead + X8_LINE, 0, 2);
+                const uint32_t lines = count * (dtype == KERN_INT4 ? 1 : X8_VECTORS);
+                const uint8_t *from =
+                    rows->row + rows->ahead + (size_t)k / KERN_GROUP_LARGE * lines * X8_LINE;
+                UNROLL for (uint32_t i = 0; i < lines; i++)
+                    __builtin_prefetch(from + i * X8_LINE, 0, 2);
             }
             UNROLL for (uint32_t r = 0; r < count; r++)
                 x8_span(dtype, group, digits,
@@ -148,27 +151,39 @@ VEC_INLINE void x8_dots(const struct kern_matrix *w, enum kern_dtype dtype, uint
     }
 }
 
+/* Whether a row of activations takes so much of the first-level cache that each line of weights
+ * waits for some of it: then four neighbouring rows share it, and the next four are prefetched
+ * (README.md has the limits). */
+VEC_INLINE bool x8_long(const struct kern_matmul *args, enum kern_dtype dtype)
+{
+    return args->m == 1 && kern_x8_bytes(args->w->cols, args->x8_digits) >
+                               (dtype == KERN_INT4 ? X8_LONG_INT4 : X8_LONG);
+}
+
 /* INT8 against three digits takes about as long to multiply as to read: the processor looks too few
  * lines ahead to begin the next page of 4 KiB in time, and its prefetcher stops at each. So lines
  * are asked for two pages ahead, into the second-level cache, one long stream. Against one digit
  * this only costs (README.md). */
-VEC_INLINE size_t x8_ahead(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t digits)
+VEC_INLINE size_t x8_ahead(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t digits,
+                           uint32_t count)
 {
+    if (x8_long(args, dtype)) return count > 1 ? count * row_bytes(dtype, args->w->cols) : 0;
     return args->m == 1 && dtype == KERN_INT8 && digits == KERN_X8_FULL ? VEC_X8_AHEAD : 0;
 }
 
 /* Blocks of `count` rows against all operand rows; returns the row after the last block. With one
- * operand row a block's rows lie far apart, else they are neighbours. */
+ * short operand row a block's rows lie far apart, else they are neighbours. */
 VEC_INLINE uint32_t x8_blocks(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t group,
                               uint32_t digits, uint32_t count, uint32_t row_begin, uint32_t row_end)
 {
     const struct kern_matrix *w = args->w;
     const uint32_t blocks = (row_end - row_begin) / count;
-    const uint32_t step = args->m > 1 ? 1 : blocks, next = args->m > 1 ? count : 1;
+    const bool near = args->m > 1 || x8_long(args, dtype);
+    const uint32_t step = near ? 1 : blocks, next = near ? count : 1;
     const size_t bytes = row_bytes(dtype, w->cols), scales = (w->cols + group - 1) / group * 2;
     struct x8_rows rows = { (const uint8_t *)w->data + row_begin * bytes,
                             (const uint8_t *)w->scales + row_begin * scales, step * bytes,
-                            step * scales, x8_ahead(args, dtype, digits) };
+                            step * scales, x8_ahead(args, dtype, digits, count) };
     for (uint32_t i = 0; i < blocks; i++) {
         for (uint32_t m = 0; m < args->m; m++)
             x8_dots(w, dtype, group, digits, count, &rows,
@@ -183,7 +198,7 @@ VEC_INLINE uint32_t x8_blocks(const struct kern_matmul *args, enum kern_dtype dt
 VEC_INLINE void x8_product(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t group,
                            uint32_t digits, uint32_t row_begin, uint32_t row_end)
 {
-    if (args->m > 1) {
+    if (args->m > 1 || x8_long(args, dtype)) {
         row_begin = x8_blocks(args, dtype, group, digits, VEC_GEMV_ROWS, row_begin, row_end);
     } else if (dtype == KERN_INT4 || (digits == KERN_X8_FULL && group == KERN_GROUP_SMALL &&
                                       VEC_X8_AHEAD == 0)) {

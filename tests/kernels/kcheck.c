@@ -222,8 +222,8 @@ static bool check_matmul_long(struct kcase *c)
 
 static bool check_matmul_x8(struct kcase *c)
 {
-    const uint32_t rows = 1 + below(c, 30), m = 1 + below(c, 6);
-    const uint32_t cols = 1 + below(c, below(c, 4) ? 500 : 5000);
+    const uint32_t rows = 1 + below(c, 30), m = 1 + below(c, below(c, 2) ? 1 : 6);
+    const uint32_t cols = 1 + below(c, below(c, 4) ? 500 : 7000);
     struct kern_matrix w = { .dtype = below(c, 2) ? KERN_INT8 : KERN_INT4,
                              .rows = rows,
                              .cols = cols };
