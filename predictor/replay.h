@@ -62,12 +62,14 @@ int pred_replay_run(struct pred_trace_reader *reader, const struct pred_case *ca
 void pred_replay_results_fini(struct pred_case_result *results, uint32_t count);
 
 /* What the live server counted, and what replaying its events counts, at the last place where the
- * trace holds live counts. */
+ * trace holds live counts, or at the first where the two differ. */
 struct pred_exact {
     uint32_t tier_count;
     struct pred_trace_counts live, replayed;
     uint64_t events, steps;
     uint32_t checks;            /* places where counts were compared */
+    uint32_t differing;         /* of them */
+    uint64_t differing_step;    /* steps before the first of those */
     bool same;                  /* at every one of them */
 };
 

@@ -58,6 +58,22 @@ static int refuse_inexact(const struct pred_trace_header *header, struct base_er
     return 0;
 }
 
+static void compare(struct pred_exact *exact, const struct tier_decide *decide,
+                    const struct pred_trace_counts *live)
+{
+    struct pred_trace_counts replayed;
+    counts_of(decide, exact->tier_count, &replayed);
+    if (exact->same) {                  /* else the first difference stays */
+        exact->replayed = replayed;
+        exact->live = *live;
+    }
+    exact->checks++;
+    if (same_counts(live, &replayed)) return;
+    if (exact->same) exact->differing_step = exact->steps;
+    exact->differing++;
+    exact->same = false;
+}
+
 static int exact_item(struct pred_exact *exact, struct tier_decide *decide,
                       const struct pred_trace_item *item, struct base_err *err)
 {
@@ -70,10 +86,7 @@ static int exact_item(struct pred_exact *exact, struct tier_decide *decide,
         exact->steps++;
         return 0;
     case PRED_ITEM_COUNTS:
-        counts_of(decide, exact->tier_count, &exact->replayed);
-        exact->live = item->counts;
-        exact->checks++;
-        exact->same &= same_counts(&exact->live, &exact->replayed);
+        compare(exact, decide, &item->counts);
         return 0;
     case PRED_ITEM_EVENT:
         exact->events++;

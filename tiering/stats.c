@@ -167,6 +167,18 @@ void tier_snapshot(struct tier *t, struct tier_snapshot *out)
     tier_publish_get(&t->publish, 0, out, sizeof *out);
 }
 
+void tier_counts_now(const struct tier *t,
+                     struct tier_counts cells[TIER_RESIDENT_TIERS_MAX][TIER_CELL_COUNT])
+{
+    MUST(t->magic == TIER_MAGIC);
+    memset(cells, 0, TIER_RESIDENT_TIERS_MAX * sizeof cells[0]);
+    for (uint32_t i = 0; i < t->tiers; i++) {
+        for (int c = 0; c < TIER_CELL_COUNT; c++) {
+            cells[i][c] = *tier_decide_counts(t->decide, i, (enum tier_cell)c);
+        }
+    }
+}
+
 int tier_snapshot_layers(struct tier *t, struct tier_layer_stats *out, uint32_t layers)
 {
     if (layers < t->layers) return -ERANGE;

@@ -277,6 +277,10 @@ struct tier_snapshot {
 };
 /* Any thread, at any time; never blocks the engine. */
 void tier_snapshot(struct tier *tier, struct tier_snapshot *out);
+/* The engine's thread: the cells of this moment, after all events that the observer was told of. A
+ * snapshot is of the last tier_step_end. */
+void tier_counts_now(const struct tier *tier,
+                     struct tier_counts cells[TIER_RESIDENT_TIERS_MAX][TIER_CELL_COUNT]);
 /* [layers] and [layers x experts]: lookups per expert, and a bit per tier that it is resident in (1
  * = the top one); return -ERANGE if the array is too small. */
 int tier_snapshot_layers(struct tier *tier, struct tier_layer_stats *out, uint32_t layers);

@@ -35,8 +35,9 @@ static int print_json(const struct pred_exact *exact, const struct pred_trace_he
     struct base_buf buf;
     base_buf_init(&buf);
     base_buf_printf(&buf, "{\"what_if\":false,\"same\":%s,\"events\":%" PRIu64 ",\"steps\":%" PRIu64
-                    ",\"checks\":%" PRIu32 ",\"runs\":[", exact->same ? "true" : "false",
-                    exact->events, exact->steps, exact->checks);
+                    ",\"checks\":%" PRIu32 ",\"differing\":%" PRIu32 ",\"runs\":[",
+                    exact->same ? "true" : "false", exact->events, exact->steps, exact->checks,
+                    exact->differing);
     for (uint32_t t = 0; t < exact->tier_count; t++) {
         const struct tier_decide_tier *tier = &header->decide.tiers[t];
         double per_layer = (double)tier->slots / header->layers;
@@ -56,20 +57,25 @@ static int print_json(const struct pred_exact *exact, const struct pred_trace_he
 static void add_row(struct cli_table *table, const char *tier, const char *cell, const char *side,
                     const struct tier_counts *counts)
 {
-    char text[5][32];
-    const char *cells[] = { tier, cell, side, text[0], text[1], text[2], text[3], text[4] };
+    char text[8][32];
+    const char *cells[] = { tier,    cell,    side,    text[0], text[1], text[2],
+                            text[3], text[4], text[5], text[6], text[7] };
     snprintf(text[0], sizeof text[0], "%" PRIu64, counts->lookups);
     snprintf(text[1], sizeof text[1], "%" PRIu64, counts->resident);
     snprintf(text[2], sizeof text[2], "%" PRIu64, counts->misses);
     snprintf(text[3], sizeof text[3], "%" PRIu64, counts->evictions);
     snprintf(text[4], sizeof text[4], "%.2f", 100 * cli_replay_rate(counts));
+    snprintf(text[5], sizeof text[5], "%" PRIu64, counts->prefetch_admissions);
+    snprintf(text[6], sizeof text[6], "%" PRIu64, counts->prefetch_used);
+    snprintf(text[7], sizeof text[7], "%" PRIu64, counts->in_place);
     cli_table_row(table, cells);
 }
 
 static int print_table(const struct pred_exact *exact)
 {
     static const char *const headings[] = { "tier",     "cell",   "counts",    "lookups",
-                                            "resident", "misses", "evictions", "resident %" };
+                                            "resident", "misses", "evictions", "resident %",
+                                            "ahead",    "of use", "in place" };
     struct cli_table *table;
     if (cli_table_create(&table, sizeof headings / sizeof headings[0], headings) < 0) return 1;
     for (uint32_t t = 0; t < exact->tier_count; t++) {
@@ -88,6 +94,20 @@ static void show_progress(void *context, const char *what, uint64_t done, uint64
 {
     (void)what;
     cli_progress_bytes(context, done, total);
+}
+
+static void tell(const char *path, const struct pred_exact *exact)
+{
+    if (exact->same) {
+        fprintf(stderr, "%s: replayed counts equal the live ones at %" PRIu32 " place%s", path,
+                exact->checks, exact->checks == 1 ? "" : "s");
+    } else {
+        fprintf(stderr, "%s: replayed counts DIFFER at %" PRIu32 " of %" PRIu32 " places; shown is "
+                        "the first, after step %" PRIu64, path, exact->differing, exact->checks,
+                exact->differing_step);
+    }
+    fprintf(stderr, ", over %" PRIu64 " events and %" PRIu64 " steps\n", exact->events,
+            exact->steps);
 }
 
 int cli_replay_exact(const char *path, bool json, bool quiet)
@@ -110,10 +130,7 @@ int cli_replay_exact(const char *path, bool json, bool quiet)
     if (!quiet) cli_replay_health(path, reader);
     int code = json ? print_json(&exact, pred_trace_reader_header(reader)) : print_table(&exact);
     if (!quiet) {
-        fprintf(stderr,
-                "%s: %s at %" PRIu32 " place%s, over %" PRIu64 " events and %" PRIu64 " steps\n",
-                path, exact.same ? "replayed counts equal the live ones" : "replayed counts DIFFER",
-                exact.checks, exact.checks == 1 ? "" : "s", exact.events, exact.steps);
+        tell(path, &exact);
     }
     pred_trace_reader_close(reader);
     return exact.same ? code : 1;

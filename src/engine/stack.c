@@ -289,13 +289,13 @@ static void on_event(void *context, const struct tier_event *event)
     if (stack->observer.event) stack->observer.event(stack->observer.context, event);
 }
 
+/* Of this moment, not of the last snapshot: replay compares with what all events before it make. */
 static void trace_counts(struct eng_stack *stack)
 {
-    struct tier_snapshot snapshot;
-    struct pred_trace_counts counts;
-    tier_snapshot(stack->tier, &snapshot);
-    counts.tier_count = snapshot.tier_count;
-    memcpy(counts.cells, snapshot.cells, sizeof counts.cells);
+    struct pred_trace_counts counts = {
+        .tier_count = tier_decide_config_of(stack->tier)->tier_count,
+    };
+    tier_counts_now(stack->tier, counts.cells);
     pred_trace_writer_counts(stack->trace, &counts);
 }
 

@@ -47,4 +47,12 @@ done
 for inclusion in exclusive inclusive; do
     live "three tiers, $inclusion" "${hints[@]}" --set prefetch.governor=fixed --set tiers.hbm.capacity=15% --set "tiers.inclusion=$inclusion" --set tiers.dram.capacity=40%
 done
+# A trace holds the live counts every 256 steps too: they are of that moment, with all events before them.
+for governor in auto fixed; do
+    "$bin/tier-bench" decode --model "$model" --quiet --rounds 3 --tokens 200 --set "tiers.nvme.index=$work/expertier.index" \
+        --set "trace.path=$work/long.$governor" --set tiers.dram.capacity=25% --set "prefetch.governor=$governor" >/dev/null
+    "$bin/tier-replay" run "$work/long.$governor" --as-recorded --json >"$work/replay.json" 2>"$work/replay.err" ||
+        fail "600 steps: replay differs: $(cat "$work/replay.json" "$work/replay.err")"
+    grep -q '"checks":3,"differing":0' "$work/replay.json" || fail "not three places to compare: $(cat "$work/replay.json")"
+done
 [ "$runs" = 19 ] || fail "only $runs of 19 settings ran"

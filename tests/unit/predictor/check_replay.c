@@ -389,6 +389,10 @@ START_TEST(a_difference_is_found)
     struct pred_trace_reader *r = open_trace(trace);
     ck_assert_int_eq(pred_replay_exact(r, &exact, NULL, &err), 0);
     ck_assert(!exact.same);
+    ck_assert_uint_eq(exact.differing, 1);
+    ck_assert_uint_eq(exact.differing_step, exact.steps);
+    ck_assert_uint_eq(exact.live.cells[0][TIER_CELL_DECODE].misses,
+                      exact.replayed.cells[0][TIER_CELL_DECODE].misses + 1);
     pred_trace_reader_close(r);
     write_live(trace, "lru", 5, 0, 7 * LAYERS); /* another configuration than recorded */
     r = open_trace(trace);
