@@ -8,9 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
+#include "base/log.h"
 #include "base/mem.h"
 #include "base/must.h"
 #include "engine/ranks.h"
+#include "engine/weights_read.h"
 
 enum { WEIGHT_ALIGN = 64, NAME_MAX_BYTES = 160 };
 
@@ -26,6 +29,7 @@ struct loader {
     int rc;                     /* the first failure; everything after it is skipped */
     char *memory;               /* NULL in the counting pass */
     uint64_t used;
+    struct eng_reads reads;     /* of matrices, until all are known */
     char prefix[64];            /* "model.layers.3." */
 };
 
@@ -86,65 +90,16 @@ static bool check_shape(struct loader *loader, const struct model_tensor *tensor
     return false;
 }
 
-/* Rows and columns of a matrix that this rank holds. */
-struct part {
-    uint32_t row, row_end, col, col_end;
-};
-
-/* Columns come row by row out of a buffer of many rows. */
-static int read_columns(struct loader *loader, const struct model_tensor *tensor,
-                        const struct part *part, uint64_t size, char *to)
+/* Noted here, read after the walk (weights_read.h). */
+static void *note_part(struct loader *loader, const struct model_tensor *tensor,
+                       const struct eng_part *part)
 {
-    enum { BUFFER_BYTES = 4 << 20 };
-    uint64_t row_bytes = tensor->shape[1] * size, wanted = (part->col_end - part->col) * size;
-    uint64_t batch = BUFFER_BYTES / row_bytes + 1;
-    char *buffer = malloc(batch * row_bytes);
-    int rc = buffer ? 0 : -ENOMEM;
-    for (uint64_t row = part->row; rc == 0 && row < part->row_end; row += batch) {
-        uint64_t count = part->row_end - row < batch ? part->row_end - row : batch;
-        rc = model_files_read_part(loader->files, tensor, row * row_bytes, count * row_bytes,
-                                   buffer, loader->err);
-        for (uint64_t i = 0; rc == 0 && i < count; i++) {
-            memcpy(to, buffer + i * row_bytes + part->col * size, wanted);
-            to += wanted;
-        }
-    }
-    free(buffer);
-    return rc;
-}
-
-static void *read_part(struct loader *loader, const struct model_tensor *tensor,
-                       const struct part *part, uint64_t *bytes)
-{
-    uint64_t size = model_dtype_bytes(tensor->dtype), rows = part->row_end - part->row;
-    uint64_t cols = part->col_end - part->col;
-    *bytes = rows * cols * size;
-    char *to = place(loader, *bytes);
-    if (!to || *bytes == 0) return to;
-    int rc = cols == tensor->shape[1]
-                 ? model_files_read_part(loader->files, tensor, part->row * cols * size, *bytes,
-                                         to, loader->err)
-                 : read_columns(loader, tensor, part, size, to);
-    if (rc < 0) loader->rc = rc;
-    return rc < 0 ? NULL : to;
-}
-
-static void check_fp8(struct loader *loader, const struct model_tensor *tensor,
-                      const struct part *part, const void *data, uint64_t bytes)
-{
-    const unsigned char *codes = data;
-    uint64_t cols = part->col_end - part->col;
-    for (uint64_t i = 0; i < bytes; i++) {
-        if ((codes[i] & 0x7f) == 0x7f) {
-            uint64_t at = (part->row + i / cols) * tensor->shape[1] + part->col + i % cols;
-            loader->rc =
-                base_err_set(loader->err, BASE_EFORMAT,
-                             "%s: tensor '%s' holds FP8 code 0x%02x (NaN) at element %" PRIu64
-                             "; the checkpoint is damaged",
-                             loader->shape->name, tensor->name, codes[i], at);
-            return;
-        }
-    }
+    const uint64_t cols = part->col_end - part->col, rows = part->row_end - part->row;
+    const uint64_t bytes = rows * cols * model_dtype_bytes(tensor->dtype);
+    const struct eng_read read = { tensor, *part, place(loader, bytes) };
+    if (!read.to || bytes == 0) return read.to;
+    loader->rc = eng_reads_add(&loader->reads, &read);
+    return loader->rc < 0 ? NULL : read.to;
 }
 
 static int read_scale_table(struct loader *loader, const struct model_tensor *tensor,
@@ -175,7 +130,8 @@ static uint32_t divisor(uint32_t a, uint32_t b)
 /* The scales of a part. Its columns begin where a scale does; rows may begin within one: then each
  * scale is written for fewer rows, and more often. */
 static const void *read_scales(struct loader *loader, const struct model_tensor *weight,
-                               const char *name, const struct part *part, struct kern_matrix *out)
+                               const char *name, const struct eng_part *part,
+                               struct kern_matrix *out)
 {
     const struct model_shape *shape = loader->shape;
     if (shape->fp8_block_rows == 0 || shape->fp8_block_cols == 0) {
@@ -219,7 +175,7 @@ static const void *read_scales(struct loader *loader, const struct model_tensor 
 /* Part of a matrix that has rows x cols in the checkpoint; without rows or columns of its own it
  * has neither data nor scales. */
 static void matrix_part(struct loader *loader, struct kern_matrix *out, const char *name,
-                        uint32_t rows, uint32_t cols, struct part part)
+                        uint32_t rows, uint32_t cols, struct eng_part part)
 {
     if (loader->rc < 0) return;
     const struct model_tensor *tensor = find(loader, name);
@@ -233,20 +189,17 @@ static void matrix_part(struct loader *loader, struct kern_matrix *out, const ch
                          loader->shape->name, tensor->name, model_dtype_name(tensor->dtype));
         return;
     }
-    uint64_t bytes;
     *out = (struct kern_matrix){ .dtype = dtype, .rows = part.row_end - part.row,
                                  .cols = part.col_end - part.col };
-    out->data = read_part(loader, tensor, &part, &bytes);
+    out->data = note_part(loader, tensor, &part);
     if (loader->rc < 0 || dtype != KERN_FP8_E4M3) return;
-    if (out->data) check_fp8(loader, tensor, &part, out->data, bytes);
-    if (loader->rc < 0) return;
     out->scales = read_scales(loader, tensor, name, &part, out);
 }
 
 static void matrix(struct loader *loader, struct kern_matrix *out, const char *name, uint32_t rows,
                    uint32_t cols)
 {
-    matrix_part(loader, out, name, rows, cols, (struct part){ 0, rows, 0, cols });
+    matrix_part(loader, out, name, rows, cols, (struct eng_part){ 0, rows, 0, cols });
 }
 
 /* This rank's rows, dealt out in units of `unit`. */
@@ -255,7 +208,7 @@ static void matrix_rows(struct loader *loader, struct kern_matrix *out, const ch
 {
     struct eng_share share = eng_ranks_share(loader->ranks, rows / unit);
     matrix_part(loader, out, name, rows, cols,
-                (struct part){ share.begin * unit, share.end * unit, 0, cols });
+                (struct eng_part){ share.begin * unit, share.end * unit, 0, cols });
 }
 
 /* Whether a product over all ranks goes by blocks; its scales are those of the stored type. */
@@ -275,7 +228,7 @@ static void matrix_blocks(struct loader *loader, struct kern_matrix *out, const 
     uint32_t each = KERN_RANK_BLOCKS / loader->ranks->tensor, first = loader->ranks->rank * each;
     for (uint32_t b = 0; b < each; b++) {
         matrix_part(loader, &out[b], name, rows, cols,
-                    (struct part){ 0, rows, eng_ranks_block_edge(cols, first + b),
+                    (struct eng_part){ 0, rows, eng_ranks_block_edge(cols, first + b),
                                    eng_ranks_block_edge(cols, first + b + 1) });
     }
 }
@@ -318,7 +271,7 @@ static void mlp(struct loader *loader, struct eng_mlp *out, const char *part, ui
     out->width = width;
     if (by_blocks(loader, down, hidden, width, loader->ranks ? loader->ranks->tensor : 1)) {
         struct eng_share share = eng_ranks_blocks(loader->ranks, width);
-        struct part rows = { share.begin, share.end, 0, hidden };
+        struct eng_part rows = { share.begin, share.end, 0, hidden };
         matrix_part(loader, &out->gate, gate, width, hidden, rows);
         matrix_part(loader, &out->up, up, width, hidden, rows);
         matrix_blocks(loader, out->down_blocks, down, hidden, width);
@@ -431,11 +384,17 @@ int eng_weights_load(struct eng_weights *weights, const struct model_shape *shap
     loader.memory = weights->memory;
     rc = walk(&loader, weights);
     MUST(rc < 0 || loader.used == bytes);
+    const uint64_t began_ns = base_now_ns();
+    if (rc == 0) rc = eng_reads_run(&loader.reads, files, shape->name, err);
+    eng_reads_free(&loader.reads);
     if (rc < 0) {
         eng_weights_free(weights);
         return base_err_set(err, rc, "%s: the dense weights cannot be read: %s", shape->name,
                             base_err_name(rc));
     }
+    const double seconds = (double)(base_now_ns() - began_ns) / 1e9;
+    base_log(BASE_LOG_INFO, "engine", "dense weights: %.2f GB in %.2f s", (double)bytes / 1e9,
+             seconds);
     return 0;
 }
 

@@ -135,6 +135,17 @@ START_TEST(fp8_nan_codes_and_bad_scales_are_refused)
 }
 END_TEST
 
+START_TEST(of_several_damaged_tensors_the_first_is_named)
+{
+    unsigned char code = 0x7f;
+    patch(offset_of("model.layers.1.self_attn.o_proj.weight") + 5, &code, 1);
+    patch(offset_of("model.layers.0.self_attn.o_proj.weight") + 203, &code, 1);
+    for (int i = 0; i < 20; i++) {
+        refused(BASE_EFORMAT, "model.layers.0.self_attn.o_proj.weight", "element 203;");
+    }
+}
+END_TEST
+
 START_TEST(a_wrong_shape_is_told)
 {
     /* The tensor keeps its length, so that only its shape is wrong. */
@@ -282,6 +293,7 @@ int main(void)
     tcase_add_test(tests, good_weights_load);
     tcase_add_loop_test(tests, a_missing_tensor_is_named, 0, 4);
     tcase_add_loop_test(tests, fp8_nan_codes_and_bad_scales_are_refused, 0, 4);
+    tcase_add_test(tests, of_several_damaged_tensors_the_first_is_named);
     tcase_add_test(tests, a_wrong_shape_is_told);
     tcase_add_loop_test(tests, settings_that_cannot_work_are_refused, 0, 8);
     tcase_add_test(tests, the_footprint_is_what_open_takes);
