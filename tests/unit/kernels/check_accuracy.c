@@ -262,6 +262,30 @@ START_TEST(rounded_activations_lose_nothing_more)
 }
 END_TEST
 
+/* A result that is subnormal after rounding is a zero, one that rounds to the least normal number
+ * is not: 2^-126 less 1.5 and less 0.75 of 2^-151. Subnormal operands are zeros. */
+START_TEST(subnormal_sums_are_zeros)
+{
+    const float weights[32] = { [1] = 0x1p-63f, [0] = -0x1.8p-75f, [3] = 0x1p-130f };
+    const float lower[32] = { [1] = 0x1p-63f, [0] = 0x1p-76f, [3] = 0x1p+127f };
+    const float upper[32] = { [1] = 0x1p-63f, [0] = 0x1p-77f };
+    uint16_t codes[32], row[128];
+    ops->to_bf16(codes, weights, 32);
+    const struct kern_matrix w = { .dtype = KERN_BF16, .rows = 1, .cols = 32, .data = codes };
+    for (int variant = KERN_CPU_REFERENCE; variant <= KERN_CPU_AVX512; variant++) {
+        const struct kern_ops *set = kern_ops_variant((enum kern_cpu)variant);
+        for (int i = 0; set && i < 2; i++) {
+            float got = 1;
+            set->to_x16(row, i ? upper : lower, &w, 1);
+            set->matmul_x16(&(struct kern_matmul){ .w = &w, .y = &got, .m = 1, .y_stride = 1,
+                                                   .k_blocks = 1, .x16 = row, .x16_stride = 128 },
+                            0, 1);
+            ck_assert_msg(got == (i ? 0x1p-126f : 0.0f), "%s %d: %a", set->name, i, (double)got);
+        }
+    }
+}
+END_TEST
+
 /* INT8 and INT4 against activations of three digits: each is off by at most 2^-23 of its group's
  * largest (half a unit of 127 * 254^2, and a rounding before), and beyond that what the order
  * explains. */
@@ -500,6 +524,7 @@ int main(void)
     tcase_add_test(tests, matmul_is_within_its_bound);
     tcase_add_test(tests, integer_activations_keep_24_bits);
     tcase_add_test(tests, rounded_activations_lose_nothing_more);
+    tcase_add_test(tests, subnormal_sums_are_zeros);
     tcase_add_test(tests, mla_is_the_softmax_of_its_scores);
     tcase_add_test(tests, norm_activation_and_rotation);
     tcase_add_test(tests, gate_chooses_like_a_sort);
