@@ -12,7 +12,7 @@
 #include "base/must.h"
 #include "port/hash.h"
 
-enum { VERSION = 1, HEADER_BYTES = 168 };
+enum { VERSION = 2, HEADER_BYTES = 168, HASH_AT = 152 };
 #define SAVE_MAGIC "EXPTPRED"
 #define SAVE_BYTES_MAX ((size_t)4 << 30)
 
@@ -90,7 +90,7 @@ void pred_predictor_settle(struct pred_predictor *p)
 }
 
 /* magic 8, version u32, layers, experts, top_k, tokens_max u32, 0 u32, name 32, model 64, half_life
- * f64, state bytes u64, XXH3 of everything else u64; then the state. */
+ * f64, state bytes u64, weights u64, XXH3 of all before and of the state u64, 0 u64; the state. */
 static void header_make(uint8_t *to, const struct pred_predictor *p, uint64_t state_bytes)
 {
     memset(to, 0, HEADER_BYTES);
@@ -104,13 +104,14 @@ static void header_make(uint8_t *to, const struct pred_predictor *p, uint64_t st
     memcpy(to + 64, p->shape.model, 64);
     memcpy(to + 128, &p->shape.half_life, 8);
     base_le_store64(to + 136, state_bytes);
+    base_le_store64(to + 144, p->shape.weights);
 }
 
 static uint64_t save_hash(const uint8_t *header, const struct pred_block *blocks, unsigned n)
 {
     struct port_hash hash;
     port_hash_begin(&hash);
-    port_hash_add(&hash, header, 144);
+    port_hash_add(&hash, header, HASH_AT);
     for (unsigned i = 0; i < n; i++) port_hash_add(&hash, blocks[i].memory, blocks[i].bytes);
     return port_hash_end(&hash);
 }
@@ -123,7 +124,7 @@ int pred_predictor_save(struct pred_predictor *p, const char *path, struct base_
     unsigned n = p->ops->blocks(p, blocks);
     MUST(n <= PRED_BLOCKS_MAX);
     header_make(header, p, pred_predictor_bytes(p));
-    base_le_store64(header + 144, save_hash(header, blocks, n));
+    base_le_store64(header + HASH_AT, save_hash(header, blocks, n));
     if (snprintf(temporary, sizeof temporary, "%s.tmp", path) >= (int)sizeof temporary) {
         return base_err_set(err, -ENAMETOOLONG, "%s: this path is too long", path);
     }
@@ -143,6 +144,13 @@ int pred_predictor_save(struct pred_predictor *p, const char *path, struct base_
     return rc;
 }
 
+/* By the weights where both are known: a folder may be renamed, and two may have one name. */
+static bool same_model(const uint8_t *x, const uint8_t *y)
+{
+    uint64_t of_x = base_le_load64(x + 144), of_y = base_le_load64(y + 144);
+    return of_x && of_y ? of_x == of_y : memcmp(x + 64, y + 64, 64) == 0;
+}
+
 static int load_check(const struct pred_predictor *p, const char *path, const uint8_t *bytes,
                       size_t size, uint64_t state_bytes, struct base_err *err)
 {
@@ -156,15 +164,21 @@ static int load_check(const struct pred_predictor *p, const char *path, const ui
                             base_le_load32(bytes + 8), VERSION);
     }
     header_make(want, p, state_bytes);
-    if (memcmp(bytes, want, 144) != 0 || size != HEADER_BYTES + state_bytes) {
+    if (memcmp(bytes, want, 64) != 0 || memcmp(bytes + 128, want + 128, 16) != 0 ||
+        size != HEADER_BYTES + state_bytes) {
         return base_err_set(err, BASE_EMISMATCH,
                             "%s: saved by predictor %.31s for model %.63s with other "
                             "dimensions or settings than %s for %s here",
                             path, (const char *)bytes + 32, (const char *)bytes + 64, p->ops->name,
                             p->shape.model);
     }
+    if (!same_model(bytes, want)) {
+        return base_err_set(err, BASE_EMISMATCH,
+                            "%s: saved for model %.63s, which is not %s here: another one, or one "
+                            "with other weights", path, (const char *)bytes + 64, p->shape.model);
+    }
     struct pred_block state = { (void *)(bytes + HEADER_BYTES), state_bytes };
-    if (save_hash(bytes, &state, 1) != base_le_load64(bytes + 144)) {
+    if (save_hash(bytes, &state, 1) != base_le_load64(bytes + HASH_AT)) {
         return base_err_set(err, BASE_ECHECKSUM, "%s: its bytes do not match their checksum", path);
     }
     return 0;

@@ -28,7 +28,8 @@ struct pred_shape {
     uint32_t layers, experts, top_k;
     uint32_t tokens_max;        /* tokens that token tables have room for, 0 = 16384 */
     double half_life;           /* of recency, in tokens of a sequence's layer, 0 = 16 */
-    char model[64];             /* a saved predictor is refused for another one */
+    char model[64];             /* a saved predictor is refused for another one: */
+    uint64_t weights;           /* what tells models apart, 0 = unknown, then the name does */
 };
 
 enum { PRED_AHEAD_MAX = 4 };     /* layers that gates may look ahead */

@@ -280,6 +280,19 @@ void tier_store_record(const struct tier_store *store, uint32_t moe_layer, uint3
     record_of(store, place_of(store, moe_layer, expert), 0, record);
 }
 
+uint64_t tier_store_weights_hash(const struct tier_store *store)
+{
+    uint32_t experts = tier_store_experts(store), keys = tier_store_layers(store) * experts;
+    struct port_hash hash;
+    port_hash_begin(&hash);
+    for (uint32_t key = 0; key < keys; key++) {
+        struct tier_record record;
+        tier_store_record(store, key / experts, key % experts, &record);
+        port_hash_add(&hash, &record.hash, sizeof record.hash);
+    }
+    return port_hash_end(&hash);
+}
+
 void tier_store_record_copy(const struct tier_store *store, uint32_t moe_layer, uint32_t expert,
                             uint32_t copy, struct tier_record *record)
 {

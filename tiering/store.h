@@ -137,6 +137,9 @@ const char *tier_store_part_name(unsigned part);    /* "gate", "gate scales", ..
 void tier_store_record(const struct tier_store *store, uint32_t moe_layer, uint32_t expert,
                        struct tier_record *record);
 
+/* XXH3 of the checksums of all experts in order: another layout of the weights has the same. */
+uint64_t tier_store_weights_hash(const struct tier_store *store);
+
 /* Mirrors: every record lies `copies` times (1 = no mirror), at the same offsets of other files.
  * The plain record is copy 0. */
 uint32_t tier_store_copies(const struct tier_store *store);

@@ -15,7 +15,6 @@
 #include "base/log.h"
 #include "base/must.h"
 #include "base/str.h"
-#include "port/hash.h"
 #include "tiering/policy.h"
 #include "tiering/store_files.h"
 #include "tiering/tiering_priv.h"
@@ -318,18 +317,6 @@ void tier_warm_feed(struct tier *t)
 
 /* -- open, close ------------------------------------------------------------------------------ */
 
-static uint64_t model_hash(const struct tier *t)
-{
-    struct port_hash hash;
-    port_hash_begin(&hash);
-    for (uint32_t key = 0; key < t->layers * t->experts; key++) {
-        struct tier_record record;
-        tier_store_record(t->store, key / t->experts, key % t->experts, &record);
-        port_hash_add(&hash, &record.hash, sizeof record.hash);
-    }
-    return port_hash_end(&hash);
-}
-
 /* A path that can never be written is told at start, not when the server ends. */
 static int folder_check(const char *path, struct base_err *err)
 {
@@ -365,7 +352,7 @@ int tier_warm_open(struct tier_warm **out, struct tier *t, struct base_err *err)
     memcpy(w->path, t->config.warm_path, sizeof w->path);
     w->experts = t->experts;
     w->keys = t->layers * t->experts;
-    w->model = model_hash(t);
+    w->model = tier_store_weights_hash(t->store);
     w->save_every_ns = t->config.warm_save_every;
     w->next_save_ns = base_clock_now_ns(t->clock) + w->save_every_ns;
     for (unsigned i = 0; i < DECAY_STEPS; i++) {

@@ -127,12 +127,12 @@ int eng_advice_check(const struct eng_advice_config *config,
 }
 
 static int create(const struct eng_advice_config *config, const struct model_shape *shape,
-                  uint32_t moe_layers, struct pred_predictor **predictor,
+                  uint32_t moe_layers, uint64_t weights, struct pred_predictor **predictor,
                   struct pred_adviser **adviser)
 {
     struct pred_shape own = {
         .layers = moe_layers, .experts = shape->experts, .top_k = shape->top_k,
-        .tokens_max = (uint32_t)config->tokens,
+        .tokens_max = (uint32_t)config->tokens, .weights = weights,
     };
     struct pred_adviser_options options = {
         .lead = (uint32_t)config->lead, .hints_max = (uint32_t)config->hints,
@@ -173,7 +173,7 @@ uint64_t eng_advice_footprint(const struct eng_advice_config *config,
     struct pred_adviser *adviser = NULL;
     uint64_t bytes = 0;
     if (config->kind == KIND_NONE) return 0;
-    if (create(config, shape, moe_layers, &predictor, &adviser) == 0) {
+    if (create(config, shape, moe_layers, 0, &predictor, &adviser) == 0) {
         bytes = pred_predictor_bytes(predictor) + pred_adviser_bytes(adviser) +
                 room_bytes(config, shape);
     }
@@ -224,8 +224,8 @@ static int load(struct eng_advice *a, const char *kind, struct base_err *err)
 /* ------------------------------------------------------------------------------ open, close -- */
 
 int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *config,
-                    const struct model_shape *shape, uint32_t moe_layers, struct tier *tier,
-                    const struct eng_ranks *ranks, struct base_err *err)
+                    const struct model_shape *shape, const struct tier_store *store,
+                    struct tier *tier, const struct eng_ranks *ranks, struct base_err *err)
 {
     char kind[32];
     *out = NULL;
@@ -243,7 +243,8 @@ int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *con
     a->saved_ns = base_now_ns();
     pthread_mutex_init(&a->published_lock, NULL);
     sem_init(&a->wanted, 0, 0);
-    int rc = create(config, shape, moe_layers, &a->predictor, &a->adviser);
+    int rc = create(config, shape, tier_store_layers(store), tier_store_weights_hash(store),
+                    &a->predictor, &a->adviser);
     if (rc == 0) rc = room_make(a, shape);
     if (rc < 0) {
         base_err_set(err, rc, "predictor.kind: %s: no memory for its tables "

@@ -70,10 +70,10 @@ struct eng_ranks;
 
 /* Hints go out for the experts that this rank holds (`ranks` NULL: all).
  * *out is NULL when predictor.kind is none. Reads predictor.path if it is there; one that was saved
- * for another model or with other settings is refused. */
+ * for another model, by the hash of its weights, or with other settings is refused. */
 int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *config,
-                    const struct model_shape *shape, uint32_t moe_layers, struct tier *tier,
-                    const struct eng_ranks *ranks, struct base_err *err);
+                    const struct model_shape *shape, const struct tier_store *store,
+                    struct tier *tier, const struct eng_ranks *ranks, struct base_err *err);
 /* Saves and frees. Accepts NULL. */
 void eng_advice_close(struct eng_advice *advice);
 

@@ -457,7 +457,7 @@ static int open_tier(struct eng_stack *stack, struct base_err *err)
 static int open_advice(struct eng_stack *stack, struct base_err *err)
 {
     return eng_advice_open(&stack->advice, &stack->config.advice, &stack->shape,
-                           tier_store_layers(stack->store), stack->tier, &stack->ranks, err);
+                           stack->store, stack->tier, &stack->ranks, err);
 }
 
 static int open_engine(struct eng_stack *stack, struct base_err *err)
