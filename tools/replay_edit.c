@@ -235,7 +235,7 @@ static void info_text(const struct pred_trace_header *h, const struct pred_trace
         any |= s->events[i] > 0;
     }
     if (any || s->counts > 0) printf("; live counts at %" PRIu64 " places\n", s->counts);
-    else puts(" none: routing alone");
+    else puts(" none");
     printf("file       %s in %" PRIu32 " part%s, %.4g bytes a token\n",
            base_str_bytes(bytes, sizeof bytes, health->file_bytes), health->parts,
            health->parts == 1 ? "" : "s",

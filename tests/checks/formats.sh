@@ -14,14 +14,14 @@ import json, lzma, sys
 path = sys.argv[1]
 text = lzma.open(path, "rt") if path.endswith(".xz") else open(path)
 if "csv" in path.rsplit("/", 1)[-1]:
-    # The column before the last says what a cache of theirs did: no routing. Gates have six digits.
+    # The last two columns say what a cache of theirs had and read: no routing. Gates have six digits.
     for line in text:
         if line.startswith("#"):
             if "expert_bytes=" in line:
                 print(line.split(" dense_bytes=")[0].strip())
         elif line[0].isdigit():
             v = line.strip().split(",")
-            print(*v[:6], "%.6g" % float(v[6]), v[8])
+            print(*v[:6], "%.6g" % float(v[6]))
 else:
     header = json.loads(text.readline())
     print(sorted((k, v) for k, v in header.items() if k in ("layers", "first_moe_layer", "experts", "top_k", "model")))
