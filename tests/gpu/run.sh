@@ -125,7 +125,7 @@ compile_all() {
         if [ ${#nccl[@]} = 0 ] && [ -e "$name_of/nccl.h" ]; then nccl=(-isystem "$name_of"); fi
     done
     job stream.o "$nvcc" "${kernels[@]}" tests/gpu/stream.cu
-    for name in kernels/kern.c kernels/cpu/ref_{gate,matmul,mla,vector}.c \
+    for name in kernels/kern.c kernels/cpu/ref_*.c \
         src/base/{clock,err,must,rng,str}.c src/device/device{,_cuda,_host,_memory,_sim}.c \
         tests/cudahost/cases{,_mla,_product,_step,_vector}.c \
         tests/gpu/{card,guard_card,check_card,check_device_card,bench_card,bench_products,bench_attention,bench_rows,bench_disk}.c; do
@@ -138,9 +138,14 @@ compile_all() {
         done
     fi
     if [ "$(uname -m)" = x86_64 ]; then
-        job avx2.o "$cc" "${cflags[@]}" -mavx2 -mfma -mf16c kernels/cpu/avx2.c
-        job avx512.o "$cc" "${cflags[@]}" -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi \
-            -mavx512vbmi2 -mavx512vnni -mfma -mf16c kernels/cpu/avx512.c
+        local wide=(-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mfma -mf16c)
+        for name in kernels/cpu/*avx2.c; do
+            job "$(basename "$name" .c).o" "$cc" "${cflags[@]}" -mavx2 -mfma -mf16c "$name"
+        done
+        for name in kernels/cpu/*avx512.c; do
+            case $name in *x16*) wide+=(-mavx512bf16) ;; esac
+            job "$(basename "$name" .c).o" "$cc" "${cflags[@]}" "${wide[@]}" "$name"
+        done
     fi
     for pid in "${pids[@]}"; do wait "$pid" || ok=1; done
     cat "$bin"/*.o.txt >>"$log"
