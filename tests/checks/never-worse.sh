@@ -3,6 +3,7 @@
 set -eu
 folder=${EXPERTIER_DATA:-}/routing
 [ -d "$folder" ] || { echo "skip: $folder is not there (EXPERTIER_DATA)"; exit 77; }
+command -v jq >/dev/null || { echo 'skip: jq is not installed'; exit 77; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 replay=$EXPERTIER_BUILD/bin/tier-replay
@@ -34,8 +35,8 @@ done
 "$replay" cut "$work/gptoss20b_dev" --steps 40000-47999 -o "$work/gptoss20b_part" --quiet
 resident() { # TRACE PREDICTOR POLICIES FLAG...
     local trace=$1 predictor=$2 policies=$3; shift 3
-    "$replay" run "$work/$trace" --policy "$policies" --predictor "$predictor" --capacity "$capacities" --quiet "$@" |
-        awk 'NR > 1 { print $1, $3, $5 + $6 }'
+    "$replay" run "$work/$trace" --policy "$policies" --predictor "$predictor" --capacity "$capacities" --quiet --json "$@" |
+        jq -r '.runs[] | "\(.policy) \(100 * .capacity)% \(100 * (.hits + .late) / .lookups)"'
 }
 for setting in '8xh20 hbm 44050944' '8xh20 hbm 13219200' 'desktop-pcie5 hbm 13219200' 'cpu-only dram 13219200'; do
     read -r machine top bytes <<<"$setting"

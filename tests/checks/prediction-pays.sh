@@ -5,6 +5,7 @@ data=${EXPERTIER_DATA:-}/routing
 [ -d "$data" ] || { echo "skip: $data is not there (EXPERTIER_DATA)"; exit 77; }
 replay=$EXPERTIER_BUILD/bin/tier-replay
 machines=$EXPERTIER_SOURCE/configs/machines
+command -v jq >/dev/null || { echo 'skip: jq is not installed'; exit 77; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -39,8 +40,9 @@ clock() { # MODEL MACHINE PREDICTOR POLICIES [FLAG...]
     [ "$predictor" = none ] || [ ! -f "$work/$model.train" ] || flags=(--train "$work/$model.train")
     # shellcheck disable=SC2046
     "$replay" run "$work/$model" --machine "$machines/$machine.yaml" $(sizes "$model") --quiet \
-        --capacity 25%,37.5%,50% --predictor "$predictor" --policy "$policies" "${flags[@]}" "$@" |
-        awk -v p="$predictor" 'NR > 1 { print p, $1, $3, $4, $5, $12 + $13 }'
+        --capacity 25%,37.5%,50% --predictor "$predictor" --policy "$policies" "${flags[@]}" "$@" --json |
+        jq -r --arg p "$predictor" '.runs[] | "\($p) \(.policy) \(100 * .capacity)% \(.tokens_per_second) \(100 * .hit_rate) " +
+            "\(.bytes.demand + .bytes.prefetch + .bytes.copy_up)"'
 }
 
 echo "hits at lookup in %, tokens/s; bytes as a multiple of the best demand-only policy's"
