@@ -5,10 +5,7 @@ set -euo pipefail
 cd "$EXPERTIER_SOURCE"
 . tests/peers/random_models.sh
 random_model fp8 16
-for to in int8:128 int4:32; do
-    [ -d "$work/${to%:*}" ] || "$bin/tier-pack" quantize --quiet "$work/fp8" "$work/${to%:*}" --to "${to%:*}" \
-        --group "${to#*:}" --allow-larger >/dev/null
-done
+quantised_models fp8
 index=$(mktemp -d "$EXPERTIER_BUILD/activations_XXXXXX")
 if [ $# -gt 0 ]; then trap 'rm -rf "$index"' EXIT; else trap 'rm -rf "$index" "$work"' EXIT; fi
 rounds=${ROUNDS:-5}

@@ -5,10 +5,7 @@ set -euo pipefail
 cd "$EXPERTIER_SOURCE"
 . tests/peers/random_models.sh
 random_model fp8 16
-for to in int8:128 int4:32; do
-    [ -d "$work/${to%:*}" ] || "$bin/tier-pack" quantize --quiet "$work/fp8" "$work/${to%:*}" --to "${to%:*}" \
-        --group "${to#*:}" --allow-larger >/dev/null
-done
+quantised_models fp8
 bad=0
 for cell in 'fp8 f32' 'int8 f32' 'int8 int8' 'int4 f32' 'int4 int8'; do
     read -r weights activations <<<"$cell"

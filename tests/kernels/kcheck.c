@@ -171,6 +171,33 @@ static struct kern_matrix any_matrix(struct kcase *c, uint32_t rows, uint32_t co
     return w;
 }
 
+typedef void product_rows(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
+
+/* Some of the rows by both; the others stay as they were. */
+static bool same_rows(struct kcase *c, struct kern_matmul *args, product_rows *reference,
+                      product_rows *set)
+{
+    const struct kern_matrix *w = args->w;
+    const uint32_t rows = w->rows;
+    const uint32_t begin = below(c, rows + 1), end = begin + below(c, rows + 1 - begin);
+    const size_t y_count = (size_t)(args->m - 1) * args->y_stride + rows;
+    float *wanted = floats(c, y_count, 0), *got = floats(c, y_count, 0);
+    memcpy(got, wanted, y_count * sizeof *got);
+    args->y = wanted;
+    reference(args, begin, end);
+    args->y = got;
+    set(args, begin, end);
+    size_t at;
+    if (same_floats(wanted, got, y_count, &at)) return true;
+    snprintf(c->what, sizeof c->what,
+             "%s rows=[%u,%u) of %u cols=%u m=%u k_blocks=%u digits=%u scales=%d %ux%u: "
+             "y[%zu][%zu] %a, not %a",
+             dtype_names[w->dtype], begin, end, rows, w->cols, args->m, args->k_blocks,
+             args->x8_digits, !!w->scales, w->scale_rows, w->scale_cols, at / args->y_stride,
+             at % args->y_stride, got[at], wanted[at]);
+    return false;
+}
+
 static bool same_products(struct kcase *c, struct kern_matrix w, uint32_t m)
 {
     const uint32_t rows = w.rows, cols = w.cols;
@@ -178,24 +205,7 @@ static bool same_products(struct kcase *c, struct kern_matrix w, uint32_t m)
                                 .y_stride = rows + below(c, 5),
                                 .k_blocks = below(c, 3) ? 1 : KERN_RANK_BLOCKS };
     args.x = floats(c, (size_t)(m - 1) * args.x_stride + cols, temper_of(c));
-    const uint32_t begin = below(c, rows + 1), end = begin + below(c, rows + 1 - begin);
-    const size_t y_count = (size_t)(m - 1) * args.y_stride + rows;
-    float *wanted = floats(c, y_count, 0), *got = floats(c, y_count, 0);
-    memcpy(got, wanted, y_count * sizeof *got);
-    args.y = wanted;
-    c->reference->matmul(&args, begin, end);
-    args.y = got;
-    c->set->matmul(&args, begin, end);
-    size_t at;
-    if (same_floats(wanted, got, y_count, &at))
-        return true;
-    snprintf(c->what, sizeof c->what,
-             "%s rows=[%u,%u) of %u cols=%u m=%u k_blocks=%u scales=%d %ux%u: "
-             "y[%zu][%zu] %a, not %a",
-             dtype_names[w.dtype], begin, end, rows, cols, m, args.k_blocks, !!w.scales,
-             w.scale_rows, w.scale_cols, at / args.y_stride, at % args.y_stride, got[at],
-             wanted[at]);
-    return false;
+    return same_rows(c, &args, c->reference->matmul, c->set->matmul);
 }
 
 static bool check_matmul(struct kcase *c)
@@ -243,21 +253,7 @@ static bool check_matmul_x8(struct kcase *c)
                                 .x8 = x8,
                                 .x8_stride = stride,
                                 .x8_digits = digits };
-    const uint32_t begin = below(c, rows + 1), end = begin + below(c, rows + 1 - begin);
-    const size_t y_count = (size_t)(m - 1) * args.y_stride + rows;
-    float *wanted = floats(c, y_count, 0), *got = floats(c, y_count, 0);
-    memcpy(got, wanted, y_count * sizeof *got);
-    args.y = wanted;
-    c->reference->matmul(&args, begin, end);
-    args.y = got;
-    c->set->matmul(&args, begin, end);
-    size_t at;
-    if (same_floats(wanted, got, y_count, &at)) return true;
-    snprintf(c->what, sizeof c->what,
-             "%s groups of %u, rows=[%u,%u) of %u cols=%u m=%u digits=%u: y[%zu][%zu] %a, not %a",
-             dtype_names[w.dtype], w.scale_cols, begin, end, rows, cols, m, digits,
-             at / args.y_stride, at % args.y_stride, got[at], wanted[at]);
-    return false;
+    return same_rows(c, &args, c->reference->matmul, c->set->matmul);
 }
 
 static bool check_to_x8(struct kcase *c)
@@ -355,23 +351,7 @@ static bool check_matmul_x16(struct kcase *c)
         c->reference->to_x16(x16 + i * args.x16_stride, x, &w, args.k_blocks);
     }
     args.x16 = x16;
-    const uint32_t begin = below(c, rows + 1), end = begin + below(c, rows + 1 - begin);
-    const size_t y_count = (size_t)(m - 1) * args.y_stride + rows;
-    float *wanted = floats(c, y_count, 0), *got = floats(c, y_count, 0);
-    memcpy(got, wanted, y_count * sizeof *got);
-    args.y = wanted;
-    c->reference->matmul_x16(&args, begin, end);
-    args.y = got;
-    c->set->matmul_x16(&args, begin, end);
-    size_t at;
-    if (same_floats(wanted, got, y_count, &at)) return true;
-    snprintf(c->what, sizeof c->what,
-             "%s rows=[%u,%u) of %u cols=%u m=%u k_blocks=%u scales=%d %ux%u: "
-             "y[%zu][%zu] %a, not %a",
-             dtype_names[w.dtype], begin, end, rows, cols, m, args.k_blocks, !!w.scales,
-             w.scale_rows, w.scale_cols, at / args.y_stride, at % args.y_stride, got[at],
-             wanted[at]);
-    return false;
+    return same_rows(c, &args, c->reference->matmul_x16, c->set->matmul_x16);
 }
 
 static bool check_matmul_t(struct kcase *c)

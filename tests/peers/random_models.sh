@@ -16,3 +16,11 @@ random_model() { # NAME EXPERTS: $work/NAME, the baseline geometry with 5 layers
         --tokenizer models/pebble >/dev/null 2>&1
     mv "$work/$1.part" "$work/$1"
 }
+
+quantised_models() { # NAME: of $work/NAME $work/int8 and $work/int4, unless they are there
+    local to
+    for to in int8:128 int4:32; do
+        [ -d "$work/${to%:*}" ] || "$bin/tier-pack" quantize --quiet "$work/$1" "$work/${to%:*}" --to "${to%:*}" \
+            --group "${to#*:}" --allow-larger >/dev/null
+    done
+}
