@@ -13,7 +13,8 @@
  * Reads go nvme -> dram. An expert's extents are read at page granularity, all at once. Demand goes
  * out before prefetch, prefetch only into idle queue depth. A finished read is checked against its
  * hash before anybody sees it; a bad one is read again, TRIES times in all, then as often from each
- * other copy that a mirror has, then the expert is quarantined.
+ * other copy that a mirror has, then the expert is quarantined. Good bytes go through `landing`
+ * once, if there is one: from then on, and in every copy of them, they are what that made of them.
  *
  * With an hbm tier (mover.h) every expert passes through a dram slot on its way up, also one that
  * the core puts into hbm alone; that slot is given back when the copy is there. Nothing in hbm ever
@@ -33,6 +34,7 @@
 #include "base/hist.h"
 #include "device/device.h"
 #include "tiering/io.h"
+#include "tiering/landing.h"
 #include "tiering/loads.h"
 #include "tiering/slots.h"
 #include "tiering/span.h"
@@ -127,6 +129,7 @@ struct tier_cache_args {
     uint64_t prefetch_inflight; /* bytes */
     uint64_t stuck_after_ns;
     struct tier_story *story;   /* borrowed */
+    struct tier_landing landing;
     /* An expert was given up. */
     void (*failed)(void *context, uint32_t key);
     void *context;
@@ -143,6 +146,7 @@ struct tier_cache {
     bool warm_compute;          /* the core leaves what it finds in dram there (with hbm) */
     uint64_t stuck_after_ns;
     struct tier_story *story;
+    struct tier_landing landing;
     void (*failed)(void *context, uint32_t key);
     void *context;
     uint32_t experts, keys, file_first;
@@ -174,6 +178,7 @@ struct tier_cache {
     uint32_t asked_reads;       /* queued or in flight, and somebody waits for them */
     uint64_t asked_since_ns, asked_ns;      /* while there were any */
     uint64_t taken_in, take_in_ns;          /* loads that ended, and this thread's time for that */
+    uint64_t landing_ns;                    /* of that, in `landing` */
 };
 
 int tier_cache_create(struct tier_cache *cache, const struct tier_cache_args *args,

@@ -156,6 +156,24 @@ static bool load_other_copy(struct tier_cache *c, struct tier_load *load, int wh
     return true;
 }
 
+/* Good bytes become what is read under a lease. */
+static void land(struct tier_cache *c, uint32_t key, uint32_t slot)
+{
+    const struct tier_slot *at = &c->dram.slots.at[slot];
+    char *memory = tier_slots_memory(&c->dram.slots, slot);
+    void *parts[TIER_PARTS];
+    if (!c->landing.land) return;
+    MUST(at->state == TIER_SLOT_READING && at->key == key);
+    for (int p = 0; p < TIER_PARTS; p++) {
+        parts[p] = at->part_offset[p] == UINT32_MAX ? NULL : memory + at->part_offset[p];
+    }
+    uint64_t begin_ns = base_clock_now_ns(c->clock);
+    c->landing.land(c->landing.context, key / c->experts, key % c->experts, parts);
+    uint64_t end_ns = base_clock_now_ns(c->clock);
+    c->landing_ns += end_ns - begin_ns;
+    tier_story_span(c->story, "repack", begin_ns, end_ns, key);
+}
+
 /* All requests of a load are back. */
 static void load_end(struct tier_cache *c, struct tier_load *load)
 {
@@ -193,6 +211,7 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
         return;
     }
     c->flags[key] |= TIER_KEY_VERIFIED;
+    land(c, key, slot);
     tier_cache_prefetch_close(c, at);
     tier_cache_asked_end(c, at, load->end_ns);
     at->state = TIER_SLOT_READY;
@@ -240,7 +259,8 @@ static void arrived_end(struct tier_cache *c)
     uint64_t end_ns = base_clock_now_ns(c->clock);
     c->taken_in++;
     c->take_in_ns += end_ns - begin_ns;
-    /* The check belongs to the way of the bytes; the time in which they lay here does not. */
+    /* Check and landing belong to the way of the bytes; the time in which they lay here does
+     * not. */
     if (!c->transfers.open) c->transfers.ns += end_ns - begin_ns;
     tier_cache_answered(c, key, end_ns);
 }

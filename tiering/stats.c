@@ -70,6 +70,8 @@ static void fill_io(struct tier *t, struct tier_io_metrics *m)
     m->read_busy_seconds = seconds(c->reads.ns);
     m->copy_busy_seconds = seconds(c->copies.ns);
     m->transfer_busy_seconds = seconds(c->transfers.ns);
+    m->take_in_seconds = seconds(c->take_in_ns);
+    m->landing_seconds = seconds(c->landing_ns);
     m->wait_demand_seconds = seconds(t->waits_ns[TIER_WAIT_DEMAND]);
     m->wait_late_seconds = seconds(t->waits_ns[TIER_WAIT_LATE]);
     m->wait_copy_seconds = seconds(t->waits_ns[TIER_WAIT_COPY]);

@@ -115,6 +115,7 @@ static int cache_create(struct tier *t, const struct tier_open_args *args,
         .prefetch_inflight = t->config.prefetch_inflight,
         .stuck_after_ns = t->config.stuck_after,
         .story = &t->story,
+        .landing = args->landing,
         .failed = on_failed, .context = t,
     };
     if (t->tiers == 2) {

@@ -23,6 +23,7 @@
 #include "tiering/decide.h"
 #include "tiering/event.h"
 #include "tiering/io.h"
+#include "tiering/landing.h"
 #include "tiering/libtiering.h"
 #include "tiering/loads.h"
 #include "tiering/store.h"
@@ -127,6 +128,7 @@ struct tier_open_args {
     struct tier_store *store;           /* borrowed */
     uint32_t top_k;
     struct tier_observer observer;      /* .event may be NULL */
+    struct tier_landing landing;        /* .land may be NULL */
     struct dev *device;                 /* borrowed; NULL = made as tiers.hbm.* says */
     struct base_clock *clock;           /* NULL = real */
     struct base_timeline *timeline;     /* borrowed; NULL = nobody wants to see it */
@@ -217,6 +219,8 @@ struct tier_tier_metrics {
     M(read_busy_seconds, REAL, "seconds", "time with a read under way")                           \
     M(copy_busy_seconds, REAL, "seconds", "time with a copy under way")                           \
     M(transfer_busy_seconds, REAL, "seconds", "time with either under way, checks included")      \
+    M(take_in_seconds, REAL, "seconds", "engine thread's time for what was read: checks and all") \
+    M(landing_seconds, REAL, "seconds", "of that, rearranging weights for the kernels")           \
     M(wait_demand_seconds, REAL, "seconds", "engine waits for demand reads")                      \
     M(wait_late_seconds, REAL, "seconds", "engine waits for late prefetches")                     \
     M(wait_copy_seconds, REAL, "seconds", "engine waits for copies between tiers")                \
