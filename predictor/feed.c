@@ -128,9 +128,26 @@ uint64_t pred_feed_gaps(const struct pred_feed *f)
     return f->gaps;
 }
 
+/* A step of one token: its routing as it is. */
+static bool from_token(struct pred_feed *f, struct pred_acquire *acquire)
+{
+    const struct pred_step *step = &f->item.step;
+    while (f->layer < f->header->layers) {
+        uint32_t layer = f->layer++;
+        const uint32_t *ids = step->expert_ids + (size_t)layer * f->header->top_k;
+        if (ids[0] == PRED_NO_EXPERT) continue;
+        *acquire = (struct pred_acquire){ .layer = layer, .phase = (enum tier_phase)step->phases[0],
+                                          .count = f->header->top_k, .ids = ids, .step = step };
+        return true;
+    }
+    f->in_step = false;
+    return false;
+}
+
 /* Takes the next acquire out of the running step. */
 static bool from_step(struct pred_feed *f, struct pred_acquire *acquire)
 {
+    if (f->item.step.token_count == 1) return from_token(f, acquire);
     static const enum tier_phase order[] = { TIER_DECODE, TIER_PREFILL };
     while (f->layer < f->header->layers) {
         while (f->phase_index < 2) {

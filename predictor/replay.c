@@ -46,8 +46,14 @@ static bool wants_future(const struct pred_case *c)
     return strncmp(c->policy, "belady", 6) == 0;
 }
 
-static void add_counts(struct tier_counts *to, uint32_t lookups, uint32_t resident,
-                       uint32_t evictions)
+/* What an acquire of this phase counts in, but for the cold start. */
+static enum tier_cell cell_of(enum tier_phase phase)
+{
+    return phase == TIER_PREFILL ? TIER_CELL_PREFILL : TIER_CELL_DECODE;
+}
+
+static void add_counts(struct tier_counts *to, uint64_t lookups, uint64_t resident,
+                       uint64_t evictions)
 {
     to->lookups += lookups;
     to->resident += resident;
@@ -183,9 +189,7 @@ static void acquire_bytes(struct cache *cache, struct pred_case_result *result,
 {
     struct pred_sim_bytes_step step;
     pred_sim_bytes_acquire(cache->bytes, a->layer, a->ids, a->count, &step);
-    enum tier_cell cell = step.cold                  ? TIER_CELL_COLD
-                          : a->phase == TIER_PREFILL ? TIER_CELL_PREFILL
-                                                     : TIER_CELL_DECODE;
+    enum tier_cell cell = step.cold ? TIER_CELL_COLD : cell_of(a->phase);
     add_counts(&result->cells[cell], a->count, step.resident, step.evictions);
     add_counts(&result->phases[a->phase], a->count, step.resident, step.evictions);
 }
@@ -193,20 +197,21 @@ static void acquire_bytes(struct cache *cache, struct pred_case_result *result,
 static void acquire_slots(struct cache *cache, struct pred_case_result *result,
                           const struct pred_acquire *a, bool one_at_a_time)
 {
-    uint32_t done = 0, resident = 0, evictions = 0;
+    /* The core tells the phases apart, but for the cold start. */
+    const struct tier_counts *cold = cache->cells[TIER_CELL_COLD];
+    struct tier_counts before = *cold;
+    uint32_t done = 0;
     while (done < a->count) {
         uint32_t k = tier_decide_acquire(cache->decide, a->layer, a->ids + done,
                                          one_at_a_time ? 1 : a->count - done, a->phase,
                                          cache->found);
         MUST(k > 0);                            /* nothing is leased between two waves */
-        const struct tier_action *actions;
-        uint32_t n = tier_decide_actions(cache->decide, &actions);
-        for (uint32_t i = 0; i < n; i++) evictions += actions[i].kind == TIER_DROP;
-        for (uint32_t i = 0; i < k; i++) resident += cache->found[i].from == 0;
         tier_decide_release(cache->decide, a->layer, a->ids + done, k);
         done += k;
     }
-    add_counts(&result->phases[a->phase], a->count, resident, evictions);
+    if (cold->lookups == before.lookups) return;
+    add_counts(&result->phases[a->phase], cold->lookups - before.lookups,
+               cold->resident - before.resident, cold->evictions - before.evictions);
 }
 
 static int run_cases(struct run *run, struct pred_replay_summary *summary, struct base_err *err)
@@ -243,6 +248,10 @@ static int run_finish(struct run *run)
         if (!cache->decide) continue;
         for (int cell = 0; cell < TIER_CELL_COUNT; cell++) {
             result->cells[cell] = *cache->cells[cell];
+        }
+        for (int phase = 0; phase < TIER_PHASE_COUNT; phase++) {
+            const struct tier_counts *warm = &result->cells[cell_of((enum tier_phase)phase)];
+            add_counts(&result->phases[phase], warm->lookups, warm->resident, warm->evictions);
         }
         result->layers = calloc(run->header->layers, sizeof result->layers[0]);
         if (!result->layers) return -ENOMEM;

@@ -16,6 +16,9 @@
 #include "port/hash.h"
 #include "predictor/trace_format.h"
 
+/* Zeros behind a chunk's payload, so that eight bytes can be read at any of its places. */
+enum { CHUNK_SLACK = 8 };
+
 /* A step while its records come in, and the arrays that the item shows. */
 struct assembly {
     bool running;
@@ -142,13 +145,14 @@ static int chunk_load(struct pred_trace_reader *r, struct base_err *err)
     }
     if (left - sizeof head < payload) return torn(r);
     if (payload > r->chunk_room) {
-        uint8_t *grown = realloc(r->chunk, payload);
+        uint8_t *grown = realloc(r->chunk, payload + CHUNK_SLACK);
         if (!grown) return -ENOMEM;
         r->chunk = grown;
         r->chunk_room = payload;
     }
     rc = read_at(r, r->chunk, payload, r->offset + sizeof head, err);
     if (rc < 0) return rc;
+    memset(r->chunk + payload, 0, CHUNK_SLACK);
     struct port_hash hash;
     port_hash_begin(&hash);
     port_hash_add(&hash, head, 24);
@@ -497,26 +501,63 @@ static bool get_weights(const struct pred_trace_reader *r, struct pred_in *in, f
     return true;
 }
 
-/* Routing rows: in each, top_k different experts, or none at all where the step allows that. */
+/* A number of `width` bits, at most 32, that begins at this bit: of the chunk, whose slack makes
+ * reading on beyond it harmless. */
+static inline uint32_t bits_at(const uint8_t *from, uint64_t bit, unsigned width)
+{
+    uint64_t bytes = base_le_load64(from + bit / 8);
+    return (uint32_t)(bytes >> bit % 8 & ((UINT64_C(1) << width) - 1));
+}
+
+/* One routing row: top_k different experts, or none at all where the step allows that. */
+static inline bool get_row(const struct pred_trace_reader *r, const uint8_t *from, uint64_t bit,
+                           unsigned width, uint32_t *to)
+{
+    uint32_t experts = r->header->experts, top_k = r->header->top_k;
+    bool none = r->step.sparse && bits_at(from, bit, width) == experts;
+    for (uint32_t k = 0; k < top_k; k++, bit += width) {
+        uint32_t id = bits_at(from, bit, width);
+        if (none ? id != experts : id >= experts) return false;
+        for (uint32_t j = 0; j < k && !none; j++) {
+            if (to[j] == id) return false;
+        }
+        to[k] = none ? PRED_NO_EXPERT : id;
+    }
+    return true;
+}
+
+/* The same for up to 64 experts and a step where all rows are there: what is wrong is looked for
+ * once a row. */
+static inline bool get_small_row(const struct pred_trace_reader *r, const uint8_t *from,
+                                 uint64_t bit, unsigned width, uint32_t *to)
+{
+    uint32_t experts = r->header->experts, top_k = r->header->top_k, largest = 0;
+    uint64_t seen = 0, twice = 0;
+    for (uint32_t k = 0; k < top_k; k++, bit += width) {
+        uint32_t id = bits_at(from, bit, width);
+        uint64_t mark = UINT64_C(1) << id;
+        largest = id > largest ? id : largest;
+        twice |= seen & mark;
+        seen |= mark;
+        to[k] = id;
+    }
+    return largest < experts && twice == 0;
+}
+
 static bool get_rows(struct pred_trace_reader *r, struct pred_in *in, uint32_t *to, uint32_t rows)
 {
     uint32_t experts = r->header->experts, top_k = r->header->top_k;
     unsigned width = r->step.sparse ? pred_id_bits(experts + 1) : r->id_bits;
-    struct pred_bits bits = { 0 };
-    if ((uint64_t)(in->end - in->at) * 8 < (uint64_t)rows * top_k * width) return false;
-    for (uint32_t row = 0; row < rows; row++, to += top_k) {
-        bool none = false;
-        for (uint32_t k = 0; k < top_k; k++) {
-            uint32_t id = pred_get_bits(in, &bits, width);
-            if (k == 0) none = r->step.sparse && id == experts;
-            if (none ? id != experts : id >= experts) return false;
-            for (uint32_t j = 0; j < k && !none; j++) {
-                if (to[j] == id) return false;
-            }
-            to[k] = none ? PRED_NO_EXPERT : id;
-        }
+    bool small = experts <= 64 && !r->step.sparse;
+    uint64_t bits = (uint64_t)rows * top_k * width, bit = 0;
+    const uint8_t *from = pred_get(in, (bits + 7) / 8);
+    if (!from) return false;
+    for (uint32_t row = 0; row < rows; row++, to += top_k, bit += (uint64_t)top_k * width) {
+        bool good = small ? get_small_row(r, from, bit, width, to)
+                          : get_row(r, from, bit, width, to);
+        if (!good) return false;
     }
-    return bits.held == 0 && !in->bad;
+    return bits % 8 == 0 || from[bits / 8] >> bits % 8 == 0;
 }
 
 static bool get_routes(struct pred_trace_reader *r, struct pred_in *in)

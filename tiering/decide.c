@@ -59,6 +59,13 @@ static uint32_t leases_max(const struct tier_decide *d, uint32_t tier, const str
     return part->used > part->slots ? part->slots : part->used + room(d, tier, part);
 }
 
+/* One resident expert was used. */
+static void touch(const struct part *part, uint32_t key)
+{
+    uint32_t expert = key - part->key_first;
+    part->ops->touch(part->policy, &expert, 1);
+}
+
 /* Tells a full partition's policy what is coming. */
 static void announce(const struct part *part, uint32_t key, bool used)
 {
@@ -100,7 +107,7 @@ static void leave(struct tier_decide *d, uint32_t tier, struct part *part, uint3
 static uint32_t layer_of(const struct tier_decide *d, const struct part *part, uint32_t key,
                          uint32_t tier)
 {
-    if (!d->planes[tier].global) return part->key_first / d->experts;
+    if (!d->planes[tier].global) return part->layer;
     return key / d->experts;
 }
 
@@ -157,7 +164,7 @@ static void evict_0(struct tier_decide *d, struct part *part, uint32_t key)
         /* Its copy below may leave from now on, but not before what was used longer ago. */
         struct part *below = tier_part_of(d, 1, layer);
         d->planes[1].held[key].count = 0;
-        below->ops->touch(below->policy, key - below->key_first);
+        touch(below, key);
         act(d, TIER_DROP, 0, layer, key);
         return;
     }
@@ -245,7 +252,7 @@ static enum tier_cell cell_of(const struct part *part, enum tier_phase phase)
     return phase == TIER_PREFILL ? TIER_CELL_PREFILL : TIER_CELL_DECODE;
 }
 
-static void cells_choose(struct tier_decide *d, uint32_t layer)
+static inline void cells_choose(struct tier_decide *d, uint32_t layer)
 {
     for (uint32_t t = 0; t < d->tier_count; t++) {
         d->cell[t] = &d->planes[t].cells[cell_of(tier_part_of(d, t, layer), d->phase)];
@@ -279,15 +286,15 @@ static uint32_t both_most(struct tier_decide *d, const struct part *part, uint32
 /* How many of ids can be leased at once beside what is. Prefill's misses take free slots, then
  * slots from decode up to its share, then slots of its own that nobody reads. What is used in
  * place takes none of tier 0. */
-static uint32_t grant(struct tier_decide *d, const struct part *part, uint32_t base,
+static uint32_t grant(struct tier_decide *d, const struct part *part, uint32_t layer,
                       const uint32_t *ids, uint32_t n, enum tier_phase phase)
 {
     uint32_t own_max = part->own + room(d, 0, part), most = leases_max(d, 0, part);
     if (own_max < part->prefill_slots) own_max = part->prefill_slots;
     bool bounded = phase == TIER_PREFILL;
-    if (d->over) most = careful_most(d, part, base / d->experts, most);
-    uint32_t both = both_most(d, part, base / d->experts), warm = 0;
-    if (both != UINT32_MAX) warm = tier_part_of(d, 1, base / d->experts)->pinned;
+    if (d->over) most = careful_most(d, part, layer, most);
+    uint32_t both = both_most(d, part, layer), warm = 0;
+    if (both != UINT32_MAX) warm = tier_part_of(d, 1, layer)->pinned;
     if (part->pinned + n <= most && part->pinned + warm + n <= both &&
         (!bounded || part->own_pinned + n <= own_max)) {
         return n;
@@ -295,7 +302,7 @@ static uint32_t grant(struct tier_decide *d, const struct part *part, uint32_t b
     const struct tier_hold *pins = d->planes[0].held;
     uint32_t pinned = part->pinned, own_pinned = part->own_pinned;
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t key = base + ids[i];
+        uint32_t key = layer * d->experts + ids[i];
         uint8_t state = d->entries[key].state;
         if (state & GONE) continue;
         if (tier_decide_is_warm(d, state)) {
@@ -312,25 +319,20 @@ static uint32_t grant(struct tier_decide *d, const struct part *part, uint32_t b
     return n;
 }
 
-static void pin(struct tier_decide *d, struct part *part, uint32_t key)
+/* The first lease of an expert that has a copy in tier 1, too or only. True if tier 0's slots are
+ * not concerned. */
+static bool pin_below(struct tier_decide *d, uint32_t layer, struct tier_hold *hold)
 {
-    struct tier_hold *hold = &d->planes[0].held[key];
-    MUST(hold->count < UINT16_MAX);
-    if (hold->count++ != 0 || d->entries[key].state & GONE) return;
-    if (tier_decide_is_warm(d, d->entries[key].state)) {
-        tier_part_of(d, 1, key / d->experts)->pinned++;
-        d->planes[1].held[key].count = 1;
-        return;
-    }
-    part->pinned++;
-    if (d->entries[key].state & OWN_0) part->own_pinned++;
-    if (d->entries[key].state & IN_1) d->planes[1].held[key].count = 1;
+    d->planes[1].held[hold - d->entries].count = 1;
+    if (!tier_decide_is_warm(d, hold->state)) return false;
+    tier_part_of(d, 1, layer)->pinned++;
+    return true;
 }
 
-static void touch_0(struct tier_decide *d, struct part *part, uint32_t key, enum tier_phase phase)
+/* Whose an expert of tier 0 is once it was used, and what a hint was good for. */
+static void use_owned(struct tier_decide *d, struct part *part, uint32_t key, enum tier_phase phase)
 {
     uint8_t state = d->entries[key].state;
-    part->ops->touch(part->policy, key - part->key_first);
     if (state & OWN_0) {
         own_remove(d, 0, part, key);
         if (phase == TIER_PREFILL) {
@@ -339,9 +341,8 @@ static void touch_0(struct tier_decide *d, struct part *part, uint32_t key, enum
             part->own_pinned--;
         }
     }
-    if (phase == TIER_DECODE) {
-        if (state & OWN_1) own_remove(d, 1, tier_part_of(d, 1, key / d->experts), key);
-        d->entries[key].state |= DECODES;
+    if (phase == TIER_DECODE && state & OWN_1) {
+        own_remove(d, 1, tier_part_of(d, 1, key / d->experts), key);
     }
     if (state & HINTED) {
         d->entries[key].state &= (uint8_t)~HINTED;
@@ -350,10 +351,58 @@ static void touch_0(struct tier_decide *d, struct part *part, uint32_t key, enum
     }
 }
 
+/* Pins what was granted and tells the hits of tier 0 from the misses, without a branch: which it is
+ * is what nobody can foretell. Returns how many hits, and all their states together. */
+static uint32_t look_up(struct tier_decide *d, struct part *part, uint32_t layer,
+                        const uint32_t *ids, uint32_t k, struct tier_found *found, uint8_t *states)
+{
+    uint32_t base = layer * d->experts, first = base - part->key_first, experts = d->experts;
+    uint32_t hits = 0, pinned = 0, own_pinned = 0, nowhere = d->tier_count;
+    uint32_t *hit_experts = d->hits, *missed = d->missed;
+    uint8_t all = 0;
+    for (uint32_t i = 0; i < k; i++) {
+        uint32_t id = ids[i];
+        MUST(id < experts);
+        struct tier_hold *hold = &d->entries[base + id];
+        uint8_t state = hold->state;
+        MUST(hold->count < UINT16_MAX);
+        bool counts = hold->count++ == 0 && !(state & GONE);
+        if (counts && state & IN_1) counts = !pin_below(d, layer, hold);
+        if (counts) {
+            pinned++;
+            own_pinned += (state & OWN_0) != 0;
+        }
+        _Static_assert(IN_0 == 1, "a hit counts as one");
+        uint32_t hit = state & IN_0;
+        found[i] = (struct tier_found){ .from = nowhere & (hit - 1) };
+        hit_experts[hits] = first + id;
+        missed[i - hits] = i;
+        hits += hit;
+        all |= (uint8_t)((state ^ DECODES) & (0 - hit));
+    }
+    part->pinned += pinned;
+    part->own_pinned += own_pinned;
+    *states = all;
+    return hits;
+}
+
+/* The hits of tier 0 are used: most are decode's already. */
+static void use_hits(struct tier_decide *d, struct part *part, uint32_t hits, uint8_t states,
+                     enum tier_phase phase)
+{
+    part->ops->touch(part->policy, d->hits, hits);
+    if (!(states & (OWN_0 | OWN_1 | HINTED | DECODES))) return;
+    for (uint32_t i = 0; i < hits; i++) {
+        uint32_t key = part->key_first + d->hits[i];
+        if (d->entries[key].state & (OWN_0 | OWN_1 | HINTED)) use_owned(d, part, key, phase);
+        if (phase == TIER_DECODE) d->entries[key].state |= DECODES;
+    }
+}
+
 static void touch_1(struct tier_decide *d, uint32_t layer, uint32_t key, enum tier_phase phase)
 {
     struct part *part = tier_part_of(d, 1, layer);
-    part->ops->touch(part->policy, key - part->key_first);
+    touch(part, key);
     if (d->entries[key].state & OWN_1) {
         own_remove(d, 1, part, key);
         if (phase == TIER_PREFILL) own_add(d, 1, part, key);
@@ -423,9 +472,6 @@ void tier_decide_ahead(const struct tier_decide *d, uint32_t layer, const uint32
     uint32_t base = layer * d->experts, first = base - part->key_first;
     for (uint32_t i = 0; i < n; i++) __builtin_prefetch(&plane->held[base + ids[i]], 1);
     for (uint32_t i = 0; ops->ahead && i < n; i++) ops->ahead(part->policy, first + ids[i]);
-    for (uint32_t i = 0; ops->ahead_more && i < n; i++) {
-        ops->ahead_more(part->policy, first + ids[i]);
-    }
 }
 
 uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32_t *ids, uint32_t n,
@@ -433,37 +479,26 @@ uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32
 {
     MUST(d->magic == TIER_DECIDE_MAGIC && layer < d->layers && n <= d->experts);
     struct part *part = tier_part_of(d, 0, layer);
-    uint32_t base = layer * d->experts, resident = 0;
+    uint32_t base = layer * d->experts;
     d->action_count = 0;
     d->phase = phase;
     cells_choose(d, layer);
-    uint32_t k = grant(d, part, base, ids, n, phase);
-    for (uint32_t i = 0; i < k; i++) {
-        MUST(ids[i] < d->experts);
-        pin(d, part, base + ids[i]);
-    }
+    uint32_t k = grant(d, part, layer, ids, n, phase);
+    uint8_t states;
+    uint32_t hits = look_up(d, part, layer, ids, k, found, &states);
     if (part->ops->begin) part->ops->begin(part->policy, d->acquires);
-    for (uint32_t i = 0; i < k; i++) {
-        uint32_t key = base + ids[i];
-        found[i] = (struct tier_found){ .from = d->tier_count };
-        if (!(d->entries[key].state & IN_0)) continue;
-        found[i].from = 0;
-        resident++;
-        touch_0(d, part, key, phase);
-    }
-    count_lookups(d, 0, layer, k, resident);
+    if (hits > 0) use_hits(d, part, hits, states, phase);
+    count_lookups(d, 0, layer, k, hits);
     if (d->tier_count == 2) look_below(d, layer, ids, k, phase, found);
-    if (resident < k) {
-        enum account account = phase == TIER_PREFILL ? FOR_PREFILL : FOR_DECODE;
-        for (uint32_t i = 0; i < k; i++) {
-            uint32_t key = base + ids[i];
-            if (d->entries[key].state & (IN_0 | GONE)) continue;
-            tier_decide_regret(d, 0, part, key);
-            if (found[i].in_place) continue;
-            admit(d, layer, key, true, account);
-            if (account == FOR_PREFILL) part->own_pinned++;
-            if (account == FOR_DECODE) d->entries[key].state |= DECODES;
-        }
+    enum account account = phase == TIER_PREFILL ? FOR_PREFILL : FOR_DECODE;
+    for (uint32_t i = 0; i < k - hits; i++) {
+        uint32_t key = base + ids[d->missed[i]];
+        if (d->entries[key].state & GONE) continue;
+        if (d->config.adaptive) tier_decide_regret(d, 0, part, key);
+        if (found[d->missed[i]].in_place) continue;
+        admit(d, layer, key, true, account);
+        if (account == FOR_PREFILL) part->own_pinned++;
+        if (account == FOR_DECODE) d->entries[key].state |= DECODES;
     }
     d->acquires++;
     d->layer_acquires[layer]++;
@@ -471,25 +506,36 @@ uint32_t tier_decide_acquire(struct tier_decide *d, uint32_t layer, const uint32
     return k;
 }
 
-bool tier_decide_unpin(struct tier_decide *d, uint32_t layer, uint32_t expert)
+/* What was used in place is leased no more. */
+static void unpin_warm(struct tier_decide *d, uint32_t key)
+{
+    tier_part_of(d, 1, key / d->experts)->pinned--;
+    d->planes[1].held[key].count = 0;
+    uint8_t uses = d->warm_uses[key];
+    bool most = d->riser == TIER_NO_RISER || uses > d->warm_uses[d->riser];
+    if (uses >= TIER_DECIDE_WARM_USES && most) d->riser = key;
+}
+
+uint32_t tier_decide_unpin(struct tier_decide *d, uint32_t layer, const uint32_t *ids, uint32_t n)
 {
     struct part *part = tier_part_of(d, 0, layer);
-    uint32_t key = layer * d->experts + expert;
-    struct tier_hold *hold = &d->planes[0].held[key];
-    MUST(expert < d->experts);
-    if (hold->count == 0) return false;
-    if (--hold->count != 0 || d->entries[key].state & GONE) return true;
-    if (tier_decide_is_warm(d, d->entries[key].state)) {
-        tier_part_of(d, 1, layer)->pinned--;
-        d->planes[1].held[key].count = 0;
-        uint8_t uses = d->warm_uses[key];
-        bool most = d->riser == TIER_NO_RISER || uses > d->warm_uses[d->riser];
-        if (uses >= TIER_DECIDE_WARM_USES && most) d->riser = key;
-        return true;
+    uint32_t i = 0, base = layer * d->experts, experts = d->experts, pinned = 0, own_pinned = 0;
+    for (; i < n; i++) {
+        MUST(ids[i] < experts);
+        struct tier_hold *hold = &d->entries[base + ids[i]];
+        uint8_t state = hold->state;
+        if (hold->count == 0) break;
+        if (--hold->count != 0 || state & GONE) continue;
+        if (state & IN_1 && tier_decide_is_warm(d, state)) {
+            unpin_warm(d, base + ids[i]);
+            continue;
+        }
+        pinned++;
+        own_pinned += (state & OWN_0) != 0;
     }
-    part->pinned--;
-    if (d->entries[key].state & OWN_0) part->own_pinned--;
-    return true;
+    part->pinned -= pinned;
+    part->own_pinned -= own_pinned;
+    return i;
 }
 
 /* An expert that was used in place and is leased no more moves up, if anything there may leave. */
@@ -522,7 +568,7 @@ void tier_decide_drain(struct tier_decide *d, uint32_t layer)
 void tier_decide_release(struct tier_decide *d, uint32_t layer, const uint32_t *ids, uint32_t n)
 {
     MUST(d->magic == TIER_DECIDE_MAGIC && layer < d->layers);
-    for (uint32_t i = 0; i < n; i++) MUST(tier_decide_unpin(d, layer, ids[i]));
+    MUST(tier_decide_unpin(d, layer, ids, n) == n);
     tier_decide_drain(d, layer);
 }
 
@@ -588,7 +634,7 @@ static void seed(const struct part *part, uint32_t key, uint8_t quarters)
     if (part->ops->seed) {
         part->ops->seed(part->policy, key - part->key_first, quarters / 4.0);
     } else if (quarters > 6) {
-        part->ops->touch(part->policy, key - part->key_first);
+        touch(part, key);
     }
 }
 

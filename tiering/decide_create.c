@@ -141,6 +141,7 @@ static int part_create(struct tier_decide *d, uint32_t tier, uint32_t p,
     part->roof = part->slots;
     part->prefill_slots = tier_decide_prefill_slots(d, part->slots);
     part->key_first = plane->global ? 0 : p * d->experts;
+    part->layer = plane->global ? 0 : p;
     part->head = d->keys + p;
     plane->links[part->head] = (struct link){ part->head, part->head };
     struct tier_policy_options options = {
@@ -255,11 +256,13 @@ int tier_decide_create(struct tier_decide **out, const struct tier_decide_config
     d->offers = calloc(d->keys, sizeof *d->offers);
     d->layer_acquires = calloc(d->layers, sizeof *d->layer_acquires);
     d->actions = calloc(d->action_max, sizeof *d->actions);
+    d->hits = calloc(d->experts, sizeof *d->hits);
+    d->missed = calloc(d->experts, sizeof *d->missed);
     d->found = calloc(d->experts, sizeof *d->found);
     d->marks = calloc(d->experts / 64 + 1, sizeof *d->marks);
     d->apply_quotas = calloc(TIER_RESIDENT_TIERS_MAX * d->layers, sizeof *d->apply_quotas);
-    if (!d->offers || !d->layer_acquires || !d->actions || !d->found || !d->marks ||
-        !d->apply_quotas || (config->warm_compute && !d->warm_uses)) {
+    if (!d->offers || !d->layer_acquires || !d->actions || !d->hits || !d->missed || !d->found ||
+        !d->marks || !d->apply_quotas || (config->warm_compute && !d->warm_uses)) {
         rc = no_memory(d, err);
         goto fail;
     }
@@ -292,6 +295,8 @@ void tier_decide_destroy(struct tier_decide *d)
     free(d->offers);
     free(d->layer_acquires);
     free(d->actions);
+    free(d->hits);
+    free(d->missed);
     free(d->found);
     free(d->marks);
     free(d->apply_quotas);

@@ -56,11 +56,10 @@ static int apply_acquire(struct tier_decide *d, const struct tier_event *event,
 static int apply_release(struct tier_decide *d, const struct tier_event *event,
                          struct base_err *err)
 {
-    for (uint32_t i = 0; i < event->count; i++) {
-        if (!tier_decide_unpin(d, event->layer, event->ids[i])) {
-            return base_err_set(err, BASE_EFORMAT, "release of expert %" PRIu32 " of layer %" PRIu32
-                                ", which is not leased", event->ids[i], event->layer);
-        }
+    uint32_t n = tier_decide_unpin(d, event->layer, event->ids, event->count);
+    if (n < event->count) {
+        return base_err_set(err, BASE_EFORMAT, "release of expert %" PRIu32 " of layer %" PRIu32
+                            ", which is not leased", event->ids[n], event->layer);
     }
     tier_decide_drain(d, event->layer);
     return 0;

@@ -38,6 +38,7 @@ struct part {
     uint32_t own_pinned;        /* ... prefill's account (tier 0) */
     uint32_t head;              /* of the ring of prefill's own, oldest first */
     uint32_t key_first;         /* key of the partition's expert 0 */
+    uint32_t layer;             /* its layer */
     uint32_t departures;        /* evictions so far, from 1 on */
     uint32_t regrets;           /* adaptive: misses of what had just left, the older the less */
 };
@@ -82,6 +83,7 @@ struct tier_decide {
     struct tier_counts *cell[TIER_RESIDENT_TIERS_MAX];
     struct tier_action *actions;
     uint32_t action_count, action_max;
+    uint32_t *hits, *missed;    /* [experts] scratch of acquire: experts; places in ids */
     struct tier_found *found;   /* [experts] scratch of apply */
     uint64_t *marks;            /* a bit an expert, scratch of apply */
     uint32_t *apply_quotas;     /* [tiers x layers] scratch of apply */
@@ -114,8 +116,10 @@ static inline void tier_own_link(struct tier_plane *plane, struct part *part, ui
     part->own++;
 }
 
-/* What release is made of: false if it was not pinned; and what follows once all are. */
-bool tier_decide_unpin(struct tier_decide *decide, uint32_t layer, uint32_t expert);
+/* What release is made of: how many were unpinned before one that was not pinned; and what follows
+ * once all are. */
+uint32_t tier_decide_unpin(struct tier_decide *decide, uint32_t layer, const uint32_t *ids,
+                           uint32_t n);
 void tier_decide_drain(struct tier_decide *decide, uint32_t layer);
 /* Sets `over`. */
 void tier_decide_note_over(struct tier_decide *decide);

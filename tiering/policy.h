@@ -52,12 +52,11 @@ struct tier_policy_ops {
     void (*destroy)(struct tier_policy *policy);
     /* Optional. The acquire number `now` begins in this partition. */
     void (*begin)(struct tier_policy *policy, uint64_t now);
-    /* Optional. The expert may be used next: asks the processor for what `touch` will need of it,
-     * first what can be had at once, then what that leads to. Changes nothing. */
+    /* Optional. The expert may be used next: asks the processor for what `touch` will need of it.
+     * Changes nothing. */
     void (*ahead)(const struct tier_policy *policy, uint32_t expert);
-    void (*ahead_more)(const struct tier_policy *policy, uint32_t expert);
-    /* A resident expert is used. */
-    void (*touch)(struct tier_policy *policy, uint32_t expert);
+    /* Resident experts are used, in this order. */
+    void (*touch)(struct tier_policy *policy, const uint32_t *experts, uint32_t n);
     /* Optional. An absent expert will be inserted into the full partition: victim comes next. */
     void (*incoming)(struct tier_policy *policy, uint32_t expert, bool used);
     /* An absent expert becomes resident; `used`: by the running acquire, else ahead of any use. */

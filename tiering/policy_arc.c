@@ -79,12 +79,14 @@ static bool is_on(const struct arc *a, uint32_t expert, unsigned list)
     return expert != TIER_NO_EXPERT && tier_ring_queued(a->ring, expert) && a->list[expert] == list;
 }
 
-static void arc_touch(struct tier_policy *policy, uint32_t expert)
+static void arc_touch(struct tier_policy *policy, const uint32_t *experts, uint32_t n)
 {
     struct arc *a = arc_of(policy);
-    DMUST(is_on(a, expert, T1) || is_on(a, expert, T2));
-    pull(a, expert);
-    push(a, expert, T2);
+    for (uint32_t i = 0; i < n; i++) {
+        DMUST(is_on(a, experts[i], T1) || is_on(a, experts[i], T2));
+        pull(a, experts[i]);
+        push(a, experts[i], T2);
+    }
 }
 
 /* What is remembered beyond the new bounds goes as experts leave. */

@@ -1,13 +1,12 @@
 /* Belady's rule: what is needed furthest in the future leaves. The bound for demand-only policies
  * with the same slots and partition; replay only, because it asks for the future.
  *
- * A heap ordered by minus the next use, so that its top is the furthest; experts never used again
- * rank at minus infinity. Positions are exact in a double up to 2^53 events. O(log slots) a use.
+ * A heap ordered by how far the next use is from the end of time, so that its top is the furthest;
+ * experts never used again rank at 0. O(log slots) a use.
  */
 #include "tiering/policy.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 
 #include "base/must.h"
@@ -44,7 +43,7 @@ static int belady_create(struct tier_policy **out, const struct tier_policy_opti
     b->next_use_context = options->next_use_context;
     b->layer_first = options->layer_first;
     b->layer_experts = options->layer_experts;
-    if (tier_heap_init(&b->heap, options->expert_count, false) < 0) {
+    if (tier_heap_init(&b->heap, options->expert_count, NULL) < 0) {
         belady_destroy(&b->base);
         return -ENOMEM;
     }
@@ -52,12 +51,12 @@ static int belady_create(struct tier_policy **out, const struct tier_policy_opti
     return 0;
 }
 
-static double rank_of(struct belady *b, uint32_t expert)
+static uint64_t rank_of(struct belady *b, uint32_t expert)
 {
     uint64_t next = b->next_use(b->next_use_context, b->layer_first + expert / b->layer_experts,
                                 expert % b->layer_experts, b->now);
     DMUST(next > b->now);
-    return next == UINT64_MAX ? -INFINITY : -(double)next;
+    return next == UINT64_MAX ? 0 : INT64_MAX - next;
 }
 
 static void belady_begin(struct tier_policy *policy, uint64_t now)
@@ -65,19 +64,17 @@ static void belady_begin(struct tier_policy *policy, uint64_t now)
     belady_of(policy)->now = now;
 }
 
-static void belady_touch(struct tier_policy *policy, uint32_t expert)
+static void belady_touch(struct tier_policy *policy, const uint32_t *experts, uint32_t n)
 {
     struct belady *b = belady_of(policy);
-    b->heap.rank[expert] = rank_of(b, expert);
-    tier_heap_fix(&b->heap, expert);
+    for (uint32_t i = 0; i < n; i++) tier_heap_set(&b->heap, experts[i], rank_of(b, experts[i]));
 }
 
 static void belady_insert(struct tier_policy *policy, uint32_t expert, bool used)
 {
     struct belady *b = belady_of(policy);
     (void)used;
-    b->heap.rank[expert] = rank_of(b, expert);
-    tier_heap_add(&b->heap, expert);
+    tier_heap_add(&b->heap, expert, rank_of(b, expert));
 }
 
 static void belady_remove(struct tier_policy *policy, uint32_t expert)
@@ -87,7 +84,7 @@ static void belady_remove(struct tier_policy *policy, uint32_t expert)
 
 static uint32_t belady_victim(struct tier_policy *policy)
 {
-    return tier_heap_pick(&belady_of(policy)->heap, 0, policy->held);
+    return tier_heap_pick(&belady_of(policy)->heap, policy->held);
 }
 
 const struct tier_policy_ops tier_policy_belady_ops = {

@@ -3,7 +3,8 @@
  * back is not a stranger.
  *
  * Without decay it is the textbook's LFU: counts begin when an expert becomes resident. Of equally
- * frequent experts the one used longest ago leaves. O(log slots) a use.
+ * frequent experts the one used longest ago leaves. O(1) a use, O(log slots) for each use between
+ * two evictions of the same expert.
  */
 #include "tiering/policy.h"
 
@@ -18,7 +19,6 @@ struct lfu {
     struct tier_policy base;
     struct tier_score score;
     struct tier_heap heap;      /* its ranks are the scores */
-    uint64_t clock;
 };
 
 static struct lfu *lfu_of(struct tier_policy *policy)
@@ -31,6 +31,7 @@ static void lfu_destroy(struct tier_policy *policy)
 {
     struct lfu *lfu = (struct lfu *)policy;
     tier_heap_fini(&lfu->heap);
+    free(lfu->score.at);
     free(lfu);
 }
 
@@ -38,11 +39,12 @@ static int lfu_create(struct tier_policy **out, const struct tier_policy_options
 {
     struct lfu *lfu = calloc(1, sizeof *lfu);
     if (!lfu) return -ENOMEM;
-    if (tier_heap_init(&lfu->heap, options->expert_count, true) < 0) {
+    double *counts = calloc(options->expert_count, sizeof *counts);
+    tier_score_init(&lfu->score, counts, options->expert_count, options->half_life);
+    if (tier_heap_init(&lfu->heap, options->expert_count, counts) < 0 || !counts) {
         lfu_destroy(&lfu->base);
         return -ENOMEM;
     }
-    tier_score_init(&lfu->score, lfu->heap.rank, options->expert_count, options->half_life);
     *out = &lfu->base;
     return 0;
 }
@@ -62,20 +64,16 @@ static void lfu_retune(struct tier_policy *policy, uint32_t slots, double half_l
 
 static void lfu_ahead(const struct tier_policy *policy, uint32_t expert)
 {
-    tier_heap_ahead(&((const struct lfu *)policy)->heap, expert, false);
+    tier_heap_ahead(&((const struct lfu *)policy)->heap, expert);
 }
 
-static void lfu_ahead_more(const struct tier_policy *policy, uint32_t expert)
-{
-    tier_heap_ahead(&((const struct lfu *)policy)->heap, expert, true);
-}
-
-static void lfu_touch(struct tier_policy *policy, uint32_t expert)
+static void lfu_touch(struct tier_policy *policy, const uint32_t *experts, uint32_t n)
 {
     struct lfu *lfu = lfu_of(policy);
-    tier_score_use(&lfu->score, expert);
-    lfu->heap.stamp[expert] = ++lfu->clock;
-    tier_heap_sink(&lfu->heap, expert);
+    for (uint32_t i = 0; i < n; i++) {
+        tier_score_use(&lfu->score, experts[i]);
+        tier_heap_stamp(&lfu->heap, experts[i]);
+    }
 }
 
 static void lfu_insert(struct tier_policy *policy, uint32_t expert, bool used)
@@ -83,15 +81,15 @@ static void lfu_insert(struct tier_policy *policy, uint32_t expert, bool used)
     struct lfu *lfu = lfu_of(policy);
     if (lfu->score.growth == 1) lfu->score.at[expert] = 0;
     if (used) tier_score_use(&lfu->score, expert);
-    lfu->heap.stamp[expert] = ++lfu->clock;
-    tier_heap_add(&lfu->heap, expert);
+    tier_heap_stamp(&lfu->heap, expert);
+    tier_heap_add(&lfu->heap, expert, tier_heap_rank(lfu->score.at[expert]));
 }
 
 static void lfu_seed(struct tier_policy *policy, uint32_t expert, double uses)
 {
     struct lfu *lfu = lfu_of(policy);
     lfu->score.at[expert] = uses * lfu->score.weight;
-    tier_heap_fix(&lfu->heap, expert);
+    tier_heap_set(&lfu->heap, expert, tier_heap_rank(lfu->score.at[expert]));
 }
 
 static void lfu_remove(struct tier_policy *policy, uint32_t expert)
@@ -101,13 +99,13 @@ static void lfu_remove(struct tier_policy *policy, uint32_t expert)
 
 static uint32_t lfu_victim(struct tier_policy *policy)
 {
-    return tier_heap_pick(&lfu_of(policy)->heap, 0, policy->held);
+    return tier_heap_pick(&lfu_of(policy)->heap, policy->held);
 }
 
 static void lfu_seen(struct tier_policy *policy, uint32_t expert)
 {
     struct lfu *lfu = lfu_of(policy);
-    DMUST(lfu->heap.place[expert] == TIER_NO_EXPERT);
+    DMUST(!tier_heap_has(&lfu->heap, expert));
     tier_score_use(&lfu->score, expert);
 }
 
@@ -118,7 +116,6 @@ const struct tier_policy_ops tier_policy_lfu_ops = {
     .destroy = lfu_destroy,
     .begin = lfu_begin,
     .ahead = lfu_ahead,
-    .ahead_more = lfu_ahead_more,
     .touch = lfu_touch,
     .insert = lfu_insert,
     .remove = lfu_remove,

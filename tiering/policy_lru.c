@@ -46,11 +46,13 @@ static void lru_ahead(const struct tier_policy *policy, uint32_t expert)
     __builtin_prefetch(&((const struct lru *)policy)->recency.at[expert], 1);
 }
 
-static void lru_touch(struct tier_policy *policy, uint32_t expert)
+static void lru_touch(struct tier_policy *policy, const uint32_t *experts, uint32_t n)
 {
     struct lru *lru = lru_of(policy);
-    DMUST(tier_recency_has(&lru->recency, expert));
-    tier_recency_touch(&lru->recency, expert);
+    for (uint32_t i = 0; i < n; i++) {
+        DMUST(tier_recency_has(&lru->recency, experts[i]));
+        tier_recency_touch(&lru->recency, experts[i]);
+    }
 }
 
 static void lru_insert(struct tier_policy *policy, uint32_t expert, bool used)

@@ -62,12 +62,14 @@ static void mixed_retune(struct tier_policy *policy, uint32_t slots, double half
     tier_score_retune(&mixed_of(policy)->score, half_life);
 }
 
-static void mixed_touch(struct tier_policy *policy, uint32_t expert)
+static void mixed_touch(struct tier_policy *policy, const uint32_t *experts, uint32_t n)
 {
     struct mixed *m = mixed_of(policy);
-    DMUST(tier_ring_queued(m->ring, expert));
-    tier_score_use(&m->score, expert);
-    tier_ring_front(m->ring, m->head, expert);
+    for (uint32_t i = 0; i < n; i++) {
+        DMUST(tier_ring_queued(m->ring, experts[i]));
+        tier_score_use(&m->score, experts[i]);
+        tier_ring_front(m->ring, m->head, experts[i]);
+    }
 }
 
 static void mixed_insert(struct tier_policy *policy, uint32_t expert, bool used)

@@ -7,7 +7,8 @@
  * habit without erasing it. What a hint brings in must be worth more, by the same sum, than what
  * leaves for it. Equals go by recency.
  *
- * A hint is good for one acquire of its layer; the next begin makes it void. O(log slots) a use.
+ * A hint is good for one acquire of its layer; the next begin makes it void. O(1) a use and
+ * O(log slots) a hint, and O(log slots) for each use between two evictions of the same expert.
  */
 #include "tiering/policy.h"
 
@@ -21,8 +22,7 @@
 struct predicted {
     struct tier_policy base;
     struct tier_score score;
-    struct tier_heap heap;
-    uint64_t clock;
+    struct tier_heap heap;      /* ranks are the counts, and more for what is hinted */
     float *hints;               /* [experts], below 0 = none */
     uint32_t *hinted;           /* experts with a hint */
     uint32_t hinted_count;
@@ -54,7 +54,7 @@ static int predicted_create(struct tier_policy **out, const struct tier_policy_o
     tier_score_init(&p->score, counts, experts, options->half_life);
     p->hints = malloc(experts * sizeof *p->hints);
     p->hinted = malloc(experts * sizeof *p->hinted);
-    if (tier_heap_init(&p->heap, experts, true) < 0 || !counts || !p->hints || !p->hinted) {
+    if (tier_heap_init(&p->heap, experts, counts) < 0 || !counts || !p->hints || !p->hinted) {
         predicted_destroy(&p->base);
         return -ENOMEM;
     }
@@ -81,9 +81,8 @@ static double predicted_worth(const struct tier_policy *policy, uint32_t expert)
 
 static void rerank(struct predicted *p, uint32_t expert)
 {
-    if (p->heap.place[expert] == TIER_NO_EXPERT) return;
-    p->heap.rank[expert] = rank_of(p, expert);
-    tier_heap_fix(&p->heap, expert);
+    if (!tier_heap_has(&p->heap, expert)) return;
+    tier_heap_set(&p->heap, expert, tier_heap_rank(rank_of(p, expert)));
 }
 
 static void predicted_retune(struct tier_policy *policy, uint32_t slots, double half_life)
@@ -104,29 +103,25 @@ static void predicted_begin(struct tier_policy *policy, uint64_t now)
         rerank(p, p->hinted[i]);
     }
     p->hinted_count = 0;
-    if (!tier_score_step(&p->score)) return;
-    for (uint32_t i = 0; i < p->heap.count; i++) {
-        p->heap.rank[p->heap.order[i]] = p->score.at[p->heap.order[i]];
-    }
-    tier_heap_rebuild(&p->heap);
+    if (tier_score_step(&p->score)) tier_heap_rebuild(&p->heap);
 }
 
-static void predicted_touch(struct tier_policy *policy, uint32_t expert)
+static void predicted_touch(struct tier_policy *policy, const uint32_t *experts, uint32_t n)
 {
     struct predicted *p = predicted_of(policy);
-    tier_score_use(&p->score, expert);
-    p->heap.stamp[expert] = ++p->clock;
-    p->heap.rank[expert] = rank_of(p, expert);
-    tier_heap_sink(&p->heap, expert);
+    for (uint32_t i = 0; i < n; i++) {
+        tier_score_use(&p->score, experts[i]);
+        tier_heap_stamp(&p->heap, experts[i]);
+        if (p->hinted_count > 0) rerank(p, experts[i]);     /* the heap knows the counts only */
+    }
 }
 
 static void predicted_insert(struct tier_policy *policy, uint32_t expert, bool used)
 {
     struct predicted *p = predicted_of(policy);
     if (used) tier_score_use(&p->score, expert);
-    p->heap.stamp[expert] = ++p->clock;
-    p->heap.rank[expert] = rank_of(p, expert);
-    tier_heap_add(&p->heap, expert);
+    tier_heap_stamp(&p->heap, expert);
+    tier_heap_add(&p->heap, expert, tier_heap_rank(rank_of(p, expert)));
 }
 
 static void predicted_seed(struct tier_policy *policy, uint32_t expert, double uses)
@@ -143,7 +138,7 @@ static void predicted_remove(struct tier_policy *policy, uint32_t expert)
 
 static uint32_t predicted_victim(struct tier_policy *policy)
 {
-    return tier_heap_pick(&predicted_of(policy)->heap, 0, policy->held);
+    return tier_heap_pick(&predicted_of(policy)->heap, policy->held);
 }
 
 static void predicted_seen(struct tier_policy *policy, uint32_t expert)

@@ -56,11 +56,14 @@ static void pinned_begin(struct tier_policy *policy, uint64_t now)
     pinned_of(policy)->began = true;
 }
 
-static void pinned_touch(struct tier_policy *policy, uint32_t expert)
+static void pinned_touch(struct tier_policy *policy, const uint32_t *experts, uint32_t n)
 {
     struct pinned *p = pinned_of(policy);
-    DMUST(tier_ring_queued(p->ring, expert));
-    tier_ring_front(p->ring, p->is_fixed[expert] ? p->fixed : p->moving, expert);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t expert = experts[i];
+        DMUST(tier_ring_queued(p->ring, expert));
+        tier_ring_front(p->ring, p->is_fixed[expert] ? p->fixed : p->moving, expert);
+    }
 }
 
 static void pinned_insert(struct tier_policy *policy, uint32_t expert, bool used)

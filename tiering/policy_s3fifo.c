@@ -91,12 +91,15 @@ static void s3fifo_retune(struct tier_policy *policy, uint32_t slots, double hal
     while (s->counts[GHOST] > s->ghost_max) pull(s, s->ring[s->experts + GHOST].prev);
 }
 
-static void s3fifo_touch(struct tier_policy *policy, uint32_t expert)
+static void s3fifo_touch(struct tier_policy *policy, const uint32_t *experts, uint32_t n)
 {
     struct s3fifo *s = s3fifo_of(policy);
-    DMUST(tier_ring_queued(s->ring, expert) && s->queue[expert] != GHOST);
-    if (s->uses[expert] < USES_MAX) s->uses[expert]++;
-    if (s->chosen == expert) s->chosen = TIER_NO_EXPERT;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t expert = experts[i];
+        DMUST(tier_ring_queued(s->ring, expert) && s->queue[expert] != GHOST);
+        s->uses[expert] += s->uses[expert] < USES_MAX;
+        if (s->chosen == expert) s->chosen = TIER_NO_EXPERT;
+    }
 }
 
 static void s3fifo_insert(struct tier_policy *policy, uint32_t expert, bool used)

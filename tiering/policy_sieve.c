@@ -48,11 +48,13 @@ static int sieve_create(struct tier_policy **out, const struct tier_policy_optio
     return 0;
 }
 
-static void sieve_touch(struct tier_policy *policy, uint32_t expert)
+static void sieve_touch(struct tier_policy *policy, const uint32_t *experts, uint32_t n)
 {
     struct sieve *s = sieve_of(policy);
-    DMUST(tier_ring_queued(s->ring, expert));
-    s->used[expert] = 1;
+    for (uint32_t i = 0; i < n; i++) {
+        DMUST(tier_ring_queued(s->ring, experts[i]));
+        s->used[experts[i]] = 1;
+    }
 }
 
 static void sieve_insert(struct tier_policy *policy, uint32_t expert, bool used)

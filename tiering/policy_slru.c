@@ -68,9 +68,8 @@ static void slru_retune(struct tier_policy *policy, uint32_t slots, double half_
     bound_protected(s);
 }
 
-static void slru_touch(struct tier_policy *policy, uint32_t expert)
+static void use(struct slru *s, uint32_t expert)
 {
-    struct slru *s = slru_of(policy);
     DMUST(tier_ring_queued(s->ring, expert));
     if (s->safe[expert] || s->protected_max == 0) {
         tier_ring_front(s->ring, s->safe[expert] ? s->protected : s->probation, expert);
@@ -80,6 +79,12 @@ static void slru_touch(struct tier_policy *policy, uint32_t expert)
     s->safe[expert] = 1;
     s->protected_count++;
     bound_protected(s);
+}
+
+static void slru_touch(struct tier_policy *policy, const uint32_t *experts, uint32_t n)
+{
+    struct slru *s = slru_of(policy);
+    for (uint32_t i = 0; i < n; i++) use(s, experts[i]);
 }
 
 static void slru_insert(struct tier_policy *policy, uint32_t expert, bool used)

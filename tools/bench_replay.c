@@ -1,4 +1,5 @@
-/* What a replay costs: lookups a second of one core, by policy and with predictors beside. */
+/* What a replay costs: lookups a second of one core, by policy and with predictors beside. Several
+ * rounds go over all runs in turn, so that a slow minute of the machine is nobody's own. */
 #include "tools/bench.h"
 
 #include <errno.h>
@@ -13,18 +14,22 @@
 #include "predictor/feed.h"
 #include "predictor/history.h"
 #include "predictor/replay.h"
+#include "tools/bench_stack.h"
 
 enum { NAMES_MAX = 16, ROWS_MAX = 64 };
 
 static struct {
     const char *policy, *capacity, *predictors;
+    unsigned long long rounds;
     bool json;
-} flags = { .policy = "lru,lfu", .capacity = "25%", .predictors = "none" };
+} flags = { .policy = "lru,lfu", .capacity = "25%", .predictors = "none", .rounds = 1 };
 
 struct row {
     char name[96];
     uint64_t lookups;
-    double seconds, decode_seconds;
+    double rounds[BENCH_ROUNDS_MAX]; /* seconds of each */
+    double seconds, decode_seconds;  /* medians */
+    double spread;                   /* from fastest to slowest, of the median */
     uint64_t peak_bytes, index_bytes, table_bytes;
 };
 
@@ -58,7 +63,7 @@ static int decode(struct pred_trace_reader *reader, double *seconds, struct base
 }
 
 static int measure_policy(struct pred_trace_reader *reader, const char *policy, uint64_t slots,
-                          struct row *row, struct base_err *err)
+                          uint32_t round, struct row *row, struct base_err *err)
 {
     struct pred_case c = { .slots = slots, .prefill_share = 1, .half_life_tokens = 16 };
     struct pred_case_result result;
@@ -66,11 +71,11 @@ static int measure_policy(struct pred_trace_reader *reader, const char *policy, 
     snprintf(c.policy, sizeof c.policy, "%s", policy);
     double begin = now_seconds();
     int rc = pred_replay_run(reader, &c, &result, 1, &summary, NULL, err);
-    row->seconds = now_seconds() - begin;
+    row->rounds[round] = now_seconds() - begin;
     pred_replay_results_fini(&result, 1);
     row->lookups = summary.lookups;
     snprintf(row->name, sizeof row->name, "%.31s", policy);
-    row->peak_bytes = peak_bytes();
+    if (round == 0) row->peak_bytes = peak_bytes();
     if (strncmp(policy, "belady", 6) == 0) row->index_bytes = 4 * summary.lookups;
     return rc < 0 ? rc : pred_trace_reader_rewind(reader, err);
 }
@@ -141,12 +146,13 @@ static uint64_t one_layer(struct world *w, const struct pred_step *step, uint32_
     return lookups;
 }
 
-static int world_run(struct world *w, struct pred_trace_reader *reader, struct row *row,
-                     struct base_err *err)
+static int world_run(struct world *w, struct pred_trace_reader *reader, uint32_t round,
+                     struct row *row, struct base_err *err)
 {
     struct pred_trace_item item;
     double begin = now_seconds();
     int rc;
+    row->lookups = 0;
     while ((rc = pred_trace_reader_next(reader, PRED_WANT_STEPS, &item, err)) > 0) {
         rc = world_reserve(w, item.step.token_count);
         if (rc < 0) return rc;
@@ -155,13 +161,13 @@ static int world_run(struct world *w, struct pred_trace_reader *reader, struct r
             row->lookups += one_layer(w, &item.step, l);
         pred_history_update(&w->history, &item.step, w->ids);
     }
-    row->seconds = now_seconds() - begin;
+    row->rounds[round] = now_seconds() - begin;
     return rc < 0 ? rc : pred_trace_reader_rewind(reader, err);
 }
 
 static int measure_predictors(struct pred_trace_reader *reader, const char *policy,
                               const char *const *names, uint32_t count, uint64_t slots,
-                              struct row *row, struct base_err *err)
+                              uint32_t round, struct row *row, struct base_err *err)
 {
     const struct pred_trace_header *h = pred_trace_reader_header(reader);
     struct world w = { .shape = { .layers = h->layers, .experts = h->experts, .top_k = h->top_k } };
@@ -175,6 +181,7 @@ static int measure_predictors(struct pred_trace_reader *reader, const char *poli
         .prefill_share = 1,
     };
     snprintf(config.tiers[0].policy, sizeof config.tiers[0].policy, "%s", policy);
+    row->table_bytes = 0;
     w.found = calloc(h->experts, sizeof w.found[0]);
     w.scores = calloc(h->experts, sizeof w.scores[0]);
     int rc = w.found && w.scores ? pred_history_init(&w.history, &w.shape) : -ENOMEM;
@@ -186,9 +193,9 @@ static int measure_predictors(struct pred_trace_reader *reader, const char *poli
         w.count++;
         row->table_bytes += pred_predictor_bytes(w.predictors[p]);
     }
-    if (rc == 0) rc = world_run(&w, reader, row, err);
+    if (rc == 0) rc = world_run(&w, reader, round, row, err);
     world_fini(&w);
-    row->peak_bytes = peak_bytes();
+    if (round == 0) row->peak_bytes = peak_bytes();
     snprintf(row->name, sizeof row->name, "%.31s + %s", policy, count == 1 ? names[0] : "all");
     if (rc < 0) base_err_set(err, rc, "cannot measure: %s", base_err_name(rc));
     return rc;
@@ -202,19 +209,21 @@ static void print_json(const struct row *rows, uint32_t count)
     for (uint32_t i = 0; i < count; i++) {
         const struct row *r = &rows[i];
         printf("%s{\"name\":\"%s\",\"lookups\":%" PRIu64 ",\"seconds\":%.6f,\"decode_seconds\":%.6f"
-               ",\"lookups_per_second\":%.0f,\"peak_bytes\":%" PRIu64 ",\"index_bytes\":%" PRIu64
-               ",\"table_bytes\":%" PRIu64 "}",
+               ",\"lookups_per_second\":%.0f,\"spread\":%.4f,\"peak_bytes\":%" PRIu64
+               ",\"index_bytes\":%" PRIu64 ",\"table_bytes\":%" PRIu64 "}",
                i > 0 ? "," : "", r->name, r->lookups, r->seconds, r->decode_seconds,
-               (double)r->lookups / r->seconds, r->peak_bytes, r->index_bytes, r->table_bytes);
+               (double)r->lookups / r->seconds, r->spread, r->peak_bytes, r->index_bytes,
+               r->table_bytes);
     }
     puts("]}");
 }
 
 static int print_table(const struct row *rows, uint32_t count)
 {
-    static const char *const headings[] = { "what",           "lookups",           "seconds",
-                                            "of it decoding", "million lookups/s", "peak memory",
-                                            "tables",         "index on disk" };
+    static const char *const headings[] = {
+        "what",   "lookups",     "seconds", "of it decoding", "million lookups/s",
+        "spread", "peak memory", "tables",  "index on disk",
+    };
     enum { COLUMNS = sizeof headings / sizeof headings[0] };
     struct cli_table *table;
     if (cli_table_create(&table, COLUMNS, headings) < 0) return 1;
@@ -226,9 +235,10 @@ static int print_table(const struct row *rows, uint32_t count)
         snprintf(text[2], sizeof text[2], "%.3f", r->seconds);
         snprintf(text[3], sizeof text[3], "%.3f", r->decode_seconds);
         snprintf(text[4], sizeof text[4], "%.2f", (double)r->lookups / r->seconds / 1e6);
-        base_str_bytes(text[5], sizeof text[5], r->peak_bytes);
-        base_str_bytes(text[6], sizeof text[6], r->table_bytes);
-        base_str_bytes(text[7], sizeof text[7], r->index_bytes);
+        snprintf(text[5], sizeof text[5], "%.0f%%", 100 * r->spread);
+        base_str_bytes(text[6], sizeof text[6], r->peak_bytes);
+        base_str_bytes(text[7], sizeof text[7], r->table_bytes);
+        base_str_bytes(text[8], sizeof text[8], r->index_bytes);
         for (int k = 1; k < COLUMNS; k++)
             cells[k] = text[k];
         cli_table_row(table, cells);
@@ -266,33 +276,58 @@ static uint32_t choose_predictors(char *list, const char **names)
     return count;
 }
 
+/* What one round measures, one row each: reading alone, each policy, each predictor, all of them.
+ */
+struct plan {
+    const char *policies[NAMES_MAX], *predictors[NAMES_MAX];
+    uint32_t policy_count, predictor_count;
+    uint64_t slots;
+};
+
+static int measure_round(struct pred_trace_reader *reader, const struct plan *plan, uint32_t round,
+                         double *decoding, struct row *rows, uint32_t *count, struct base_err *err)
+{
+    const char *policy = plan->policies[0];
+    uint32_t n = 0;
+    int rc = decode(reader, decoding, err);
+    for (uint32_t i = 0; rc == 0 && i < plan->policy_count; i++) {
+        rc = measure_policy(reader, plan->policies[i], plan->slots, round, &rows[n++], err);
+    }
+    for (uint32_t p = 0; rc == 0 && p < plan->predictor_count; p++) {
+        rc = measure_predictors(reader, policy, &plan->predictors[p], 1, plan->slots, round,
+                                &rows[n++], err);
+    }
+    if (rc == 0 && plan->predictor_count > 1) {
+        rc = measure_predictors(reader, policy, plan->predictors, plan->predictor_count,
+                                plan->slots, round, &rows[n++], err);
+    }
+    *count = n;
+    return rc;
+}
+
 static int measure_all(struct pred_trace_reader *reader, double capacity, struct row *rows,
                        uint32_t *count, struct base_err *err)
 {
     const struct pred_trace_header *h = pred_trace_reader_header(reader);
-    uint64_t slots = (uint64_t)pred_slots_of_share(capacity, h->experts) * h->layers;
-    const char *policies[NAMES_MAX], *predictors[NAMES_MAX];
+    struct plan plan = {
+        .slots = (uint64_t)pred_slots_of_share(capacity, h->experts) * h->layers,
+    };
     char policy_list[512], predictor_list[512];
-    double decode_seconds;
+    double decoding[BENCH_ROUNDS_MAX], spread;
     snprintf(policy_list, sizeof policy_list, "%s", flags.policy);
     snprintf(predictor_list, sizeof predictor_list, "%s", flags.predictors);
-    uint32_t policy_count = split(policy_list, policies);
-    uint32_t predictor_count = choose_predictors(predictor_list, predictors);
-    int rc = decode(reader, &decode_seconds, err);
-    for (uint32_t i = 0; rc == 0 && i < policy_count; i++) {
-        rc = measure_policy(reader, policies[i], slots, &rows[(*count)++], err);
+    plan.policy_count = split(policy_list, plan.policies);
+    plan.predictor_count = choose_predictors(predictor_list, plan.predictors);
+    for (uint32_t round = 0; round < flags.rounds; round++) {
+        int rc = measure_round(reader, &plan, round, &decoding[round], rows, count, err);
+        if (rc < 0) return rc;
     }
-    for (uint32_t p = 0; rc == 0 && p < predictor_count; p++) {
-        rc = measure_predictors(reader, policies[0], &predictors[p], 1, slots, &rows[(*count)++],
-                                err);
-    }
-    if (rc == 0 && predictor_count > 1) {
-        rc = measure_predictors(reader, policies[0], predictors, predictor_count, slots,
-                                &rows[(*count)++], err);
-    }
-    for (uint32_t i = 0; i < *count; i++)
+    double decode_seconds = bench_median(decoding, flags.rounds, &spread);
+    for (uint32_t i = 0; i < *count; i++) {
+        rows[i].seconds = bench_median(rows[i].rounds, flags.rounds, &rows[i].spread);
         rows[i].decode_seconds = decode_seconds;
-    return rc;
+    }
+    return 0;
 }
 
 static int run(int count, char **arguments)
@@ -307,6 +342,9 @@ static int run(int count, char **arguments)
         return cli_misuse("--capacity %s: expected a share such as 25%%", flags.capacity);
     }
     if (flags.policy[0] == '\0') return cli_misuse("--policy: expected the name of a policy");
+    if (flags.rounds < 1 || flags.rounds > BENCH_ROUNDS_MAX) {
+        return cli_misuse("--rounds: 1 to %d", BENCH_ROUNDS_MAX);
+    }
     int rc = pred_trace_reader_open(&reader, arguments[0], &err);
     if (rc < 0) return cli_fail(1, &err);
     rc = measure_all(reader, capacity, rows, &row_count, &err);
@@ -322,6 +360,7 @@ static const struct cli_flag replay_flags[] = {
     { "capacity", CLI_TEXT, &flags.capacity, "P", "share of a layer's experts (25%)" },
     { "predictors", CLI_TEXT, &flags.predictors, "A,B",
       "beside the first policy: none, all (each and all together), or a list" },
+    { "rounds", CLI_UINT, &flags.rounds, "N", "rounds over all of them, whose medians count (1)" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print JSON" },
     { 0 },
 };
@@ -336,6 +375,8 @@ const struct cli_command bench_replay_command = {
                "Seconds are\n"
                "processor time of the one thread, reading and decoding the trace included; Belady "
                "reads it twice.\n"
+               "With several rounds they are medians, and spread is what lies between the fastest "
+               "and the slowest.\n"
                "Peak memory is the program's so far.",
     .arguments_min = 1,
     .arguments_max = 1,

@@ -460,7 +460,6 @@ START_TEST(broken_steps)
     const uint8_t step[] = { 1, 1, 0, 0, 0, 0 };
     const uint8_t tokens[] = { 0, 1, 0, 0, 0 };
     const uint8_t late[] = { 3, 1, 0, 0, 0 };
-    const uint8_t repeated[] = { 0, 1, 0, 0, 0, 0, 0, 0 };
     build_begin(&b);
     build_record(&b, PRED_RECORD_STEP, step, sizeof step);
     build_record(&b, PRED_RECORD_STEP, step, sizeof step);
@@ -474,11 +473,49 @@ START_TEST(broken_steps)
     build_record(&b, PRED_RECORD_TOKENS, tokens, sizeof tokens);
     build_record(&b, PRED_RECORD_TOKENS, tokens, sizeof tokens);
     expect_broken(b.bytes, b.size, BASE_EFORMAT, "tokens twice");
-    build_begin(&b);
-    build_record(&b, PRED_RECORD_STEP, step, sizeof step);
-    build_record(&b, PRED_RECORD_TOKENS, tokens, sizeof tokens);
-    build_record(&b, PRED_RECORD_ROUTES, repeated, sizeof repeated);
-    expect_broken(b.bytes, b.size, BASE_EFORMAT, "one expert twice in a row");
+}
+END_TEST
+
+/* Rows of 4 ids of 6 bits, from the low bit up. */
+START_TEST(broken_rows)
+{
+    static const struct {
+        const char *why;            /* NULL: nothing is wrong with it */
+        bool sparse;
+        uint8_t payload[16];
+        size_t size;
+    } cases[] = {
+        { NULL, false, RECORD(0, 1, 0, 0, 0, 0x40, 0x20, 0x0c) },
+        { "one expert four times in a row", false, RECORD(0, 1, 0, 0, 0, 0, 0, 0) },
+        { "one expert twice at the end of a row", false, RECORD(0, 1, 0, 0, 0, 0x40, 0x20, 0x08) },
+        { "expert 63", false, RECORD(0, 1, 0, 0, 0, 0x40, 0x20, 0xfc) },
+        { "no expert where that is not allowed", false, RECORD(0, 1, 0, 0, 0, 0x65, 0x59, 0x96) },
+        { "a row cut short", false, RECORD(0, 1, 0, 0, 0, 0x40, 0x20) },
+        { "a row with a byte behind", false, RECORD(0, 1, 0, 0, 0, 0x40, 0x20, 0x0c, 0) },
+        { "more rows than bytes", false, RECORD(0, 2, 0, 0, 0, 0x40, 0x20, 0x0c) },
+        { NULL, true, RECORD(0, 1, 0, 0, 0, 0x65, 0x59, 0x96) },
+        { "one expert twice in a sparse row", true, RECORD(0, 1, 0, 0, 0, 0x40, 0x20, 0x08) },
+        { "expert 63 in a sparse row", true, RECORD(0, 1, 0, 0, 0, 0x40, 0x20, 0xfc) },
+        { "a row that goes on as none", true, RECORD(0, 1, 0, 0, 0, 0x40, 0x29, 0x0c) },
+        { "a row that begins as none", true, RECORD(0, 1, 0, 0, 0, 0x25, 0, 0) },
+    };
+    const uint8_t tokens[] = { 0, 1, 0, 0, 0 };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        static struct builder b;
+        const uint8_t step[] = { 1, 1, cases[i].sparse ? PRED_STEP_SPARSE : 0, 0, 0, 0 };
+        build_begin(&b);
+        build_record(&b, PRED_RECORD_STEP, step, sizeof step);
+        build_record(&b, PRED_RECORD_TOKENS, tokens, sizeof tokens);
+        build_record(&b, PRED_RECORD_ROUTES, cases[i].payload, cases[i].size);
+        if (cases[i].why) {
+            expect_broken(b.bytes, b.size, BASE_EFORMAT, cases[i].why);
+        } else {
+            struct base_err err = { 0 };
+            support_write(support_path("rows.trace"), b.bytes, b.size);
+            int rc = read_all(support_path("rows.trace"), &err);
+            ck_assert_msg(rc >= 0, "case %zu: %s", i, err.text);
+        }
+    }
 }
 END_TEST
 
@@ -840,6 +877,7 @@ int main(void)
     tcase_add_test(tcase, zeros_at_the_end_are_a_torn_tail);
     tcase_add_test(tcase, broken_records);
     tcase_add_test(tcase, broken_steps);
+    tcase_add_test(tcase, broken_rows);
     tcase_add_test(tcase, broken_files);
     tcase_add_test(tcase, every_flip_is_noticed);
     tcase_add_test(tcase, a_full_buffer_leaves_a_gap);
