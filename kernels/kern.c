@@ -20,6 +20,7 @@ const struct kern_ops kern_ops_reference = {
     .gate = kern_ref_gate,
     .to_f32 = kern_ref_to_f32,
     .to_bf16 = kern_ref_to_bf16,
+    .matmul_x8 = kern_ref_matmul_x8,
     .to_x8 = kern_ref_to_x8,
     .highest = kern_ref_highest,
     .shares = kern_ref_shares,

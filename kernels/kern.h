@@ -15,18 +15,11 @@
  *                       in ascending order of dots over [K*i/8, K*(i+1)/8), i = 0..7, starting
  *                       from the first: any of 1, 2, 4, 8 ranks can hold whole blocks. INT8 and
  *                       INT4: bounds rounded down to multiples of 128, so that groups stay whole.
- *   matmul, x8          INT8 or INT4 weights against activations as integers of one or three
- *                       digits, k_blocks 1. A span of 128 columns is two vectors of 64: INT8, the
- *                       first 64 and the others; INT4, the low nibbles of its 64 bytes and the
- *                       high ones. Lane j of a vector takes its columns 4j to 4j+3, which lie in
- *                       one group. Products of a lane and digit are summed as integers (exact in
- *                       any order), in groups of 128 over both vectors, which then count as the
- *                       first. One digit: value = sum. Three: INT8, value = fma(sum_0, 254^2,
- *                       fma(sum_1, 254, sum_2)); INT4, value = sum_0 * 256^2 + sum_1 * 256 + sum_2,
- *                       rounded once. Then total_lane[vector] = fma(value, weight scale *
- *                       activation scale, total_lane[vector]), spans ascending; beyond the last
- *                       column everything is zero. Lanes of the first vector plus those of the
- *                       second, then the tree.
+ *   matmul_x8           INT8 or INT4 weights in tiles against activations as integers of one or
+ *                       three digits. The products of a group of columns are summed as integers by
+ *                       digit (exact in any order). One digit: value = sum. Three: value =
+ *                       fma(sum_0, 254^2, fma(sum_1, 254, sum_2)). Then total = fma(value, weight
+ *                       scale * activation scale, total), groups ascending, from zero.
  *   matmul_t            y[c] = sum over rows d ascending of fma(w[d][c], x[d] * scale(d, c), y[c]).
  *   exp, silu           kern_exp: one polynomial in fused multiply-adds, the same in every op set.
  *
@@ -66,9 +59,12 @@ enum kern_dtype {
  * group of 32 or 128 columns of a row (scale_rows 1, scale_cols 32 or 128), and they must be there.
  * INT8 is two's complement. INT4 is two's complement nibbles, -8..7; a row is padded to whole
  * blocks of 64 columns in 32 bytes: byte b of a block holds column b in its low nibble and column
- * 32 + b in its high one. The pad's codes do not matter. */
+ * 32 + b in its high one. The pad's codes do not matter.
+ *
+ * `tiled`: INT8 or INT4 as kern_tile left it (kernels/tile.h); for matmul_x8 alone. */
 struct kern_matrix {
     enum kern_dtype dtype;
+    bool tiled;
     uint32_t rows, cols;
     const void *data;
     const void *scales; /* ceil(rows/scale_rows) x ceil(cols/scale_cols), or NULL */
@@ -88,7 +84,7 @@ static inline bool kern_dtype_grouped(enum kern_dtype dtype)
 }
 
 /* y[m][n] for n in [row_begin, row_end), all m. Strides in elements. Ranges of a multiple of 12
- * rows (at m <= 2, of 4) are the fastest; the bits do not depend on them. */
+ * rows (at m <= 2, of 4; of tiles, of 32) are the fastest; the bits do not depend on them. */
 struct kern_matmul {
     const struct kern_matrix *w;
     const float *x;             /* [m][cols], stride x_stride */
@@ -96,30 +92,31 @@ struct kern_matmul {
     uint32_t m;
     size_t x_stride, y_stride;
     uint32_t k_blocks;          /* 1, or KERN_RANK_BLOCKS */
-    const void *x8;             /* not NULL: instead of x, [m] rows made by to_x8 in groups of
-                                 * w->scale_cols, one each x8_stride bytes */
+    const void *x8;             /* of matmul_x8 alone: [m] rows made by to_x8 in groups of
+                                 * w->scale_cols for w->dtype, one each x8_stride bytes */
     size_t x8_stride;
     uint32_t x8_digits;         /* of those rows */
     const uint16_t *x16;        /* of matmul_x16 alone: [m] rows made by to_x16 */
     size_t x16_stride;
 };
 
-/* A row of activations as integers, made for one type of weights. One digit: INT8. Three, which
- * keep 24 bits of a group's largest: for INT8 d0 * 254^2 + d1 * 254 + d2, each in -127..127; for
- * INT4 the bytes of a number in two's complement, the lower ones signed too. First the codes of
- * each digit, those for INT4 with the second and third 32 of 128 columns exchanged, as the nibbles
- * lie. Then sums of each four codes (i32), the second sixteen of 32 in groups of 128 added to the
- * first and zero: for INT8 times -128 and for each digit; for INT4 -8 times those of the whole
- * numbers, and the room for the other two digits' is not written. Then the scale of each group
- * (f32). All filled up with zeros to a multiple of 128 columns. Bytes are a multiple of 16; rows
+/* A row of activations as integers of one digit (INT8) or of three, d0 * 254^2 + d1 * 254 + d2,
+ * each in -127..127, which keep 24 bits of a group's largest. The row is a record for each span of
+ * 128 columns, the last filled up with zeros: for each digit the codes of the span; for each group
+ * of the span and each digit -128 (for INT8) or -8 (for INT4) times the sum of its codes, i32; the
+ * scale of each group, f32; in groups of 128 the room of the three other groups is zero. Rows
  * begin at a multiple of 4, best of 64. */
-enum { KERN_X8_FAST = 1, KERN_X8_FULL = 3 };
+enum { KERN_X8_FAST = 1, KERN_X8_FULL = 3, KERN_X8_SPAN = KERN_GROUP_LARGE };
+
+static inline size_t kern_x8_span_bytes(uint32_t digits)
+{
+    const uint32_t groups = KERN_X8_SPAN / KERN_GROUP_SMALL;
+    return digits * (size_t)(KERN_X8_SPAN + 4 * groups) + 4 * groups;
+}
 
 static inline size_t kern_x8_bytes(uint32_t cols, uint32_t digits)
 {
-    const size_t filled =
-        ((size_t)cols + KERN_GROUP_LARGE - 1) / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
-    return 2 * digits * filled + filled / KERN_GROUP_SMALL * sizeof(float);
+    return ((size_t)cols + KERN_X8_SPAN - 1) / KERN_X8_SPAN * kern_x8_span_bytes(digits);
 }
 
 /* One query token of absorbed latent attention over the paged latent cache.
@@ -177,11 +174,12 @@ struct kern_ops {
     /* Element-wise conversions; n weights of one row, unscaled. */
     void (*to_f32)(float *y, const void *x, enum kern_dtype dtype, size_t n);
     void (*to_bf16)(uint16_t *y, const float *x, size_t n);     /* round to nearest even */
+    /* matmul of tiles with activations as integers. */
+    void (*matmul_x8)(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
     /* x[n] in groups of 32 or 128 into kern_x8_bytes(n, digits) for weights of `dtype`, one digit
      * or three: scale = max|x| / most, code = x * most / max|x| rounded to nearest even, most =
-     * 127, 127 * 254^2 (INT8) or 127 * 256^2 + 127 * 256 (INT4). A group below 2^-100 becomes
-     * zeros; one with an infinity or a NaN gets zeros and a scale of NaN, so that products with it
-     * are NaN. */
+     * 127 or 127 * 254^2. A group below 2^-100 becomes zeros; one with an infinity or a NaN gets
+     * zeros and a scale of NaN, so that products with it are NaN. */
     void (*to_x8)(void *row, const float *x, uint32_t n, enum kern_dtype dtype, uint32_t group,
                   uint32_t digits);
     /* The largest of x[n], n > 0; -0 counts as 0. A NaN where any of them is not finite. */

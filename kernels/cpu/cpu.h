@@ -29,6 +29,7 @@ void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n);
 float kern_ref_highest(const float *x, uint32_t n);
 void kern_ref_shares(float *y, const float *x, uint32_t n, float base, float scale, float *sums);
 void kern_ref_to_bf16(uint16_t *y, const float *x, size_t n);
+void kern_ref_matmul_x8(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
 void kern_ref_to_x8(void *row, const float *x, uint32_t n, enum kern_dtype dtype, uint32_t group,
                     uint32_t digits);
 
@@ -39,21 +40,20 @@ void kern_avx2_to_x16(uint16_t *row, const float *x, const struct kern_matrix *w
                       uint32_t k_blocks);
 void kern_avx512_matmul_x16(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end);
 
-/* Where the pieces of a row of integer activations lie. */
+/* One span of a row of integer activations. */
 struct cpu_x8 {
-    const int8_t *codes; /* of the first digit; those of the next `filled` further on */
-    const int32_t *sums; /* INT8: the next digit's `filled` / 4 further on */
-    const float *scales;
-    size_t filled;
+    const int8_t *codes;        /* [digits][KERN_X8_SPAN] */
+    const int32_t *starts;      /* [groups][digits] */
+    const float *scales;        /* [groups] */
 };
 
-static inline struct cpu_x8 cpu_x8_row(const void *row, uint32_t cols, uint32_t digits)
+static inline struct cpu_x8 cpu_x8_span(const void *row, uint32_t span, uint32_t digits)
 {
-    const size_t filled =
-        ((size_t)cols + KERN_GROUP_LARGE - 1) / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
-    const char *at = row;
-    return (struct cpu_x8){ row, (const void *)(at + digits * filled),
-                            (const void *)(at + 2 * digits * filled), filled };
+    const char *at = (const char *)row + span * kern_x8_span_bytes(digits);
+    const char *starts = at + digits * KERN_X8_SPAN;
+    const uint32_t groups = KERN_X8_SPAN / KERN_GROUP_SMALL;
+    return (struct cpu_x8){ (const int8_t *)at, (const void *)starts,
+                            (const void *)(starts + 4 * digits * groups) };
 }
 
 /* Start of range `block` of `blocks` over the columns: the cut of row-parallel products. */
@@ -73,11 +73,14 @@ static inline void cpu_matrix_check(const struct kern_matrix *w)
           (w->scale_cols == KERN_GROUP_SMALL || w->scale_cols == KERN_GROUP_LARGE)));
 }
 
-static inline void cpu_x8_check(const struct kern_matmul *args)
+static inline void cpu_x8_check(const struct kern_matmul *args, uint32_t row_begin,
+                                uint32_t row_end)
 {
-    MUST(kern_dtype_grouped(args->w->dtype) && args->k_blocks == 1);
+    MUST(args->w->tiled && kern_dtype_grouped(args->w->dtype) && args->k_blocks == 1);
+    MUST(row_begin <= row_end && row_end <= args->w->rows);
     MUST(args->x8_digits == KERN_X8_FAST || args->x8_digits == KERN_X8_FULL);
     MUST((uintptr_t)args->x8 % 4 == 0 && args->x8_stride % 4 == 0);
+    cpu_matrix_check(args->w);
 }
 
 /* End of the cut that begins at k0: where the scale changes next, at most k1. */

@@ -50,77 +50,13 @@ static float dot_range(const struct kern_matrix *w, uint32_t n, const float *x, 
     return tree(total);
 }
 
-/* A lane's sums of one scale by digit, as one number. */
-static float x8_value(enum kern_dtype dtype, const int32_t *sum, uint32_t digits)
-{
-    if (digits == KERN_X8_FAST) return (float)sum[0];
-    if (dtype == KERN_INT4) return (float)(sum[0] * 65536 + sum[1] * 256 + sum[2]);
-    return fmaf((float)sum[0], X8_BASE_2, fmaf((float)sum[1], X8_BASE, (float)sum[2]));
-}
-
-/* Adds the products of vector `vector` of the span at `span` to its lanes' sums. */
-static void x8_vector(const struct kern_matrix *w, const uint8_t *row, const struct cpu_x8 *x,
-                      uint32_t digits, uint32_t span, uint32_t vector,
-                      int32_t sum[KERN_LANES][KERN_X8_FULL])
-{
-    for (uint32_t c = span; c < span + KERN_GROUP_LARGE && c < w->cols; c++) {
-        const uint32_t place = scalar_x8_place(w->dtype, c);
-        if (place % KERN_GROUP_LARGE / 64 != vector) continue;
-        const int32_t weight = (int32_t)scalar_weight(w->dtype, row, c);
-        for (uint32_t d = 0; d < digits; d++)
-            sum[place / 4 % KERN_LANES][d] += weight * x->codes[d * x->filled + place];
-    }
-}
-
-static float dot_x8(const struct kern_matrix *w, uint32_t n, const void *x8, uint32_t digits)
-{
-    const uint8_t *row = (const uint8_t *)w->data + n * kern_row_bytes(w->dtype, w->cols);
-    const uint8_t *scales = scalar_scales(w, n);
-    const struct cpu_x8 x = cpu_x8_row(x8, w->cols, digits);
-    const uint32_t groups = (w->cols + w->scale_cols - 1) / w->scale_cols;
-    const bool one_scale = w->scale_cols == KERN_GROUP_LARGE;
-    float total[2][KERN_LANES] = { { 0 } };
-    for (uint32_t span = 0; span < w->cols; span += KERN_GROUP_LARGE) {
-        for (uint32_t v = 0; v < (one_scale ? 1 : 2); v++) {
-            int32_t sum[KERN_LANES][KERN_X8_FULL] = { { 0 } };
-            x8_vector(w, row, &x, digits, span, v, sum);
-            if (one_scale) x8_vector(w, row, &x, digits, span, 1, sum);
-            for (uint32_t j = 0; j < KERN_LANES; j++) {
-                /* The exchange of places is its own inverse. */
-                const uint32_t column = scalar_x8_place(w->dtype, span + 64 * v + 4 * j);
-                const uint32_t group = (one_scale ? span : column) / w->scale_cols;
-                const float scale =
-                    group < groups ? scalar_scale(w->dtype, scales, group) * x.scales[group] : 0.0f;
-                total[v][j] = fmaf(x8_value(w->dtype, sum[j], digits), scale, total[v][j]);
-            }
-        }
-    }
-    for (uint32_t j = 0; j < KERN_LANES; j++)
-        total[0][j] += total[1][j];
-    return tree(total[0]);
-}
-
-static void matmul_x8(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
-{
-    cpu_x8_check(args);
-    for (uint32_t n = row_begin; n < row_end; n++) {
-        for (uint32_t m = 0; m < args->m; m++) {
-            const char *row = (const char *)args->x8 + m * args->x8_stride;
-            args->y[m * args->y_stride + n] = dot_x8(args->w, n, row, args->x8_digits);
-        }
-    }
-}
-
 void kern_ref_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
 {
     const struct kern_matrix *w = args->w;
     MUST(args->k_blocks == 1 || args->k_blocks == KERN_RANK_BLOCKS);
     MUST(row_begin <= row_end && row_end <= w->rows);
     cpu_matrix_check(w);
-    if (args->x8) {
-        matmul_x8(args, row_begin, row_end);
-        return;
-    }
+    MUST(!w->tiled);
     for (uint32_t n = row_begin; n < row_end; n++) {
         for (uint32_t m = 0; m < args->m; m++) {
             const float *x = args->x + m * args->x_stride;
@@ -138,7 +74,7 @@ void kern_ref_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_
 void kern_ref_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t row_end,
                        const float *x, float *y)
 {
-    MUST(row_begin <= row_end && row_end <= w->rows);
+    MUST(row_begin <= row_end && row_end <= w->rows && !w->tiled);
     cpu_matrix_check(w);
     for (uint32_t c = 0; c < w->cols; c++)
         y[c] = 0;

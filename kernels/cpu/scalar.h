@@ -121,10 +121,6 @@ static inline float scalar_scale(enum kern_dtype dtype, const uint8_t *scales, s
 #define X8_LEAST 0x1p-100f
 #define X8_BASE 254.0f
 #define X8_BASE_2 64516.0f
-#define X8_MOST_INT4 8355584.0f /* 127, 127, 0: rounding up must not carry into the sign */
-#define X8_MOST(dtype, digits) \
-    ((digits) == KERN_X8_FAST ? 127.0f \
-                              : (dtype) == KERN_INT4 ? X8_MOST_INT4 : 127.0f * X8_BASE_2)
 
 /* The nearest whole number of *rest / base, which is taken off. */
 static inline int8_t scalar_x8_digit(float *rest, float base)
@@ -134,9 +130,11 @@ static inline int8_t scalar_x8_digit(float *rest, float base)
     return (int8_t)(scalar_to_bits(rounded) - scalar_to_bits(X8_ROUND));
 }
 
-static inline void scalar_x8_group(int8_t *codes, size_t filled, float *scale, const float *x,
-                                   uint32_t n, enum kern_dtype dtype, uint32_t digits)
+/* The codes of n columns of one group, of each digit KERN_X8_SPAN after the one before; returns
+ * their scale. */
+static inline float scalar_x8_group(int8_t *codes, const float *x, uint32_t n, uint32_t digits)
 {
+    const float all = digits == KERN_X8_FAST ? 127.0f : 127.0f * X8_BASE_2;
     uint32_t most = 0;
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t size = scalar_to_bits(x[i]) & 0x7fffffffu;
@@ -145,96 +143,54 @@ static inline void scalar_x8_group(int8_t *codes, size_t filled, float *scale, c
     const float largest = scalar_from_bits(most);
     if (!(largest >= X8_LEAST) || most >= 0x7f800000u) {
         for (uint32_t d = 0; d < digits; d++)
-            memset(codes + d * filled, 0, n);
-        *scale = most >= 0x7f800000u ? scalar_from_bits(0x7fc00000u) : 0.0f;
-        return;
+            memset(codes + d * KERN_X8_SPAN, 0, n);
+        return most >= 0x7f800000u ? scalar_from_bits(0x7fc00000u) : 0.0f;
     }
-    const float inverse = X8_MOST(dtype, digits) / largest;
-    *scale = largest / X8_MOST(dtype, digits);
+    const float inverse = all / largest;
     for (uint32_t i = 0; digits == KERN_X8_FAST && i < n; i++) {
         float rest = x[i] * inverse;
         codes[i] = scalar_x8_digit(&rest, 1.0f);
     }
-    for (uint32_t i = 0; digits == KERN_X8_FULL && dtype == KERN_INT8 && i < n; i++) {
+    for (uint32_t i = 0; digits == KERN_X8_FULL && i < n; i++) {
         float rest = x[i] * inverse;
         codes[i] = scalar_x8_digit(&rest, X8_BASE_2);
-        codes[filled + i] = scalar_x8_digit(&rest, X8_BASE);
-        codes[2 * filled + i] = scalar_x8_digit(&rest, 1.0f);
+        codes[KERN_X8_SPAN + i] = scalar_x8_digit(&rest, X8_BASE);
+        codes[2 * KERN_X8_SPAN + i] = scalar_x8_digit(&rest, 1.0f);
     }
-    for (uint32_t i = 0; digits == KERN_X8_FULL && dtype == KERN_INT4 && i < n; i++) {
-        /* Two steps: beyond 2^22 there is no room for the fraction beside X8_ROUND. */
-        float rest = x[i] * inverse;
-        const int32_t high = scalar_x8_digit(&rest, 65536.0f);
-        const int32_t low =
-            (int32_t)(scalar_to_bits(rest + X8_ROUND) - scalar_to_bits(X8_ROUND));
-        const int8_t last = (int8_t)low;
-        const int32_t middle = (low - last) >> 8;
-        const int8_t second = (int8_t)middle;
-        codes[i] = (int8_t)(high + ((middle - second) >> 8));
-        codes[filled + i] = second;
-        codes[2 * filled + i] = last;
-    }
+    return largest / all;
 }
 
-/* Where the codes of a group of 32 stand in a span: INT4 has two blocks' low nibbles first. */
-static inline uint32_t scalar_x8_place(enum kern_dtype dtype, uint32_t column)
+/* One span of n columns, 1..KERN_X8_SPAN. */
+static inline void scalar_x8_span(uint8_t *span, const float *x, uint32_t n, int32_t moved,
+                                  uint32_t group, uint32_t digits)
 {
-    const uint32_t part = column / KERN_GROUP_SMALL % 4;
-    if (dtype == KERN_INT8 || part == 0 || part == 3) return column;
-    return part == 1 ? column + KERN_GROUP_SMALL : column - KERN_GROUP_SMALL;
-}
-
-/* -128 times the sums of four codes by digit, or for INT4 -8 times those of four activations. */
-static inline void scalar_x8_sums(int32_t *sums, const int8_t *codes, size_t filled,
-                                  enum kern_dtype dtype, uint32_t digits)
-{
-    for (size_t i = 0; dtype == KERN_INT8 && i < digits * filled / 4; i++) {
-        const int8_t *four = codes + 4 * i;
-        sums[i] = -128 * (four[0] + four[1] + four[2] + four[3]);
-    }
-    for (size_t i = 0; dtype == KERN_INT4 && i < filled / 4; i++) {
-        const int8_t *four = codes + 4 * i;
-        int32_t sum = four[0] + four[1] + four[2] + four[3];
-        for (uint32_t d = 1; d < digits; d++) {
-            four += filled;
-            sum = sum * 256 + four[0] + four[1] + four[2] + four[3];
+    enum { GROUPS = KERN_X8_SPAN / KERN_GROUP_SMALL };
+    int8_t *codes = (int8_t *)span;
+    int32_t *starts = (int32_t *)(void *)(span + digits * KERN_X8_SPAN);
+    float *scales = (float *)(void *)(starts + digits * GROUPS);
+    if (n < KERN_X8_SPAN) memset(span, 0, digits * KERN_X8_SPAN);
+    for (uint32_t g = 0; g < GROUPS; g++) {
+        const uint32_t k = g * group;
+        int32_t sum[KERN_X8_FULL] = { 0 };
+        scales[g] = 0;
+        if (k < n)
+            scales[g] = scalar_x8_group(codes + k, x + k, n - k < group ? n - k : group, digits);
+        for (uint32_t d = 0; d < digits; d++) {
+            const int8_t *digit = codes + d * KERN_X8_SPAN + k;
+            for (uint32_t i = 0; k < n && i < group; i++) sum[d] += digit[i];
+            starts[g * digits + d] = -moved * sum[d];
         }
-        sums[i] = -8 * sum;
     }
 }
 
 static inline void scalar_to_x8(void *row, const float *x, uint32_t n, enum kern_dtype dtype,
                                 uint32_t group, uint32_t digits)
 {
-    const size_t filled = ((size_t)n + KERN_GROUP_LARGE - 1) / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
-    int8_t *codes = row;
-    int32_t *sums = (int32_t *)(void *)(codes + digits * filled);
-    float *scales = (float *)(void *)(codes + 2 * digits * filled);
-    for (uint32_t d = 0; d < digits; d++)
-        memset(codes + (d + 1) * filled - KERN_GROUP_LARGE, 0, KERN_GROUP_LARGE);
-    memset(scales, 0, filled / KERN_GROUP_SMALL * sizeof *scales);
-    for (uint32_t k = 0; k < n; k += group) {
-        const uint32_t count = n - k < group ? n - k : group;
-        int8_t ordered[KERN_X8_FULL * KERN_GROUP_LARGE];
-        if (dtype == KERN_INT8 || group == KERN_GROUP_SMALL) {
-            scalar_x8_group(codes + scalar_x8_place(dtype, k), filled, &scales[k / group], x + k,
-                            count, dtype, digits);
-            continue;
-        }
-        scalar_x8_group(ordered, KERN_GROUP_LARGE, &scales[k / group], x + k, count, dtype, digits);
-        for (uint32_t d = 0; d < digits; d++) {
-            for (uint32_t i = 0; i < count; i += KERN_GROUP_SMALL)
-                memcpy(codes + d * filled + scalar_x8_place(dtype, k + i),
-                       ordered + d * KERN_GROUP_LARGE + i,
-                       count - i < KERN_GROUP_SMALL ? count - i : KERN_GROUP_SMALL);
-        }
-    }
-    scalar_x8_sums(sums, codes, filled, dtype, digits);
-    const size_t all = (dtype == KERN_INT4 ? 1 : digits) * filled / 4;
-    for (size_t i = 0; group == KERN_GROUP_LARGE && i < all; i++) {
-        if (i / KERN_LANES % 2 == 1) continue;
-        sums[i] += sums[i + KERN_LANES];
-        sums[i + KERN_LANES] = 0;
+    const int32_t moved = dtype == KERN_INT8 ? 128 : 8;
+    uint8_t *span = row;
+    for (uint32_t k = 0; k < n; k += KERN_X8_SPAN, span += kern_x8_span_bytes(digits)) {
+        const uint32_t count = n - k < KERN_X8_SPAN ? n - k : KERN_X8_SPAN;
+        scalar_x8_span(span, x + k, count, moved, group, digits);
     }
 }
 

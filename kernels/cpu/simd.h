@@ -11,6 +11,7 @@
 #include "base/must.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/scalar.h"
+#include "kernels/tile.h"
 
 /* Of all types but INT4. */
 VEC_INLINE size_t dtype_bytes(enum kern_dtype dtype)
@@ -82,6 +83,7 @@ VEC_INLINE struct vec vec_exp(struct vec x)
 }
 
 #include "kernels/cpu/simd_matmul.h"
+#include "kernels/cpu/simd_x8.h"
 #include "kernels/cpu/simd_mla.h"
 #include "kernels/cpu/simd_vector.h"
 
@@ -91,7 +93,7 @@ VEC_INLINE struct vec vec_exp(struct vec x)
         .name = set_name, .matmul = simd_matmul, .matmul_t = simd_matmul_t, \
         .rmsnorm = simd_rmsnorm, .swiglu = simd_swiglu, .rope = kern_ref_rope, .mla = simd_mla, \
         .axpy = simd_axpy, .add = simd_add, .gate = kern_ref_gate, .to_f32 = simd_to_f32, \
-        .to_bf16 = simd_to_bf16, .to_x8 = simd_to_x8, \
+        .to_bf16 = simd_to_bf16, .matmul_x8 = simd_matmul_x8, .to_x8 = simd_to_x8, \
         .highest = simd_highest, .shares = simd_shares, \
         .matmul_x16 = product_x16, .to_x16 = kern_avx2_to_x16, \
     }

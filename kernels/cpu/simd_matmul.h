@@ -389,17 +389,12 @@ PRODUCT_OF(KERN_FP8_E4M3, product_fp8)
 PRODUCT_OF(KERN_INT8, product_int8)
 PRODUCT_OF(KERN_INT4, product_int4)
 
-#include "kernels/cpu/simd_x8.h"
-
 static void simd_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
 {
     MUST(args->k_blocks == 1 || args->k_blocks == KERN_RANK_BLOCKS);
     MUST(row_begin <= row_end && row_end <= args->w->rows);
     cpu_matrix_check(args->w);
-    if (args->x8) {
-        product_x8(args, row_begin, row_end);
-        return;
-    }
+    MUST(!args->w->tiled);
     switch (args->w->dtype) {
     case KERN_F32:
         product_f32(args, row_begin, row_end);
@@ -472,7 +467,7 @@ VEC_INLINE void transpose(const struct kern_matrix *w, enum kern_dtype dtype, ui
 static void simd_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t row_end,
                           const float *x, float *y)
 {
-    MUST(row_begin <= row_end && row_end <= w->rows);
+    MUST(row_begin <= row_end && row_end <= w->rows && !w->tiled);
     cpu_matrix_check(w);
     switch (w->dtype) {
     case KERN_F32:

@@ -1,210 +1,293 @@
-/* INT8 and INT4 against rows of activations as integers of one digit or three. Part of simd.h.
+/* Tiles of INT8 and INT4 weights against rows of activations as integers of one digit or three.
+ * Part of simd.h.
  *
- * A span of 128 columns is two vectors of 64 codes (kern.h). INT8 against one digit goes row by
- * row: a single stream is what the processor's prefetcher follows best. Where loads of activations
- * cost more than those of weights two rows share them, half the range apart: two long streams, not
- * two short ones that start anew at each row. */
+ * A register of a tile holds four bytes of each of sixteen rows, a line two of them. The four codes
+ * of an operand row are broadcast to all lanes, so a group's sums end up one row a lane, and one
+ * conversion and one multiply-add serve 512 weights in groups of 32. A single operand row takes
+ * whole lines: both registers share its broadcasts, and the tile is one stream of memory. Several
+ * take one half of the lines after the other, and share loads and unpacking of weights. */
 
-/* Scales of so many columns are made at a time. */
-enum { X8_CHUNK = 2048, X8_CHUNK_SCALES = X8_CHUNK / KERN_GROUP_SMALL };
-
-enum { X8_VECTORS = 2, X8_LINE = 64, X8_PAIR = 2, X8_LONG = 32 << 10, X8_LONG_INT4 = 20 << 10 };
-
-/* What one row of activations holds of a span. */
-struct x8_operand {
-    struct ivec codes[X8_VECTORS][KERN_X8_FULL], start[X8_VECTORS][KERN_X8_FULL];
+enum {
+    X8_HALVES = KERN_TILE_ROWS / KERN_LANES,
+    X8_REGISTER = KERN_LANES * KERN_TILE_BYTES,
+    X8_LINE = KERN_TILE_ROWS * KERN_TILE_BYTES,
+    X8_BATCH = 8,       /* lines of a block of 64 columns of INT4, of a small group of INT8 */
+    X8_SPAN_GROUPS = KERN_X8_SPAN / KERN_GROUP_SMALL,
+    X8_SPAN_LINES = KERN_X8_SPAN / KERN_TILE_BYTES,
 };
 
-VEC_INLINE struct x8_operand x8_operand_load(enum kern_dtype dtype, uint32_t group,
-                                             uint32_t digits, const struct cpu_x8 *x, uint32_t k)
+VEC_INLINE uint32_t x8_span_lines(enum kern_dtype dtype)
 {
-    struct x8_operand o;
-    UNROLL for (uint32_t v = 0; v < X8_VECTORS; v++)
+    return dtype == KERN_INT4 ? X8_SPAN_LINES / 2 : X8_SPAN_LINES;
+}
+
+/* What is multiplied together: `halves` of a tile's lines with `count` operand rows. */
+struct x8_shape {
+    enum kern_dtype dtype;
+    uint32_t group, digits, halves, count;
+};
+
+/* Spans of the operand rows, and the totals of each half against them. */
+struct x8_operands {
+    const uint8_t *at[VEC_X8_ROWS_MOST];
+    struct vec total[VEC_X8_ROWS_MOST][X8_HALVES];
+};
+
+/* Sums of one group by operand row, digit and half. */
+struct x8_sums {
+    struct ivec at[VEC_X8_ROWS_MOST][KERN_X8_FULL][X8_HALVES];
+};
+
+VEC_INLINE void x8_begin(const struct x8_shape s, const struct x8_operands *x, uint32_t group,
+                         struct x8_sums *sums)
+{
+    UNROLL for (uint32_t m = 0; m < s.count; m++)
     {
-        const size_t at = k + v * X8_LINE;
-        const bool first = group == KERN_GROUP_SMALL || v == 0;
-        UNROLL for (uint32_t d = 0; d < digits; d++)
-            o.codes[v][d] = ivec_load(x->codes + d * x->filled + at);
-        if (!first) continue;
-        UNROLL for (uint32_t d = 0; d < digits; d++)
+        const uint8_t *starts = x->at[m] + s.digits * KERN_X8_SPAN + 4 * group * s.digits;
+        UNROLL for (uint32_t d = 0; d < s.digits; d++)
         {
-            if (dtype == KERN_INT8) {
-                o.start[v][d] = ivec_start_int8(x->sums + (d * x->filled + at) / 4);
-            } else {
-                o.start[v][d] = d + 1 < digits ? ivec_zero() : ivec_start_int4(x->sums + at / 4);
-            }
+            const struct ivec start = ivec_start(s.dtype, starts + 4 * d);
+            UNROLL for (uint32_t h = 0; h < s.halves; h++) sums->at[m][d][h] = start;
         }
     }
-    return o;
 }
 
-/* The sums of one scale as numbers: of vector v, or, where there is one scale, of both. */
-VEC_INLINE struct vec x8_value(enum kern_dtype dtype, uint32_t group, uint32_t digits,
-                               const struct ivec w[X8_VECTORS], const struct x8_operand *o,
-                               uint32_t v)
+/* sums += a line times the four codes from `column` of the span on. */
+VEC_INLINE void x8_line(const struct x8_shape s, const struct ivec line[X8_HALVES],
+                        const struct x8_operands *x, uint32_t column, struct x8_sums *sums)
 {
-    const bool both = group == KERN_GROUP_LARGE;
-    struct ivec sum[KERN_X8_FULL];
-    UNROLL for (uint32_t d = 0; d < digits; d++)
+    UNROLL for (uint32_t m = 0; m < s.count; m++)
     {
-        sum[d] = o->start[v][d];
-        sum[d] = ivec_dot(dtype, w[v], o->codes[v][d], sum[d]);
-        if (both) sum[d] = ivec_dot(dtype, w[1], o->codes[1][d], sum[d]);
+        UNROLL for (uint32_t d = 0; d < s.digits; d++)
+        {
+            const struct ivec four = ivec_four(x->at[m] + d * KERN_X8_SPAN + column);
+            UNROLL for (uint32_t h = 0; h < s.halves; h++)
+                sums->at[m][d][h] = ivec_dot(s.dtype, line[h], four, sums->at[m][d][h]);
+        }
     }
-    if (digits == KERN_X8_FAST) return ivec_float(sum[0]);
-    if (dtype == KERN_INT4)
-        return ivec_float(ivec_shift_add(ivec_shift_add(sum[0], sum[1]), sum[2]));
-    const struct vec low = vec_fma(ivec_float(sum[1]), vec_set1(X8_BASE), ivec_float(sum[2]));
-    return vec_fma(ivec_float(sum[0]), vec_set1(X8_BASE_2), low);
 }
 
-/* One weight row over a span; `scale` holds weight scale x activation scale by group. */
-VEC_INLINE void x8_span(enum kern_dtype dtype, uint32_t group, uint32_t digits, const uint8_t *w,
-                        const struct x8_operand *o, const float *scale,
-                        struct vec total[X8_VECTORS])
+VEC_INLINE void x8_end(const struct x8_shape s, const uint8_t *scales, uint32_t group,
+                       const struct x8_sums *sums, struct x8_operands *x)
 {
-    struct ivec weights[X8_VECTORS];
-    ivec_weights(dtype, w, weights);
-    const struct vec first = x8_value(dtype, group, digits, weights, o, 0);
-    if (group == KERN_GROUP_LARGE) {
-        total[0] = vec_fma(first, vec_set1(*scale), total[0]);
+    struct vec weight[X8_HALVES];
+    UNROLL for (uint32_t h = 0; h < s.halves; h++)
+        weight[h] = vec_from_bf16(scales + 2 * (group * KERN_TILE_ROWS + h * KERN_LANES));
+    UNROLL for (uint32_t m = 0; m < s.count; m++)
+    {
+        float scale;
+        memcpy(&scale, x->at[m] + s.digits * (KERN_X8_SPAN + 4 * X8_SPAN_GROUPS) + 4 * group,
+               sizeof scale);
+        UNROLL for (uint32_t h = 0; h < s.halves; h++)
+        {
+            struct vec value = ivec_float(sums->at[m][0][h]);
+            if (s.digits == KERN_X8_FULL) {
+                const struct vec low = vec_fma(ivec_float(sums->at[m][1][h]), vec_set1(X8_BASE),
+                                               ivec_float(sums->at[m][2][h]));
+                value = vec_fma(value, vec_set1(X8_BASE_2), low);
+            }
+            const struct vec factor = vec_mul(weight[h], vec_set1(scale));
+            x->total[m][h] = vec_fma(value, factor, x->total[m][h]);
+        }
+    }
+}
+
+VEC_INLINE void x8_span_int8(const struct x8_shape s, const uint8_t *lines, const uint8_t *scales,
+                             struct x8_operands *x)
+{
+    for (uint32_t g = 0; g < KERN_X8_SPAN / s.group; g++) {
+        struct x8_sums sums;
+        x8_begin(s, x, g, &sums);
+        for (uint32_t k = g * s.group; k < (g + 1) * s.group; k += X8_BATCH * KERN_TILE_BYTES) {
+            UNROLL for (uint32_t i = 0; i < X8_BATCH; i++)
+            {
+                const uint32_t column = k + i * KERN_TILE_BYTES;
+                const uint8_t *from = lines + column / KERN_TILE_BYTES * X8_LINE;
+                struct ivec line[X8_HALVES];
+                UNROLL for (uint32_t h = 0; h < s.halves; h++)
+                    line[h] = ivec_int8(from + h * X8_REGISTER);
+                x8_line(s, line, x, column, &sums);
+            }
+        }
+        x8_end(s, scales, g, &sums, x);
+    }
+}
+
+/* INT4 against three digits takes as long to multiply as to read: the processor looks too few
+ * lines ahead to begin the next page of 4 KiB in time, and its prefetcher stops at each. So lines
+ * are asked for two pages ahead, into the second-level cache. All others this only costs
+ * (README.md). */
+VEC_INLINE void x8_fetch(const struct x8_shape s, const uint8_t *line)
+{
+    enum { AHEAD = 8192 };
+    if (s.digits != KERN_X8_FULL || s.count > 1 || s.halves < X8_HALVES) return;
+    UNROLL for (uint32_t h = 0; h < X8_HALVES; h++)
+        __builtin_prefetch(line + AHEAD + h * X8_REGISTER, 0, 2);
+}
+
+/* A block of 64 columns has two small groups, one in the low nibbles and one in the high ones; the
+ * sums of a large one are kept apart likewise, and start once: a second start's room is zero. */
+VEC_INLINE void x8_span_int4(const struct x8_shape s, const uint8_t *lines, const uint8_t *scales,
+                             struct x8_operands *x)
+{
+    enum { HALF = KERN_INT4_BLOCK / 2, BLOCKS = KERN_X8_SPAN / KERN_INT4_BLOCK };
+    const bool small = s.group == KERN_GROUP_SMALL;
+    struct x8_sums low, high;
+    for (uint32_t b = 0; b < BLOCKS; b++) {
+        if (small || b == 0) {
+            x8_begin(s, x, 2 * b, &low);
+            x8_begin(s, x, 2 * b + 1, &high);
+        }
+        UNROLL for (uint32_t i = 0; i < X8_BATCH; i++)
+        {
+            const uint32_t column = b * KERN_INT4_BLOCK + i * KERN_TILE_BYTES;
+            const uint8_t *from = lines + (b * X8_BATCH + i) * X8_LINE;
+            struct ivec first[X8_HALVES], second[X8_HALVES];
+            x8_fetch(s, from);
+            UNROLL for (uint32_t h = 0; h < s.halves; h++)
+                ivec_int4(from + h * X8_REGISTER, &first[h], &second[h]);
+            x8_line(s, first, x, column, &low);
+            x8_line(s, second, x, column + HALF, &high);
+        }
+        if (small) {
+            x8_end(s, scales, 2 * b, &low, x);
+            x8_end(s, scales, 2 * b + 1, &high, x);
+        }
+    }
+    if (small) return;
+    UNROLL for (uint32_t m = 0; m < s.count; m++)
+    {
+        UNROLL for (uint32_t d = 0; d < s.digits; d++)
+        {
+            UNROLL for (uint32_t h = 0; h < s.halves; h++)
+                low.at[m][d][h] = ivec_add(low.at[m][d][h], high.at[m][d][h]);
+        }
+    }
+    x8_end(s, scales, 0, &low, x);
+}
+
+VEC_INLINE void x8_span(const struct x8_shape s, const uint8_t *lines, const uint8_t *scales,
+                        struct x8_operands *x)
+{
+    if (s.dtype == KERN_INT4) x8_span_int4(s, lines, scales, x);
+    else x8_span_int8(s, lines, scales, x);
+    UNROLL for (uint32_t m = 0; m < s.count; m++) x->at[m] += kern_x8_span_bytes(s.digits);
+}
+
+/* One tile of a matrix. */
+struct x8_tile {
+    const uint8_t *codes, *scales;
+    uint32_t first, rows, cols;
+};
+
+VEC_INLINE struct x8_tile x8_tile_at(const struct kern_matrix *w, enum kern_dtype dtype,
+                                     uint32_t n)
+{
+    const uint32_t left = w->rows - n;
+    return (struct x8_tile){ row_at(w, dtype, n), scalar_scales(w, n), n,
+                             left < KERN_TILE_ROWS ? left : KERN_TILE_ROWS, w->cols };
+}
+
+struct x8_filled {
+    _Alignas(64) uint8_t lines[X8_SPAN_LINES * X8_LINE];
+    uint8_t scales[X8_SPAN_GROUPS * KERN_TILE_ROWS * 2];
+};
+
+/* The span at k filled up with zeros to whole lines and all columns. */
+static void x8_fill(struct x8_filled *to, enum kern_dtype dtype, uint32_t group,
+                    const struct x8_tile *t, uint32_t k)
+{
+    const size_t bytes = row_bytes(dtype, t->cols), whole = bytes / KERN_TILE_BYTES;
+    const size_t first = (dtype == KERN_INT4 ? k / 2 : k) / KERN_TILE_BYTES;
+    const size_t groups = (t->cols + group - 1) / group, rest = bytes % KERN_TILE_BYTES;
+    memset(to, 0, sizeof *to);
+    for (size_t i = 0; i < x8_span_lines(dtype); i++) {
+        uint8_t *line = to->lines + i * X8_LINE;
+        const uint8_t *from = t->codes + (first + i) * t->rows * KERN_TILE_BYTES;
+        if (first + i < whole) memcpy(line, from, t->rows * KERN_TILE_BYTES);
+        for (uint32_t r = 0; first + i == whole && rest && r < t->rows; r++)
+            memcpy(line + r * KERN_TILE_BYTES, from + r * rest, rest);
+    }
+    for (size_t g = k / group, i = 0; g < groups && i < KERN_X8_SPAN / group; g++, i++)
+        memcpy(to->scales + i * KERN_TILE_ROWS * 2, t->scales + g * t->rows * 2, t->rows * 2);
+}
+
+/* Halves from `half` on of a tile against operand rows from m on. */
+VEC_INLINE void x8_dots(const struct x8_shape s, const struct kern_matmul *args,
+                        const struct x8_tile *t, uint32_t half, uint32_t m, struct x8_operands *x)
+{
+    const uint32_t whole = t->rows == KERN_TILE_ROWS ? t->cols / KERN_X8_SPAN * KERN_X8_SPAN : 0;
+    const size_t line_at = half * X8_REGISTER, scale_at = half * KERN_LANES * 2;
+    const uint8_t *lines = t->codes + line_at, *scales = t->scales + scale_at;
+    UNROLL for (uint32_t i = 0; i < s.count; i++)
+    {
+        x->at[i] = (const uint8_t *)args->x8 + (m + i) * args->x8_stride;
+        UNROLL for (uint32_t h = 0; h < s.halves; h++) x->total[i][h] = vec_zero();
+    }
+    for (uint32_t k = 0; k < whole; k += KERN_X8_SPAN) {
+        x8_span(s, lines, scales, x);
+        lines += x8_span_lines(s.dtype) * X8_LINE;
+        scales += KERN_X8_SPAN / s.group * KERN_TILE_ROWS * 2;
+    }
+    for (uint32_t k = whole; k < t->cols; k += KERN_X8_SPAN) {
+        struct x8_filled filled;
+        x8_fill(&filled, s.dtype, s.group, t, k);
+        x8_span(s, filled.lines + line_at, filled.scales + scale_at, x);
+    }
+}
+
+/* Those of sixteen rows from n on that lie in [row_begin, row_end). */
+VEC_INLINE void x8_store(float *y, struct vec rows, uint32_t n, uint32_t row_begin,
+                         uint32_t row_end)
+{
+    float all[KERN_LANES];
+    if (n >= row_begin && n + KERN_LANES <= row_end) {
+        vec_store(y + n, rows);
         return;
     }
-    const struct vec second = x8_value(dtype, group, digits, weights, o, 1);
-    struct vec scales[X8_VECTORS];
-    vec_halves(dtype == KERN_INT4, scale, scales);
-    total[0] = vec_fma(first, scales[0], total[0]);
-    total[1] = vec_fma(second, scales[1], total[1]);
+    vec_store(all, rows);
+    for (uint32_t r = 0; r < KERN_LANES; r++) {
+        if (n + r >= row_begin && n + r < row_end) y[n + r] = all[r];
+    }
 }
 
-/* What is left of a row after its whole spans, filled up with zeros. */
-VEC_INLINE void x8_tail(const struct kern_matrix *w, enum kern_dtype dtype, const uint8_t *row,
-                        uint32_t k, uint8_t codes[KERN_GROUP_LARGE])
+/* A tile against operand rows from m on, a half or both at a time. */
+VEC_INLINE void x8_tile_rows(const struct x8_shape s, const struct kern_matmul *args,
+                             const struct x8_tile *t, uint32_t m, uint32_t row_begin,
+                             uint32_t row_end)
 {
-    const size_t bytes = row_bytes(dtype, w->cols), at = dtype == KERN_INT4 ? k / 2 : k;
-    memset(codes, 0, KERN_GROUP_LARGE);
-    memcpy(codes, row + at, bytes - at);
-}
-
-/* Weight scale x activation scale of `count` groups, zeros up to whole vectors and a span. */
-VEC_INLINE void x8_scales(float *to, const uint8_t *weight, const float *x, uint32_t count)
-{
-    uint32_t i = 0;
-    for (; i + KERN_LANES <= count; i += KERN_LANES)
-        vec_store(to + i, vec_mul(vec_from_bf16(weight + 2 * (size_t)i), vec_load(x + i)));
-    if (i == count) return;
-    vec_store(to + i, vec_mul(weight_load_part(KERN_BF16, weight, i, count - i),
-                              vec_load_part(x + i, count - i)));
-}
-
-/* Rows at equal distances, and their scales. */
-struct x8_rows {
-    const uint8_t *row, *scales;
-    size_t row_step, scales_step;
-    size_t ahead; /* bytes that rows are prefetched ahead in the order of memory; 0: not */
-};
-
-/* y[r * step] = row r times one operand row, for `count` rows. */
-VEC_INLINE void x8_dots(const struct kern_matrix *w, enum kern_dtype dtype, uint32_t group,
-                        uint32_t digits, uint32_t count, const struct x8_rows *rows,
-                        const void *x8, float *y, uint32_t step)
-{
-    const struct cpu_x8 x = cpu_x8_row(x8, w->cols, digits);
-    const uint32_t cols = w->cols, whole = cols / KERN_GROUP_LARGE * KERN_GROUP_LARGE;
-    _Alignas(64) float scale[VEC_GEMV_ROWS][X8_CHUNK_SCALES];
-    struct vec total[VEC_GEMV_ROWS][X8_VECTORS];
-    UNROLL for (uint32_t r = 0; r < count; r++) total[r][0] = total[r][1] = vec_zero();
-    for (uint32_t chunk = 0; chunk < cols; chunk += X8_CHUNK) {
-        const uint32_t columns = cols - chunk < X8_CHUNK ? cols - chunk : X8_CHUNK;
-        const uint32_t end = whole - chunk < X8_CHUNK ? whole : chunk + X8_CHUNK;
-        UNROLL for (uint32_t r = 0; r < count; r++)
-            x8_scales(scale[r], rows->scales + r * rows->scales_step + chunk / group * 2,
-                      x.scales + chunk / group, (columns + group - 1) / group);
-        for (uint32_t k = chunk; k < end; k += KERN_GROUP_LARGE) {
-            const struct x8_operand o = x8_operand_load(dtype, group, digits, &x, k);
-            if (rows->ahead > 0) {
-                const uint32_t lines = count * (dtype == KERN_INT4 ? 1 : X8_VECTORS);
-                const uint8_t *from =
-                    rows->row + rows->ahead + (size_t)k / KERN_GROUP_LARGE * lines * X8_LINE;
-                UNROLL for (uint32_t i = 0; i < lines; i++)
-                    __builtin_prefetch(from + i * X8_LINE, 0, 2);
-            }
-            UNROLL for (uint32_t r = 0; r < count; r++)
-                x8_span(dtype, group, digits,
-                        rows->row + r * rows->row_step + (dtype == KERN_INT4 ? k / 2 : k), &o,
-                        scale[r] + (k - chunk) / group, total[r]);
-        }
-        if (chunk + X8_CHUNK < cols || whole == cols) continue;
-        const struct x8_operand o = x8_operand_load(dtype, group, digits, &x, whole);
-        UNROLL for (uint32_t r = 0; r < count; r++)
-        {
-            uint8_t codes[KERN_GROUP_LARGE];
-            x8_tail(w, dtype, rows->row + r * rows->row_step, whole, codes);
-            x8_span(dtype, group, digits, codes, &o, scale[r] + (whole - chunk) / group, total[r]);
+    for (uint32_t half = 0; half < X8_HALVES; half += s.halves) {
+        struct x8_operands x;
+        x8_dots(s, args, t, half, m, &x);
+        for (uint32_t i = 0; i < s.count; i++) {
+            UNROLL for (uint32_t h = 0; h < s.halves; h++)
+                x8_store(args->y + (m + i) * args->y_stride, x.total[i][h],
+                         t->first + (half + h) * KERN_LANES, row_begin, row_end);
         }
     }
-    UNROLL for (uint32_t r = 0; r < count; r++)
-    {
-        const struct vec all =
-            group == KERN_GROUP_SMALL ? vec_add(total[r][0], total[r][1]) : total[r][0];
-        y[r * step] = vec_tree(all);
-    }
-}
-
-/* Whether a row of activations takes so much of the first-level cache that each line of weights
- * waits for some of it: then four neighbouring rows share it, and the next four are prefetched
- * (README.md has the limits). */
-VEC_INLINE bool x8_long(const struct kern_matmul *args, enum kern_dtype dtype)
-{
-    return args->m == 1 && kern_x8_bytes(args->w->cols, args->x8_digits) >
-                               (dtype == KERN_INT4 ? X8_LONG_INT4 : X8_LONG);
-}
-
-/* INT8 against three digits takes about as long to multiply as to read: the processor looks too few
- * lines ahead to begin the next page of 4 KiB in time, and its prefetcher stops at each. So lines
- * are asked for two pages ahead, into the second-level cache, one long stream. Against one digit
- * this only costs (README.md). */
-VEC_INLINE size_t x8_ahead(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t digits,
-                           uint32_t count)
-{
-    if (x8_long(args, dtype)) return count > 1 ? count * row_bytes(dtype, args->w->cols) : 0;
-    return args->m == 1 && dtype == KERN_INT8 && digits == KERN_X8_FULL ? VEC_X8_AHEAD : 0;
-}
-
-/* Blocks of `count` rows against all operand rows; returns the row after the last block. With one
- * short operand row a block's rows lie far apart, else they are neighbours. */
-VEC_INLINE uint32_t x8_blocks(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t group,
-                              uint32_t digits, uint32_t count, uint32_t row_begin, uint32_t row_end)
-{
-    const struct kern_matrix *w = args->w;
-    const uint32_t blocks = (row_end - row_begin) / count;
-    const bool near = args->m > 1 || x8_long(args, dtype);
-    const uint32_t step = near ? 1 : blocks, next = near ? count : 1;
-    const size_t bytes = row_bytes(dtype, w->cols), scales = (w->cols + group - 1) / group * 2;
-    struct x8_rows rows = { (const uint8_t *)w->data + row_begin * bytes,
-                            (const uint8_t *)w->scales + row_begin * scales, step * bytes,
-                            step * scales, x8_ahead(args, dtype, digits, count) };
-    for (uint32_t i = 0; i < blocks; i++) {
-        for (uint32_t m = 0; m < args->m; m++)
-            x8_dots(w, dtype, group, digits, count, &rows,
-                    (const char *)args->x8 + m * args->x8_stride,
-                    args->y + m * args->y_stride + row_begin + i * next, step);
-        rows.row += next * bytes;
-        rows.scales += next * scales;
-    }
-    return row_begin + blocks * count;
 }
 
 VEC_INLINE void x8_product(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t group,
                            uint32_t digits, uint32_t row_begin, uint32_t row_end)
 {
-    if (args->m > 1 || x8_long(args, dtype)) {
-        row_begin = x8_blocks(args, dtype, group, digits, VEC_GEMV_ROWS, row_begin, row_end);
-    } else if (dtype == KERN_INT4 || (digits == KERN_X8_FULL && group == KERN_GROUP_SMALL &&
-                                      VEC_X8_AHEAD == 0)) {
-        row_begin = x8_blocks(args, dtype, group, digits, X8_PAIR, row_begin, row_end);
+    const uint32_t most = digits == KERN_X8_FAST ? VEC_X8_ROWS_FAST : VEC_X8_ROWS_FULL;
+    for (uint32_t n = row_begin / KERN_TILE_ROWS * KERN_TILE_ROWS; n < row_end;
+         n += KERN_TILE_ROWS) {
+        const struct x8_tile t = x8_tile_at(args->w, dtype, n);
+        uint32_t m = 0;
+        for (; most > 1 && args->m - m >= most; m += most)
+            x8_tile_rows((struct x8_shape){ dtype, group, digits, 1, most }, args, &t, m,
+                         row_begin, row_end);
+        for (; most > 4 && args->m - m >= 4; m += 4)
+            x8_tile_rows((struct x8_shape){ dtype, group, digits, 1, 4 }, args, &t, m, row_begin,
+                         row_end);
+        for (; most > 2 && args->m - m >= 2; m += 2)
+            x8_tile_rows((struct x8_shape){ dtype, group, digits, 1, 2 }, args, &t, m, row_begin,
+                         row_end);
+        for (; m < args->m; m++)
+            x8_tile_rows((struct x8_shape){ dtype, group, digits, VEC_X8_HALVES, 1 }, args, &t, m,
+                         row_begin, row_end);
     }
-    x8_blocks(args, dtype, group, digits, 1, row_begin, row_end);
 }
 
 #define X8_OF(type, group, digits, name) \
@@ -222,14 +305,14 @@ X8_OF(KERN_INT8, KERN_GROUP_LARGE, KERN_X8_FULL, x8_int8_large_full)
 X8_OF(KERN_INT4, KERN_GROUP_SMALL, KERN_X8_FULL, x8_int4_small_full)
 X8_OF(KERN_INT4, KERN_GROUP_LARGE, KERN_X8_FULL, x8_int4_large_full)
 
-static void product_x8(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
+static void simd_matmul_x8(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
 {
     /* [INT4][group of 128][three digits] */
     static void (*const products[2][2][2])(const struct kern_matmul *, uint32_t, uint32_t) = {
         { { x8_int8_small, x8_int8_small_full }, { x8_int8_large, x8_int8_large_full } },
         { { x8_int4_small, x8_int4_small_full }, { x8_int4_large, x8_int4_large_full } },
     };
-    cpu_x8_check(args);
+    cpu_x8_check(args, row_begin, row_end);
     products[args->w->dtype == KERN_INT4][args->w->scale_cols == KERN_GROUP_LARGE]
             [args->x8_digits == KERN_X8_FULL](args, row_begin, row_end);
 }

@@ -22,8 +22,9 @@
 /* Tile of a register-blocked product: 3 x 2 outputs of two registers, 12 of 16 registers. */
 enum { VEC_TILE_M = 3, VEC_TILE_N = 2, VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 4 };
 
-/* How far ahead INT8 against three digits is prefetched (simd_x8.h). */
-enum { VEC_X8_AHEAD = 0 };
+/* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
+ * for their sums, and the halves of a line that a single one takes together. */
+enum { VEC_X8_ROWS_FAST = 2, VEC_X8_ROWS_FULL = 1, VEC_X8_ROWS_MOST = 2, VEC_X8_HALVES = 1 };
 
 struct vec {
     __m256 low, high;
@@ -248,46 +249,31 @@ VEC_INLINE struct ivec ivec_load(const int8_t *codes)
                           _mm256_loadu_si256((const void *)(codes + 32)) };
 }
 
-/* What one digit's sums against INT8 start with: weights are taken as they are. */
-VEC_INLINE struct ivec ivec_start_int8(const int32_t *sums)
+/* What a group's sums start with: INT4 weights are moved up so that they are not negative. */
+VEC_INLINE struct ivec ivec_start(enum kern_dtype dtype, const uint8_t *start)
 {
-    (void)sums;
-    return (struct ivec){ _mm256_setzero_si256(), _mm256_setzero_si256() };
+    int32_t value = 0;
+    if (dtype == KERN_INT4) memcpy(&value, start, sizeof value);
+    return (struct ivec){ _mm256_set1_epi32(value), _mm256_set1_epi32(value) };
 }
 
-/* What sums against INT4, moved up by 8, start with. */
-VEC_INLINE struct ivec ivec_start_int4(const int32_t *sums)
+/* 64 INT8 weights. */
+VEC_INLINE struct ivec ivec_int8(const uint8_t *from)
 {
-    return ivec_load((const int8_t *)sums);
+    return (struct ivec){ _mm256_loadu_si256((const void *)from),
+                          _mm256_loadu_si256((const void *)(from + 32)) };
 }
 
-VEC_INLINE struct ivec ivec_zero(void)
+/* The low and the high nibbles of 64 bytes, moved up by 8. */
+VEC_INLINE void ivec_int4(const uint8_t *from, struct ivec *low_to, struct ivec *high_to)
 {
-    return (struct ivec){ _mm256_setzero_si256(), _mm256_setzero_si256() };
-}
-
-/* a * 256 + b. */
-VEC_INLINE struct ivec ivec_shift_add(struct ivec a, struct ivec b)
-{
-    return (struct ivec){ _mm256_add_epi32(_mm256_slli_epi32(a.low, 8), b.low),
-                          _mm256_add_epi32(_mm256_slli_epi32(a.high, 8), b.high) };
-}
-
-/* A span of 128 weights as bytes: INT8 as they are, INT4 moved up by 8. */
-VEC_INLINE void ivec_weights(enum kern_dtype dtype, const uint8_t *w, struct ivec to[2])
-{
-    const struct ivec first = ivec_load((const int8_t *)w);
-    if (dtype == KERN_INT8) {
-        to[0] = first;
-        to[1] = ivec_load((const int8_t *)w + 64);
-        return;
-    }
+    const struct ivec pairs = ivec_int8(from);
     const __m256i nibble = _mm256_set1_epi8(15), up = _mm256_set1_epi8((char)0x88);
-    const __m256i low = _mm256_xor_si256(first.low, up), high = _mm256_xor_si256(first.high, up);
-    to[0].low = _mm256_and_si256(low, nibble);
-    to[0].high = _mm256_and_si256(high, nibble);
-    to[1].low = _mm256_and_si256(_mm256_srli_epi16(low, 4), nibble);
-    to[1].high = _mm256_and_si256(_mm256_srli_epi16(high, 4), nibble);
+    const __m256i low = _mm256_xor_si256(pairs.low, up), high = _mm256_xor_si256(pairs.high, up);
+    low_to->low = _mm256_and_si256(low, nibble);
+    low_to->high = _mm256_and_si256(high, nibble);
+    high_to->low = _mm256_and_si256(_mm256_srli_epi16(low, 4), nibble);
+    high_to->high = _mm256_and_si256(_mm256_srli_epi16(high, 4), nibble);
 }
 
 /* 32 products as sixteen sums. Signed: |w| times x with w's sign; 128 x 127 x 2 fits. */
@@ -302,7 +288,15 @@ VEC_INLINE __m256i ivec_pair_sums(__m256i pairs, __m256i sum)
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-/* sum += lane by lane the products of 64 weights. */
+/* Four codes, the same in every lane. */
+VEC_INLINE struct ivec ivec_four(const uint8_t *codes)
+{
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    return (struct ivec){ _mm256_set1_epi32(four), _mm256_set1_epi32(four) };
+}
+
+/* sum += in each lane the products of four weights and four codes. */
 VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, struct ivec x,
                                 struct ivec sum)
 {
@@ -310,16 +304,15 @@ VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, struct ive
                           ivec_pair_sums(ivec_pairs(dtype, w.high, x.high), sum.high) };
 }
 
+VEC_INLINE struct ivec ivec_add(struct ivec a, struct ivec b)
+{
+    return (struct ivec){ _mm256_add_epi32(a.low, b.low),
+                          _mm256_add_epi32(a.high, b.high) };
+}
+
 VEC_INLINE struct vec ivec_float(struct ivec a)
 {
     return (struct vec){ _mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high) };
-}
-
-/* Two vectors of which each half has its own scale: 0, 1 and 2, 3, or `crossed` 0, 2 and 1, 3. */
-VEC_INLINE void vec_halves(bool crossed, const float *scale, struct vec to[2])
-{
-    to[0] = (struct vec){ _mm256_set1_ps(scale[0]), _mm256_set1_ps(scale[crossed ? 2 : 1]) };
-    to[1] = (struct vec){ _mm256_set1_ps(scale[crossed ? 1 : 2]), _mm256_set1_ps(scale[3]) };
 }
 
 /* Eight floats in a register: without the empty statement the compiler would rather read memory

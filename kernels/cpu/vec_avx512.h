@@ -23,8 +23,9 @@
 /* Tile of a register-blocked product: 4 x 6 outputs, 24 of 32 registers. */
 enum { VEC_TILE_M = 4, VEC_TILE_N = 6, VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 8 };
 
-/* How far ahead INT8 against three digits is prefetched (simd_x8.h). */
-enum { VEC_X8_AHEAD = 8192 };
+/* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
+ * for their sums, and the halves of a line that a single one takes together. */
+enum { VEC_X8_ROWS_FAST = 8, VEC_X8_ROWS_FULL = 4, VEC_X8_ROWS_MOST = 8, VEC_X8_HALVES = 2 };
 
 struct vec {
     __m512 all;
@@ -281,51 +282,41 @@ struct ivec {
     __m512i all;
 };
 
-VEC_INLINE struct ivec ivec_load(const int8_t *codes)
+/* What a group's sums start with: weights are moved up so that they are not negative. */
+VEC_INLINE struct ivec ivec_start(enum kern_dtype dtype, const uint8_t *start)
 {
-    return (struct ivec){ _mm512_loadu_si512(codes) };
+    int32_t value;
+    (void)dtype;
+    memcpy(&value, start, sizeof value);
+    return (struct ivec){ _mm512_set1_epi32(value) };
 }
 
-/* What one digit's sums against INT8 start with: weights are moved up by 128. */
-VEC_INLINE struct ivec ivec_start_int8(const int32_t *sums)
+/* 64 INT8 weights, moved up by 128. */
+VEC_INLINE struct ivec ivec_int8(const uint8_t *from)
 {
-    return (struct ivec){ _mm512_loadu_si512(sums) };
+    return (struct ivec){ _mm512_xor_si512(_mm512_loadu_si512(from),
+                                           _mm512_set1_epi8((char)0x80)) };
 }
 
-/* What sums against INT4, moved up by 8, start with. */
-VEC_INLINE struct ivec ivec_start_int4(const int32_t *sums)
-{
-    return (struct ivec){ _mm512_loadu_si512(sums) };
-}
-
-VEC_INLINE struct ivec ivec_zero(void)
-{
-    return (struct ivec){ _mm512_setzero_si512() };
-}
-
-/* a * 256 + b; vpshldd would do it at once, but where vpdpbusd runs. */
-VEC_INLINE struct ivec ivec_shift_add(struct ivec a, struct ivec b)
-{
-    return (struct ivec){ _mm512_add_epi32(_mm512_slli_epi32(a.all, 8), b.all) };
-}
-
-/* A span of 128 weights as unsigned bytes. */
-VEC_INLINE void ivec_weights(enum kern_dtype dtype, const uint8_t *w, struct ivec to[2])
+/* The low and the high nibbles of 64 bytes, moved up by 8. */
+VEC_INLINE void ivec_int4(const uint8_t *from, struct ivec *low, struct ivec *high)
 {
     enum { XOR_OF_AND = 0x78 }; /* a ^ (b & c) */
-    const __m512i first = _mm512_loadu_si512(w);
-    if (dtype == KERN_INT8) {
-        const __m512i up = _mm512_set1_epi8((char)0x80);
-        to[0].all = _mm512_xor_si512(first, up);
-        to[1].all = _mm512_xor_si512(_mm512_loadu_si512(w + 64), up);
-        return;
-    }
     const __m512i nibble = _mm512_set1_epi8(15), up = _mm512_set1_epi8(8);
-    to[0].all = _mm512_ternarylogic_epi32(up, first, nibble, XOR_OF_AND);
-    to[1].all = _mm512_ternarylogic_epi32(up, _mm512_srli_epi16(first, 4), nibble, XOR_OF_AND);
+    const __m512i pairs = _mm512_loadu_si512(from);
+    low->all = _mm512_ternarylogic_epi32(up, pairs, nibble, XOR_OF_AND);
+    high->all = _mm512_ternarylogic_epi32(up, _mm512_srli_epi16(pairs, 4), nibble, XOR_OF_AND);
 }
 
-/* sum += lane by lane the products of 64 weights. */
+/* Four codes, the same in every lane. */
+VEC_INLINE struct ivec ivec_four(const uint8_t *codes)
+{
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    return (struct ivec){ _mm512_set1_epi32(four) };
+}
+
+/* sum += in each lane the products of four weights and four codes. */
 VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, struct ivec x,
                                 struct ivec sum)
 {
@@ -333,20 +324,14 @@ VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, struct ive
     return (struct ivec){ _mm512_dpbusd_epi32(sum.all, w.all, x.all) };
 }
 
+VEC_INLINE struct ivec ivec_add(struct ivec a, struct ivec b)
+{
+    return (struct ivec){ _mm512_add_epi32(a.all, b.all) };
+}
+
 VEC_INLINE struct vec ivec_float(struct ivec a)
 {
     return (struct vec){ _mm512_cvtepi32_ps(a.all) };
-}
-
-/* Two vectors of which each half has its own scale: 0, 1 and 2, 3, or `crossed` 0, 2 and 1, 3. */
-VEC_INLINE void vec_halves(bool crossed, const float *scale, struct vec to[2])
-{
-    const __m512 four = _mm512_broadcast_f32x4(_mm_loadu_ps(scale));
-    const __m512i low = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    const __m512i step = _mm512_set1_epi32(crossed ? 1 : 2);
-    const __m512i first = crossed ? _mm512_add_epi32(low, low) : low;
-    to[0].all = _mm512_permutevar_ps(four, first);
-    to[1].all = _mm512_permutevar_ps(four, _mm512_add_epi32(first, step));
 }
 
 /* Sixteen floats in a register: without the empty statement the compiler would rather read memory

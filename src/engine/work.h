@@ -43,7 +43,9 @@ void eng_work_products(const struct eng_work *work, const struct kern_matmul *pr
 static inline void eng_multiply(const struct eng_work *work, const struct kern_matmul *product,
                                 uint32_t begin, uint32_t end)
 {
-    (product->x16 ? work->ops->matmul_x16 : work->ops->matmul)(product, begin, end);
+    const struct kern_ops *ops = work->ops;
+    (product->x16 ? ops->matmul_x16 : product->x8 ? ops->matmul_x8 : ops->matmul)(product, begin,
+                                                                                  end);
 }
 
 /* Multiply-adds that rounding one input is worth. */

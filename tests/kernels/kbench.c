@@ -14,6 +14,7 @@
 #include "base/must.h"
 #include "base/rng.h"
 #include "kernels/kern.h"
+#include "kernels/tile.h"
 #include "kernels/x16.h"
 #include "kernels/par.h"
 #include "tests/kernels/kcheck.h"
@@ -211,8 +212,10 @@ static void product_chunk(void *context, uint32_t chunk, unsigned thread)
                                       .x16 = job->x16,
                                       .x16_stride = kern_x16_elements(w.cols, 1) };
     (void)thread;
-    (job->x16 ? job->ops->matmul_x16 : job->ops->matmul)(&args, w.rows / CHUNKS * chunk,
-                                                         w.rows / CHUNKS * (chunk + 1));
+    void (*const product)(const struct kern_matmul *, uint32_t, uint32_t) =
+        job->x16 ? job->ops->matmul_x16 : job->x8 ? job->ops->matmul_x8 : job->ops->matmul;
+    const uint32_t unit = w.tiled ? KERN_TILE_ROWS : w.rows / CHUNKS, units = w.rows / unit;
+    product(&args, units * chunk / CHUNKS * unit, units * (chunk + 1) / CHUNKS * unit);
 }
 
 static void product_run(void *context, uint32_t sample)
@@ -308,6 +311,7 @@ static void product_prepare(struct product_job *job, size_t t)
             job->ops->to_x8(x8 + m * bytes, job->bench->x + (size_t)m * COLS, COLS,
                             weight_types[t].dtype, weight_types[t].scale, weight_types[t].digits);
         job->x8 = x8;
+        job->w.tiled = true;    /* any bytes are tiles */
         job->digits = weight_types[t].digits;
     }
     if (weight_types[t].scale) {

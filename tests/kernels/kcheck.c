@@ -18,6 +18,7 @@
 #include "base/must.h"
 #include "base/rng.h"
 #include "kernels/kern.h"
+#include "kernels/tile.h"
 #include "kernels/x16.h"
 #include "tests/kernels/kcheck.h"
 #include "tests/support/guard.h"
@@ -230,16 +231,56 @@ static bool check_matmul_long(struct kcase *c)
     return same_products(c, w, 1 + below(c, 3));
 }
 
+/* Tiles are those of the definition: rows of bytes by fours, scales one by one. */
+static bool check_tile(struct kcase *c)
+{
+    const uint32_t rows = 1 + below(c, 100), cols = 1 + below(c, 300);
+    struct kern_matrix w = { .dtype = below(c, 2) ? KERN_INT8 : KERN_INT4, .rows = rows,
+                             .cols = cols };
+    const size_t bytes = kern_row_bytes(w.dtype, cols);
+    uint8_t *data = codes(c, w.dtype, rows * bytes, 0);
+    group_scales(c, &w, 0);
+    const size_t groups = (cols + w.scale_cols - 1) / w.scale_cols, whole = bytes / 4 * 4;
+    uint8_t *scales = guard_get(rows * groups * 2, below(c, 16));
+    uint8_t *tiles = guard_get(rows * bytes, below(c, 64));
+    memcpy(scales, w.scales, rows * groups * 2);
+    memcpy(tiles, data, rows * bytes);
+    kern_tile(&w, tiles, scales, guard_get(kern_tile_scratch(&w), 0));
+    for (uint32_t n = 0; n < rows; n++) {
+        const uint32_t first = n / 32 * 32, count = rows - first < 32 ? rows - first : 32;
+        const uint8_t *tile = tiles + first * bytes, *scale = scales + first * groups * 2;
+        const uint32_t r = n - first;
+        for (size_t i = 0; i < bytes; i++) {
+            const size_t at = i < whole ? (i / 4 * count + r) * 4 + i % 4
+                                        : count * whole + r * (bytes - whole) + i - whole;
+            if (tile[at] == data[n * bytes + i]) continue;
+            snprintf(c->what, sizeof c->what, "rows=%u cols=%u: byte %zu of row %u", rows, cols, i,
+                     n);
+            return false;
+        }
+        for (size_t g = 0; g < groups; g++) {
+            if (!memcmp(scale + 2 * (g * count + r),
+                        (const uint8_t *)w.scales + 2 * (n * groups + g), 2))
+                continue;
+            snprintf(c->what, sizeof c->what, "rows=%u cols=%u: scale %zu of row %u", rows, cols,
+                     g, n);
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool check_matmul_x8(struct kcase *c)
 {
-    const uint32_t rows = 1 + below(c, 30), m = 1 + below(c, below(c, 2) ? 1 : 6);
-    const uint32_t cols = 1 + below(c, below(c, 4) ? 500 : 7000);
+    const uint32_t rows = 1 + below(c, 100), m = 1 + below(c, below(c, 2) ? 1 : 20);
+    const uint32_t cols = 1 + below(c, below(c, 4) ? 500 : 4000);
     struct kern_matrix w = { .dtype = below(c, 2) ? KERN_INT8 : KERN_INT4,
                              .rows = rows,
                              .cols = cols };
     const uint32_t temper = temper_of(c);
     w.data = codes(c, w.dtype, rows * kern_row_bytes(w.dtype, cols), 0);
     group_scales(c, &w, temper);
+    w.tiled = true;             /* any bytes are tiles */
     const uint32_t digits = below(c, 2) ? KERN_X8_FAST : KERN_X8_FULL;
     const size_t stride = kern_x8_bytes(cols, digits) + 4 * below(c, 5);
     uint8_t *x8 = guard_get((m - 1) * stride + kern_x8_bytes(cols, digits), 4 * below(c, 8));
@@ -253,7 +294,7 @@ static bool check_matmul_x8(struct kcase *c)
                                 .x8 = x8,
                                 .x8_stride = stride,
                                 .x8_digits = digits };
-    return same_rows(c, &args, c->reference->matmul, c->set->matmul);
+    return same_rows(c, &args, c->reference->matmul_x8, c->set->matmul_x8);
 }
 
 static bool check_to_x8(struct kcase *c)
@@ -580,6 +621,7 @@ static const struct {
     { "axpy", check_axpy, 400 },       { "add", check_add, 400 },
     { "gate", check_gate, 400 },       { "to_f32", check_to_f32, 400 },
     { "to_bf16", check_to_bf16, 400 }, { "matmul_x8", check_matmul_x8, 800 },
+    { "tile", check_tile, 200 },
     { "matmul_long", check_matmul_long, 60 },
     { "to_x8", check_to_x8, 400 },     { "highest", check_highest, 400 },
     { "shares", check_shares, 400 },   { "matmul_x16", check_matmul_x16, 1500 },

@@ -9,6 +9,7 @@
 
 #include "base/rng.h"
 #include "kernels/kern.h"
+#include "kernels/tile.h"
 #include "kernels/x16.h"
 
 static const struct kern_ops *ops;
@@ -291,9 +292,11 @@ END_TEST
  * explains. */
 START_TEST(integer_activations_keep_24_bits)
 {
-    enum { ROWS = 5, COLS = 384 };
-    static uint8_t codes[ROWS * COLS], row[8 * COLS];
+    enum { ROWS = 37, COLS = 384 };
+    static uint8_t codes[ROWS * COLS], tiles[ROWS * COLS], scratch[KERN_TILE_ROWS * COLS];
+    static uint8_t row[8 * COLS];
     static uint16_t scales[ROWS * COLS / KERN_GROUP_SMALL];
+    static uint16_t tile_scales[ROWS * COLS / KERN_GROUP_SMALL];
     static float x[COLS], got[ROWS];
     for (uint64_t seed = 1; seed <= 60; seed++) {
         struct base_rng rng;
@@ -303,8 +306,8 @@ START_TEST(integer_activations_keep_24_bits)
         struct kern_matrix w = { .dtype = seed % 4 < 2 ? KERN_INT8 : KERN_INT4,
                                  .rows = ROWS,
                                  .cols = COLS,
-                                 .data = codes,
-                                 .scales = scales,
+                                 .data = tiles,
+                                 .scales = tile_scales,
                                  .scale_rows = 1,
                                  .scale_cols = group };
         for (size_t i = 0; i < sizeof codes; i++)
@@ -315,11 +318,17 @@ START_TEST(integer_activations_keep_24_bits)
         }
         for (int k = 0; k < COLS; k++)
             x[k] = ldexpf(normal(&rng), (int)base_rng_below(&rng, 30) - 15);
+        memcpy(tiles, codes, sizeof tiles);
+        memcpy(tile_scales, scales, sizeof tile_scales);
+        ck_assert(kern_tile_scratch(&w) <= sizeof scratch);
+        kern_tile(&w, tiles, tile_scales, scratch);
+        w.tiled = true;
         ck_assert(kern_x8_bytes(COLS, KERN_X8_FULL) <= sizeof row);
         ops->to_x8(row, x, COLS, w.dtype, group, KERN_X8_FULL);
-        ops->matmul(&(struct kern_matmul){ .w = &w, .y = got, .m = 1, .y_stride = ROWS,
-                                           .k_blocks = 1, .x8 = row, .x8_digits = KERN_X8_FULL,
-                                           .x8_stride = sizeof row }, 0, ROWS);
+        ops->matmul_x8(&(struct kern_matmul){ .w = &w, .y = got, .m = 1, .y_stride = ROWS,
+                                              .k_blocks = 1, .x8 = row,
+                                              .x8_digits = KERN_X8_FULL,
+                                              .x8_stride = sizeof row }, 0, ROWS);
         for (uint32_t n = 0; n < ROWS; n++) {
             double exact = 0, size = 0, rounded = 0;
             for (uint32_t g = 0; g < groups; g++) {

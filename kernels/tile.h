@@ -1,0 +1,29 @@
+/* Tiles: the order in memory of INT8 and INT4 weights that the CPU multiplies from (matmul_x8).
+ *
+ *   rows      a tile is KERN_TILE_ROWS rows of a matrix, one after the other as kern.h has them;
+ *             the last tile has the rows that are left
+ *   codes     in a tile first the first four bytes of each of its rows, then the next four of each
+ *             and so on; what is left of INT8 rows beyond whole fours goes last, row by row
+ *   scales    likewise: first the scale of the first group of each row, then the second of each
+ *
+ * So a register holds four bytes of sixteen rows, and a sum of products needs no adding up across
+ * lanes and is scaled once for a group of columns instead of once for each of its registers; two
+ * registers side by side share what is loaded of the activations (README.md has what that gives).
+ * A tile lies where its rows lay and has as many bytes; checkpoints and packs keep rows.
+ */
+#ifndef KERNELS_TILE_H
+#define KERNELS_TILE_H
+
+#include "kernels/kern.h"
+
+enum { KERN_TILE_ROWS = 32, KERN_TILE_BYTES = 4 };
+
+/* Bytes of scratch that kern_tile needs for w. */
+size_t kern_tile_scratch(const struct kern_matrix *w);
+
+/* Rearranges data and scales of a matrix in rows into tiles, in place. w gives dtype (INT8 or
+ * INT4), rows, cols and scale_cols; its addresses are not used. Data and scales at any byte. Any
+ * thread. */
+void kern_tile(const struct kern_matrix *w, void *data, void *scales, void *scratch);
+
+#endif
