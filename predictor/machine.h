@@ -29,7 +29,7 @@
       "from the submission of a lone read to its first byte")                                     \
     O(nvme_depth, UINT, "nvme.depth", "32", "1..4096", "reads", "most reads in flight at once")   \
     O(nvme_take_in, TIME, "nvme.take_in", "0", "", "",                                            \
-      "time of the computing thread for each expert that was read (checksum, bookkeeping)")       \
+      "time of the computing thread for each expert that was read (checksum, rearranging)")       \
     O(copy_bandwidth, BYTES, "copy.bandwidth", "0", "", "bytes/s",                                \
       "bytes a second from dram to hbm, and as many back; 0 = no device, experts run in dram")    \
     O(copy_latency, TIME, "copy.latency", "10us", "", "", "of each copy")                         \

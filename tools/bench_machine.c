@@ -20,7 +20,6 @@
 #include "base/must.h"
 #include "base/rng.h"
 #include "device/device.h"
-#include "port/hash.h"
 #include "predictor/machine.h"
 #include "tiering/cache.h"
 #include "tools/bench.h"
@@ -32,7 +31,6 @@ static const uint64_t window_ns = 400000000;
 
 static struct bench_flags flags = { .model = "models/pebble", .rounds = 3, .seed = 1 };
 static const char *output;
-static double disk_slowest, disk_fastest;       /* windows, bytes a second */
 static uint64_t tokens = 48;
 
 /* -- compute ---------------------------------------------------------------------------------- */
@@ -224,6 +222,7 @@ struct disk {
     uint32_t parallel, first;
     uint64_t bytes, experts, reads;
     double slowest, fastest;            /* window, bytes a second */
+    double check_ns, land_ns, copy_ns;  /* of an expert; 0: not done here */
     int error;
 };
 
@@ -313,22 +312,38 @@ static double disk_rate(struct disk *d)
     return rate;
 }
 
-/* XXH3 over an expert that is not in the processor's cache. */
-static double hash_ns(const struct disk *d)
+/* What the engine thread does with an expert that was read, as the tiers do it: XXH3 over bytes
+ * that are in no cache of the processor, then, for some types, another order of its weights. And a
+ * copy of it, for what memory gives. */
+static double take_in(struct disk *d)
 {
-    uint64_t bytes = tier_store_expert_bytes(d->bench->stack.store);
-    uint64_t room = (uint64_t)d->parallel * tier_store_slot_bytes(d->bench->stack.store);
-    double ns[LONE_READS], spread;
-    for (int i = 0; i < LONE_READS; i++) {
-        struct port_hash hash;
-        uint64_t at = room > bytes ? (uint64_t)i * bytes % (room - bytes) : 0,
-                 begin = base_now_ns();
-        port_hash_begin(&hash);
-        port_hash_add(&hash, d->memory + at, bytes < room ? bytes : room);
-        (void)port_hash_end(&hash);
-        ns[i] = (double)(base_now_ns() - begin);
+    const struct eng_stack *stack = &d->bench->stack;
+    const struct tier_landing landing = eng_landing_hook(&d->bench->stack.landing);
+    uint64_t slot_bytes = tier_store_slot_bytes(stack->store);
+    double check[LONE_READS], land[LONE_READS], copy[LONE_READS], spread;
+    struct tier_record record;
+    tier_store_record(stack->store, 0, 0, &record);
+    for (uint32_t i = 0; i < LONE_READS; i++) {
+        char *slot = d->memory + i % d->parallel * slot_bytes;
+        char *other = d->memory + (i + d->parallel / 2) % d->parallel * slot_bytes;
+        void *parts[TIER_PARTS];
+        for (int p = 0; p < TIER_PARTS; p++) {
+            parts[p] = record.part_bytes[p] ? slot + record.part_offset[p] : NULL;
+        }
+        uint64_t begin = base_now_ns();
+        (void)tier_store_check(&record, slot);  /* some expert's bytes, by now in tiles */
+        uint64_t checked = base_now_ns();
+        if (landing.land) landing.land(landing.context, 0, 0, parts);
+        uint64_t landed = base_now_ns();
+        if (other != slot) memcpy(other, slot, record.bytes);
+        copy[i] = (double)(base_now_ns() - landed);
+        check[i] = (double)(checked - begin);
+        land[i] = (double)(landed - checked);
     }
-    return bench_median(ns, LONE_READS, &spread);
+    d->check_ns = bench_median(check, LONE_READS, &spread);
+    d->land_ns = landing.land ? bench_median(land, LONE_READS, &spread) : 0;
+    d->copy_ns = d->parallel > 1 ? bench_median(copy, LONE_READS, &spread) : 0;
+    return d->check_ns + d->land_ns;
 }
 
 static int disk_open(struct disk *d, struct base_err *err)
@@ -366,7 +381,9 @@ static int disk_open(struct disk *d, struct base_err *err)
     return 0;
 }
 
-static int measure_disk(struct bench_stack *b, struct pred_machine *m, struct base_err *err)
+/* What of `d` is memory is given back. */
+static int measure_disk(struct bench_stack *b, struct pred_machine *m, struct disk *out,
+                        struct base_err *err)
 {
     struct disk d = { .bench = b };
     int rc = disk_open(&d, err);
@@ -377,9 +394,8 @@ static int measure_disk(struct bench_stack *b, struct pred_machine *m, struct ba
         m->nvme_bandwidth = (uint64_t)rate;
         m->nvme_latency = whole(lone - (double)m->read_bytes * 1e9 / rate);
         m->nvme_depth = d.io->depth;
-        m->nvme_take_in = whole(hash_ns(&d));
-        disk_slowest = d.slowest;
-        disk_fastest = d.fastest;
+        m->nvme_take_in = whole(take_in(&d));
+        *out = d;
         if (d.error < 0) rc = base_err_set(err, d.error, "the model's files could not be read");
     }
     tier_io_destroy(d.io);
@@ -426,7 +442,19 @@ static int measure_copies(struct bench_stack *b, struct pred_machine *m, struct 
 
 /* -- the file --------------------------------------------------------------------------------- */
 
-static int machine_write(const struct bench_stack *b, struct pred_machine *m, struct base_err *err)
+/* Bytes a nanosecond are GB/s. */
+static void take_in_write(FILE *to, const struct pred_machine *m, const struct disk *d)
+{
+    double bytes = (double)m->expert_bytes;
+    fprintf(to, "# An expert of %.2f MB is taken in at %.2f GB/s of XXH3", bytes / 1e6,
+            bytes / d->check_ns);
+    if (d->land_ns > 0) fprintf(to, " and %.2f GB/s of rearranging", bytes / d->land_ns);
+    if (d->copy_ns > 0) fprintf(to, "; memcpy has %.2f", bytes / d->copy_ns);
+    fprintf(to, ".\n");
+}
+
+static int machine_write(const struct bench_stack *b, struct pred_machine *m, const struct disk *d,
+                         struct base_err *err)
 {
     struct base_option_group group = { "machine", pred_machine_options, pred_machine_option_count,
                                        m };
@@ -442,7 +470,8 @@ static int machine_write(const struct bench_stack *b, struct pred_machine *m, st
     fprintf(to, "# Measured by tier-bench machine; memory reads %.1f GB/s on %u threads.\n",
             bench_memory_rate(b->threads) / 1e9, b->threads);
     fprintf(to, "# Reads: median of %d windows of %.1f to %.1f MB/s.\n", WINDOWS,
-            disk_slowest / 1e6, disk_fastest / 1e6);
+            d->slowest / 1e6, d->fastest / 1e6);
+    take_in_write(to, m, d);
     base_option_print_yaml(to, &group, 1, true);
     if (!output) return 0;
     bool bad = fflush(to) != 0 || fsync(fileno(to)) != 0;
@@ -459,6 +488,7 @@ static int run(int count, char **arguments)
 {
     static struct bench_stack bench;
     static struct probe probe;
+    struct disk disk = { 0 };
     struct pred_machine machine;
     struct base_err err = { 0 };
     (void)count;
@@ -477,11 +507,11 @@ static int run(int count, char **arguments)
         machine.expert_bytes = tier_store_expert_bytes(bench.stack.store);
         rc = measure_compute(&bench, &probe, &machine, &err);
     }
-    if (rc == 0) rc = measure_disk(&bench, &machine, &err);
+    if (rc == 0) rc = measure_disk(&bench, &machine, &disk, &err);
     if (rc == 0 && strcmp(bench.stack.config.tier.hbm_capacity, "0") != 0) {
         rc = measure_copies(&bench, &machine, &err);
     }
-    if (rc == 0) rc = machine_write(&bench, &machine, &err);
+    if (rc == 0) rc = machine_write(&bench, &machine, &disk, &err);
     bench_close(&bench);
     return rc < 0 ? cli_fail(1, &err) : 0;
 }

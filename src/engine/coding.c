@@ -21,7 +21,7 @@ static bool experts_take_x16(const struct tier_store *store, const struct model_
         static const float there;
         w[m] = eng_coding_expert(store, shape, m);
         if (tier_store_parts(store)[2 * m + 1].rows > 0) w[m].scales = &there;
-        if (!kern_x16_takes(&w[m])) return false;
+        if (kern_dtype_grouped(w[m].dtype) || !kern_x16_takes(&w[m])) return false;
     }
     return kern_x16_same(&w[MODEL_GATE], &w[MODEL_UP]);
 }

@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "base/must.h"
 #include "engine/coding.h"
+#include "engine/landing.h"
 #include "engine/core.h"
 #include "engine/cuda/cuda.h"
 #include "engine/forward.h"
@@ -72,7 +73,10 @@ int eng_footprint(const struct eng_config *config, const struct model_shape *sha
     if (!on_device) eng_coding_choose(&limits.plan, config, shape, store);
     out->kv_bytes = limits.kv_bytes;
     out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);
-    if (!on_device) return 0;
+    if (!on_device) {
+        out->activation_bytes += eng_landing_bytes(store, shape);
+        return 0;
+    }
     struct eng_cuda_bytes bytes;
     eng_cuda_bytes(&bytes, &limits, shape);
     out->activation_bytes += bytes.staging;
@@ -110,14 +114,16 @@ static int start_threads(struct eng *eng, const struct eng_config *config, struc
 }
 
 /* What an expert's matrices are, from the store's parts. */
-static int learn_experts(struct eng *eng, const struct tier_store *store, struct base_err *err)
+static int learn_experts(struct eng *eng, const struct eng_open_args *args, struct base_err *err)
 {
+    const struct tier_store *store = args->store;
     const struct model_shape *s = eng->core.shape;
     const struct tier_part *parts = tier_store_parts(store);
     for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
         const struct tier_part *part = &parts[2 * m], *scales = &parts[2 * m + 1];
         struct kern_matrix *w = &eng->core.expert[m];
         *w = eng_coding_expert(store, s, m);
+        w->tiled = eng_landing_tiled(args->landing, m);
         eng->core.expert_scaled[m] = scales->rows > 0;
         bool needs_scales = w->dtype == KERN_FP8_E4M3 || kern_dtype_grouped(w->dtype);
         bool bare = needs_scales && scales->rows == 0;
@@ -264,7 +270,7 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     eng->core_first = args->core_first;
     take_ranks(eng, args->ranks);
     eng->limits.plan.on_device = args->device != NULL;
-    if (rc == 0 && args->shape->experts > 0) rc = learn_experts(eng, args->store, err);
+    if (rc == 0 && args->shape->experts > 0) rc = learn_experts(eng, args, err);
     if (rc == 0) rc = eng_coding_check(&eng->core, args->config, err);
     if (rc == 0 && !args->device) {
         eng_coding_choose(&eng->limits.plan, args->config, args->shape, args->store);

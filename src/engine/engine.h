@@ -23,6 +23,7 @@
 
 struct comm;
 struct eng_advice;
+struct eng_landing;
 struct eng_peers;
 struct eng_ranks;
 
@@ -145,6 +146,7 @@ struct eng_open_args {
     const struct model_tokenizer *tokenizer;
     const struct tier_store *store;
     struct tier *tier;
+    const struct eng_landing *landing;  /* what the tier makes of experts as they land */
     struct eng_advice *advice;  /* NULL = none */
     struct eng_profile *profile;        /* NULL = none */
     struct dev *device;         /* where it computes: one with a stream; NULL = on the CPU */

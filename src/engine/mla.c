@@ -220,7 +220,7 @@ void eng_mla(struct eng_core *core, const struct eng_layer *layer, uint32_t laye
         seen += batch->positions[row] + 1;
     }
     uint64_t cost = seen * heads * (2 * lora + s->qk_rope_dim);
-    pass.parts = eng_work_parts(&core->work, batch->count, cost / rows, core->heads * 8);
+    pass.parts = eng_work_parts(&core->work, batch->count, cost / rows, core->heads, 1);
     eng_work_run(&core->work, batch->count * pass.parts, cost, row_attend, &pass);
     begin_ns = eng_op_next(core->profile, ENG_OP_ATTEND, begin_ns);
     eng_poll(core);

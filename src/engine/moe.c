@@ -31,6 +31,21 @@ static struct kern_matrix part_matrix(const struct eng_core *core, const struct 
     return w;
 }
 
+/* Into how many parts of its rows a matrix of each of `items` is cut; `cost` is that of all. */
+static uint32_t parts_of(const struct pass *pass, enum model_matrix matrix, uint32_t items,
+                         uint64_t cost)
+{
+    const struct kern_matrix *w = &pass->core->expert[matrix];
+    return eng_work_parts(&pass->core->work, items, cost / items, w->rows, eng_work_unit(w));
+}
+
+static void part_rows(const struct pass *pass, enum model_matrix matrix, uint32_t part,
+                      uint32_t *begin, uint32_t *end)
+{
+    const struct kern_matrix *w = &pass->core->expert[matrix];
+    eng_work_rows(w->rows, eng_work_unit(w), pass->parts, part, begin, end);
+}
+
 /* A row of inputs of an expert's matrix as integers or as bf16. */
 static void code(const struct eng_core *core, enum model_matrix matrix, char *to, const float *x)
 {
@@ -131,7 +146,7 @@ static void run_in(void *context, uint32_t chunk, unsigned thread)
     const struct eng_plan *plan = &core->plan;
     const struct eng_run *run = &plan->runs[chunk / pass->parts];
     uint32_t hidden = core->shape->hidden, width = core->shape->expert_width, begin, end;
-    eng_work_rows(width, pass->parts, chunk % pass->parts, &begin, &end);
+    part_rows(pass, MODEL_GATE, chunk % pass->parts, &begin, &end);
     if (begin == end) return;
     struct kern_matrix gate = part_matrix(core, run->lease, MODEL_GATE);
     struct kern_matrix up = part_matrix(core, run->lease, MODEL_UP);
@@ -180,7 +195,7 @@ static void run_out(void *context, uint32_t chunk, unsigned thread)
     const struct eng_core *core = pass->core;
     const struct eng_run *run = &core->plan.runs[chunk / pass->parts];
     uint32_t hidden = core->shape->hidden, begin, end;
-    eng_work_rows(hidden, pass->parts, chunk % pass->parts, &begin, &end);
+    part_rows(pass, MODEL_DOWN, chunk % pass->parts, &begin, &end);
     if (begin == end) return;
     struct kern_matrix down = part_matrix(core, run->lease, MODEL_DOWN);
     if (pass->spread) {
@@ -199,7 +214,7 @@ static void runs_add(void *context, uint32_t chunk, unsigned thread)
     const struct eng_core *core = pass->core;
     const struct eng_plan *plan = &core->plan;
     uint32_t hidden = core->shape->hidden, begin, end;
-    eng_work_rows(hidden, pass->parts, chunk, &begin, &end);
+    part_rows(pass, MODEL_DOWN, chunk, &begin, &end);
     if (begin == end) return;
     float *tile = plan->tile_out + (size_t)thread * ENG_TILE * hidden;
     for (uint32_t r = 0; r < pass->runs; r++) {
@@ -235,7 +250,7 @@ static void compute_in(struct pass *pass)
 {
     const struct model_shape *s = pass->core->shape;
     uint64_t cost = runs_tokens(pass) * 2 * s->hidden * s->expert_width;
-    pass->parts = eng_work_parts(&pass->core->work, pass->runs, cost / pass->runs, s->expert_width);
+    pass->parts = parts_of(pass, MODEL_GATE, pass->runs, cost);
     uint64_t begin_ns = eng_op_begin(pass->core->profile);
     eng_work_run(&pass->core->work, pass->runs * pass->parts, cost, run_in, pass);
     begin_ns = eng_op_next(pass->core->profile, ENG_OP_EXPERTS_IN, begin_ns);
@@ -253,7 +268,7 @@ static void compute_decode(struct pass *pass)
     if (pass->runs == 0) return;
     compute_in(pass);
     uint64_t cost = runs_tokens(pass) * s->hidden * s->expert_width;
-    pass->parts = eng_work_parts(&pass->core->work, pass->runs, cost / pass->runs, s->hidden);
+    pass->parts = parts_of(pass, MODEL_DOWN, pass->runs, cost);
     uint64_t begin_ns = eng_op_begin(pass->core->profile);
     eng_work_run(&pass->core->work, pass->runs * pass->parts, cost, run_out, pass);
     eng_op_end(pass->core->profile, ENG_OP_EXPERTS_OUT, begin_ns);
@@ -266,7 +281,7 @@ static void compute_prefill(struct pass *pass)
     if (pass->runs == 0) return;
     compute_in(pass);
     uint64_t cost = runs_tokens(pass) * s->hidden * s->expert_width;
-    pass->parts = eng_work_parts(&pass->core->work, 1, cost, s->hidden);
+    pass->parts = parts_of(pass, MODEL_DOWN, 1, cost);
     uint64_t begin_ns = eng_op_begin(pass->core->profile);
     eng_work_run(&pass->core->work, pass->parts, cost, runs_add, pass);
     eng_op_end(pass->core->profile, ENG_OP_EXPERTS_OUT, begin_ns);

@@ -247,7 +247,7 @@ static void block_run(void *context, uint32_t chunk, unsigned thread)
     uint32_t column = block_column(b, own), begin, end;
     size_t x16_stride = 0;
     const uint16_t *x16 = block_x16(b, own, &x16_stride);
-    eng_work_rows(hidden, b->parts, chunk % b->parts, &begin, &end);
+    eng_work_rows(hidden, ENG_ROW_UNIT, b->parts, chunk % b->parts, &begin, &end);
     for (uint32_t to = 0; to < n; to++) {
         struct eng_share share = eng_ranks_share_of(hidden, n, to);
         uint32_t from = begin > share.begin ? begin : share.begin;
@@ -272,7 +272,8 @@ void eng_ranks_blocks_sum(struct eng_core *core, const struct kern_matrix *list,
     size_t bytes[COMM_RANKS_MAX], block = (size_t)rows * own.each;
     uint64_t cost = (uint64_t)rows * hidden * (held.end - held.begin);
     struct blocks b = { core, list, cols, count, x, x_stride, rows,
-                        eng_work_parts(&core->work, count, cost / count, hidden) };
+                        eng_work_parts(&core->work, count, cost / count, hidden,
+                                       ENG_ROW_UNIT) };
     if (core->work.x16) {
         eng_work_run(&core->work, count * rows,
                      (uint64_t)rows * (held.end - held.begin) * ENG_X16_COST, block_row_round, &b);

@@ -442,12 +442,17 @@ static int open_tier(struct eng_stack *stack, struct base_err *err)
 {
     /* Nobody gives hints: auto comes to false, and the effective settings say so. */
     if (stack->config.advice.kind == 0) stack->config.tier.prefetch = 0;
+    if (!stack->device) {
+        int rc = eng_landing_init(&stack->landing, stack->store, &stack->shape, err);
+        if (rc < 0) return rc;
+    }
     struct tier_open_args args = {
         .config = &stack->config.tier,
         .io = &stack->config.io,
         .store = stack->store,
         .top_k = stack->top_k,
         .observer = { .event = on_event, .context = stack },
+        .landing = eng_landing_hook(&stack->landing),
         .device = stack->device,
         .timeline = stack->profile.timeline,
     };
@@ -469,6 +474,7 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
         .tokenizer = stack->tokenizer,
         .store = stack->store,
         .tier = stack->tier,
+        .landing = &stack->landing,
         .advice = stack->advice,
         .profile = stack->profiles ? &stack->profile : NULL,
         .device = stack->device,
@@ -581,6 +587,7 @@ void eng_stack_close(struct eng_stack *stack)
     eng_advice_close(stack->advice);
     close_trace(stack);
     tier_close(stack->tier);
+    eng_landing_fini(&stack->landing);
     close_profile(stack);
     eng_cards_leave(stack->device, stack->ranks.comm, in_order);
     dev_destroy(stack->device);

@@ -10,6 +10,7 @@
 #include "base/ledger.h"
 #include "engine/advice.h"
 #include "engine/engine.h"
+#include "engine/landing.h"
 #include "engine/peers.h"
 #include "engine/ranks.h"
 #include "engine/unbuilt.h"
@@ -43,6 +44,7 @@ struct eng_stack {
     struct model_chat *chat;
     struct tier_store *store;
     struct dev *device;                 /* the card that computes; NULL = the CPU does */
+    struct eng_landing landing;         /* of experts that the CPU computes */
     struct tier *tier;
     struct pred_trace_writer *trace;    /* NULL = not recording */
     struct eng_advice *advice;          /* NULL = nothing is predicted */

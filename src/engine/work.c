@@ -3,15 +3,13 @@
 #include "base/must.h"
 #include "kernels/x16.h"
 
-enum {
-    ROW_UNIT = 8,               /* rows the kernels like to take together */
-    CHUNKS_PER_THREAD = 4,
-};
+enum { CHUNKS_PER_THREAD = 4 };
 
 /* Multiply-adds that are worth a second thread: some 20 us of one core. */
 static const uint64_t chunk_cost = 256 * 1024;
 
-uint32_t eng_work_parts(const struct eng_work *work, uint32_t items, uint64_t cost, uint32_t rows)
+uint32_t eng_work_parts(const struct eng_work *work, uint32_t items, uint64_t cost, uint32_t rows,
+                        uint32_t unit)
 {
     if (work->threads == 1 || items == 0) return 1;
     uint64_t total = cost * items;
@@ -19,16 +17,17 @@ uint32_t eng_work_parts(const struct eng_work *work, uint32_t items, uint64_t co
     uint64_t most = (uint64_t)work->threads * CHUNKS_PER_THREAD;
     if (chunks > most) chunks = most;
     uint64_t parts = (chunks + items - 1) / items;
-    uint64_t units = (rows + ROW_UNIT - 1) / ROW_UNIT;
+    uint64_t units = (rows + unit - 1) / unit;
     if (parts > units) parts = units;
     return parts < 1 ? 1 : (uint32_t)parts;
 }
 
-void eng_work_rows(uint32_t rows, uint32_t parts, uint32_t part, uint32_t *begin, uint32_t *end)
+void eng_work_rows(uint32_t rows, uint32_t unit, uint32_t parts, uint32_t part, uint32_t *begin,
+                   uint32_t *end)
 {
-    uint64_t units = (rows + ROW_UNIT - 1) / ROW_UNIT;
-    *begin = (uint32_t)(units * part / parts) * ROW_UNIT;
-    *end = (uint32_t)(units * (part + 1) / parts) * ROW_UNIT;
+    uint64_t units = (rows + unit - 1) / unit;
+    *begin = (uint32_t)(units * part / parts) * unit;
+    *end = (uint32_t)(units * (part + 1) / parts) * unit;
     if (*end > rows) *end = rows;
 }
 
@@ -56,7 +55,7 @@ static void product_run(void *context, uint32_t chunk, unsigned thread)
     const struct products *p = context;
     const struct kern_matmul *product = &p->list[chunk / p->parts];
     uint32_t begin, end;
-    eng_work_rows(product->w->rows, p->parts, chunk % p->parts, &begin, &end);
+    eng_work_rows(product->w->rows, ENG_ROW_UNIT, p->parts, chunk % p->parts, &begin, &end);
     if (begin < end) eng_multiply(p->work, product, begin, end);
 }
 
@@ -115,6 +114,7 @@ void eng_work_products(const struct eng_work *work, const struct kern_matmul *pr
         cost += (uint64_t)w->rows * w->cols * products[i].m;
         if (w->rows > rows) rows = w->rows;
     }
-    struct products p = { work, products, eng_work_parts(work, count, cost / count, rows) };
+    struct products p = { work, products,
+                          eng_work_parts(work, count, cost / count, rows, ENG_ROW_UNIT) };
     eng_work_run(work, count * p.parts, cost, product_run, &p);
 }

@@ -11,6 +11,7 @@
 
 #include "kernels/kern.h"
 #include "kernels/par.h"
+#include "kernels/tile.h"
 
 struct eng_work {
     const struct kern_ops *ops;
@@ -22,11 +23,21 @@ struct eng_work {
     size_t x16_elements;
 };
 
-/* Into how many parts of rows each of `items` is cut; `cost` is an item's multiply-adds. */
-uint32_t eng_work_parts(const struct eng_work *work, uint32_t items, uint64_t cost, uint32_t rows);
+/* Rows that the kernels like to take together. */
+enum { ENG_ROW_UNIT = 8 };
+static inline uint32_t eng_work_unit(const struct kern_matrix *w)
+{
+    return w->tiled ? KERN_TILE_ROWS : ENG_ROW_UNIT;
+}
 
-/* Rows [begin, end) of part `part`: cut at multiples of 8. */
-void eng_work_rows(uint32_t rows, uint32_t parts, uint32_t part, uint32_t *begin, uint32_t *end);
+/* Into how many parts of rows, `unit` together, each of `items` is cut; `cost` is an item's
+ * multiply-adds. */
+uint32_t eng_work_parts(const struct eng_work *work, uint32_t items, uint64_t cost, uint32_t rows,
+                        uint32_t unit);
+
+/* Rows [begin, end) of part `part`: cut at multiples of `unit`. */
+void eng_work_rows(uint32_t rows, uint32_t unit, uint32_t parts, uint32_t part, uint32_t *begin,
+                   uint32_t *end);
 
 /* Runs chunks 0..count-1, on the threads when `cost` (of all) is worth it. */
 void eng_work_run(const struct eng_work *work, uint32_t count, uint64_t cost,

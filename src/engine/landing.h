@@ -1,0 +1,40 @@
+/* The order of the experts' weights where they run. A checkpoint keeps INT8 and INT4 experts row by
+ * row; the CPU multiplies from tiles (kernels/tile.h). So what is read is rearranged in its slot as
+ * it lands (tiering/landing.h), and leases of the CPU read tiles from then on, in dram and in an
+ * hbm that is memory of the host. A card's kernels take rows: there is no landing, as with the
+ * other types.
+ *
+ * Owns scratch for one matrix at a time. The hook is called by the tiers, on the engine thread.
+ */
+#ifndef ENGINE_LANDING_H
+#define ENGINE_LANDING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/err.h"
+#include "kernels/kern.h"
+#include "model/expert.h"
+#include "model/shape.h"
+#include "tiering/landing.h"
+#include "tiering/store.h"
+
+struct eng_landing {
+    struct kern_matrix expert[MODEL_MATRIX_COUNT];  /* as the store has them, without addresses */
+    void *scratch;              /* NULL: experts stay as they are */
+    size_t scratch_bytes;
+};
+
+/* Bytes of scratch; 0 when the experts stay as they are. */
+size_t eng_landing_bytes(const struct tier_store *store, const struct model_shape *shape);
+/* For products on the CPU. -ENOMEM. */
+int eng_landing_init(struct eng_landing *landing, const struct tier_store *store,
+                     const struct model_shape *shape, struct base_err *err);
+void eng_landing_fini(struct eng_landing *landing);     /* accepts a zeroed one */
+
+/* For tier_open: lands nothing if the experts stay as they are. Borrows `landing`. */
+struct tier_landing eng_landing_hook(struct eng_landing *landing);
+/* Leases have this matrix in tiles. */
+bool eng_landing_tiled(const struct eng_landing *landing, enum model_matrix matrix);
+
+#endif

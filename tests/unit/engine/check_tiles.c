@@ -1,0 +1,234 @@
+/* INT8 and INT4 experts, whose weights the engine rearranges as they land, compute what they are:
+ * near to the model they were made from, and the same bits whatever the sizes and kinds of the
+ * tiers, the reads that fail, the threads, the op set, the cut and the neighbours. Of shapes that
+ * are whole tiles and of others. */
+#include <check.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kern.h"
+#include "tests/support/make_tiny.h"
+#include "tests/support/run_stack.h"
+#include "tools/pack_quantize.h"
+
+enum { TOKENS = 24, SETTINGS_MAX = 8 };
+
+static const struct model {
+    const char *from;           /* NULL: pebble; else below tests/golden */
+    enum kern_dtype dtype;
+    uint32_t group;
+    double near;                /* relative RMS of its logits' difference to those of `from` */
+} models[] = {
+    { NULL, KERN_INT8, 128, 0.02 },
+    { NULL, KERN_INT4, 32, 0.05 },
+    { "v3-fp8-odd", KERN_INT8, 32, 0.01 },
+    { "v3-fp8-odd", KERN_INT4, 32, 0.07 },
+};
+enum { MODELS = sizeof models / sizeof models[0] };
+
+static char folders[MODELS][3000], quantised[MODELS][3010];
+
+static const char *source_of(const struct model *model)
+{
+    static char path[3000];
+    if (!model->from) return run_pebble();
+    snprintf(path, sizeof path, "%s/tests/golden/%s", getenv("EXPERTIER_SOURCE"), model->from);
+    return path;
+}
+
+static void report(void *context, uint64_t done, uint64_t total)
+{
+    (void)context, (void)done, (void)total;
+}
+
+static int stop(void *context)
+{
+    (void)context;
+    return 0;
+}
+
+static void setup(void)
+{
+    const struct tier_store_progress silent = { report, stop, NULL };
+    for (int i = 0; i < MODELS; i++) {
+        struct base_err err = { 0 };
+        tiny_folder(folders[i], sizeof folders[i], "check_tiles");
+        int length = snprintf(quantised[i], sizeof quantised[i], "%s/model", folders[i]);
+        ck_assert_int_lt(length, (int)sizeof quantised[i]);
+        struct quantize q = { .from = source_of(&models[i]), .to = quantised[i],
+                              .dtype = models[i].dtype, .group = models[i].group,
+                              .allow_larger = true, .threads = 1, .progress = &silent };
+        ck_assert_msg(quantize_run(&q, &err) == 0, "%s", err.text);
+        quantize_fini(&q);
+    }
+}
+
+static void teardown(void)
+{
+    for (int i = 0; i < MODELS; i++) {
+        tiny_remove(quantised[i]);
+        tiny_remove(folders[i]);
+    }
+}
+
+/* -- a run ------------------------------------------------------------------------------------ */
+
+static struct run_answer *submit(struct run *run, const char *prompt, uint64_t seed,
+                                 uint32_t tokens)
+{
+    uint32_t count;
+    uint32_t *ids = run_encode(run, prompt, &count);
+    struct eng_request request = { .prompt = ids, .prompt_tokens = count, .max_tokens = tokens,
+                                   .sampling = { .temperature = 0.8f, .top_p = 0.95f,
+                                                 .seed = seed },
+                                   .ignore_eos = true, .prompt_logits = true };
+    struct run_answer *answer = run_submit(run, &request);
+    free(ids);
+    return answer;
+}
+
+static const char *const text = "The kernel is the part of the system that";
+
+/* What a generation came to, as one number. */
+static uint64_t hash_of(int model, const char *activations, const char *const *settings,
+                        bool neighbours)
+{
+    static struct run run;
+    static struct tier_snapshot s;
+    char mode[64];
+    const char *all[SETTINGS_MAX + 2] = { mode };
+    snprintf(mode, sizeof mode, "engine.activations=%s", activations);
+    for (int i = 0; settings[i]; i++) all[i + 1] = settings[i];
+    run_open(&run, quantised[model], all);
+    if (neighbours) {
+        submit(&run, "In the beginning God created", 7, 25);
+        submit(&run, "#include <stdio.h>\n\nint main(void)\n{", 8, TOKENS + 10);
+    }
+    struct run_answer *answer = submit(&run, text, 3, TOKENS);
+    run_finish(&run);
+    ck_assert_uint_eq(answer->token_count, TOKENS);
+    uint64_t hash = answer->rows_hash;
+    tier_snapshot(run.stack.tier, &s);
+    ck_assert(s.io.landing_seconds > 0);
+    run_close(&run);
+    return hash;
+}
+
+static const char *const modes[] = { "f32", "bf16", "int8" };
+enum { MODES = 3 };
+
+static const struct variant {
+    const char *settings[SETTINGS_MAX];
+    bool neighbours;
+} variants[] = {
+    { { "tiers.dram.capacity=25%", "engine.threads=2", NULL }, true },
+    { { "tiers.dram.capacity=9.375%", "io.backend=sim", "io.sim_latency=2us", NULL }, true },
+    { { "tiers.dram.capacity=9.375%", "tiers.verify=first", "scheduler.max_num_batched_tokens=9",
+        NULL }, true },
+    { { "tiers.hbm.capacity=20%", "tiers.dram.capacity=30%", "tiers.hbm.sim_bandwidth=0", NULL },
+      true },
+    { { "tiers.hbm.capacity=20%", "tiers.dram.capacity=40%", "tiers.inclusion=inclusive",
+        "tiers.hbm.device=host", "engine.threads=2", NULL }, false },
+    { { "tiers.hbm.capacity=20%", "tiers.dram.capacity=30%", "tiers.warm_experts=compute",
+        "tiers.hbm.sim_bandwidth=0", NULL }, true },
+    { { "tiers.dram.capacity=25%", "io.faults=seed=5,eio=0.01,flip=0.01,short=0.01", NULL },
+      false },
+    { { "tiers.dram.capacity=25%", "engine.cpu_mask=avx2", "scheduler.max_chunked_prefill_tokens=3",
+        NULL }, false },
+    { { "tiers.dram.capacity=100%", "engine.cpu_mask=reference", NULL }, false },
+};
+enum { VARIANTS = sizeof variants / sizeof variants[0] };
+
+/* Small models have no room for the shares above: as many slots as a layer needs, and all. */
+static const char *const odd_settings[][SETTINGS_MAX] = {
+    { "tiers.dram.capacity=50%", "engine.threads=2", NULL },
+    { "tiers.dram.capacity=100%", "engine.cpu_mask=avx2", NULL },
+    { "tiers.dram.capacity=100%", "engine.cpu_mask=reference", NULL },
+    { "tiers.hbm.capacity=50%", "tiers.dram.capacity=50%", "tiers.hbm.sim_bandwidth=0", NULL },
+};
+enum { ODD_SETTINGS = sizeof odd_settings / sizeof odd_settings[0] };
+
+START_TEST(nothing_but_the_weights_shows)
+{
+    static const char *const plain[] = { "tiers.dram.capacity=100%", "engine.threads=1", NULL };
+    int model = _i / MODES;
+    const char *mode = modes[_i % MODES];
+    uint64_t hash = hash_of(model, mode, plain, false);
+    if (models[model].from) {
+        for (int v = 0; v < ODD_SETTINGS; v++) {
+            ck_assert_msg(hash_of(model, mode, odd_settings[v], v % 2) == hash,
+                          "model %d, %s, %s %s: other bits", model, mode, odd_settings[v][0],
+                          odd_settings[v][1]);
+        }
+        return;
+    }
+    for (int v = 0; v < VARIANTS; v++) {
+        ck_assert_msg(hash_of(model, mode, variants[v].settings, variants[v].neighbours) == hash,
+                      "model %d, %s, %s %s: other bits", model, mode, variants[v].settings[0],
+                      variants[v].settings[1]);
+    }
+}
+END_TEST
+
+/* -- what they compute ------------------------------------------------------------------------ */
+
+/* Logits of a prompt's positions; caller frees. */
+static float *logits_of(const char *from, const char *activations, size_t *count)
+{
+    static struct run run;
+    char mode[64];
+    const char *settings[] = { mode, "tiers.dram.capacity=100%", NULL };
+    snprintf(mode, sizeof mode, "engine.activations=%s", activations);
+    run_open(&run, from, settings);
+    run.keep_rows = true;
+    struct run_answer *answer = submit(&run, text, 3, 1);
+    run_finish(&run);
+    *count = (size_t)answer->row_positions * run.stack.shape.vocab;
+    float *rows = malloc(*count * sizeof *rows);
+    ck_assert_ptr_nonnull(rows);
+    memcpy(rows, answer->rows, *count * sizeof *rows);
+    run_close(&run);
+    return rows;
+}
+
+START_TEST(near_to_what_they_were_made_from)
+{
+    const struct model *model = &models[_i / MODES];
+    const char *mode = modes[_i % MODES];
+    size_t want_count, count;
+    float *want = logits_of(source_of(model), "f32", &want_count);
+    float *have = logits_of(quantised[_i / MODES], mode, &count);
+    double energy = 0, error = 0;
+    ck_assert_uint_eq(count, want_count);
+    for (size_t i = 0; i < count; i++) {
+        double difference = (double)have[i] - (double)want[i];
+        energy += (double)want[i] * (double)want[i];
+        error += difference * difference;
+    }
+    double relative = sqrt(error / energy);
+    printf("%s to %s in groups of %u, %s: %.4f\n", model->from ? model->from : "pebble",
+           model->dtype == KERN_INT8 ? "INT8" : "INT4", model->group, mode, relative);
+    ck_assert_msg(relative < model->near, "%s: logits differ by %g", mode, relative);
+    ck_assert(relative > 0);
+    free(want);
+    free(have);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("tiles");
+    TCase *tests = tcase_create("tiles");
+    tcase_add_unchecked_fixture(tests, setup, teardown);
+    tcase_add_loop_test(tests, near_to_what_they_were_made_from, 0, MODELS * MODES);
+    tcase_add_loop_test(tests, nothing_but_the_weights_shows, 0, MODELS * MODES);
+    tcase_set_timeout(tests, 200);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
