@@ -19,6 +19,7 @@ static uint64_t tokens = 64, prompt_tokens = 16, batch = 1;
 struct result {
     double rate, spread, bytes, missed, waits;
     double ahead, wasted;       /* bytes read ahead of need; those of them that nobody asked for */
+    double resident, hit;       /* of the lookups; hit: readable at once */
     double memory_rate, disk_rate, floor_rate, fraction, fraction_spread;
     bool floor;                 /* the CPU computes: its memory is what a token is read from */
 };
@@ -28,6 +29,7 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     double rates[BENCH_ROUNDS_MAX], reads[BENCH_ROUNDS_MAX], shares[BENCH_ROUNDS_MAX];
     double disks[BENCH_ROUNDS_MAX] = { 0 }, floors[BENCH_ROUNDS_MAX];
     double bytes = 0, missed = 0, waits = 0, times = 0, made = 0, spread;
+    double lookups = 0, hits = 0, late = 0;
     struct bench_memory memory = { 0 };
     r->floor = !b->stack.device;
     int rc = r->floor ? bench_memory_open(&memory, b->threads) : 0;
@@ -46,17 +48,20 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
         double touched = (double)(b->steps * b->dense_step_bytes + b->expert_bytes + b->kv_bytes);
         if (r->floor) {
             reads[round] = (before_rate + bench_memory_read(&memory, false)) / 2;
-            if (b->missed_bytes > 0) disks[round] = bench_disk_rate(b);
+            if (b->counters.missed_bytes > 0) disks[round] = bench_disk_rate(b);
             double seconds = touched / reads[round], disk = 0;
-            if (disks[round] > 0) disk = (double)b->missed_bytes / disks[round];
+            if (disks[round] > 0) disk = (double)b->counters.missed_bytes / disks[round];
             if (disk > seconds) seconds = disk;
             floors[round] = (double)b->step_tokens / seconds;
             shares[round] = rates[round] / floors[round];
         }
         bytes += touched;
-        missed += (double)b->missed_bytes;
-        r->ahead += (double)b->ahead_bytes;
-        r->wasted += (double)b->wasted_bytes;
+        missed += (double)b->counters.missed_bytes;
+        r->ahead += (double)b->counters.ahead_bytes;
+        r->wasted += (double)b->counters.wasted_bytes;
+        lookups += (double)b->counters.lookups;
+        hits += (double)b->counters.hits;
+        late += (double)b->counters.late;
         waits += (double)b->wait_ns;
         times += (double)b->step_ns;
         made += (double)b->step_tokens;
@@ -68,6 +73,8 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     r->missed = missed / made;
     r->ahead /= made;
     r->wasted /= made;
+    r->resident = lookups > 0 ? (hits + late) / lookups : 0;
+    r->hit = lookups > 0 ? hits / lookups : 0;
     r->waits = waits / times;
     if (!r->floor) return 0;
     r->memory_rate = bench_median(reads, flags.rounds, &spread);
@@ -81,11 +88,14 @@ static void print_json(const struct bench_stack *b, const struct result *r)
 {
     printf("{\"model\":\"%s\",\"threads\":%u,\"batch\":%llu,\"tokens\":%llu,\"rounds\":%llu,"
            "\"tokens_per_second\":%.3f,\"spread\":%.4f,\"bytes_per_token\":%.0f,"
+           "\"expert_bytes\":%llu,"
            "\"missed_bytes_per_token\":%.0f,\"read_ahead_bytes_per_token\":%.0f,"
-           "\"wasted_bytes_per_token\":%.0f,\"wait_share\":%.4f,",
+           "\"wasted_bytes_per_token\":%.0f,\"resident_rate\":%.5f,\"hit_rate\":%.5f,"
+           "\"wait_share\":%.4f,",
            b->stack.shape.name, b->threads, (unsigned long long)batch, (unsigned long long)tokens,
-           (unsigned long long)flags.rounds, r->rate, r->spread, r->bytes, r->missed, r->ahead,
-           r->wasted, r->waits);
+           (unsigned long long)flags.rounds, r->rate, r->spread, r->bytes,
+           (unsigned long long)tier_store_expert_bytes(b->stack.store), r->missed, r->ahead,
+           r->wasted, r->resident, r->hit, r->waits);
     if (r->floor) {
         printf("\"memory_bytes_per_second\":%.0f,\"disk_bytes_per_second\":%.0f,"
                "\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%.4f,"
@@ -113,8 +123,9 @@ static void print_text(const struct bench_stack *b, const struct result *r)
     }
     printf(", memory reads %.1f GB/s", r->memory_rate / 1e9);
     if (r->missed > 0) {
-        printf("; %.1f MB missed a token, the disk reads %.2f GB/s; %.0f%% of the time waiting",
-               r->missed / 1e6, r->disk_rate / 1e9, 100 * r->waits);
+        printf("\n  %.1f MB missed a token, %.1f MB read ahead, %.1f%% of the lookups readable "
+               "at once; the disk reads %.2f GB/s; %.0f%% of the time waiting",
+               r->missed / 1e6, r->ahead / 1e6, 100 * r->hit, r->disk_rate / 1e9, 100 * r->waits);
     }
     printf("\n  floor %.2f tokens/s: %.0f%% of it reached (median; spread %.0f%%)\n", r->floor_rate,
            100 * r->fraction, 100 * r->fraction_spread);

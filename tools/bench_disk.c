@@ -3,11 +3,15 @@
 #include <stdlib.h>
 
 #include "base/clock.h"
+#include "base/mem.h"
 #include "tiering/io.h"
 #include "tiering/store.h"
 #include "tools/bench_stack.h"
 
-enum { DEPTH = 16, PART = 1 << 20, TIME_NS = 1000000000 };
+enum { DEPTH = 16, PART = 1 << 20, BUFFERS = DEPTH * PART, TIME_NS = 1000000000 };
+
+/* Of huge pages, as slots are: small ones halve the rate of a virtual disk. */
+static struct base_mem_tag buffers_tag = { .name = "bench_disk", .cold = true };
 
 struct part {
     uint32_t file;
@@ -120,7 +124,7 @@ double bench_disk_rate(struct bench_stack *b)
     double rate = 0;
     uint32_t files = tier_store_files(b->stack.store);
     int *handles = malloc(files * sizeof *handles);
-    unsigned char *memory = aligned_alloc(TIER_PAGE, (size_t)DEPTH * PART);
+    unsigned char *memory = base_mem_alloc(&buffers_tag, BUFFERS, TIER_PAGE);
     for (uint32_t i = 0; handles && i < files; i++) handles[i] = -1;
     if (handles && memory && collect(b, &parts) == 0 && parts.count > 0 &&
         tier_io_create(&io, &b->stack.config.io, base_clock_real(), &err) == 0) {
@@ -129,6 +133,6 @@ double bench_disk_rate(struct bench_stack *b)
     }
     free(parts.at);
     free(handles);
-    free(memory);
+    base_mem_free(&buffers_tag, memory, BUFFERS);
     return rate;
 }

@@ -95,14 +95,14 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
         if (rc < 0) break;
         rates[round] = (double)tokens * 1e9 / (double)(b->first_ns - begin);
         double seconds = floor_seconds(r, peaks[round], peaks_low[round]), disk = 0;
-        if (b->missed_bytes > 0) disks[round] = bench_disk_rate(b);
+        if (b->counters.missed_bytes > 0) disks[round] = bench_disk_rate(b);
         if (disks[round] > 0) {
-            disk = (double)b->missed_bytes / disks[round] / (double)tokens;
+            disk = (double)b->counters.missed_bytes / disks[round] / (double)tokens;
         }
         if (disk > seconds) seconds = disk;
         floors[round] = 1 / seconds;
         shares[round] = rates[round] / floors[round];
-        missed += (double)b->missed_bytes;
+        missed += (double)b->counters.missed_bytes;
         waits += (double)b->wait_ns;
         times += (double)b->step_ns;
     }

@@ -17,18 +17,38 @@
 
 /* ------------------------------------------------------------------------------------ stack -- */
 
-static void read_counters(const struct bench_stack *b, struct tier_io_metrics *out)
+static void read_counters(const struct bench_stack *b, struct bench_counters *out)
 {
     static struct tier_snapshot snapshot;
     tier_snapshot(b->stack.tier, &snapshot);
-    *out = snapshot.io;
+    const struct tier_tier_metrics *top = &snapshot.tiers[0];
+    *out = (struct bench_counters){
+        .missed_bytes = snapshot.io.demand_bytes,
+        .ahead_bytes = snapshot.io.prefetch_bytes,
+        .wasted_bytes = snapshot.io.prefetch_wasted_bytes,
+        .lookups = top->lookups,
+        .hits = top->hits,
+        .late = top->late,
+    };
 }
 
 static uint64_t demand_bytes(const struct bench_stack *b)
 {
-    struct tier_io_metrics io;
-    read_counters(b, &io);
-    return io.demand_bytes;
+    struct bench_counters counters;
+    read_counters(b, &counters);
+    return counters.missed_bytes;
+}
+
+/* sum += now - before */
+static void add_difference(struct bench_counters *sum, const struct bench_counters *now,
+                           const struct bench_counters *before)
+{
+    sum->missed_bytes += now->missed_bytes - before->missed_bytes;
+    sum->ahead_bytes += now->ahead_bytes - before->ahead_bytes;
+    sum->wasted_bytes += now->wasted_bytes - before->wasted_bytes;
+    sum->lookups += now->lookups - before->lookups;
+    sum->hits += now->hits - before->hits;
+    sum->late += now->late - before->late;
 }
 
 static void on_step_end(void *context, const struct eng_step_record *record)
@@ -40,15 +60,13 @@ static void on_step_end(void *context, const struct eng_step_record *record)
     for (uint32_t i = 0; i < record->token_count; i++) {
         full &= record->phases[i] == TIER_DECODE;
     }
-    struct tier_io_metrics last = b->last;
+    struct bench_counters last = b->last;
     read_counters(b, &b->last);
     if (b->batch > 0 && !full) {
         bench_loads_note(b);
         return;
     }
-    b->missed_bytes += b->last.demand_bytes - last.demand_bytes;
-    b->ahead_bytes += b->last.prefetch_bytes - last.prefetch_bytes;
-    b->wasted_bytes += b->last.prefetch_wasted_bytes - last.prefetch_wasted_bytes;
+    add_difference(&b->counters, &b->last, &last);
     b->steps++;
     b->step_tokens += record->token_count;
     b->step_ns += record->step_ns;
@@ -82,6 +100,12 @@ static void route(void *context, uint32_t moe_layer, uint64_t seq, uint32_t posi
     bench_routing_choose(&b->routing, moe_layer, seq, position, ids);
 }
 
+static uint32_t take_token(void *context, uint64_t seq, uint32_t position, uint32_t token)
+{
+    struct bench_stack *b = context;
+    return bench_routing_token(&b->routing, seq, position, token);
+}
+
 static int read_config(struct eng_stack_config *config, const struct bench_flags *flags,
                        struct base_err *err)
 {
@@ -113,6 +137,7 @@ int bench_open(struct bench_stack *b, const struct bench_flags *flags, struct ba
                                    .account = true,
                                    .hooks = { .step_end = on_step_end,
                                               .route = flags->routing ? route : NULL,
+                                              .token = flags->routing ? take_token : NULL,
                                               .context = b } };
     rc = eng_stack_open(&b->stack, &args, err);
     if (rc == 0 && flags->routing) {
@@ -148,7 +173,7 @@ void bench_close(struct bench_stack *b)
 void bench_reset(struct bench_stack *b)
 {
     b->steps = b->step_tokens = b->step_ns = b->wait_ns = b->expert_bytes = b->kv_bytes = 0;
-    b->missed_bytes = b->ahead_bytes = b->wasted_bytes = 0;
+    b->counters = (struct bench_counters){ 0 };
     b->tokens = 0;
     b->first_ns = b->last_ns = 0;
     read_counters(b, &b->last);
@@ -248,11 +273,15 @@ int bench_warm(struct bench_stack *b, struct base_err *err)
         b->stack.config.engine.max_model_len > 0) {
         prompt = (uint32_t)b->stack.config.engine.max_model_len - 2;
     }
-    /* Until a prompt finds everything that it needs, or a budget shows that it never will. */
+    /* Until a prompt finds everything that it needs, or misses about as much as the one before it
+     * did: then there is no room for more. */
+    uint64_t last = UINT64_MAX;
     for (int i = 0; i < 6 && rc == 0; i++) {
-        uint64_t before = demand_bytes(b);
+        uint64_t before = demand_bytes(b), missed;
         rc = bench_generate(b, 1, prompt, 2, b->flags->seed + 1000 + (uint64_t)i, err);
-        if (demand_bytes(b) == before) break;
+        missed = demand_bytes(b) - before;
+        if (missed == 0 || (double)missed > 0.8 * (double)last) break;
+        last = missed;
     }
     /* Of what is measured alone. */
     memset(b->account_op_ns, 0, sizeof b->account_op_ns);

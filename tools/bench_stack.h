@@ -25,6 +25,13 @@ struct bench_flags {
     struct tier_observer observer;      /* of cache events, or nothing */
 };
 
+/* Of the tiers; the lookups are the top one's. */
+struct bench_counters {
+    uint64_t missed_bytes;      /* that demand reads fetched */
+    uint64_t ahead_bytes, wasted_bytes; /* read ahead; of those, what nobody asked for */
+    uint64_t lookups, hits, late;
+};
+
 struct bench_stack {
     struct eng_stack stack;
     const struct bench_flags *flags;
@@ -34,9 +41,8 @@ struct bench_stack {
     uint32_t batch;             /* > 0: only steps count that generate for so many sequences */
     /* Added up over steps; zeroed by bench_reset. */
     uint64_t steps, step_tokens, step_ns, wait_ns, expert_bytes, kv_bytes;
-    uint64_t missed_bytes;      /* that demand reads fetched */
-    uint64_t ahead_bytes, wasted_bytes; /* read ahead; of those, what nobody asked for */
-    struct tier_io_metrics last;        /* at the end of the last step */
+    struct bench_counters counters;
+    struct bench_counters last; /* at the end of the last step, since open */
     uint32_t *loads;            /* [MoE layers x experts]: of each, before the steps that count */
     /* Added up over all of these since open. */
     uint64_t account_step_ns, account_wait_ns[TIER_WAIT_CAUSE_COUNT], account_op_ns[ENG_OP_COUNT];

@@ -386,6 +386,9 @@ int64_t eng_submit(struct eng *eng, const struct eng_request *request, struct ba
     struct eng_seq *seq = eng_seq_create(request, eng->next_id, eng->tokenizer, &eng->seq_limits);
     if (!seq) return base_err_set(err, -ENOMEM, "no memory for one more request");
     eng->next_id++;
+    for (uint32_t i = 0; eng->hooks.token && i < seq->token_count; i++) {
+        seq->tokens[i] = eng->hooks.token(eng->hooks.context, seq->id, i, seq->tokens[i]);
+    }
     eng_scheduler_add(&eng->scheduler, seq);
     publish(eng);
     return (int64_t)seq->id;
@@ -473,6 +476,9 @@ static void push_token(struct eng *eng, struct eng_seq *seq, int64_t token, floa
     }
     eng->metrics.generated_tokens++;
     seq->state = ENG_SEQ_GENERATING;
+    if (eng->hooks.token) {
+        token = eng->hooks.token(eng->hooks.context, seq->id, seq->token_count, (uint32_t)token);
+    }
     enum eng_finish finish = eng_seq_push(seq, (uint32_t)token, logprob,
                                           is_eos(eng->core.shape, (uint32_t)token));
     /* The client may have cancelled from inside the call: then it is over and counted already. */

@@ -136,6 +136,10 @@ struct eng_hooks {
      * it. Of what the CPU computes; any compute thread. */
     void (*route)(void *context, uint32_t moe_layer, uint64_t seq, uint32_t position,
                   uint32_t *ids);
+    /* May put another token in the place of one: of the prompt when the request is taken in, and of
+     * each that was drawn. In the vocabulary. For benchmarks, beside `route`: predictors go by
+     * tokens. */
+    uint32_t (*token)(void *context, uint64_t seq, uint32_t position, uint32_t token);
     void *context;
 };
 

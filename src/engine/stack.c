@@ -342,6 +342,12 @@ static void on_route(void *context, uint32_t moe_layer, uint64_t seq, uint32_t p
     stack->hooks.route(stack->hooks.context, moe_layer, seq, position, ids);
 }
 
+static uint32_t on_token(void *context, uint64_t seq, uint32_t position, uint32_t token)
+{
+    struct eng_stack *stack = context;
+    return stack->hooks.token(stack->hooks.context, seq, position, token);
+}
+
 static int open_trace(struct eng_stack *stack, struct base_err *err)
 {
     const struct model_shape *shape = &stack->shape;
@@ -480,7 +486,8 @@ static int open_engine(struct eng_stack *stack, struct base_err *err)
         .device = stack->device,
         .hooks = { .step_begin = on_step_begin, .step_end = on_step_end,
                    .logits = stack->hooks.logits ? on_logits : NULL,
-                   .route = stack->hooks.route ? on_route : NULL, .context = stack },
+                   .route = stack->hooks.route ? on_route : NULL,
+                   .token = stack->hooks.token ? on_token : NULL, .context = stack },
         .ranks = &stack->ranks,
         .peers = &stack->peers,
         .core_first = stack->core_first,
