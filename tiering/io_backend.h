@@ -106,6 +106,28 @@ struct tier_io_queue {
     uint64_t piece_bytes;
 };
 
+/* How many bytes the kernel is given at once.
+ *
+ * A virtual disk may answer nothing until it has done all it was given, and then everything in one
+ * crowd: whoever computes on what arrives has the whole of it to do at the end, while the disk is
+ * idle. Where answers come like that, the kernel has a third of what is left to read at most, so
+ * that crowds get smaller towards the end. Where they come one by one, it has all of it. */
+struct tier_io_window {
+    uint64_t left_bytes;        /* of requests taken, what is not back */
+    uint64_t sent_bytes;        /* of these, with the kernel */
+    unsigned crowds;            /* how sure it is that answers come in crowds, 0 to 8 */
+};
+
+static inline bool tier_io_window_open(const struct tier_io_window *window)
+{
+    const uint64_t least = UINT64_C(4) << 20;   /* 2 ms of a fast virtual disk */
+    uint64_t share = window->left_bytes / 3;
+    return window->crowds < 4 || window->sent_bytes < (share > least ? share : least);
+}
+
+/* Of `sent` pieces that the kernel had, `back` were seen to be done at one look. */
+void tier_io_window_seen(struct tier_io_window *window, unsigned sent, unsigned back);
+
 struct tier_io_piece {
     struct tier_io_req *req;
     uint64_t at;                /* from the request's begin */

@@ -163,12 +163,22 @@ bool tier_io_queue_cut(struct tier_io_queue *queue, struct tier_io_piece *piece)
     if (!req) return false;
     piece->req = req;
     piece->at = req->backend[1];
-    piece->bytes = req->bytes - piece->at;
-    if (piece->bytes > queue->piece_bytes) piece->bytes = queue->piece_bytes;
+    /* All of about the same size: a last one of some pages costs as much as a larger one. */
+    uint64_t left = req->bytes - piece->at;
+    uint64_t count = (left + queue->piece_bytes - 1) / queue->piece_bytes;
+    uint64_t even = (left / count + TIER_IO_ALIGN - 1) & ~(uint64_t)(TIER_IO_ALIGN - 1);
+    piece->bytes = left < even ? left : even;
     req->backend[1] += piece->bytes;
     req->backend[2]++;
     if (req->backend[1] == req->bytes) tier_io_list_pop(list);
     return true;
+}
+
+void tier_io_window_seen(struct tier_io_window *window, unsigned sent, unsigned back)
+{
+    if (sent < 4 || back == 0) return;
+    if (back == sent && window->crowds < 8) window->crowds++;
+    if (back < sent / 2 && window->crowds > 0) window->crowds--;
 }
 
 bool tier_io_piece_settle(const struct tier_io_piece *piece, int64_t got)

@@ -56,6 +56,7 @@ struct uring_io {
     bool ring_made;
     unsigned files_registered;  /* size of the kernel's table, 0 = not registered */
     struct tier_io_queue queue;
+    struct tier_io_window window;
     struct tier_io_list done;
     struct piece_state *pieces; /* [depth] */
     unsigned *free_pieces;
@@ -247,15 +248,17 @@ static void flush(struct uring_io *u)
     MUST(rc >= 0 || rc == -EAGAIN || rc == -EBUSY || rc == -EINTR || rc == -ENOMEM);
 }
 
-/* Gives the kernel as many pieces as the depth allows. */
+/* Gives the kernel as many pieces as depth and window allow. */
 static void issue(struct uring_io *u)
 {
-    while (u->free_count > 0 && !tier_io_queue_empty(&u->queue)) {
+    while (u->free_count > 0 && !tier_io_queue_empty(&u->queue) &&
+           tier_io_window_open(&u->window)) {
         unsigned index = u->free_pieces[--u->free_count];
         struct piece_state *state = &u->pieces[index];
         state->done = 0;
         state->tries = 0;
         tier_io_queue_cut(&u->queue, &state->piece);
+        u->window.sent_bytes += state->piece.bytes;
         send_piece(u, index);
     }
     flush(u);
@@ -270,6 +273,7 @@ static int uring_submit(struct tier_io *io, struct tier_io_req *const *reqs, uns
             reqs[i]->done_ns = reqs[i]->submit_ns;
             tier_io_list_push(&u->done, reqs[i]);
         } else {
+            u->window.left_bytes += reqs[i]->bytes;
             tier_io_queue_push(&u->queue, reqs[i]);
         }
     }
@@ -310,6 +314,7 @@ static void collect(struct uring_io *u)
 {
     struct io_uring_cqe *cqe;
     uint64_t now = 0;
+    unsigned sent = u->base.depth - u->free_count;
     while (io_uring_peek_cqe(&u->ring, &cqe) == 0 && cqe) {
         uint64_t index = cqe->user_data;
         int64_t got = cqe->res;
@@ -321,11 +326,14 @@ static void collect(struct uring_io *u)
             continue;
         }
         u->free_pieces[u->free_count++] = (unsigned)index;
+        u->window.sent_bytes -= state->piece.bytes;
+        u->window.left_bytes -= state->piece.bytes;
         if (!tier_io_piece_settle(&state->piece, got)) continue;
         if (now == 0) now = base_clock_now_ns(u->base.clock);
         state->piece.req->done_ns = now;
         tier_io_list_push(&u->done, state->piece.req);
     }
+    tier_io_window_seen(&u->window, sent, sent - (u->base.depth - u->free_count));
     issue(u);
 }
 

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "base/rng.h"
-#include "tiering/io.h"
+#include "tiering/io_backend.h"
 
 enum { FILE_BYTES = 3 * 1024 * 1024 + 1234, PAGE = 4096, ROOM = 1 << 20, REQS = 24 };
 
@@ -148,6 +148,58 @@ START_TEST(exact_bytes_at_random_extents)
     if (!io) return;
     read_at_random(io, (uint64_t)_i);
     tier_io_destroy(io);
+}
+END_TEST
+
+/* A disk that answers all at once gets a third of what is left, one that answers singly all. */
+START_TEST(window_follows_the_way_of_answers)
+{
+    enum { MIB = 1 << 20, PIECES = 36 };
+    struct tier_io_window window = { 0 };
+    unsigned crowds[PIECES], count = 0;
+    for (int layer = 0; layer < 8; layer++) {
+        unsigned sent = 0, left = PIECES;
+        window.left_bytes = (uint64_t)PIECES * MIB;
+        for (count = 0; left > 0; count++) {
+            for (; sent < left && tier_io_window_open(&window); sent++) window.sent_bytes += MIB;
+            tier_io_window_seen(&window, sent, sent);
+            crowds[count] = sent;
+            left -= sent;
+            window.left_bytes -= (uint64_t)sent * MIB;
+            window.sent_bytes = sent = 0;
+        }
+    }
+    ck_assert_uint_eq(count, 6);
+    const unsigned wanted[] = { 12, 8, 6, 4, 4, 2 };
+    ck_assert_mem_eq(crowds, wanted, sizeof wanted);
+    for (unsigned left = PIECES; left > 0; left--) tier_io_window_seen(&window, left, 1);
+    window.left_bytes = window.sent_bytes = (uint64_t)PIECES * MIB;
+    ck_assert(tier_io_window_open(&window));
+}
+END_TEST
+
+/* Pieces differ by a page at most, none is larger than the chunk, and together they are all. */
+START_TEST(pieces_are_even)
+{
+    struct base_rng rng;
+    base_rng_init(&rng, 7);
+    for (int i = 0; i < 1000; i++) {
+        struct tier_io_queue queue = { .piece_bytes = (1 + base_rng_below(&rng, 64)) * PAGE };
+        struct tier_io_req req = { .bytes = (1 + base_rng_below(&rng, 1000)) * PAGE };
+        struct tier_io_piece piece;
+        uint64_t at = 0, least = UINT64_MAX, most = 0, count = 0;
+        tier_io_queue_push(&queue, &req);
+        for (; tier_io_queue_cut(&queue, &piece); count++) {
+            ck_assert_uint_eq(piece.at, at);
+            at += piece.bytes;
+            if (piece.bytes < least) least = piece.bytes;
+            if (piece.bytes > most) most = piece.bytes;
+        }
+        ck_assert_uint_eq(at, req.bytes);
+        ck_assert_uint_le(most, queue.piece_bytes);
+        ck_assert_uint_le(most - least, PAGE);
+        ck_assert_uint_eq(count, (req.bytes + queue.piece_bytes - 1) / queue.piece_bytes);
+    }
 }
 END_TEST
 
@@ -415,6 +467,8 @@ int main(void)
     TCase *tcase = tcase_create("io");
     tcase_set_timeout(tcase, 60);
     tcase_add_unchecked_fixture(tcase, make_file, drop_file);
+    tcase_add_test(tcase, window_follows_the_way_of_answers);
+    tcase_add_test(tcase, pieces_are_even);
     tcase_add_loop_test(tcase, exact_bytes_at_random_extents, 0, SETTINGS * SEEDS);
     tcase_add_loop_test(tcase, sim_on_virtual_time_is_exact_and_repeatable, 0, 5);
     tcase_add_test(tcase, sim_order_is_random_and_follows_the_seed);
