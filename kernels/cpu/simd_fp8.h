@@ -1,4 +1,5 @@
-/* FP8 with a scale each 128 columns against one operand row, 64 codes at a time. Part of simd.h.
+/* FP8 with a scale each 128 columns against one operand row, or a few, 64 codes at a time. Part of
+ * simd.h.
  *
  * Four cuts of one row are worked on together: their sums are independent of one another, so the
  * multiply-adds need not wait, and the row stays one stream to the prefetcher. The codes that
@@ -179,35 +180,140 @@ static __attribute__((noinline)) uint32_t fp8_fours(const struct kern_matmul *ar
             four.scales[r] = scalar_scales(args->w, n + r);
         }
         four.after = four.row[FP8_ROWS - 1] + args->w->cols;
-        for (uint32_t m = 0; m < args->m; m++) {
-            float *y = args->y + m * args->y_stride + n;
-            for (uint32_t i = 0; i < args->k_blocks; i++) {
-                float part[FP8_ROWS];
-                fp8_four_dots(&tables, &four, args->x + m * args->x_stride,
-                              cpu_range_begin(args->w, i, args->k_blocks),
-                              cpu_range_begin(args->w, i + 1, args->k_blocks), part);
-                for (uint32_t r = 0; r < FP8_ROWS; r++) y[r] = i ? y[r] + part[r] : part[r];
-            }
+        float *y = args->y + n;
+        for (uint32_t i = 0; i < args->k_blocks; i++) {
+            float part[FP8_ROWS];
+            fp8_four_dots(&tables, &four, args->x, cpu_range_begin(args->w, i, args->k_blocks),
+                          cpu_range_begin(args->w, i + 1, args->k_blocks), part);
+            for (uint32_t r = 0; r < FP8_ROWS; r++) y[r] = i ? y[r] + part[r] : part[r];
         }
     }
     return n;
 }
 
-/* Row after row, or the few that are left of long ones, each against all operand rows. */
-VEC_INLINE void fp8_product(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
+/* Several operand rows against blocks of weight rows, a chunk of columns at a time: each line of
+ * weights is decoded once, into registers, and meets all operand rows; their part of the chunk
+ * stays in the first-level cache over the block. The rows of the next block are prefetched in the
+ * order of memory. */
+enum { FP8_SHARE_M = 8, FP8_SHARE_ROWS = 16, FP8_SHARE_CHUNK = 4 * FP8_CUT };
+
+struct fp8_share {
+    float total[FP8_SHARE_ROWS][FP8_SHARE_M][KERN_LANES];
+    const struct kern_matmul *args;
+    const uint8_t *after; /* of the next block, not yet prefetched */
+};
+
+/* total[m] of row n += columns [k, end) times operand row m, within one chunk. */
+VEC_INLINE void fp8_share_row(uint32_t m_count, const struct vec_fp8 *tables,
+                              const struct kern_matmul *args, uint32_t n, uint32_t k, uint32_t end,
+                              bool first, float total[][KERN_LANES])
+{
+    const uint8_t *row = row_at(args->w, KERN_FP8_E4M3, n), *scales = scalar_scales(args->w, n);
+    struct vec all[FP8_SHARE_M];
+    UNROLL for (uint32_t m = 0; m < m_count; m++) all[m] = first ? vec_zero() : vec_load(total[m]);
+    while (k < end) {
+        const uint32_t cut_end = cpu_cut_end(k, end, FP8_CUT);
+        const struct vec scale = vec_set1(scalar_scale(KERN_FP8_E4M3, scales, k / FP8_CUT));
+        struct vec sum[FP8_SHARE_M], values[4];
+        UNROLL for (uint32_t m = 0; m < m_count; m++) sum[m] = vec_zero();
+        for (; cut_end - k >= FP8_STEP; k += FP8_STEP) {
+            vec_from_fp8_table(tables, row + k, values);
+            UNROLL for (uint32_t i = 0; i < 4; i++)
+            {
+                const float *x = args->x + k + i * KERN_LANES;
+                UNROLL for (uint32_t m = 0; m < m_count; m++)
+                    sum[m] = vec_fma(values[i], vec_load(x + m * args->x_stride), sum[m]);
+            }
+        }
+        if (k < cut_end) {
+            UNROLL for (uint32_t m = 0; m < m_count; m++)
+                sum[m] = fp8_rest(tables, row, args->x + m * args->x_stride, k, cut_end, sum[m]);
+            k = cut_end;
+        }
+        UNROLL for (uint32_t m = 0; m < m_count; m++) all[m] = vec_fma(sum[m], scale, all[m]);
+    }
+    UNROLL for (uint32_t m = 0; m < m_count; m++) vec_store(total[m], all[m]);
+}
+
+/* The totals of rows [n, n + count) over [k0, k1). */
+VEC_INLINE void fp8_share_block(struct fp8_share *s, uint32_t m_count, uint32_t n, uint32_t count,
+                                uint32_t k0, uint32_t k1)
+{
+    const struct vec_fp8 tables = vec_fp8_tables();
+    uint32_t k = k0;
+    do {
+        const uint32_t end = cpu_cut_end(k, k1, FP8_SHARE_CHUNK);
+        for (uint32_t r = 0; r < count; r++) {
+            for (uint32_t at = 0; at < end - k; at += FP8_STEP, s->after += FP8_STEP)
+                __builtin_prefetch(s->after, 0, 2);
+            fp8_share_row(m_count, &tables, s->args, n + r, k, end, k == k0, s->total[r]);
+        }
+        k = end;
+    } while (k < k1);
+}
+
+VEC_INLINE void fp8_share_rows(struct fp8_share *s, uint32_t m_count, uint32_t row_begin,
+                               uint32_t row_end)
+{
+    const struct kern_matmul *args = s->args;
+    for (uint32_t n = row_begin; n < row_end; n += FP8_SHARE_ROWS) {
+        const uint32_t count = row_end - n < FP8_SHARE_ROWS ? row_end - n : FP8_SHARE_ROWS;
+        s->after = row_at(args->w, KERN_FP8_E4M3, n + count);
+        for (uint32_t i = 0; i < args->k_blocks; i++) {
+            fp8_share_block(s, m_count, n, count, cpu_range_begin(args->w, i, args->k_blocks),
+                            cpu_range_begin(args->w, i + 1, args->k_blocks));
+            for (uint32_t m = 0; m < m_count; m++) {
+                float *y = args->y + m * args->y_stride + n;
+                for (uint32_t r = 0; r < count; r++) {
+                    const float part = vec_tree(vec_load(s->total[r][m]));
+                    y[r] = i ? y[r] + part : part;
+                }
+            }
+        }
+    }
+}
+
+#define FP8_SHARE_OF(count) \
+    static __attribute__((noinline)) void fp8_share_##count( \
+        struct fp8_share *s, uint32_t row_begin, uint32_t row_end) \
+    { \
+        fp8_share_rows(s, count, row_begin, row_end); \
+    }
+
+FP8_SHARE_OF(2)
+FP8_SHARE_OF(3)
+FP8_SHARE_OF(4)
+FP8_SHARE_OF(5)
+FP8_SHARE_OF(6)
+FP8_SHARE_OF(7)
+FP8_SHARE_OF(8)
+
+/* 2 to FP8_SHARE_M operand rows. */
+static __attribute__((noinline)) void fp8_product_few(const struct kern_matmul *args,
+                                                      uint32_t row_begin, uint32_t row_end)
+{
+    static void (*const by_count[])(struct fp8_share *s, uint32_t row_begin, uint32_t row_end) = {
+        fp8_share_2, fp8_share_3, fp8_share_4, fp8_share_5, fp8_share_6, fp8_share_7, fp8_share_8
+    };
+    _Alignas(64) struct fp8_share s;
+    s.args = args;
+    by_count[args->m - 2](&s, row_begin, row_end);
+}
+
+/* One operand row: row after row of weights, or four by four where they are long. */
+VEC_INLINE void fp8_product_one(const struct kern_matmul *args, uint32_t row_begin,
+                                uint32_t row_end)
 {
     if (args->w->cols > FP8_LONG) row_begin = fp8_fours(args, row_begin, row_end);
     for (uint32_t n = row_begin; n < row_end; n++) {
-        for (uint32_t m = 0; m < args->m; m++) {
-            float sum = 0;
-            for (uint32_t i = 0; i < args->k_blocks; i++) {
-                const float part = fp8_dot(args->w, n, args->x + m * args->x_stride,
-                                           cpu_range_begin(args->w, i, args->k_blocks),
-                                           cpu_range_begin(args->w, i + 1, args->k_blocks));
-                sum = i ? sum + part : part;
-            }
-            args->y[m * args->y_stride + n] = sum;
+        float sum = 0;
+        for (uint32_t i = 0; i < args->k_blocks; i++) {
+            const float part = fp8_dot(args->w, n, args->x,
+                                       cpu_range_begin(args->w, i, args->k_blocks),
+                                       cpu_range_begin(args->w, i + 1, args->k_blocks));
+            sum = i ? sum + part : part;
         }
+        args->y[n] = sum;
     }
 }
 

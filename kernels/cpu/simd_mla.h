@@ -1,7 +1,7 @@
 /* Absorbed latent attention. Part of simd.h.
  *
  * Heads share the cache, so a block of heads meets a block of tokens as a product does: the scores
- * are two dots (latent, rope) through the panels of simd_matmul.h, and the values are added in
+ * are two dots (latent, rope) through the panels of simd_panel.h, and the values are added in
  * tiles of heads x sixteen columns with the sums in registers. */
 
 enum { MLA_HEADS = 24 };
@@ -20,6 +20,7 @@ VEC_INLINE void mla_scores(struct mla_block *b, const struct kern_mla *args,
     const struct kern_matrix cache = { .dtype = dtype, .rows = count, .cols = width,
                                        .data = block };
     const float *q = args->q + (size_t)head * width;
+    b->panels.after = NULL;
     for (uint32_t t = 0; t < count; t += PANEL_N) {
         const uint32_t tokens = count - t < PANEL_N ? count - t : PANEL_N;
         for (uint32_t part = 0; part < 2; part++) {

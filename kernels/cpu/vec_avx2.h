@@ -20,7 +20,8 @@
 #endif
 
 /* Tile of a register-blocked product: 3 x 2 outputs of two registers, 12 of 16 registers. */
-enum { VEC_TILE_M = 3, VEC_TILE_N = 2, VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 4 };
+enum { VEC_TILE_M = 3, VEC_TILE_N = 2, VEC_SCALED_M = 3, VEC_SCALED_N = 2 };
+enum { VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 4 };
 
 /* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
  * for their sums, and the halves of a line that a single one takes together. */

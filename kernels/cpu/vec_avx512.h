@@ -20,8 +20,10 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
-/* Tile of a register-blocked product: 4 x 6 outputs, 24 of 32 registers. */
-enum { VEC_TILE_M = 4, VEC_TILE_N = 6, VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 8 };
+/* Tiles of a register-blocked product: 4 x 6 outputs, 24 of 32 registers; with scales 3 x 4, sums
+ * and totals. */
+enum { VEC_TILE_M = 4, VEC_TILE_N = 6, VEC_SCALED_M = 3, VEC_SCALED_N = 4 };
+enum { VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 8 };
 
 /* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
  * for their sums, and the halves of a line that a single one takes together. */

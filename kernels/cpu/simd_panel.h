@@ -1,0 +1,295 @@
+/* Products of several operand rows. Part of simd.h.
+ *
+ * A block of weight rows is decoded, a chunk of columns at a time, into a panel that fits the
+ * first-level cache; tiles of outputs are summed in registers over the chunk, and the sixteen
+ * running sums of each output wait in `total` between chunks. The rows of the next block are
+ * prefetched in the order of memory. */
+
+/* The panel and two operand tiles share 32 KiB. Multiples of every tile. */
+enum { PANEL_N = 12, PANEL_M = 48, PANEL_STEPS = 32, PANEL_K = PANEL_STEPS * KERN_LANES };
+enum { PANEL_LINE = 64 }; /* bytes that one prefetch brings */
+
+/* A chunk: columns [k0, k1) as cuts, each filled up to whole steps of sixteen columns. */
+struct chunk {
+    bool first; /* of its range: nothing is summed yet */
+    uint32_t k0, k1, steps, cuts;
+    uint32_t cut_end[PANEL_STEPS];
+    float scale[PANEL_STEPS][PANEL_N];
+};
+
+/* The floats stand first: vectors that cross lines cost 6%. */
+struct panels {
+    float w[PANEL_N * PANEL_K];                     /* [tile][step][row of the tile][lane] */
+    float total[PANEL_M * PANEL_N * KERN_LANES];    /* [m][n][lane] */
+    struct chunk chunk;
+    const uint8_t *after; /* weights to prefetch while those before them are decoded, or NULL */
+};
+
+/* The next chunk from k0 on: as many cuts as fit. */
+VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, enum kern_dtype dtype,
+                            bool scaled, uint32_t n, uint32_t n_count, uint32_t k0, uint32_t k1)
+{
+    chunk->k0 = k0;
+    chunk->steps = chunk->cuts = 0;
+    while (k0 < k1 && chunk->steps < PANEL_STEPS) {
+        uint32_t end = scaled ? cpu_cut_end(k0, k1, w->scale_cols) : k1;
+        if (!scaled && end - k0 > PANEL_K)
+            end = k0 + PANEL_K;
+        const uint32_t steps = (end - k0 + KERN_LANES - 1) / KERN_LANES;
+        if (chunk->steps + steps > PANEL_STEPS)
+            break;
+        for (uint32_t r = 0; scaled && r < PANEL_N; r++)
+            chunk->scale[chunk->cuts][r] = r < n_count ? scale_at(w, dtype, n + r, k0) : 0.0f;
+        chunk->cut_end[chunk->cuts++] = end;
+        chunk->steps += steps;
+        k0 = end;
+    }
+    chunk->k1 = k0;
+}
+
+/* Columns [k, end) of one row, decoded; sixteen floats every `stride`. Returns where the next
+ * go. */
+VEC_INLINE float *cut_decode(float *to, size_t stride, enum kern_dtype dtype, const uint8_t *row,
+                             uint32_t k, uint32_t end)
+{
+    for (; dtype == KERN_FP8_E4M3 && k + FP8_STEP <= end; k += FP8_STEP, to += 4 * stride) {
+        struct vec values[4];
+        fp8_step(row + k, values);
+        UNROLL for (uint32_t i = 0; i < 4; i++) vec_store(to + i * stride, values[i]);
+    }
+    for (; dtype == KERN_FP8_E4M3 && k + 2 * KERN_LANES <= end; k += 2 * KERN_LANES) {
+        const bool usual = vec_fp8_usual(&row, 1, k);
+        for (uint32_t i = k; i < k + 2 * KERN_LANES; i += KERN_LANES, to += stride)
+            vec_store(to, usual ? vec_from_fp8_usual(row + i) : vec_from_fp8(row + i));
+    }
+    for (; k + KERN_LANES <= end; k += KERN_LANES, to += stride)
+        vec_store(to, weight_load(dtype, row, k));
+    if (k < end) {
+        vec_store(to, weight_load_part(dtype, row, k, end - k));
+        to += stride;
+    }
+    return to;
+}
+
+/* Rows [n, n + count) over the chunk, filled up with a row of zeros to an even number. */
+VEC_INLINE void panel_fill(float *panel, const struct chunk *chunk, const struct kern_matrix *w,
+                           enum kern_dtype dtype, uint32_t width, uint32_t n, uint32_t count)
+{
+    const size_t stride = (size_t)width * KERN_LANES;
+    const uint32_t padded = (count + 1) / 2 * 2;
+    for (uint32_t r = 0; r < padded; r++) {
+        float *to = panel + (size_t)(r / width) * chunk->steps * stride + r % width * KERN_LANES;
+        uint32_t k = chunk->k0;
+        for (uint32_t cut = 0; r < count && cut < chunk->cuts; cut++) {
+            to = cut_decode(to, stride, dtype, row_at(w, dtype, n + r), k, chunk->cut_end[cut]);
+            k = chunk->cut_end[cut];
+        }
+        for (uint32_t step = 0; r >= count && step < chunk->steps; step++)
+            vec_store(to + step * stride, vec_zero());
+    }
+}
+
+/* The registers of a tile. */
+struct tile {
+    struct vec at[VEC_TILE_M][VEC_TILE_N];
+};
+
+/* Adds the products of a cut of `count` columns; x points at its first column. */
+VEC_INLINE void tile_cut(uint32_t rows, uint32_t cols, uint32_t width, uint32_t count,
+                         struct tile *sums, const float *w, const float *x, size_t x_stride)
+{
+    for (uint32_t step = 0; step < count / KERN_LANES; step++) {
+        vec_tile_step(rows, cols, sums->at, w, x, x_stride);
+        w += width * KERN_LANES;
+        x += KERN_LANES;
+    }
+    if (count % KERN_LANES) {
+        float rest[VEC_TILE_M * KERN_LANES];
+        for (uint32_t m = 0; m < rows; m++)
+            vec_store(rest + m * KERN_LANES, vec_load_part(x + m * x_stride, count % KERN_LANES));
+        vec_tile_step(rows, cols, sums->at, w, rest, KERN_LANES);
+    }
+}
+
+VEC_INLINE void tile_zero(uint32_t rows, uint32_t cols, struct tile *t)
+{
+    UNROLL for (uint32_t m = 0; m < rows; m++) {
+        UNROLL for (uint32_t n = 0; n < cols; n++) t->at[m][n] = vec_zero();
+    }
+}
+
+/* What the chunks before this one gave. */
+VEC_INLINE void tile_load(uint32_t rows, uint32_t cols, struct tile *t, bool first,
+                          const float *total)
+{
+    tile_zero(rows, cols, t);
+    if (first) return;
+    UNROLL for (uint32_t m = 0; m < rows; m++) {
+        UNROLL for (uint32_t n = 0; n < cols; n++)
+            t->at[m][n] = vec_load(total + (m * PANEL_N + n) * KERN_LANES);
+    }
+}
+
+VEC_INLINE void tile_store(uint32_t rows, uint32_t cols, const struct tile *t, float *total)
+{
+    UNROLL for (uint32_t m = 0; m < rows; m++) {
+        UNROLL for (uint32_t n = 0; n < cols; n++)
+            vec_store(total + (m * PANEL_N + n) * KERN_LANES, t->at[m][n]);
+    }
+}
+
+/* rows x cols outputs over the chunk, which is one cut; x points at its first column. */
+VEC_INLINE void tile_multiply(uint32_t rows, uint32_t cols, const struct chunk *chunk,
+                              const float *w, const float *x, size_t x_stride, float *total)
+{
+    struct tile sums;
+    tile_load(rows, cols, &sums, chunk->first, total);
+    tile_cut(rows, cols, VEC_TILE_N, chunk->k1 - chunk->k0, &sums, w, x, x_stride);
+    tile_store(rows, cols, &sums, total);
+}
+
+/* The same with scales: for each cut total = fma(cut, scale, total). Where there are registers
+ * enough the totals stay in them over the chunk, beside the sums; so the tile is smaller. */
+VEC_INLINE void tile_multiply_scaled(uint32_t rows, uint32_t cols, const struct chunk *chunk,
+                                     uint32_t n, const float *w, const float *x, size_t x_stride,
+                                     float *total)
+{
+    struct tile totals;
+    uint32_t k = chunk->k0;
+    tile_load(rows, cols, &totals, chunk->first, total);
+    for (uint32_t cut = 0; cut < chunk->cuts; cut++) {
+        const uint32_t count = chunk->cut_end[cut] - k;
+        struct tile sums;
+        tile_zero(rows, cols, &sums);
+        tile_cut(rows, cols, VEC_SCALED_N, count, &sums, w, x, x_stride);
+        UNROLL for (uint32_t i = 0; i < cols; i++)
+        {
+            const struct vec scale = vec_set1(chunk->scale[cut][n + i]);
+            UNROLL for (uint32_t m = 0; m < rows; m++)
+                totals.at[m][i] = vec_fma(sums.at[m][i], scale, totals.at[m][i]);
+        }
+        w += (count + KERN_LANES - 1) / KERN_LANES * (VEC_SCALED_N * KERN_LANES);
+        x += count;
+        k += count;
+    }
+    tile_store(rows, cols, &totals, total);
+}
+
+VEC_INLINE void tile_any(uint32_t rows, uint32_t cols, bool scaled, const struct chunk *chunk,
+                         uint32_t n, const float *w, const float *x, size_t x_stride, float *total)
+{
+    if (scaled) {
+        tile_multiply_scaled(rows, cols, chunk, n, w, x, x_stride, total);
+    } else {
+        tile_multiply(rows, cols, chunk, w, x, x_stride, total);
+    }
+}
+
+/* One tile of operand rows against all weight tiles, of which the last may be narrower. */
+VEC_INLINE void tiles_multiply(struct panels *p, uint32_t rows, bool scaled, uint32_t m,
+                               uint32_t n_count, const float *x, size_t x_stride)
+{
+    const uint32_t widest = scaled ? VEC_SCALED_N : VEC_TILE_N, narrow = widest > 4 ? 4 : 2;
+    for (uint32_t n = 0; n < n_count; n += widest) {
+        const uint32_t left = n_count - n;
+        const float *w = p->w + (size_t)n * p->chunk.steps * KERN_LANES;
+        float *total = p->total + (m * PANEL_N + n) * KERN_LANES;
+        if (left > narrow) {
+            tile_any(rows, widest, scaled, &p->chunk, n, w, x, x_stride, total);
+        } else if (left > 2) {
+            tile_any(rows, narrow, scaled, &p->chunk, n, w, x, x_stride, total);
+        } else {
+            tile_any(rows, 2, scaled, &p->chunk, n, w, x, x_stride, total);
+        }
+    }
+}
+
+/* Tiles of about the same number of operand rows each. */
+VEC_INLINE void chunk_tiles(struct panels *p, bool scaled, const float *x, size_t x_stride,
+                            uint32_t m_count, uint32_t n_count)
+{
+    const uint32_t most = scaled ? VEC_SCALED_M : VEC_TILE_M, tiles = (m_count + most - 1) / most;
+    for (uint32_t i = 0; i < tiles; i++) {
+        const uint32_t m = m_count * i / tiles, rows = m_count * (i + 1) / tiles - m;
+        const float *operand = x + m * x_stride;
+        if (rows == 1) tiles_multiply(p, 1, scaled, m, n_count, operand, x_stride);
+        if (rows == 2) tiles_multiply(p, 2, scaled, m, n_count, operand, x_stride);
+        if (rows == 3) tiles_multiply(p, 3, scaled, m, n_count, operand, x_stride);
+        if (rows == 4 && most >= 4) tiles_multiply(p, 4, scaled, m, n_count, operand, x_stride);
+    }
+}
+
+/* The types of weights share these: a panel holds floats. */
+static __attribute__((noinline)) void chunk_tiles_plain(struct panels *p, const float *x,
+                                                        size_t x_stride, uint32_t m_count,
+                                                        uint32_t n_count)
+{
+    chunk_tiles(p, false, x, x_stride, m_count, n_count);
+}
+
+static __attribute__((noinline)) void chunk_tiles_scaled(struct panels *p, const float *x,
+                                                         size_t x_stride, uint32_t m_count,
+                                                         uint32_t n_count)
+{
+    chunk_tiles(p, true, x, x_stride, m_count, n_count);
+}
+
+/* One chunk for a block of m_count x n_count outputs; x points at its first column. */
+VEC_INLINE void chunk_multiply(struct panels *p, const struct kern_matrix *w, enum kern_dtype dtype,
+                               bool scaled, const float *x, size_t x_stride, uint32_t m_count,
+                               uint32_t n, uint32_t n_count)
+{
+    if (p->after) {
+        const size_t bytes = n_count * row_bytes(dtype, p->chunk.k1 - p->chunk.k0);
+        for (size_t at = 0; at < bytes; at += PANEL_LINE) __builtin_prefetch(p->after + at, 0, 2);
+        p->after += bytes;
+    }
+    panel_fill(p->w, &p->chunk, w, dtype, scaled ? VEC_SCALED_N : VEC_TILE_N, n, n_count);
+    if (scaled) {
+        chunk_tiles_scaled(p, x, x_stride, m_count, n_count);
+    } else {
+        chunk_tiles_plain(p, x, x_stride, m_count, n_count);
+    }
+}
+
+/* total[m][n] = the running sums of the dots over [k0, k1) of a block of outputs. */
+VEC_INLINE void block_dots(struct panels *p, const struct kern_matrix *w, enum kern_dtype dtype,
+                           bool scaled, const float *x, size_t x_stride, uint32_t m_count,
+                           uint32_t n, uint32_t n_count, uint32_t k0, uint32_t k1)
+{
+    const uint32_t begin = k0;
+    if (k0 == k1) memset(p->total, 0, (size_t)m_count * PANEL_N * KERN_LANES * sizeof *p->total);
+    while (k0 < k1) {
+        p->chunk.first = k0 == begin;
+        chunk_begin(&p->chunk, w, dtype, scaled, n, n_count, k0, k1);
+        chunk_multiply(p, w, dtype, scaled, x + k0, x_stride, m_count, n, n_count);
+        k0 = p->chunk.k1;
+    }
+}
+
+VEC_INLINE void product_block(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
+                              uint32_t row_begin, uint32_t row_end)
+{
+    _Alignas(64) struct panels p;
+    for (uint32_t m = 0; m < args->m; m += PANEL_M) {
+        const uint32_t m_count = args->m - m < PANEL_M ? args->m - m : PANEL_M;
+        for (uint32_t n = row_begin; n < row_end; n += PANEL_N) {
+            const uint32_t n_count = row_end - n < PANEL_N ? row_end - n : PANEL_N;
+            p.after = m == 0 ? row_at(args->w, dtype, n + n_count) : NULL;
+            for (uint32_t i = 0; i < args->k_blocks; i++) {
+                block_dots(&p, args->w, dtype, scaled, args->x + m * args->x_stride, args->x_stride,
+                           m_count, n, n_count, cpu_range_begin(args->w, i, args->k_blocks),
+                           cpu_range_begin(args->w, i + 1, args->k_blocks));
+                for (uint32_t r = 0; r < m_count; r++) {
+                    float *y = args->y + (m + r) * args->y_stride + n;
+                    const float *total = p.total + (size_t)r * PANEL_N * KERN_LANES;
+                    for (uint32_t c = 0; c < n_count; c++) {
+                        const float part = vec_tree(vec_load(total + c * KERN_LANES));
+                        y[c] = i ? y[c] + part : part;
+                    }
+                }
+            }
+        }
+    }
+}
+
