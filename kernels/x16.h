@@ -8,20 +8,17 @@
  *                       the even one. Every operation of the product (the scaling, the tree and the
  *                       sum of blocks too) takes subnormal operands as zeros and gives zeros for
  *                       results that are subnormal after rounding.
- *   span                the columns that are decoded together: BF16 32, FP8 and INT8 64, INT4 128;
- *                       a vector is 16 lanes of 2 columns, a span 1, 2 or 4 vectors. Which column
+ *   span                the columns that are decoded together: BF16 32, FP8 64;
+ *                       a vector is 16 lanes of 2 columns, a span 1 or 2 vectors. Which column
  *                       stands where follows from how codes are unpacked: kern_x16_place.
  *   run                 spans in ascending order, in each the vectors in ascending order, the lanes
- *                       starting at zero: a cut of kern.h's block-scaled types (without scales all
- *                       columns), of INT8 and INT4 in groups of 128 such a group, in groups of 32
- *                       two neighbouring vectors of a span, whose lower and upper eight lanes have
- *                       a scale each. A cut or a group begins with a span of its own, filled up
- *                       with zeros.
+ *                       starting at zero: a cut of kern.h's block-scaled types, without scales
+ *                       all columns. A cut begins with a span of its own, filled up with zeros.
  *   matmul_x16          total_lane = fma(run_lane, scale, total_lane), runs ascending (without
  *                       scales total = run); then the tree; with k_blocks = 8 the sum of the
  *                       blocks, each begun by a span of its own, in ascending order.
  *
- * The values of FP8, INT8 and INT4 codes are exact in bf16, products of two bf16 are in f32: what
+ * The values of FP8 codes are exact in bf16, products of two bf16 are in f32: what
  * is rounded are the activations, and sums as in f32.
  */
 #ifndef KERNELS_X16_H
@@ -31,50 +28,39 @@
 
 enum { KERN_X16_VECTOR = 32 }; /* columns */
 
-/* Columns of a span; 0: the type's values are not exact in bf16. */
+/* Columns of a span; cuts are filled up to a multiple of it. 0: not a type of these products. */
 static inline uint32_t kern_x16_span(enum kern_dtype dtype)
 {
     switch (dtype) {
     case KERN_BF16:
         return 32;
     case KERN_FP8_E4M3:
-    case KERN_INT8:
         return 64;
-    case KERN_INT4:
-        return 128;
     default:
         return 0;
     }
 }
 
-/* Cuts are filled up to a multiple of this. */
-static inline uint32_t kern_x16_unit(enum kern_dtype dtype)
-{
-    return kern_dtype_grouped(dtype) ? KERN_GROUP_LARGE : kern_x16_span(dtype);
-}
-
 /* Whether matmul_x16 multiplies it. F32 and F16 have weights that bf16 has not, and scales of other
- * than whole 64 columns would fill up too much: such matrices stay with f32 activations. */
+ * than whole 64 columns would fill up too much: such matrices stay with f32 activations. INT8 and
+ * INT4 are faster with integers (matmul_x8), and with three digits more exact. */
 static inline bool kern_x16_takes(const struct kern_matrix *w)
 {
     if (kern_x16_span(w->dtype) == 0) return false;
-    return kern_dtype_grouped(w->dtype) || !w->scales || w->scale_cols % 64 == 0;
+    return !w->scales || w->scale_cols % 64 == 0;
 }
 
 /* Whether the two take the same rows of activations; both have to be taken. */
 static inline bool kern_x16_same(const struct kern_matrix *a, const struct kern_matrix *b)
 {
-    const bool by_bytes = a->dtype == KERN_FP8_E4M3 || a->dtype == KERN_INT8;
-    const bool alike = a->dtype == b->dtype ||
-                       (by_bytes && (b->dtype == KERN_FP8_E4M3 || b->dtype == KERN_INT8));
-    return alike && a->cols == b->cols;
+    return a->dtype == b->dtype && a->cols == b->cols;
 }
 
 /* Elements of a row of activations at least, for any number of k_blocks. Of what is taken with one
- * block it is used up to the columns, filled up to the unit. */
+ * block it is used up to the columns, filled up to the span. */
 static inline size_t kern_x16_elements(uint32_t cols, uint32_t k_blocks)
 {
-    enum { MOST = KERN_GROUP_LARGE };
+    enum { MOST = 64 };
     /* A block may begin and end within a cut: two spans of it are not full. */
     const size_t filled = ((size_t)cols + MOST - 1) / MOST * MOST;
     return filled + (k_blocks > 1 ? 2 * (size_t)k_blocks * MOST : 0);
@@ -84,10 +70,6 @@ static inline size_t kern_x16_elements(uint32_t cols, uint32_t k_blocks)
 static inline uint32_t kern_x16_place(enum kern_dtype dtype, uint32_t c)
 {
     if (dtype == KERN_BF16) return c;
-    if (dtype == KERN_INT4) { /* nibble, byte of a block, block */
-        const uint32_t high = c / 32 % 2, byte = c % 32, block = c / 64;
-        return (2 * high + byte % 2) * KERN_X16_VECTOR + 16 * block + byte / 2;
-    }
     return c / 8 % 2 * KERN_X16_VECTOR + c / 16 * 8 + c % 8;
 }
 

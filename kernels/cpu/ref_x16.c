@@ -58,7 +58,7 @@ static void cut_add(float total[KERN_LANES], const struct kern_matrix *w, uint32
 {
     const uint8_t *row = (const uint8_t *)w->data + n * kern_row_bytes(w->dtype, w->cols);
     const uint32_t span = kern_x16_span(w->dtype);
-    const bool scaled = x16_cut_scaled(w);
+    const bool scaled = w->scales;
     const float scale =
         scaled ? scalar_scale(w->dtype, scalar_scales(w, n), k / w->scale_cols) : 0.0f;
     float lanes[KERN_LANES] = { 0 };
@@ -70,36 +70,6 @@ static void cut_add(float total[KERN_LANES], const struct kern_matrix *w, uint32
         total[j] = scaled ? fma_zeroed(lanes[j], scale, total[j]) : lanes[j];
 }
 
-/* The group of 32 of lane j in pair `pair` of the vectors of 128 columns. */
-static uint32_t group_of(enum kern_dtype dtype, uint32_t pair, uint32_t j)
-{
-    const uint32_t half = j / (KERN_LANES / 2);
-    return dtype == KERN_INT4 ? 2 * half + pair : 2 * pair + half;
-}
-
-/* The same for INT8 and INT4. */
-static void groups_add(float total[KERN_LANES], const struct kern_matrix *w, uint32_t n, uint32_t k,
-                       uint32_t end, const uint16_t *x)
-{
-    const uint8_t *row = (const uint8_t *)w->data + n * kern_row_bytes(w->dtype, w->cols);
-    const uint8_t *scales = scalar_scales(w, n);
-    const uint32_t span = kern_x16_span(w->dtype), vectors = span / KERN_X16_VECTOR;
-    const uint32_t pairs = w->scale_cols == KERN_GROUP_LARGE ? 1 : 2, run = 4 / pairs;
-    for (; k < end; k += KERN_GROUP_LARGE, x += KERN_GROUP_LARGE) {
-        for (uint32_t pair = 0; pair < pairs; pair++) {
-            float lanes[KERN_LANES] = { 0 };
-            for (uint32_t u = pair * run; u < (pair + 1) * run; u++)
-                vector_add(lanes, w->dtype, row, k + u / vectors * span, end, u % vectors,
-                           x + u / vectors * span);
-            for (uint32_t j = 0; j < KERN_LANES; j++) {
-                const uint32_t within = pairs == 1 ? 0 : group_of(w->dtype, pair, j);
-                const float scale = x16_group_scale(w, scales, k / w->scale_cols + within);
-                total[j] = fma_zeroed(lanes[j], scale, total[j]);
-            }
-        }
-    }
-}
-
 /* The dot over columns [k, end) of a block; *x moves behind them. */
 static float block_dot(const struct kern_matrix *w, uint32_t n, uint32_t k, uint32_t end,
                        const uint16_t **x)
@@ -107,8 +77,7 @@ static float block_dot(const struct kern_matrix *w, uint32_t n, uint32_t k, uint
     float total[KERN_LANES] = { 0 };
     while (k < end) {
         const uint32_t cut_end = x16_cut_end(w, k, end);
-        if (kern_dtype_grouped(w->dtype)) groups_add(total, w, n, k, cut_end, *x);
-        else cut_add(total, w, n, k, cut_end, *x);
+        cut_add(total, w, n, k, cut_end, *x);
         *x += x16_filled(w->dtype, cut_end - k);
         k = cut_end;
     }

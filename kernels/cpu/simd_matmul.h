@@ -166,8 +166,6 @@ PRODUCT_OF(KERN_F32, product_f32)
 PRODUCT_OF(KERN_F16, product_f16)
 PRODUCT_OF(KERN_BF16, product_bf16)
 PRODUCT_OF(KERN_FP8_E4M3, product_fp8)
-PRODUCT_OF(KERN_INT8, product_int8)
-PRODUCT_OF(KERN_INT4, product_int4)
 
 static void simd_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
 {
@@ -189,10 +187,8 @@ static void simd_matmul(const struct kern_matmul *args, uint32_t row_begin, uint
         product_fp8(args, row_begin, row_end);
         break;
     case KERN_INT8:
-        product_int8(args, row_begin, row_end);
-        break;
-    case KERN_INT4:
-        product_int4(args, row_begin, row_end);
+    case KERN_INT4:             /* what is fast is matmul_x8 */
+        kern_ref_matmul(args, row_begin, row_end);
         break;
     case KERN_DTYPE_COUNT:
         MUST(!"a dtype of enum kern_dtype");
@@ -263,10 +259,8 @@ static void simd_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint3
         transpose(w, KERN_FP8_E4M3, row_begin, row_end, x, y);
         break;
     case KERN_INT8:
-        transpose(w, KERN_INT8, row_begin, row_end, x, y);
-        break;
     case KERN_INT4:
-        transpose(w, KERN_INT4, row_begin, row_end, x, y);
+        kern_ref_matmul_t(w, row_begin, row_end, x, y);
         break;
     case KERN_DTYPE_COUNT:
         MUST(!"a dtype of enum kern_dtype");

@@ -10,14 +10,14 @@
 #ifndef KERNELS_CPU_SIMD_X16_H
 #define KERNELS_CPU_SIMD_X16_H
 
-enum { X16_LINE = 64, X16_PARTS_MAX = 4, X16_UNIT = KERN_GROUP_LARGE };
+enum { X16_LINE = 64, X16_PARTS_MAX = 2 };
 
 /* Up to so many operand rows decoding again is cheaper than a panel. */
-enum { X16_FEW = 2, X16_PAIR = 2 };
+enum { X16_FEW = 2 };
 
 VEC_INLINE uint32_t x16_span(enum kern_dtype dtype)
 {
-    return dtype == KERN_BF16 ? 32 : dtype == KERN_INT4 ? 128 : 64;
+    return dtype == KERN_BF16 ? 32 : 64;
 }
 
 /* A span is 64 bytes of every type; where column k, the first of one, lies in its row. */
@@ -28,33 +28,19 @@ VEC_INLINE size_t x16_at(enum kern_dtype dtype, size_t k)
 
 VEC_INLINE const uint8_t *x16_row_at(const struct kern_matrix *w, enum kern_dtype dtype, uint32_t n)
 {
-    const size_t blocks = ((size_t)w->cols + KERN_INT4_BLOCK - 1) / KERN_INT4_BLOCK;
-    const size_t bytes = dtype == KERN_INT4   ? blocks * (KERN_INT4_BLOCK / 2)
-                         : dtype == KERN_BF16 ? 2 * (size_t)w->cols
-                                              : w->cols;
-    return (const uint8_t *)w->data + n * bytes;
+    return (const uint8_t *)w->data + (size_t)n * w->cols * (dtype == KERN_BF16 ? 2 : 1);
 }
 
 /* The span at `from` of which `count` columns are there: the others zero. */
 VEC_INLINE void x16_decode(const struct pairs_tables *tables, enum kern_dtype dtype,
                            const uint8_t *from, uint32_t count, struct pairs *to)
 {
-    enum { HALF = KERN_INT4_BLOCK / 2 };
     uint8_t codes[X16_LINE] = { 0 };
     if (__builtin_expect(count >= x16_span(dtype), 1)) {
         pairs_decode(tables, dtype, from, to);
         return;
     }
-    if (dtype != KERN_INT4) {
-        memcpy(codes, from, x16_at(dtype, count));
-    } else {
-        const uint32_t bytes = count > KERN_INT4_BLOCK ? X16_LINE : HALF;
-        memcpy(codes, from, bytes);
-        for (uint32_t i = 0; i < X16_LINE; i++) {
-            const uint32_t low = i / HALF * KERN_INT4_BLOCK + i % HALF, high = low + HALF;
-            codes[i] &= (uint8_t)((low < count ? 0x0f : 0) | (high < count ? 0xf0 : 0));
-        }
-    }
+    memcpy(codes, from, x16_at(dtype, count));
     pairs_decode(tables, dtype, codes, to);
 }
 
@@ -140,59 +126,9 @@ VEC_INLINE uint32_t x16_whole_cuts(const struct pairs_tables *tables, const stru
     return k - first;
 }
 
-/* total[r] += a unit of 128 columns of groups, of which `left` are there, times x. */
-VEC_INLINE void x16_unit(const struct pairs_tables *tables, enum kern_dtype dtype, uint32_t group,
-                         uint32_t count, const struct x16_rows *rows, size_t k, uint32_t left,
-                         const uint16_t *x, struct vec *total)
-{
-    enum { HALF = X16_UNIT / 2 };
-    struct pairs operand[X16_PARTS_MAX];
-    UNROLL for (uint32_t v = 0; v < X16_PARTS_MAX; v++)
-        operand[v] = pairs_load(x + v * KERN_X16_VECTOR);
-    UNROLL for (uint32_t r = 0; r < count; r++)
-    {
-        const uint8_t *from = rows->data[r] + x16_at(dtype, k);
-        const uint8_t *scales = rows->scales[r] + 2 * (k / group);
-        struct pairs weights[X16_PARTS_MAX];
-        struct vec sum[2], scale[2];
-        x16_decode(tables, dtype, from, left, weights);
-        if (dtype == KERN_INT8)
-            x16_decode(tables, dtype, from + X16_LINE, left < HALF ? 0 : left - HALF, weights + 2);
-        UNROLL for (uint32_t i = 0; i < 2; i++)
-        {
-            sum[i] = i > 0 && group == X16_UNIT ? sum[0] : vec_zero();
-            sum[i] = pairs_step(weights[2 * i], operand[2 * i], sum[i]);
-            sum[i] = pairs_step(weights[2 * i + 1], operand[2 * i + 1], sum[i]);
-        }
-        if (group == X16_UNIT) {
-            const struct vec all = vec_set1(scalar_from_bf16(base_le_load16(scales)));
-            total[r] = vec_fma(sum[1], all, total[r]);
-            continue;
-        }
-        uint8_t some[8] = { 0 };
-        if (left < X16_UNIT) {
-            memcpy(some, scales, (left + KERN_GROUP_SMALL - 1) / KERN_GROUP_SMALL * 2);
-            scales = some;
-        }
-        pairs_scales(dtype == KERN_INT4, scales, scale);
-        total[r] = vec_fma(sum[0], scale[0], total[r]);
-        total[r] = vec_fma(sum[1], scale[1], total[r]);
-    }
-}
-
-VEC_INLINE void x16_groups(const struct pairs_tables *tables, enum kern_dtype dtype, uint32_t group,
-                           uint32_t count, const struct x16_rows *rows, size_t k, size_t end,
-                           const uint16_t *x, struct vec *total)
-{
-    for (; end - k >= X16_UNIT; k += X16_UNIT, x += X16_UNIT)
-        x16_unit(tables, dtype, group, count, rows, k, X16_UNIT, x, total);
-    if (k < end) x16_unit(tables, dtype, group, count, rows, k, (uint32_t)(end - k), x, total);
-}
-
 /* y[r * step] of rows n + r * step and one operand row. */
 VEC_INLINE void x16_dots(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
-                         uint32_t group, uint32_t count, uint32_t n, uint32_t step,
-                         const uint16_t *x, float *y)
+                         uint32_t count, uint32_t n, uint32_t step, const uint16_t *x, float *y)
 {
     const struct kern_matrix *w = args->w;
     const struct pairs_tables tables = pairs_tables_of(dtype);
@@ -218,10 +154,7 @@ VEC_INLINE void x16_dots(const struct kern_matmul *args, enum kern_dtype dtype, 
                 continue;
             }
             const uint32_t cut_end = scaled ? cpu_cut_end(k, end, w->scale_cols) : end;
-            if (group > 0)
-                x16_groups(&tables, dtype, group, count, &rows, k, end, x, total);
-            else
-                x16_cut(&tables, dtype, scaled, count, &rows, k, cut_end, scale_index++, x, total);
+            x16_cut(&tables, dtype, scaled, count, &rows, k, cut_end, scale_index++, x, total);
             x += x16_filled(dtype, cut_end - k);
             k = cut_end;
         }
@@ -234,22 +167,20 @@ VEC_INLINE void x16_dots(const struct kern_matmul *args, enum kern_dtype dtype, 
 }
 
 VEC_INLINE void x16_few(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
-                        uint32_t group, uint32_t row_begin, uint32_t row_end)
+                        uint32_t row_begin, uint32_t row_end)
 {
     /* Rows side by side lie far apart: a few long streams. FP8's cuts are enough to do at once. */
-    const uint32_t count = dtype == KERN_BF16       ? VEC_X16_ROWS
-                           : dtype == KERN_FP8_E4M3 ? 1
-                                                    : X16_PAIR;
+    const uint32_t count = dtype == KERN_BF16 ? VEC_X16_ROWS : 1;
     const uint32_t step = (row_end - row_begin) / count;
     uint32_t n = row_begin;
     for (; n < row_begin + step; n++) {
         for (uint32_t m = 0; m < args->m; m++)
-            x16_dots(args, dtype, scaled, group, count, n, step, args->x16 + m * args->x16_stride,
+            x16_dots(args, dtype, scaled, count, n, step, args->x16 + m * args->x16_stride,
                      args->y + m * args->y_stride + n);
     }
     for (n = row_begin + step * count; n < row_end; n++) {
         for (uint32_t m = 0; m < args->m; m++)
-            x16_dots(args, dtype, scaled, group, 1, n, 0, args->x16 + m * args->x16_stride,
+            x16_dots(args, dtype, scaled, 1, n, 0, args->x16 + m * args->x16_stride,
                      args->y + m * args->y_stride + n);
     }
 }
@@ -264,15 +195,11 @@ enum {
     X16_PANEL_K = X16_PANEL_VECTORS * KERN_X16_VECTOR
 };
 
-/* How runs are scaled: not at all (a run may go on in the next chunk), by one number, or their
- * lower and upper eight lanes by one each. */
-enum x16_scaling { X16_PLAIN, X16_ONE, X16_HALVES };
-
 struct x16_chunk {
     uint32_t runs, vectors;
     uint32_t run_vectors[X16_PANEL_VECTORS];
     uint32_t run_k[X16_PANEL_VECTORS], run_end[X16_PANEL_VECTORS]; /* columns that are there */
-    float scale[X16_PANEL_VECTORS][X16_PANEL_N][2];
+    float scale[X16_PANEL_VECTORS][X16_PANEL_N];
 };
 
 struct x16_panel {
@@ -281,7 +208,7 @@ struct x16_panel {
     struct x16_chunk chunk;
 };
 
-/* Adds a run of columns [k, end), of which the units to `filled` count as there; false: full. */
+/* Adds a run of columns [k, end), of which the spans to `filled` count as there; false: full. */
 VEC_INLINE bool x16_run_add(struct x16_chunk *c, uint32_t k, uint32_t end, uint32_t filled)
 {
     const uint32_t vectors = filled / KERN_X16_VECTOR;
@@ -293,17 +220,15 @@ VEC_INLINE bool x16_run_add(struct x16_chunk *c, uint32_t k, uint32_t end, uint3
     return true;
 }
 
-/* The runs from column k of a block on that fit; returns the column behind them. A run of groups is
- * a unit here, which x16_split_units cuts further. */
+/* The runs from column k of a block on that fit; returns the column behind them. Without scales a
+ * run may go on in the next chunk. */
 VEC_INLINE uint32_t x16_chunk_begin(struct x16_chunk *c, const struct kern_matrix *w,
-                                    enum kern_dtype dtype, bool scaled, uint32_t group, uint32_t k,
-                                    uint32_t end)
+                                    enum kern_dtype dtype, bool scaled, uint32_t k, uint32_t end)
 {
     c->runs = c->vectors = 0;
     while (k < end) {
         uint32_t run_end = scaled ? cpu_cut_end(k, end, w->scale_cols) : end;
-        const uint32_t most = group > 0 ? X16_UNIT : X16_PANEL_K;
-        if (!scaled && run_end - k > most) run_end = k + most;
+        if (!scaled && run_end - k > X16_PANEL_K) run_end = k + X16_PANEL_K;
         if (!x16_run_add(c, k, run_end, x16_filled(dtype, run_end - k))) break;
         k = run_end;
     }
@@ -335,51 +260,22 @@ VEC_INLINE void x16_row_fill(struct x16_panel *p, const struct pairs_tables *tab
     }
 }
 
-/* The scales of a row by run. */
-VEC_INLINE void x16_row_scales(struct x16_chunk *c, const struct kern_matrix *w,
-                               enum kern_dtype dtype, uint32_t group, uint32_t n, uint32_t r)
-{
-    const uint8_t *scales = scalar_scales(w, n);
-    for (uint32_t i = 0; i < c->runs; i++) {
-        if (group == 0) {
-            c->scale[i][r][0] = scalar_scale(dtype, scales, c->run_k[i] / w->scale_cols);
-        } else if (group == X16_UNIT) {
-            c->scale[i][r][0] = x16_group_scale(w, scales, c->run_k[i] / group);
-        } else {
-            const uint32_t first = c->run_k[i] / group;
-            const uint32_t low = first + (i % 2 == 0 ? 0 : dtype == KERN_INT4 ? 1 : 2);
-            c->scale[i][r][0] = x16_group_scale(w, scales, low);
-            c->scale[i][r][1] = x16_group_scale(w, scales, low + (dtype == KERN_INT4 ? 2 : 1));
-        }
-    }
-}
-
-/* Units become two runs where groups have 32 columns; their rows are in the panel by now. */
-VEC_INLINE void x16_split_units(struct x16_chunk *c)
-{
-    for (uint32_t i = c->runs; i-- > 0;) {
-        for (uint32_t half = 0; half < 2; half++) {
-            c->run_k[2 * i + half] = c->run_k[i];
-            c->run_vectors[2 * i + half] = 2;
-        }
-    }
-    c->runs *= 2;
-}
-
+/* Rows of the chunk, and their scales by run. */
 VEC_INLINE void x16_panel_fill(struct x16_panel *p, const struct kern_matrix *w,
-                               enum kern_dtype dtype, bool scaled, uint32_t group, uint32_t n,
-                               uint32_t n_count)
+                               enum kern_dtype dtype, bool scaled, uint32_t n, uint32_t n_count)
 {
     const struct pairs_tables tables = pairs_tables_of(dtype);
-    for (uint32_t r = 0; r < n_count; r++)
+    struct x16_chunk *c = &p->chunk;
+    for (uint32_t r = 0; r < n_count; r++) {
+        const uint8_t *scales = scalar_scales(w, n + r);
         x16_row_fill(p, &tables, w, dtype, n + r, r);
-    if (group == KERN_GROUP_SMALL) x16_split_units(&p->chunk);
-    for (uint32_t r = 0; (scaled || group > 0) && r < n_count; r++)
-        x16_row_scales(&p->chunk, w, dtype, group, n + r, r);
+        for (uint32_t i = 0; scaled && i < c->runs; i++)
+            c->scale[i][r] = scalar_scale(dtype, scales, c->run_k[i] / w->scale_cols);
+    }
 }
 
 /* rows x cols outputs over the chunk. */
-VEC_INLINE void x16_tile(uint32_t rows, uint32_t cols, enum x16_scaling scaling,
+VEC_INLINE void x16_tile(uint32_t rows, uint32_t cols, bool scaled,
                          const struct x16_chunk *c, uint32_t n, const uint8_t *w, const uint16_t *x,
                          size_t x_stride, float *to)
 {
@@ -394,19 +290,15 @@ VEC_INLINE void x16_tile(uint32_t rows, uint32_t cols, enum x16_scaling scaling,
         UNROLL for (uint32_t m = 0; m < rows; m++)
         {
             UNROLL for (uint32_t i = 0; i < cols; i++)
-                sum[m][i] = scaling == X16_PLAIN ? total[m][i] : vec_zero();
+                sum[m][i] = scaled ? vec_zero() : total[m][i];
         }
         for (uint32_t v = 0; v < c->run_vectors[run]; v++, w += step, x += KERN_X16_VECTOR)
             pairs_tile_step(rows, cols, sum, w, x, x_stride);
         UNROLL for (uint32_t i = 0; i < cols; i++)
         {
-            const float *scale = c->scale[run][n + i];
-            const struct vec factor = scaling == X16_PLAIN    ? vec_zero()
-                                      : scaling == X16_HALVES ? pairs_halves(scale)
-                                                              : vec_set1(*scale);
+            const struct vec factor = scaled ? vec_set1(c->scale[run][n + i]) : vec_zero();
             UNROLL for (uint32_t m = 0; m < rows; m++)
-                total[m][i] = scaling == X16_PLAIN ? sum[m][i]
-                                                   : vec_fma(sum[m][i], factor, total[m][i]);
+                total[m][i] = scaled ? vec_fma(sum[m][i], factor, total[m][i]) : sum[m][i];
         }
     }
     UNROLL for (uint32_t m = 0; m < rows; m++)
@@ -417,84 +309,78 @@ VEC_INLINE void x16_tile(uint32_t rows, uint32_t cols, enum x16_scaling scaling,
 }
 
 /* One tile of operand rows against all columns of the panel. */
-VEC_INLINE void x16_tiles(struct x16_panel *p, uint32_t rows, enum x16_scaling scaling, uint32_t m,
+VEC_INLINE void x16_tiles(struct x16_panel *p, uint32_t rows, bool scaled, uint32_t m,
                           uint32_t n_count, const uint16_t *x, size_t x_stride)
 {
-    const uint32_t widest = scaling == X16_PLAIN ? VEC_X16_TILE_N : VEC_X16_TILE_SCALED_N;
+    const uint32_t widest = scaled ? VEC_X16_TILE_SCALED_N : VEC_X16_TILE_N;
     for (uint32_t n = 0; n < n_count;) {
         const uint8_t *w = p->w + (size_t)n * PAIRS_BYTES;
         float *total = p->total + (m * X16_PANEL_N + n) * KERN_LANES;
         if (n_count - n >= widest) {
-            x16_tile(rows, widest, scaling, &p->chunk, n, w, x, x_stride, total);
+            x16_tile(rows, widest, scaled, &p->chunk, n, w, x, x_stride, total);
             n += widest;
         } else if (n_count - n >= 2) {
-            x16_tile(rows, 2, scaling, &p->chunk, n, w, x, x_stride, total);
+            x16_tile(rows, 2, scaled, &p->chunk, n, w, x, x_stride, total);
             n += 2;
         } else {
-            x16_tile(rows, 1, scaling, &p->chunk, n, w, x, x_stride, total);
+            x16_tile(rows, 1, scaled, &p->chunk, n, w, x, x_stride, total);
             n++;
         }
     }
 }
 
-VEC_INLINE void x16_chunk_tiles(struct x16_panel *p, enum x16_scaling scaling, const uint16_t *x,
+VEC_INLINE void x16_chunk_tiles(struct x16_panel *p, bool scaled, const uint16_t *x,
                                 size_t x_stride, uint32_t m_count, uint32_t n_count)
 {
     for (uint32_t m = 0; m < m_count;) {
         if (m_count - m >= VEC_X16_TILE_M) {
-            x16_tiles(p, VEC_X16_TILE_M, scaling, m, n_count, x, x_stride);
+            x16_tiles(p, VEC_X16_TILE_M, scaled, m, n_count, x, x_stride);
             m += VEC_X16_TILE_M;
             x += VEC_X16_TILE_M * x_stride;
         } else if (m_count - m >= 2) {
-            x16_tiles(p, 2, scaling, m, n_count, x, x_stride);
+            x16_tiles(p, 2, scaled, m, n_count, x, x_stride);
             m += 2;
             x += 2 * x_stride;
         } else {
-            x16_tiles(p, 1, scaling, m++, n_count, x, x_stride);
+            x16_tiles(p, 1, scaled, m++, n_count, x, x_stride);
             x += x_stride;
         }
     }
 }
 
 /* The types of weights share these: a panel holds pairs. */
-#define X16_TILES_OF(scaling, name) \
+#define X16_TILES_OF(scaled, name) \
     static __attribute__((noinline)) void name(struct x16_panel *p, const uint16_t *x, \
                                                size_t x_stride, uint32_t m_count, \
                                                uint32_t n_count) \
     { \
-        x16_chunk_tiles(p, scaling, x, x_stride, m_count, n_count); \
+        x16_chunk_tiles(p, scaled, x, x_stride, m_count, n_count); \
     }
 
-X16_TILES_OF(X16_PLAIN, x16_tiles_plain)
-X16_TILES_OF(X16_ONE, x16_tiles_one)
-X16_TILES_OF(X16_HALVES, x16_tiles_halves)
+X16_TILES_OF(false, x16_tiles_plain)
+X16_TILES_OF(true, x16_tiles_scaled)
 
 /* p->total = the dots of block `i` of the columns; returns where the next begins in the operands.
  */
 VEC_INLINE size_t x16_block(struct x16_panel *p, const struct kern_matmul *args,
-                            enum kern_dtype dtype, bool scaled, uint32_t group, uint32_t m,
-                            uint32_t m_count, uint32_t n, uint32_t n_count, uint32_t i, size_t at)
+                            enum kern_dtype dtype, bool scaled, uint32_t m, uint32_t m_count,
+                            uint32_t n, uint32_t n_count, uint32_t i, size_t at)
 {
     const struct kern_matrix *w = args->w;
     const uint32_t end = cpu_range_begin(w, i + 1, args->k_blocks);
     memset(p->total, 0, (size_t)m_count * X16_PANEL_N * KERN_LANES * sizeof *p->total);
     for (uint32_t k = cpu_range_begin(w, i, args->k_blocks); k < end;) {
         const uint16_t *x = args->x16 + m * args->x16_stride + at;
-        k = x16_chunk_begin(&p->chunk, w, dtype, scaled, group, k, end);
-        x16_panel_fill(p, w, dtype, scaled, group, n, n_count);
-        if (group == KERN_GROUP_SMALL)
-            x16_tiles_halves(p, x, args->x16_stride, m_count, n_count);
-        else if (scaled || group > 0)
-            x16_tiles_one(p, x, args->x16_stride, m_count, n_count);
-        else
-            x16_tiles_plain(p, x, args->x16_stride, m_count, n_count);
+        k = x16_chunk_begin(&p->chunk, w, dtype, scaled, k, end);
+        x16_panel_fill(p, w, dtype, scaled, n, n_count);
+        (scaled ? x16_tiles_scaled : x16_tiles_plain)(p, x, args->x16_stride, m_count, n_count);
         at += (size_t)p->chunk.vectors * KERN_X16_VECTOR;
     }
     return at;
 }
 
 VEC_INLINE void x16_many(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
-                         uint32_t group, uint32_t row_begin, uint32_t row_end)
+                         uint32_t row_begin, uint32_t row_end)
 {
     _Alignas(64) struct x16_panel p;
     for (uint32_t m = 0; m < args->m; m += X16_PANEL_M) {
@@ -503,7 +389,7 @@ VEC_INLINE void x16_many(const struct kern_matmul *args, enum kern_dtype dtype, 
             const uint32_t n_count = row_end - n < X16_PANEL_N ? row_end - n : X16_PANEL_N;
             size_t at = 0;
             for (uint32_t i = 0; i < args->k_blocks; i++) {
-                at = x16_block(&p, args, dtype, scaled, group, m, m_count, n, n_count, i, at);
+                at = x16_block(&p, args, dtype, scaled, m, m_count, n, n_count, i, at);
                 for (uint32_t r = 0; r < m_count; r++) {
                     float *y = args->y + (m + r) * args->y_stride + n;
                     const float *total = p.total + (size_t)r * X16_PANEL_N * KERN_LANES;
@@ -518,31 +404,27 @@ VEC_INLINE void x16_many(const struct kern_matmul *args, enum kern_dtype dtype, 
 }
 
 VEC_INLINE void x16_product(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
-                            uint32_t group, uint32_t row_begin, uint32_t row_end)
+                            uint32_t row_begin, uint32_t row_end)
 {
     /* A run longer than a panel would need two sets of sums. */
     if (args->m > X16_FEW && !(scaled && args->w->scale_cols > X16_PANEL_K)) {
-        x16_many(args, dtype, scaled, group, row_begin, row_end);
+        x16_many(args, dtype, scaled, row_begin, row_end);
     } else {
-        x16_few(args, dtype, scaled, group, row_begin, row_end);
+        x16_few(args, dtype, scaled, row_begin, row_end);
     }
 }
 
-#define X16_OF(type, scaled, group, name) \
+#define X16_OF(type, scaled, name) \
     static __attribute__((noinline)) void name(const struct kern_matmul *args, \
                                                uint32_t row_begin, uint32_t row_end) \
     { \
-        x16_product(args, type, scaled, group, row_begin, row_end); \
+        x16_product(args, type, scaled, row_begin, row_end); \
     }
 
-X16_OF(KERN_BF16, false, 0, x16_bf16)
-X16_OF(KERN_BF16, true, 0, x16_bf16_scaled)
-X16_OF(KERN_FP8_E4M3, false, 0, x16_fp8)
-X16_OF(KERN_FP8_E4M3, true, 0, x16_fp8_scaled)
-X16_OF(KERN_INT8, false, KERN_GROUP_SMALL, x16_int8_small)
-X16_OF(KERN_INT8, false, KERN_GROUP_LARGE, x16_int8_large)
-X16_OF(KERN_INT4, false, KERN_GROUP_SMALL, x16_int4_small)
-X16_OF(KERN_INT4, false, KERN_GROUP_LARGE, x16_int4_large)
+X16_OF(KERN_BF16, false, x16_bf16)
+X16_OF(KERN_BF16, true, x16_bf16_scaled)
+X16_OF(KERN_FP8_E4M3, false, x16_fp8)
+X16_OF(KERN_FP8_E4M3, true, x16_fp8_scaled)
 
 /* Subnormals are zeros between the two: what vdpbf16ps does, multiply-adds do with these bits set.
  * Products are calls of their own, so that nothing of them is moved out. */
@@ -552,17 +434,12 @@ static void simd_matmul_x16(const struct kern_matmul *args, uint32_t row_begin, 
 {
     const struct kern_matrix *w = args->w;
     x16_check(args, row_begin, row_end);
-    const bool large = w->scale_cols == KERN_GROUP_LARGE;
     const unsigned before = _mm_getcsr();
     _mm_setcsr(before | X16_MXCSR_FLUSH);
     if (w->dtype == KERN_BF16)
         (w->scales ? x16_bf16_scaled : x16_bf16)(args, row_begin, row_end);
-    else if (w->dtype == KERN_FP8_E4M3)
-        (w->scales ? x16_fp8_scaled : x16_fp8)(args, row_begin, row_end);
-    else if (w->dtype == KERN_INT8)
-        (large ? x16_int8_large : x16_int8_small)(args, row_begin, row_end);
     else
-        (large ? x16_int4_large : x16_int4_small)(args, row_begin, row_end);
+        (w->scales ? x16_fp8_scaled : x16_fp8)(args, row_begin, row_end);
     _mm_setcsr(before);
 }
 

@@ -36,12 +36,6 @@ VEC_INLINE void pairs_set(struct pairs *to, uint32_t half, __m256i words)
     to->even[half] = _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
 }
 
-/* Codes in the upper bits of i32 lanes as numbers; `unit` brings them down. */
-VEC_INLINE __m256 pairs_whole(__m256i codes, float unit)
-{
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(codes), _mm256_set1_ps(unit));
-}
-
 /* Lower and upper bytes of the bf16 of 32 FP8 codes; 8 are zero or subnormal and one a NaN. */
 VEC_INLINE void pairs_fp8_bytes(__m256i codes, __m256i *low, __m256i *high)
 {
@@ -68,38 +62,17 @@ VEC_INLINE void pairs_fp8_bytes(__m256i codes, __m256i *low, __m256i *high)
 VEC_INLINE void pairs_decode(const struct pairs_tables *tables, enum kern_dtype dtype,
                              const uint8_t *from, struct pairs *to)
 {
-    const __m256i zero = _mm256_setzero_si256();
     (void)tables;
     UNROLL for (uint32_t half = 0; half < 2; half++)
     {
         const __m256i codes = _mm256_loadu_si256((const void *)(from + 32 * half));
         if (dtype == KERN_BF16) {
             pairs_set(&to[0], half, codes);
-        } else if (dtype == KERN_FP8_E4M3) {
+        } else {
             __m256i low, high;
             pairs_fp8_bytes(codes, &low, &high);
             pairs_set(&to[0], half, _mm256_unpacklo_epi8(low, high));
             pairs_set(&to[1], half, _mm256_unpackhi_epi8(low, high));
-        } else if (dtype == KERN_INT8) {
-            const __m256i words[2] = { _mm256_unpacklo_epi8(zero, codes),
-                                       _mm256_unpackhi_epi8(zero, codes) };
-            UNROLL for (uint32_t v = 0; v < 2; v++)
-            {
-                const __m256i odd = _mm256_and_si256(words[v], _mm256_set1_epi32((int)0xffff0000));
-                to[v].odd[half] = pairs_whole(odd, 0x1p-24f);
-                to[v].even[half] = pairs_whole(_mm256_slli_epi32(words[v], 16), 0x1p-24f);
-            }
-        } else {
-            /* Of four bytes a lane: even or odd ones, low or high nibbles. */
-            const __m256i top = _mm256_set1_epi32((int)0xf0000000);
-            UNROLL for (uint32_t v = 0; v < 4; v++)
-            {
-                const int at = (int)(v % 2 * 8 + v / 2 * 4);
-                const __m256i even = _mm256_slli_epi32(codes, 28 - at);
-                const __m256i odd = _mm256_slli_epi32(codes, 12 - at);
-                to[v].even[half] = pairs_whole(_mm256_and_si256(even, top), 0x1p-28f);
-                to[v].odd[half] = pairs_whole(_mm256_and_si256(odd, top), 0x1p-28f);
-            }
         }
     }
 }
@@ -128,23 +101,6 @@ VEC_INLINE struct vec pairs_step(struct pairs w, struct pairs x, struct vec sum)
     sum.low = _mm256_fmadd_ps(w.even[0], x.even[0], sum.low);
     sum.high = _mm256_fmadd_ps(w.even[1], x.even[1], sum.high);
     return sum;
-}
-
-/* Four bf16 scales as two vectors of which each half has its own: 0, 1 and 2, 3, or `crossed` 0, 2
- * and 1, 3. */
-VEC_INLINE void pairs_scales(bool crossed, const uint8_t *four, struct vec to[2])
-{
-    float scale[4];
-    for (uint32_t i = 0; i < 4; i++)
-        scale[i] = scalar_from_bf16(base_le_load16(four + 2 * (size_t)i));
-    to[0] = (struct vec){ _mm256_set1_ps(scale[0]), _mm256_set1_ps(scale[crossed ? 2 : 1]) };
-    to[1] = (struct vec){ _mm256_set1_ps(scale[crossed ? 1 : 2]), _mm256_set1_ps(scale[3]) };
-}
-
-/* two[0] in the lower eight lanes, two[1] in the others. */
-VEC_INLINE struct vec pairs_halves(const float *two)
-{
-    return (struct vec){ _mm256_set1_ps(two[0]), _mm256_set1_ps(two[1]) };
 }
 
 /* sum[m][n] = step(w[n], x[m], sum[m][n]); w[n] PAIRS_BYTES apart. Half by half, odd columns

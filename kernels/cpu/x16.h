@@ -11,22 +11,16 @@
 #include "kernels/cpu/scalar.h"
 #include "kernels/x16.h"
 
-/* Scales of INT8 and INT4 do not cut: their groups are within a unit. */
-static inline bool x16_cut_scaled(const struct kern_matrix *w)
-{
-    return w->scales && !kern_dtype_grouped(w->dtype);
-}
-
 static inline uint32_t x16_cut_end(const struct kern_matrix *w, uint32_t k0, uint32_t k1)
 {
-    return x16_cut_scaled(w) ? cpu_cut_end(k0, k1, w->scale_cols) : k1;
+    return w->scales ? cpu_cut_end(k0, k1, w->scale_cols) : k1;
 }
 
 /* Columns of a cut of `count`, filled up. */
 static inline uint32_t x16_filled(enum kern_dtype dtype, uint32_t count)
 {
-    const uint32_t unit = kern_x16_unit(dtype);
-    return (count + unit - 1) / unit * unit;
+    const uint32_t span = kern_x16_span(dtype);
+    return (count + span - 1) / span * span;
 }
 
 static inline void x16_check(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
@@ -37,37 +31,18 @@ static inline void x16_check(const struct kern_matmul *args, uint32_t row_begin,
     cpu_matrix_check(args->w);
 }
 
-/* The scale of group `group` of a row, zero behind the last one. */
-static inline float x16_group_scale(const struct kern_matrix *w, const uint8_t *scales,
-                                    uint32_t group)
-{
-    const uint32_t groups = (w->cols + w->scale_cols - 1) / w->scale_cols;
-    return group < groups ? scalar_from_bf16(base_le_load16(scales + 2 * (size_t)group)) : 0.0f;
-}
-
-/* Whole columns of a cut as they lie: each span of eight columns or of even and odd ones. */
+/* Whole spans of a cut as they lie. */
 static inline void x16_spans(uint16_t *to, const uint16_t *from, enum kern_dtype dtype,
                              uint32_t count)
 {
-    enum { PIECE = 8, HALF = KERN_INT4_BLOCK / 2, SPAN_8 = 64, SPAN_4 = 128 };
+    enum { PIECE = 8, SPAN = 64 };
     if (dtype == KERN_BF16) {
         memcpy(to, from, count * sizeof *to);
-    } else if (dtype != KERN_INT4) {
-        for (uint32_t k = 0; k < count; k += SPAN_8) {
-            for (uint32_t c = 0; c < SPAN_8; c += PIECE)
-                memcpy(to + k + kern_x16_place(KERN_INT8, c), from + k + c, PIECE * sizeof *to);
-        }
-    } else {
-        for (uint32_t k = 0; k < count; k += SPAN_4) {
-            for (uint32_t c = 0; c < SPAN_4; c += HALF) {
-                uint16_t *even = to + k + kern_x16_place(KERN_INT4, c);
-                uint16_t *odd = to + k + kern_x16_place(KERN_INT4, c + 1);
-                for (uint32_t i = 0; i < HALF / 2; i++) {
-                    even[i] = from[k + c + 2 * i];
-                    odd[i] = from[k + c + 2 * i + 1];
-                }
-            }
-        }
+        return;
+    }
+    for (uint32_t k = 0; k < count; k += SPAN) {
+        for (uint32_t c = 0; c < SPAN; c += PIECE)
+            memcpy(to + k + kern_x16_place(dtype, c), from + k + c, PIECE * sizeof *to);
     }
 }
 

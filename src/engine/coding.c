@@ -84,7 +84,7 @@ int eng_coding_check_dense(const struct eng_core *core, const struct eng_plan_si
     }
     if (!plan->x16 || takes) return 0;
     return base_err_set(err, BASE_ECONFIG,
-                        "engine.activations: bf16 cannot take effect: no matrix of %s is BF16, "
-                        "FP8, INT8 or INT4",
+                        "engine.activations: bf16 cannot take effect: no matrix of %s is BF16 or "
+                        "FP8",
                         core->shape->name);
 }

@@ -83,7 +83,7 @@ static void report_arithmetic(struct tier_report *report, const struct eng_confi
         choice_of("engine.activations", config->activations, text, sizeof text));
     static const char *const rounded[] = {
         [ENG_ACTIVATIONS_F32] = "exact",
-        [ENG_ACTIVATIONS_BF16] = "inputs of BF16, FP8, INT8 and INT4 matrices are rounded",
+        [ENG_ACTIVATIONS_BF16] = "inputs of BF16 and FP8 matrices are rounded",
         [ENG_ACTIVATIONS_INT8] = "inputs of the routed experts are rounded",
     };
     bool slow = config->activations == ENG_ACTIVATIONS_BF16 &&

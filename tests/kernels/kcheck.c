@@ -322,22 +322,20 @@ static bool check_to_x8(struct kcase *c)
 static void x16_by_definition(const struct kern_matrix *w, uint32_t k_blocks, const float *x,
                               struct kcase *c, uint16_t *row)
 {
-    const bool cuts = w->scales && !kern_dtype_grouped(w->dtype);
-    const uint32_t span = kern_x16_span(w->dtype), unit = kern_x16_unit(w->dtype);
+    const uint32_t span = kern_x16_span(w->dtype);
     for (uint32_t i = 0; i < k_blocks; i++) {
         uint32_t bound[2];
         for (uint32_t b = 0; b < 2; b++) {
             bound[b] = (uint32_t)((uint64_t)w->cols * (i + b) / k_blocks);
-            if (kern_dtype_grouped(w->dtype) && i + b < k_blocks)
-                bound[b] -= bound[b] % KERN_GROUP_LARGE;
         }
         for (uint32_t k = bound[0], begin = k; k < bound[1]; k++) {
             const uint32_t at = k - begin;
             uint16_t *to = row + at / span * span + kern_x16_place(w->dtype, at % span);
             c->reference->to_bf16(to, &x[k], 1);
-            const bool last = k + 1 == bound[1] || (cuts && (k + 1) % w->scale_cols == 0);
+            const bool last =
+                k + 1 == bound[1] || (w->scales && (k + 1) % w->scale_cols == 0);
             if (!last) continue;
-            row += (at / unit + 1) * unit;
+            row += (at / span + 1) * span;
             begin = k + 1;
         }
     }

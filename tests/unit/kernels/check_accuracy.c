@@ -214,26 +214,20 @@ END_TEST
 START_TEST(rounded_activations_lose_nothing_more)
 {
     enum { ROWS = 5, COLS = 384 };
-    static const enum kern_dtype types[] = { KERN_BF16, KERN_FP8_E4M3, KERN_INT8, KERN_INT4 };
     static uint8_t codes[ROWS * COLS * 2];
-    static uint16_t group_scales[ROWS * COLS / KERN_GROUP_SMALL], row[COLS], rounded[COLS];
-    static float scales[ROWS * COLS / 128], x[COLS], got[ROWS], all[COLS], values[COLS];
+    static uint16_t row[COLS], rounded[COLS];
+    static float scales[ROWS * COLS / 64], x[COLS], got[ROWS], all[COLS], values[COLS];
     for (uint64_t seed = 1; seed <= 80; seed++) {
         struct base_rng rng;
         base_rng_init(&rng, seed);
-        const bool grouped = seed % 4 >= 2;
-        struct kern_matrix w = { .dtype = types[seed % 4], .rows = ROWS, .cols = COLS,
-                                 .data = codes, .scale_rows = 1,
-                                 .scales = grouped ? (const void *)group_scales : scales,
-                                 .scale_cols = grouped && seed % 8 < 4 ? 32 : 128 };
+        struct kern_matrix w = { .dtype = seed % 2 ? KERN_FP8_E4M3 : KERN_BF16, .rows = ROWS,
+                                 .cols = COLS, .data = codes, .scale_rows = 1, .scales = scales,
+                                 .scale_cols = seed % 4 < 2 ? 64 : 128 };
         for (size_t i = 0; i < sizeof codes; i++)
             codes[i] = (uint8_t)base_rng_u64(&rng) & 0xbf; /* no NaN in any type */
         const uint32_t per_row = COLS / w.scale_cols;
-        for (uint32_t i = 0; i < ROWS * per_row; i++) {
-            const float scale = normal(&rng);
-            if (grouped) ops->to_bf16(&group_scales[i], &scale, 1);
-            else scales[i] = scale;
-        }
+        for (uint32_t i = 0; i < ROWS * per_row; i++)
+            scales[i] = normal(&rng);
         for (int k = 0; k < COLS; k++)
             x[k] = normal(&rng);
         ck_assert_uint_eq(kern_x16_elements(COLS, 1), COLS);
@@ -247,10 +241,7 @@ START_TEST(rounded_activations_lose_nothing_more)
             double exact = 0, size = 0;
             ops->to_f32(all, codes + n * kern_row_bytes(w.dtype, COLS), w.dtype, COLS);
             for (uint32_t k = 0; k < COLS; k++) {
-                float scale;
-                const uint32_t at = n * per_row + k / w.scale_cols;
-                if (grouped) ops->to_f32(&scale, &group_scales[at], KERN_BF16, 1);
-                else scale = scales[at];
+                const float scale = scales[n * per_row + k / w.scale_cols];
                 const double term = (double)all[k] * scale * values[k];
                 exact += term;
                 size += fabs(term);
