@@ -29,7 +29,7 @@ static bool experts_take_x16(const struct tier_store *store, const struct model_
 void eng_coding_choose(struct eng_plan_size *plan, const struct eng_config *config,
                        const struct model_shape *shape, const struct tier_store *store)
 {
-    plan->x16 = config->activations == ENG_ACTIVATIONS_BF16;
+    plan->x16 = config->activations != ENG_ACTIVATIONS_F32;
     if (shape->experts == 0) return;
     plan->experts_x16 = plan->x16 && experts_take_x16(store, shape);
     if (!plan->experts_x16 &&
@@ -82,7 +82,7 @@ int eng_coding_check_dense(const struct eng_core *core, const struct eng_plan_si
                 kern_x16_takes(&l->kv_b) || kern_x16_takes(&l->o) || kern_x16_takes(&l->gate) ||
                 mlp_takes_x16(&l->mlp);
     }
-    if (!plan->x16 || takes) return 0;
+    if (!plan->x16 || takes || plan->x8_digits == KERN_X8_FAST) return 0;
     return base_err_set(err, BASE_ECONFIG,
                         "engine.activations: bf16 cannot take effect: no matrix of %s is BF16 or "
                         "FP8",

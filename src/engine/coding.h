@@ -3,7 +3,8 @@
  *
  * F32 and F16 matrices have f32 inputs in every mode: bf16 has not their weights, and rounding the
  * inputs alone would cost exactness and save nothing. INT8 and INT4 experts take integers of three
- * digits in f32 and bf16 mode, which keep 24 bits, of one in int8 mode.
+ * digits in f32 and bf16 mode, which keep 24 bits, of one in int8 mode, where all other matrices
+ * have what they have in bf16 mode.
  */
 #ifndef ENGINE_CODING_H
 #define ENGINE_CODING_H

@@ -73,7 +73,7 @@ struct eng_plan {
     char *normed_coded;         /* [rows] of hidden */
     char *pair_coded;           /* [pairs] of expert_width */
     char *tile_coded;           /* [threads][ENG_TILE] of hidden */
-    /* engine.activations: bf16; else NULL */
+    /* engine.activations: bf16 or int8; else NULL */
     uint16_t *x16;              /* inputs of products, of all rows */
     size_t x16_elements;
     uint16_t *latent_x16;       /* [threads][ENG_VALUES_TILE][latent_x16_stride] */

@@ -84,12 +84,13 @@ static void report_arithmetic(struct tier_report *report, const struct eng_confi
     static const char *const rounded[] = {
         [ENG_ACTIVATIONS_F32] = "exact",
         [ENG_ACTIVATIONS_BF16] = "inputs of BF16 and FP8 matrices are rounded",
-        [ENG_ACTIVATIONS_INT8] = "inputs of the routed experts are rounded",
+        [ENG_ACTIVATIONS_INT8] = "inputs of the routed experts and of BF16 and FP8 matrices are "
+                                 "rounded",
     };
-    bool slow = config->activations == ENG_ACTIVATIONS_BF16 &&
+    bool slow = config->activations != ENG_ACTIVATIONS_F32 &&
                 !kern_ops_has_dot_bf16(kern_ops_cpu((enum kern_cpu)config->cpu_mask));
     tier_report_note(row, slow ? TIER_DEGRADED : TIER_ACTIVE, "%s%s", rounded[config->activations],
-                     slow ? "; without vdpbf16ps that is no faster" : "");
+                     slow ? "; without vdpbf16ps bf16 is no faster" : "");
     row = tier_report_add(report, "kv.dtype",
                           choice_of("kv.dtype", config->kv_dtype, text, sizeof text));
     tier_report_note(row, TIER_ACTIVE, "%s", config->kv_dtype ? "latent KV is rounded" : "exact");

@@ -17,8 +17,8 @@ struct eng_work {
     const struct kern_ops *ops;
     struct kern_par *par;
     unsigned threads;
-    /* engine.activations: bf16: room for the inputs of what eng_work_products runs. NULL: they are
-     * f32. */
+    /* engine.activations: bf16 or int8: room for the inputs of what eng_work_products runs. NULL:
+     * they are f32. */
     uint16_t *x16;
     size_t x16_elements;
 };
