@@ -43,6 +43,12 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
         bench_reset(b);
         rc = bench_generate(b, (uint32_t)batch, (uint32_t)prompt_tokens, (uint32_t)tokens + 1,
                             flags.seed + round * 100, err);
+        if (rc == 0 && b->steps == 0) {
+            rc = base_err_set(err, BASE_ECONFIG,
+                              "no step had all %u sequences: the first end before the last have "
+                              "read their prompts (raise --tokens or scheduler.max_num_seqs)",
+                              b->batch);
+        }
         if (rc < 0) break;
         rates[round] = (double)b->step_tokens * 1e9 / (double)b->step_ns;
         double touched = (double)(b->steps * b->dense_step_bytes + b->expert_bytes + b->kv_bytes);
