@@ -5,6 +5,7 @@
 #include "predictor/machine.h"
 #include "predictor/timed.h"
 #include "predictor/timed_run.h"
+#include "tests/support/tier_settings.h"
 #include "tests/support/tiny_store.h"
 
 enum { EXPERTS = 16, TOP_K = 4, LAYERS = 3, SEEDS = 24, TOKENS = 120 };
@@ -43,21 +44,7 @@ struct pair {
     uint64_t before_ns, shared_ns, expert_ns, warm_ns, waits_ns[TIER_WAIT_CAUSE_COUNT];
 };
 
-static void set(struct pair *p, const char *format, ...)
-{
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &p->config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &p->config },
-        { "io", tier_io_options, tier_io_option_count, &p->io },
-    };
-    struct base_err err = { 0 };
-    char text[128];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    ck_assert_msg(base_option_set_pair(groups, 3, text, &err) == 0, "%s", err.text);
-}
+#define SET(p, ...) tier_settings_set(&(p)->config, &(p)->io, __VA_ARGS__)
 
 /* What one expert takes from disk on average: whole pages of each extent. */
 static uint64_t read_bytes_of(uint32_t layer, uint32_t *reads)
@@ -77,12 +64,7 @@ static uint64_t read_bytes_of(uint32_t layer, uint32_t *reads)
 static void pair_options(struct pair *p)
 {
     static const char *const policies[] = { "lru", "lfu", "slru", "lru_with_frequency" };
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &p->config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &p->config },
-        { "io", tier_io_options, tier_io_option_count, &p->io },
-    };
-    base_option_defaults(groups, 3);
+    tier_settings_default(&p->config, &p->io);
     p->before_ns = 20000 + base_rng_below(&p->rng, 400000);
     p->shared_ns = base_rng_below(&p->rng, 100000);
     p->expert_ns = base_rng_below(&p->rng, 60000);
@@ -90,34 +72,34 @@ static void pair_options(struct pair *p)
     p->machine.nvme_latency = 10000 + base_rng_below(&p->rng, 150000);
     p->machine.nvme_bandwidth = (50 + base_rng_below(&p->rng, 2000)) << 20;
     p->machine.nvme_depth = 32;
-    set(p, "io.backend=sim");
-    set(p, "io.sim_seed=%d", p->seed);
+    SET(p, "io.backend=sim");
+    SET(p, "io.sim_seed=%d", p->seed);
     if (p->in_order) {
-        set(p, "io.sim_latency=0");
-        set(p, "io.sim_bandwidth=100TB");
-        set(p, "io.throttle_latency=%dns", (int)p->machine.nvme_latency);
-        set(p, "io.throttle_bandwidth=%llu", (unsigned long long)p->machine.nvme_bandwidth);
+        SET(p, "io.sim_latency=0");
+        SET(p, "io.sim_bandwidth=100TB");
+        SET(p, "io.throttle_latency=%dns", (int)p->machine.nvme_latency);
+        SET(p, "io.throttle_bandwidth=%llu", (unsigned long long)p->machine.nvme_bandwidth);
     } else {
-        set(p, "io.sim_latency=%dns", (int)p->machine.nvme_latency);
-        set(p, "io.sim_bandwidth=%llu", (unsigned long long)p->machine.nvme_bandwidth);
+        SET(p, "io.sim_latency=%dns", (int)p->machine.nvme_latency);
+        SET(p, "io.sim_bandwidth=%llu", (unsigned long long)p->machine.nvme_bandwidth);
     }
-    set(p, "policy.eviction=%s", policies[base_rng_below(&p->rng, 4)]);
-    set(p, "prefetch.enabled=%s", p->hints ? "true" : "false");
+    SET(p, "policy.eviction=%s", policies[base_rng_below(&p->rng, 4)]);
+    SET(p, "prefetch.enabled=%s", p->hints ? "true" : "false");
     if (p->hints) {
-        set(p, "prefetch.bandwidth_share=100%%");
-        set(p, "prefetch.governor=fixed");
-        set(p, "prefetch.probability_min=0%%");
-        set(p, "prefetch.experts_per_layer_max=2");
+        SET(p, "prefetch.bandwidth_share=100%%");
+        SET(p, "prefetch.governor=fixed");
+        SET(p, "prefetch.probability_min=0%%");
+        SET(p, "prefetch.experts_per_layer_max=2");
     }
-    set(p, "tiers.dram.capacity=%d%%", 40 + (int)base_rng_below(&p->rng, 40));
+    SET(p, "tiers.dram.capacity=%d%%", 40 + (int)base_rng_below(&p->rng, 40));
     if (!p->hbm) return;
     p->machine.copy_bandwidth = (200 + base_rng_below(&p->rng, 4000)) << 20;
     p->machine.copy_latency = 0;
-    set(p, "tiers.hbm.capacity=%d%%", 40 + (int)base_rng_below(&p->rng, 20));
-    set(p, "tiers.hbm.sim_bandwidth=%llu", (unsigned long long)p->machine.copy_bandwidth);
-    if (p->warm) set(p, "tiers.warm_experts=compute");
-    set(p, "tiers.inclusion=%s", base_rng_below(&p->rng, 2) ? "exclusive" : "inclusive");
-    if (p->config.inclusion == 1) set(p, "tiers.dram.capacity=%d%%", 65 + p->seed % 30);
+    SET(p, "tiers.hbm.capacity=%d%%", 40 + (int)base_rng_below(&p->rng, 20));
+    SET(p, "tiers.hbm.sim_bandwidth=%llu", (unsigned long long)p->machine.copy_bandwidth);
+    if (p->warm) SET(p, "tiers.warm_experts=compute");
+    SET(p, "tiers.inclusion=%s", base_rng_below(&p->rng, 2) ? "exclusive" : "inclusive");
+    if (p->config.inclusion == 1) SET(p, "tiers.dram.capacity=%d%%", 65 + p->seed % 30);
 }
 
 static void pair_open(struct pair *p, int seed)

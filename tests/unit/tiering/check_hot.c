@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/rng.h"
+#include "tests/support/tier_settings.h"
 #include "tests/support/tiny_store.h"
 #include "tiering/policy.h"
 #include "tiering/tiering.h"
@@ -87,17 +88,10 @@ static struct tier *open_tiers(const char *const *pairs)
 {
     static struct tier_config config;
     static struct tier_io_config io;
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &config },
-        { "io", tier_io_options, tier_io_option_count, &io },
-    };
     struct base_err err = { 0 };
     struct tier *tier = NULL;
-    base_option_defaults(groups, 3);
-    for (; *pairs; pairs++) {
-        ck_assert_msg(base_option_set_pair(groups, 3, *pairs, &err) == 0, "%s", err.text);
-    }
+    tier_settings_default(&config, &io);
+    for (; *pairs; pairs++) tier_settings_set(&config, &io, "%s", *pairs);
     struct tier_open_args args = { .config = &config, .io = &io, .store = store, .top_k = TOP_K };
     ck_assert_msg(tier_open(&tier, &args, &err) == 0, "%s", err.text);
     return tier;

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "port/hash.h"
+#include "tests/support/tier_settings.h"
 #include "tests/support/tiny_store.h"
 #include "tiering/tiering.h"
 
@@ -34,17 +35,9 @@ static void teardown(void)
 static int open_with(const char *const *settings, struct base_err *err)
 {
     struct tier_io_config io;
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &config },
-        { "io", tier_io_options, tier_io_option_count, &io },
-    };
-    enum { GROUPS = sizeof groups / sizeof groups[0] };
-    base_option_defaults(groups, GROUPS);
-    ck_assert_int_eq(base_option_set_pair(groups, GROUPS, "io.backend=threads", err), 0);
-    for (; *settings; settings++) {
-        ck_assert_msg(base_option_set_pair(groups, GROUPS, *settings, err) == 0, "%s", err->text);
-    }
+    tier_settings_default(&config, &io);
+    tier_settings_set(&config, &io, "io.backend=threads");
+    for (; *settings; settings++) tier_settings_set(&config, &io, "%s", *settings);
     struct tier_open_args args = { .config = &config, .io = &io, .store = store, .top_k = TOP_K };
     return tier_open(&tier, &args, err);
 }

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "port/hash.h"
+#include "tests/support/tier_settings.h"
 #include "tests/support/tiny_store.h"
 #include "tiering/tiering.h"
 
@@ -130,32 +131,12 @@ static void check_calls(struct run *r)
 
 /* -- a run ------------------------------------------------------------------------------------ */
 
-static void set(struct run *r, const char *format, ...) BASE_PRINTF(2, 3);
-static void set(struct run *r, const char *format, ...)
-{
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &r->config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &r->config },
-        { "io", tier_io_options, tier_io_option_count, &r->io },
-    };
-    char pair[BASE_OPTION_TEXT * 2];
-    struct base_err err = { 0 };
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(pair, sizeof pair, format, arguments);
-    va_end(arguments);
-    ck_assert_msg(base_option_set_pair(groups, 3, pair, &err) == 0, "%s", err.text);
-}
+#define SET(r, ...) tier_settings_set(&(r)->config, &(r)->io, __VA_ARGS__)
 
 static void defaults(struct run *r)
 {
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &r->config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &r->config },
-        { "io", tier_io_options, tier_io_option_count, &r->io },
-    };
     memset(r, 0, sizeof *r);
-    base_option_defaults(groups, 3);
+    tier_settings_default(&r->config, &r->io);
     r->store = store;
 }
 
@@ -256,11 +237,11 @@ static void settle(struct run *r)
 static void take_backend(struct run *r, const char *backend)
 {
     struct tier_io *probe;
-    set(r, "io.backend=%s", backend);
-    if (tier_io_create(&probe, &r->io, base_clock_real(), NULL) < 0) set(r, "io.backend=threads");
+    SET(r, "io.backend=%s", backend);
+    if (tier_io_create(&probe, &r->io, base_clock_real(), NULL) < 0) SET(r, "io.backend=threads");
     else tier_io_destroy(probe);
-    set(r, "io.sim_latency=20us");
-    set(r, "io.sim_seed=%d", seed);
+    SET(r, "io.sim_latency=20us");
+    SET(r, "io.sim_seed=%d", seed);
 }
 
 static void draw(struct run *r, struct base_rng *rng)
@@ -269,23 +250,23 @@ static void draw(struct run *r, struct base_rng *rng)
     static const char *const policies[] = { "lru", "lfu", "lru_with_prediction", "s3fifo" };
     defaults(r);
     take_backend(r, backends[base_rng_below(rng, 4)]);
-    set(r, "io.depth=%d", 1 << base_rng_below(rng, 6));
-    set(r, "tiers.dram.capacity=%d%%", 25 + (int)base_rng_below(rng, 4) * 25);
-    set(r, "policy.eviction=%s", policies[base_rng_below(rng, 4)]);
-    set(r, "prefetch.governor=%s", base_rng_below(rng, 2) ? "auto" : "fixed");
-    set(r, "prefetch.inflight=%s", base_rng_below(rng, 2) ? "64KiB" : "1MiB");
-    set(r, "tiers.verify=%s", base_rng_below(rng, 2) ? "always" : "first");
+    SET(r, "io.depth=%d", 1 << base_rng_below(rng, 6));
+    SET(r, "tiers.dram.capacity=%d%%", 25 + (int)base_rng_below(rng, 4) * 25);
+    SET(r, "policy.eviction=%s", policies[base_rng_below(rng, 4)]);
+    SET(r, "prefetch.governor=%s", base_rng_below(rng, 2) ? "auto" : "fixed");
+    SET(r, "prefetch.inflight=%s", base_rng_below(rng, 2) ? "64KiB" : "1MiB");
+    SET(r, "tiers.verify=%s", base_rng_below(rng, 2) ? "always" : "first");
     if (seed % 3 > 0) {
-        set(r, "tiers.hbm.capacity=25%%");
-        set(r, "tiers.inclusion=%s", base_rng_below(rng, 2) ? "inclusive" : "exclusive");
-        set(r, "tiers.hbm.device=%s", base_rng_below(rng, 3) ? "sim" : "host");
-        set(r, "tiers.hbm.sim_bandwidth=%s", base_rng_below(rng, 2) ? "0" : "100MiB");
-        set(r, "tiers.warm_experts=%s", base_rng_below(rng, 2) ? "copy" : "compute");
-        if (seed % 6 == 1) set(r, "tiers.hbm.sim_faults=2%%");
+        SET(r, "tiers.hbm.capacity=25%%");
+        SET(r, "tiers.inclusion=%s", base_rng_below(rng, 2) ? "inclusive" : "exclusive");
+        SET(r, "tiers.hbm.device=%s", base_rng_below(rng, 3) ? "sim" : "host");
+        SET(r, "tiers.hbm.sim_bandwidth=%s", base_rng_below(rng, 2) ? "0" : "100MiB");
+        SET(r, "tiers.warm_experts=%s", base_rng_below(rng, 2) ? "copy" : "compute");
+        if (seed % 6 == 1) SET(r, "tiers.hbm.sim_faults=2%%");
     }
     if (seed % 2 == 0) {
-        set(r, "io.faults=seed=%d,eio=0.02,flip=0.02,short=0.02", seed);
-        set(r, "tiers.verify=always");
+        SET(r, "io.faults=seed=%d,eio=0.02,flip=0.02,short=0.02", seed);
+        SET(r, "tiers.verify=always");
     }
 }
 
@@ -329,8 +310,8 @@ START_TEST(not_before_a_read_is_good)
     for (seed = 0; seed < 8; seed++) {
         defaults(&r);
         take_backend(&r, seed % 2 ? "sim" : "threads");
-        set(&r, "tiers.dram.capacity=25%%");
-        set(&r, "io.faults=seed=%d,%s", seed, faults[_i]);
+        SET(&r, "tiers.dram.capacity=25%%");
+        SET(&r, "io.faults=seed=%d,%s", seed, faults[_i]);
         begin(&r);
         for (int round = 0; round < 3; round++) ask_all(&r);
         check_calls(&r);
@@ -351,11 +332,11 @@ START_TEST(not_for_what_was_displaced)
     uint32_t ids[EXPERTS];
     struct tier_hint hints[TOP_K];
     defaults(&r);
-    set(&r, "io.backend=sim");
-    set(&r, "io.sim_latency=20ms");
-    set(&r, "tiers.dram.capacity=50%%");
-    set(&r, "prefetch.governor=fixed");
-    set(&r, "policy.eviction=lru");
+    SET(&r, "io.backend=sim");
+    SET(&r, "io.sim_latency=20ms");
+    SET(&r, "tiers.dram.capacity=50%%");
+    SET(&r, "prefetch.governor=fixed");
+    SET(&r, "policy.eviction=lru");
     begin(&r);
     for (uint32_t i = 0; i < TOP_K; i++) hints[i] = (struct tier_hint){ 1, i, 0.9f, 1 };
     ck_assert_uint_gt(tier_hint(r.tier, hints, TOP_K), 0);
@@ -385,10 +366,10 @@ START_TEST(copies_move_what_landed)
     static struct tier_snapshot s;
     uint32_t ids[2 * TOP_K] = { 0, 1, 2, 3, 4, 5, 6, 7 };
     defaults(&r);
-    set(&r, "tiers.hbm.capacity=25%%");
-    set(&r, "tiers.dram.capacity=50%%");
-    set(&r, "tiers.hbm.device=%s", _i < 2 ? "sim" : "host");
-    set(&r, "tiers.inclusion=%s", _i % 2 ? "inclusive" : "exclusive");
+    SET(&r, "tiers.hbm.capacity=25%%");
+    SET(&r, "tiers.dram.capacity=50%%");
+    SET(&r, "tiers.hbm.device=%s", _i < 2 ? "sim" : "host");
+    SET(&r, "tiers.inclusion=%s", _i % 2 ? "inclusive" : "exclusive");
     begin(&r);
     for (int round = 0; round < 6; round++) {
         ask(&r, 1, &ids[round % 2 * TOP_K], TOP_K, TIER_DECODE);
@@ -410,8 +391,8 @@ START_TEST(each_read_lands)
 {
     static struct run r;
     defaults(&r);
-    set(&r, "tiers.dram.capacity=25%%");
-    set(&r, "tiers.verify=%s", _i ? "first" : "always");
+    SET(&r, "tiers.dram.capacity=25%%");
+    SET(&r, "tiers.verify=%s", _i ? "first" : "always");
     begin(&r);
     for (int round = 0; round < 3; round++) ask_all(&r);
     for (uint32_t k = 0; k < KEYS; k++) ck_assert_uint_eq(r.landed[k], 3);
@@ -426,11 +407,11 @@ START_TEST(a_restored_set_lands)
     static struct tier_snapshot s;
     unlink(warm_path);
     defaults(&r);
-    set(&r, "tiers.dram.capacity=50%%");
-    set(&r, "tiers.warm.path=%s", warm_path);
+    SET(&r, "tiers.dram.capacity=50%%");
+    SET(&r, "tiers.warm.path=%s", warm_path);
     if (_i) {
-        set(&r, "tiers.hbm.capacity=25%%");
-        set(&r, "tiers.hbm.sim_bandwidth=0");
+        SET(&r, "tiers.hbm.capacity=25%%");
+        SET(&r, "tiers.hbm.sim_bandwidth=0");
     }
     begin(&r);
     ask_all(&r);
@@ -480,7 +461,7 @@ START_TEST(mirrors_land_the_good_copy)
     defaults(&r);
     r.store = pack;
     take_backend(&r, _i ? "sim" : "threads");
-    set(&r, "tiers.dram.capacity=25%%");
+    SET(&r, "tiers.dram.capacity=25%%");
     begin(&r);
     ask_all(&r);
     check_calls(&r);

@@ -10,6 +10,7 @@
 
 #include "port/hash.h"
 #include "tests/support/make_tiny.h"
+#include "tests/support/tier_settings.h"
 #include "tiering/tiering.h"
 
 enum { EXPERTS = 16, TOP_K = 4, DIRS_MAX = 3 };
@@ -52,20 +53,12 @@ static void open_mirror(unsigned copies)
 static void open_tiers(const char *backend)
 {
     struct tier_io_config io;
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &config },
-        { "io", tier_io_options, tier_io_option_count, &io },
-    };
     struct base_err err = { 0 };
-    char pair[64];
-    enum { GROUPS = sizeof groups / sizeof groups[0] };
-    base_option_defaults(groups, GROUPS);
-    snprintf(pair, sizeof pair, "io.backend=%s", backend);
-    int rc = base_option_set_pair(groups, GROUPS, pair, &err);
-    if (rc == 0) rc = base_option_set_pair(groups, GROUPS, "tiers.dram.capacity=50%", &err);
+    tier_settings_default(&config, &io);
+    tier_settings_set(&config, &io, "io.backend=%s", backend);
+    tier_settings_set(&config, &io, "tiers.dram.capacity=50%%");
     struct tier_open_args args = { .config = &config, .io = &io, .store = pack, .top_k = TOP_K };
-    if (rc == 0) rc = tier_open(&tier, &args, &err);
+    int rc = tier_open(&tier, &args, &err);
     ck_assert_msg(rc == 0, "%s", err.text);
 }
 

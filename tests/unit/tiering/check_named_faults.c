@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "tests/support/make_tiny.h"
+#include "tests/support/tier_settings.h"
 #include "tiering/tiering.h"
 
 enum { EXPERTS = 16, TOP_K = 4, LAYERS = 3 };
@@ -120,16 +121,9 @@ static int open_tiers(struct tier **tier, const char *const *pairs, struct base_
 {
     static struct tier_config config;
     static struct tier_io_config io;
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &config },
-        { "io", tier_io_options, tier_io_option_count, &io },
-    };
-    base_option_defaults(groups, 3);
+    tier_settings_default(&config, &io);
     *err = (struct base_err){ 0 };
-    for (; *pairs; pairs++) {
-        ck_assert_msg(base_option_set_pair(groups, 3, *pairs, err) == 0, "%s", err->text);
-    }
+    for (; *pairs; pairs++) tier_settings_set(&config, &io, "%s", *pairs);
     struct tier_open_args args = { .config = &config, .io = &io, .store = store, .top_k = TOP_K };
     return tier_open(tier, &args, err);
 }

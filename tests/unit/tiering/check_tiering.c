@@ -12,6 +12,7 @@
 
 #include "base/rng.h"
 #include "port/hash.h"
+#include "tests/support/tier_settings.h"
 #include "tests/support/tiny_store.h"
 #include "tiering/span.h"
 #include "tiering/tiering.h"
@@ -56,25 +57,13 @@ struct run {
 
 static void defaults(struct run *r)
 {
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &r->config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &r->config },
-        { "io", tier_io_options, tier_io_option_count, &r->io },
-    };
     memset(r, 0, sizeof *r);
-    base_option_defaults(groups, sizeof groups / sizeof groups[0]);
+    tier_settings_default(&r->config, &r->io);
 }
 
 static void set(struct run *r, const char *pair)
 {
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &r->config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &r->config },
-        { "io", tier_io_options, tier_io_option_count, &r->io },
-    };
-    struct base_err err = { 0 };
-    ck_assert_msg(base_option_set_pair(groups, sizeof groups / sizeof groups[0], pair, &err) == 0,
-                  "%s", err.text);
+    tier_settings_set(&r->config, &r->io, "%s", pair);
 }
 
 static void on_event(void *context, const struct tier_event *event)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/rng.h"
+#include "tests/support/tier_settings.h"
 #include "tests/support/tiny_store.h"
 #include "tiering/store_files.h"
 #include "tiering/tiering.h"
@@ -50,34 +51,14 @@ struct life {
     uint32_t restores;
 };
 
-static void set(struct life *l, const char *format, ...) BASE_PRINTF(2, 3);
-static void set(struct life *l, const char *format, ...)
-{
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &l->config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &l->config },
-        { "io", tier_io_options, tier_io_option_count, &l->io },
-    };
-    char pair[BASE_OPTION_TEXT * 2];
-    struct base_err err = { 0 };
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(pair, sizeof pair, format, arguments);
-    va_end(arguments);
-    ck_assert_msg(base_option_set_pair(groups, 3, pair, &err) == 0, "%s", err.text);
-}
+#define SET(l, ...) tier_settings_set(&(l)->config, &(l)->io, __VA_ARGS__)
 
 static void defaults(struct life *l)
 {
-    struct base_option_group groups[] = {
-        { "tiers", tier_options, tier_option_count, &l->config },
-        { "prefetch", tier_prefetch_options, tier_prefetch_option_count, &l->config },
-        { "io", tier_io_options, tier_io_option_count, &l->io },
-    };
     memset(l, 0, sizeof *l);
-    base_option_defaults(groups, 3);
-    set(l, "io.backend=threads");
-    set(l, "tiers.warm.path=%s", path);
+    tier_settings_default(&l->config, &l->io);
+    SET(l, "io.backend=threads");
+    SET(l, "tiers.warm.path=%s", path);
 }
 
 static void on_event(void *context, const struct tier_event *event)
@@ -170,13 +151,13 @@ static void draw(struct life *l, struct base_rng *rng)
                                             "lru_with_prediction", "slru", "s3fifo", "sieve",
                                             "pinned" };
     defaults(l);
-    set(l, "policy.eviction=%s", policies[base_rng_below(rng, 10)]);
-    set(l, "io.depth=%d", 1 << base_rng_below(rng, 6));
-    set(l, "tiers.dram.capacity=%d%%", 50 + (int)base_rng_below(rng, 50));
+    SET(l, "policy.eviction=%s", policies[base_rng_below(rng, 10)]);
+    SET(l, "io.depth=%d", 1 << base_rng_below(rng, 6));
+    SET(l, "tiers.dram.capacity=%d%%", 50 + (int)base_rng_below(rng, 50));
     if (base_rng_below(rng, 2)) {
-        set(l, "tiers.hbm.capacity=25%%");
-        set(l, "tiers.inclusion=%s", base_rng_below(rng, 2) ? "inclusive" : "exclusive");
-        set(l, "tiers.hbm.sim_bandwidth=0");
+        SET(l, "tiers.hbm.capacity=25%%");
+        SET(l, "tiers.inclusion=%s", base_rng_below(rng, 2) ? "inclusive" : "exclusive");
+        SET(l, "tiers.hbm.sim_bandwidth=0");
     }
 }
 
@@ -238,8 +219,8 @@ START_TEST(pinned_keeps_the_saved_set)
     base_rng_init(&rng, (uint64_t)seed);
     unlink(path);
     defaults(&l);
-    set(&l, "policy.eviction=pinned");
-    set(&l, "tiers.dram.capacity=50%%");
+    SET(&l, "policy.eviction=pinned");
+    SET(&l, "tiers.dram.capacity=50%%");
     begin(&l);
     serve(&l, &rng, 60);
     tier_snapshot(l.tier, &s);
@@ -248,7 +229,7 @@ START_TEST(pinned_keeps_the_saved_set)
     tier_warm_save(l.tier);
     end(&l);
 
-    set(&l, "tiers.dram.capacity=80%%");
+    SET(&l, "tiers.dram.capacity=80%%");
     begin(&l);
     serve(&l, &rng, 60);
     residents(&l, after);
@@ -270,8 +251,8 @@ START_TEST(another_size_keeps_the_hottest)
     seed = _i;
     unlink(path);
     defaults(&l);
-    if (_i == 1) set(&l, "policy.eviction=lfu");
-    set(&l, "tiers.dram.capacity=75%%");
+    if (_i == 1) SET(&l, "policy.eviction=lfu");
+    SET(&l, "tiers.dram.capacity=75%%");
     begin(&l);
     /* Each expert is used once and later than the one before; the last four most often. */
     for (uint32_t layer = 0; layer < LAYERS; layer++) {
@@ -281,7 +262,7 @@ START_TEST(another_size_keeps_the_hottest)
     tier_step_end(l.tier);
     tier_warm_save(l.tier);
     end(&l);
-    set(&l, "tiers.dram.capacity=25%%");
+    SET(&l, "tiers.dram.capacity=25%%");
     begin(&l);
     residents(&l, in);
     for (unsigned k = 0; k < KEYS; k++) NEED((in[k] != 0) == (k % EXPERTS >= 12));
@@ -303,7 +284,7 @@ START_TEST(it_is_saved_while_it_runs)
     base_rng_init(&rng, 1);
     unlink(path);
     defaults(&l);
-    set(&l, "tiers.warm.save_every=1ms");
+    SET(&l, "tiers.warm.save_every=1ms");
     begin(&l);
     serve(&l, &rng, 50);
     for (int i = 0; i < 2000 && access(path, R_OK) < 0; i++) {
@@ -419,12 +400,12 @@ START_TEST(a_place_that_cannot_be_written_is_refused)
     static struct life l;
     struct base_err err = { 0 };
     defaults(&l);
-    set(&l, "tiers.warm.path=%s/nowhere/warm", dir);
+    SET(&l, "tiers.warm.path=%s/nowhere/warm", dir);
     ck_assert_int_eq(try_begin(&l, &err), -ENOENT);
     ck_assert_msg(strstr(err.text, "tiers.warm.path"), "%s", err.text);
     defaults(&l);
-    set(&l, "tiers.warm.path=");
-    set(&l, "tiers.warm.save_every=7s");
+    SET(&l, "tiers.warm.path=");
+    SET(&l, "tiers.warm.save_every=7s");
     err = (struct base_err){ 0 };
     ck_assert_int_eq(try_begin(&l, &err), BASE_ECONFIG);
     ck_assert_msg(strstr(err.text, "no effect without tiers.warm.path"), "%s", err.text);
