@@ -9,8 +9,7 @@
 set -euo pipefail
 cd "$EXPERTIER_SOURCE"
 . tests/peers/random_models.sh
-[ -d "$work/large" ] || { "$python" tests/peers/make_model.py "$work/large.part" --geometry baseline --tokenizer models/pebble \
-    >/dev/null 2>&1 && mv "$work/large.part" "$work/large"; }
+model_of large baseline
 [ -f "$work/large/expertier.index" ] || "$bin/tier-pack" index "$work/large" >/dev/null 2>&1
 now() { date +%s%N; }
 server='' url=''

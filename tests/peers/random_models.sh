@@ -10,11 +10,15 @@ fi
 "$python" -c 'import numpy' 2>/dev/null ||
     { echo "skipped: $python has no numpy to make a model with (PYTHON=... names another)"; exit 77; }
 
-random_model() { # NAME EXPERTS: $work/NAME, the baseline geometry with 5 layers, unless it is there
-    [ -d "$work/$1" ] && return
-    "$python" tests/peers/make_model.py "$work/$1.part" --geometry baseline --layers 5 --experts "$2" \
-        --tokenizer models/pebble >/dev/null 2>&1
-    mv "$work/$1.part" "$work/$1"
+model_of() { # NAME GEOMETRY [argument of make_model.py...]: $work/NAME, unless it is there
+    local name=$1 geometry=$2; shift 2
+    [ -d "$work/$name" ] && return
+    "$python" tests/peers/make_model.py "$work/$name.part" --geometry "$geometry" --tokenizer models/pebble "$@" >/dev/null 2>&1
+    mv "$work/$name.part" "$work/$name"
+}
+
+random_model() { # NAME EXPERTS: the baseline geometry with 5 layers
+    model_of "$1" baseline --layers 5 --experts "$2"
 }
 
 quantised_models() { # NAME: of $work/NAME $work/int8 and $work/int4, unless they are there
