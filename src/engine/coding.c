@@ -21,7 +21,7 @@ static bool experts_take_x16(const struct tier_store *store, const struct model_
         static const float there;
         w[m] = eng_coding_expert(store, shape, m);
         if (tier_store_parts(store)[2 * m + 1].rows > 0) w[m].scales = &there;
-        if (kern_dtype_grouped(w[m].dtype) || !kern_x16_takes(&w[m])) return false;
+        if (!kern_x16_takes(&w[m])) return false;
     }
     return kern_x16_same(&w[MODEL_GATE], &w[MODEL_UP]);
 }
@@ -32,8 +32,7 @@ void eng_coding_choose(struct eng_plan_size *plan, const struct eng_config *conf
     plan->x16 = config->activations != ENG_ACTIVATIONS_F32;
     if (shape->experts == 0) return;
     plan->experts_x16 = plan->x16 && experts_take_x16(store, shape);
-    if (!plan->experts_x16 &&
-        kern_dtype_grouped(eng_weights_dtype(tier_store_parts(store)[0].dtype))) {
+    if (kern_dtype_grouped(eng_weights_dtype(tier_store_parts(store)[0].dtype))) {
         plan->x8_digits =
             config->activations == ENG_ACTIVATIONS_INT8 ? KERN_X8_FAST : KERN_X8_FULL;
     }

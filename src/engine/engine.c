@@ -11,10 +11,10 @@
 #include "base/mem.h"
 #include "base/must.h"
 #include "engine/coding.h"
-#include "engine/landing.h"
 #include "engine/core.h"
 #include "engine/cuda/cuda.h"
 #include "engine/forward.h"
+#include "engine/landing.h"
 #include "engine/limits.h"
 #include "port/topo.h"
 

@@ -145,19 +145,16 @@ static void group_scales(struct kcase *c, struct kern_matrix *w, uint32_t temper
     w->scales = scales;
 }
 
-/* A random matrix; scales start at any byte. */
+/* A random matrix of a type without groups (INT8 and INT4 are checked as tiles); scales start at
+ * any byte. */
 static struct kern_matrix any_matrix(struct kcase *c, uint32_t rows, uint32_t cols)
 {
     static const uint32_t usual[] = { 128, 128, 64, 32, 16 };
-    struct kern_matrix w = { .dtype = (enum kern_dtype)below(c, KERN_DTYPE_COUNT), .rows = rows,
+    struct kern_matrix w = { .dtype = (enum kern_dtype)below(c, KERN_INT8), .rows = rows,
                              .cols = cols };
     const uint32_t temper = temper_of(c);
-    w.data = codes(
-        c, w.dtype,
-        w.dtype == KERN_INT4 ? rows * kern_row_bytes(w.dtype, cols) : (size_t)rows * cols, temper);
-    if (kern_dtype_grouped(w.dtype)) {
-        group_scales(c, &w, temper);
-    } else if (below(c, 3) > 0) {
+    w.data = codes(c, w.dtype, (size_t)rows * cols, temper);
+    if (below(c, 3) > 0) {
         w.scale_rows = below(c, 2) ? 128 : 1 + below(c, 5);
         w.scale_cols = below(c, 2) ? usual[below(c, 5)] : 1 + below(c, 300);
         const size_t count = (size_t)((rows + w.scale_rows - 1) / w.scale_rows) *
