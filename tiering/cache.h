@@ -195,7 +195,7 @@ void tier_cache_demand(struct tier_cache *cache, uint32_t key);
 /* A lookup found this expert and could not read it: when it can is noted. */
 void tier_cache_asked(struct tier_cache *cache, uint32_t key, uint64_t now_ns);
 /* For the mover and these: an expert may be readable from now on. */
-void tier_cache_answered(struct tier_cache *cache, uint32_t key, uint64_t now_ns);
+void tier_cache_answered(struct tier_cache *cache, uint32_t key);
 /* A layer was acquired: prefetches for it that have not begun come too late to help. */
 void tier_cache_layer_passed(struct tier_cache *cache, uint32_t layer);
 /* Room for another prefetch within prefetch_inflight. */

@@ -262,7 +262,7 @@ static void arrived_end(struct tier_cache *c)
     /* Check and landing belong to the way of the bytes; the time in which they lay here does
      * not. */
     if (!c->transfers.open) c->transfers.ns += end_ns - begin_ns;
-    tier_cache_answered(c, key, end_ns);
+    tier_cache_answered(c, key);
 }
 
 /* The clock in units of 1.024 us, a bit for where the bytes lay and one to tell it from 0: lookups
@@ -278,11 +278,13 @@ void tier_cache_asked(struct tier_cache *c, uint32_t key, uint64_t now_ns)
     c->asked[key] = asked_stamp(now_ns) | (uint32_t)in_dram << 1 | 1;
 }
 
-void tier_cache_answered(struct tier_cache *c, uint32_t key, uint64_t now_ns)
+/* Up to now, not to when its bytes arrived: a copy may have ended before the lookup without this
+ * thread having seen it, and a time before the stamp would count as 18 minutes behind it. */
+void tier_cache_answered(struct tier_cache *c, uint32_t key)
 {
     uint32_t asked = c->asked[key];
     if (asked == 0 || !tier_cache_ready(c, key)) return;
-    uint64_t units = (asked_stamp(now_ns) - (asked & ~3u)) >> 2;
+    uint64_t units = (asked_stamp(base_clock_now_ns(c->clock)) - (asked & ~3u)) >> 2;
     base_hist_add(&c->answer_latency[asked >> 1 & 1], units << 10);
     c->asked[key] = 0;
 }

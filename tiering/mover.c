@@ -198,7 +198,7 @@ bool tier_mover_reap(struct tier_cache *c, bool wait, uint64_t deadline_ns)
         } else {
             down_end(c, slot, done[i]);
         }
-        tier_cache_answered(c, key, end_ns);
+        tier_cache_answered(c, key);
     }
     if (c->device->in_flight == 0) tier_span_end(&c->copies);
     return n > 0;

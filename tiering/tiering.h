@@ -294,10 +294,10 @@ int tier_snapshot_experts(struct tier *tier, uint64_t *lookups, uint8_t *residen
  * waits by cause. A copy may be a few samples apart from the snapshot. Any thread. */
 void tier_load_latency(const struct tier *tier, uint32_t layer, struct base_hist *out);
 void tier_wait_latency(const struct tier *tier, enum tier_wait_cause cause, struct base_hist *out);
-/* From a lookup to the moment at which the expert can be read, in ns, by where it was found: tier 0
- * is the top one (hits; one acquire of 16 is timed, a lookup being its share), then dram below hbm,
- * then nvme (`tier` = the number of resident tiers). What was on its way counts where its bytes
- * still lay. Any thread. */
+/* From a lookup until the engine's thread knows that the expert can be read, in ns, by where it was
+ * found: tier 0 is the top one (hits; one acquire of 16 is timed, a lookup being its share), then
+ * dram below hbm, then nvme (`tier` = the number of resident tiers). What was on its way counts
+ * where its bytes still lay. Any thread. */
 void tier_lookup_latency(const struct tier *tier, uint32_t tier_found, struct base_hist *out);
 /* One expert's loads (tiering/loads.h). Any thread. */
 struct tier_loads_entry tier_expert_loads(const struct tier *tier, uint32_t layer, uint32_t expert);
