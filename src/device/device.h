@@ -89,6 +89,7 @@ struct dev {
     bool host_readable;         /* the CPU may read its memory: kernels on the CPU can use it */
     bool lost;                  /* nothing on it succeeds any more; lost_why says why, in a */
     char lost_why[300];         /* sentence, and the process has to end */
+    char whose[16];             /* what such sentences begin with, e.g. "rank 1: "; "" = nothing */
     char note[200];             /* what it is, for the start report */
     char card[40];              /* no two cards of a machine are called alike; "" = no card */
     char kind[16];              /* cards of one kind give the same bits, e.g. "compute 9.0" */

@@ -98,8 +98,8 @@ static int code_ours(struct cuda_dev *c, cudaError_t code, const char *what)
     if (code_sticky(code) && !c->base.lost) {
         c->base.lost = true;
         snprintf(c->base.lost_why, sizeof c->base.lost_why,
-                 "the CUDA device cannot go on: %s gave %s (%s); the process has to be restarted",
-                 what, cudaGetErrorName(code), cudaGetErrorString(code));
+                 "%sthe CUDA device cannot go on: %s gave %s (%s); the process has to be restarted",
+                 c->base.whose, what, cudaGetErrorName(code), cudaGetErrorString(code));
     }
     return code == cudaErrorMemoryAllocation ? -ENOMEM : BASE_EDEVICE;
 }

@@ -1,5 +1,6 @@
 #include "engine/cards.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "comm/cards.h"
@@ -31,6 +32,7 @@ int eng_cards_join(struct dev *dev, struct comm *comm, struct base_err *err)
 {
     int rc = eng_ranks_agree(comm, "kind of card", dev->kind, err);
     if (rc < 0 || !comm) return rc;
+    if (comm->size > 1) snprintf(dev->whose, sizeof dev->whose, "rank %u: ", comm->rank);
     rc = own_card(comm, dev, err);
     if (rc < 0 || !comm_has_cards(comm)) return rc;
     dev_stream(dev);            /* this thread's card is the device's */

@@ -10,7 +10,8 @@
 
 /* Collective. BASE_EMISMATCH for cards of several kinds, BASE_ECONFIG when two ranks have the same
  * one: they would take each other's memory and time. With ranks.comm: nccl the cards are joined,
- * and what waits for the device's stream watches the other ranks. */
+ * and what waits for the device's stream watches the other ranks. What the device says of its end
+ * names this rank from then on. */
 int eng_cards_join(struct dev *device, struct comm *comm, struct base_err *err);
 /* Before the device ends; either may be NULL. Its stream is through, or in_order is false: then the
  * other ranks are not waited for. */

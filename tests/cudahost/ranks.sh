@@ -208,7 +208,7 @@ for each in $victims; do
     since=$(now_ms)
     ended_within 10 "$since"
     grep -q 'the CUDA device cannot go on: .*cudaError' "$work/lost" || fail "the client was not told: $(cat "$work/lost")"
-    if [ "$victim" = 1 ]; then grep -q 'rank 1: the CUDA device' "$work/lost" || fail "not which rank: $(cat "$work/lost")"; fi
+    grep -q "rank $victim: the CUDA device" "$work/lost" || fail "not which rank: $(cat "$work/lost")"
     [ "$(find "$work" -name 'warm.rank*' | wc -l)" = 2 ] || fail "not every rank saved its warm set: $(ls "$work")"
     unset victim fail
 done

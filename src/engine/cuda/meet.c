@@ -14,18 +14,23 @@ bool eng_cuda_goes_on(const struct eng_cuda *cuda)
     return cuda->rc == 0 || (cuda->core->ranks.count > 1 && !cuda->told);
 }
 
+void eng_cuda_say(const struct eng_cuda *cuda, char *to, size_t size)
+{
+    const struct dev *dev = cuda->dev;
+    if (dev->lost)
+        snprintf(to, size, "%s", dev->lost_why);
+    else
+        snprintf(to, size, "device cuda: %s%s failed in this step", dev->whose,
+                 cuda->what ? cuda->what : "nothing");
+}
+
 /* Everybody learns what the first rank that failed says, and whose card is lost. */
 static void tell(struct eng_cuda *cuda)
 {
     struct eng_core *core = cuda->core;
     const struct eng_ranks *r = &core->ranks;
     struct eng_cuda_word own = { .rc = cuda->rc, .lost = cuda->dev->lost };
-    const char *what = cuda->what ? cuda->what : "nothing";
-    if (cuda->dev->lost)
-        snprintf(own.text, sizeof own.text, "rank %u: %s", r->rank, cuda->dev->lost_why);
-    else
-        snprintf(own.text, sizeof own.text, "device cuda: rank %u: %s failed in this step", r->rank,
-                 what);
+    eng_cuda_say(cuda, own.text, sizeof own.text);
     comm_all_gather(r->comm, &own, cuda->words, sizeof own);
     /* What fails where a card is lost follows from that. */
     const struct eng_cuda_word *first = NULL;

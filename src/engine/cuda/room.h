@@ -69,7 +69,7 @@ struct eng_cuda {
     /* The first thing of the running call that failed; after it nothing is launched. */
     int rc;
     const char *what;
-    /* Several ranks: what the one that failed first says, once all know of it. */
+    /* Several ranks: all know what the one that failed first says, `why`. */
     bool told;
     char why[ENG_LOST_TEXT];
     struct eng_cuda_word {
@@ -124,6 +124,8 @@ struct eng_cuda_failed {
 };
 /* `failed` (may be NULL) becomes that of all ranks. True if no rank's step has failed. */
 bool eng_cuda_agree(struct eng_cuda *cuda, struct eng_cuda_failed *failed);
+/* What failed on this rank, in a sentence; it names the rank where there are several. */
+void eng_cuda_say(const struct eng_cuda *cuda, char *to, size_t size);
 /* This rank's step goes on, if only to meet the others. */
 bool eng_cuda_goes_on(const struct eng_cuda *cuda);
 

@@ -233,9 +233,8 @@ static int end(struct eng_cuda *cuda, struct base_err *err)
     if (cuda->rc == 0) return 0;
     fill_routes(cuda);
     dev_stream_settle(cuda->dev);
-    if (cuda->dev->lost) return base_err_set(err, BASE_EDEVICE, "%s", cuda->dev->lost_why);
-    if (cuda->told) return base_err_set(err, cuda->rc, "%s", cuda->why);
-    return base_err_set(err, cuda->rc, "device cuda: %s failed in this step", cuda->what);
+    if (!cuda->told || cuda->dev->lost) eng_cuda_say(cuda, cuda->why, sizeof cuda->why);
+    return base_err_set(err, cuda->dev->lost ? BASE_EDEVICE : cuda->rc, "%s", cuda->why);
 }
 
 int eng_cuda_forward(struct eng_cuda *cuda, const struct eng_batch *batch, struct base_err *err)
