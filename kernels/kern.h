@@ -39,7 +39,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { KERN_LANES = 16, KERN_RANK_BLOCKS = 8, KERN_MLA_BLOCK_MAX = 256 };
+enum { KERN_LANES = 16, KERN_RANK_BLOCKS = 8, KERN_MLA_BLOCK_MAX = 256,
+       KERN_MLA_RUN = 64 };
 
 enum kern_dtype {
     KERN_F32,
@@ -121,13 +122,13 @@ static inline size_t kern_x8_bytes(uint32_t cols, uint32_t digits)
 
 /* One query token of absorbed latent attention over the paged latent cache.
  *
- *   s[t] = (dot(q[:lora], c[t][:lora]) + dot(q[lora:], c[t][lora:])) * scale   t in [0, tokens)
+ *   s[t] = dot(c[t], q, 0, lora + rope) * scale                                t in [0, tokens)
  *   out  = sum_t softmax(s)[t] * c[t][:lora]
  *
- * Blocks of `block_tokens` tokens in order, running maximum and sum rescaled at each block (flash
- * style): m' = max(m, max(s)); r = exp(m - m'); l = l*r, then l += exp(s-m') ascending t;
- * acc = acc*r, then acc = fma(p_t, c[t], acc) ascending t; out = acc / l. Two dots, then one
- * add. */
+ * Runs of KERN_MLA_RUN tokens in order, counted from the first whatever the blocks are, running
+ * maximum and sum rescaled at each run (flash style): m' = max(m, max(s)); r = exp(m - m');
+ * l = l*r, then l += exp(s-m') ascending t; acc = acc*r, then acc = fma(p_t, c[t], acc) ascending
+ * t; out = acc / l. */
 struct kern_mla {
     uint32_t heads;
     uint32_t lora, rope;        /* kv_lora_rank, qk_rope_dim */

@@ -65,6 +65,14 @@ static inline uint32_t cpu_range_begin(const struct kern_matrix *w, uint32_t blo
                : begin;
 }
 
+/* Where the latent and the key of token t lie. */
+static inline const uint8_t *cpu_mla_row(const struct kern_mla *args, uint32_t t)
+{
+    const uint8_t *block = args->blocks[t / args->block_tokens];
+    return block + (size_t)(t % args->block_tokens) * (args->lora + args->rope) *
+                       (args->blocks_bf16 ? sizeof(uint16_t) : sizeof(float));
+}
+
 /* Groups are what the kernels are unrolled for. */
 static inline void cpu_matrix_check(const struct kern_matrix *w)
 {

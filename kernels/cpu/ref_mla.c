@@ -3,19 +3,18 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/scalar.h"
 
-static float cache_value(const struct kern_mla *args, const void *block, size_t index)
+static float cache_value(const struct kern_mla *args, const void *row, size_t index)
 {
-    return scalar_weight(args->blocks_bf16 ? KERN_BF16 : KERN_F32, block, index);
+    return scalar_weight(args->blocks_bf16 ? KERN_BF16 : KERN_F32, row, index);
 }
 
-static float dot(const struct kern_mla *args, const float *q, const void *block, size_t at,
-                 uint32_t n)
+static float dot(const struct kern_mla *args, const float *q, const void *row, uint32_t n)
 {
     float lanes[KERN_LANES] = { 0 };
     for (uint64_t k = 0; k < n; k += KERN_LANES) {
         for (uint32_t j = 0; j < KERN_LANES; j++) {
             const bool inside = k + j < n;
-            lanes[j] = fmaf(inside ? cache_value(args, block, at + k + j) : 0.0f,
+            lanes[j] = fmaf(inside ? cache_value(args, row, k + j) : 0.0f,
                             inside ? q[k + j] : 0.0f, lanes[j]);
         }
     }
@@ -32,19 +31,15 @@ static void mla_head(const struct kern_mla *args, uint32_t head)
     const float *q = args->q + (size_t)head * width;
     float *out = args->out + (size_t)head * args->lora;
     float highest = -INFINITY, sum = 0;
-    float s[KERN_MLA_BLOCK_MAX];
+    float s[KERN_MLA_RUN];
     for (uint32_t i = 0; i < args->lora; i++)
         out[i] = 0;
-    for (uint32_t begin = 0; begin < args->tokens; begin += args->block_tokens) {
-        const void *block = args->blocks[begin / args->block_tokens];
+    for (uint32_t begin = 0; begin < args->tokens; begin += KERN_MLA_RUN) {
         const uint32_t left = args->tokens - begin;
-        const uint32_t count = left < args->block_tokens ? left : args->block_tokens;
+        const uint32_t count = left < KERN_MLA_RUN ? left : KERN_MLA_RUN;
         float next = highest;
         for (uint32_t t = 0; t < count; t++) {
-            const size_t at = (size_t)t * width;
-            const float latent = dot(args, q, block, at, args->lora);
-            const float rope = dot(args, q + args->lora, block, at + args->lora, args->rope);
-            s[t] = (latent + rope) * args->scale;
+            s[t] = dot(args, q, cpu_mla_row(args, begin + t), width) * args->scale;
             next = s[t] > next ? s[t] : next;
         }
         const float shrink = scalar_exp(highest - next);
@@ -57,7 +52,7 @@ static void mla_head(const struct kern_mla *args, uint32_t head)
         for (uint32_t i = 0; i < args->lora; i++) {
             float acc = out[i] * shrink;
             for (uint32_t t = 0; t < count; t++)
-                acc = fmaf(s[t], cache_value(args, block, (size_t)t * width + i), acc);
+                acc = fmaf(s[t], cache_value(args, cpu_mla_row(args, begin + t), i), acc);
             out[i] = acc;
         }
     }

@@ -21,7 +21,11 @@
 
 /* Tile of a register-blocked product: 3 x 2 outputs of two registers, 12 of 16 registers. */
 enum { VEC_TILE_M = 3, VEC_TILE_N = 2, VEC_SCALED_M = 3, VEC_SCALED_N = 2 };
-enum { VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 4 };
+enum { VEC_GEMV_ROWS = 4 };
+
+/* Tiles of latent attention: scores of heads x tokens, 12 sums in 16 registers; values of heads x
+ * registers of columns. */
+enum { VEC_MLA_HEADS = 4, VEC_MLA_TOKENS = 3, VEC_MLA_COLUMNS = 2 };
 
 /* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
  * for their sums, and the halves of a line that a single one takes together. */
@@ -323,6 +327,83 @@ VEC_INLINE __m256 vec_half_once(const float *from)
     __m256 value = _mm256_loadu_ps(from);
     __asm__("" : "+x"(value));
     return value;
+}
+
+/* One register: half of the lanes. */
+enum { REG_LANES = 8 };
+
+struct reg {
+    __m256 all;
+};
+
+VEC_INLINE struct reg reg_zero(void)
+{
+    return (struct reg){ _mm256_setzero_ps() };
+}
+
+/* In a register, as in vec_half_once. */
+VEC_INLINE struct reg reg_load(const float *from)
+{
+    return (struct reg){ vec_half_once(from) };
+}
+
+VEC_INLINE struct reg reg_set1(const float *from)
+{
+    struct reg value = { _mm256_broadcast_ss(from) };
+    __asm__("" : "+x"(value.all));
+    return value;
+}
+
+VEC_INLINE struct reg reg_from_bf16(const void *from)
+{
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from));
+    return (struct reg){ _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)) };
+}
+
+VEC_INLINE void reg_store(float *to, struct reg a)
+{
+    _mm256_storeu_ps(to, a.all);
+}
+
+VEC_INLINE struct reg reg_fma(struct reg a, struct reg b, struct reg c)
+{
+    return (struct reg){ _mm256_fmadd_ps(a.all, b.all, c.all) };
+}
+
+VEC_INLINE struct reg reg_mul(struct reg a, struct reg b)
+{
+    return (struct reg){ _mm256_mul_ps(a.all, b.all) };
+}
+
+/* Of eights: lanes j and j + 4 of a, then of b, added. */
+VEC_INLINE __m256 tree_four(__m256 a, __m256 b)
+{
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+
+/* Of fours: lanes j and j + 2, then j + 1. */
+VEC_INLINE __m256 tree_one(__m256 a, __m256 b)
+{
+    const __m256 low = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a),
+                                                           _mm256_castps_pd(b)));
+    const __m256 high = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a),
+                                                            _mm256_castps_pd(b)));
+    const __m256 two = _mm256_add_ps(low, high);
+    return _mm256_add_ps(two, _mm256_movehdup_ps(two));
+}
+
+/* vec_tree of eight vectors at once. */
+VEC_INLINE void vec_tree_eight(float *to, const float *from)
+{
+    __m256 v[8];
+    UNROLL for (uint32_t i = 0; i < 8; i++)
+        v[i] = _mm256_add_ps(_mm256_loadu_ps(from + i * 16), _mm256_loadu_ps(from + i * 16 + 8));
+    /* Lanes 0, 2, 4, 6: vectors 0, 2, 1, 3; 4, 6, 5, 7. */
+    const __m256 a = tree_one(tree_four(v[0], v[1]), tree_four(v[2], v[3]));
+    const __m256 b = tree_one(tree_four(v[4], v[5]), tree_four(v[6], v[7]));
+    const __m256 sums = _mm256_shuffle_ps(a, b, 0x88);  /* 0, 2, 4, 6, 1, 3, 5, 7 */
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(sums, order));
 }
 
 /* sum[m][n] = fma(w[n], x[m], sum[m][n]): half by half, so that 12 sums, 2 weights and 1 operand

@@ -23,7 +23,11 @@
 /* Tiles of a register-blocked product: 4 x 6 outputs, 24 of 32 registers; with scales 3 x 4, sums
  * and totals. */
 enum { VEC_TILE_M = 4, VEC_TILE_N = 6, VEC_SCALED_M = 3, VEC_SCALED_N = 4 };
-enum { VEC_GEMV_ROWS = 4, VEC_TILE_HEADS = 8 };
+enum { VEC_GEMV_ROWS = 4 };
+
+/* Tiles of latent attention: scores of heads x tokens, 24 sums in 32 registers; values of heads x
+ * registers of columns. */
+enum { VEC_MLA_HEADS = 8, VEC_MLA_TOKENS = 3, VEC_MLA_COLUMNS = 2 };
 
 /* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
  * for their sums, and the halves of a line that a single one takes together. */
@@ -343,6 +347,88 @@ VEC_INLINE __m512 vec_once(const float *from)
     __m512 value = _mm512_loadu_ps(from);
     __asm__("" : "+v"(value));
     return value;
+}
+
+/* One register: here all sixteen lanes. */
+enum { REG_LANES = 16 };
+
+struct reg {
+    __m512 all;
+};
+
+VEC_INLINE struct reg reg_zero(void)
+{
+    return (struct reg){ _mm512_setzero_ps() };
+}
+
+/* In a register, as in vec_once. */
+VEC_INLINE struct reg reg_load(const float *from)
+{
+    return (struct reg){ vec_once(from) };
+}
+
+VEC_INLINE struct reg reg_set1(const float *from)
+{
+    struct reg value = { _mm512_set1_ps(*from) };
+    __asm__("" : "+v"(value.all));
+    return value;
+}
+
+VEC_INLINE struct reg reg_from_bf16(const void *from)
+{
+    return (struct reg){ vec_from_bf16(from).all };
+}
+
+VEC_INLINE void reg_store(float *to, struct reg a)
+{
+    _mm512_storeu_ps(to, a.all);
+}
+
+VEC_INLINE struct reg reg_fma(struct reg a, struct reg b, struct reg c)
+{
+    return (struct reg){ _mm512_fmadd_ps(a.all, b.all, c.all) };
+}
+
+VEC_INLINE struct reg reg_mul(struct reg a, struct reg b)
+{
+    return (struct reg){ _mm512_mul_ps(a.all, b.all) };
+}
+
+/* Lanes j and j + 8 of a, then of b, added. */
+VEC_INLINE __m512 tree_eight(__m512 a, __m512 b)
+{
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+}
+
+/* Of eights: lanes j and j + 4. */
+VEC_INLINE __m512 tree_four(__m512 a, __m512 b)
+{
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+/* Of fours: lanes j and j + 2, then j + 1. */
+VEC_INLINE __m512 tree_one(__m512 a, __m512 b)
+{
+    const __m512 low = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a),
+                                                           _mm512_castps_pd(b)));
+    const __m512 high = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a),
+                                                            _mm512_castps_pd(b)));
+    const __m512 two = _mm512_add_ps(low, high);
+    return _mm512_add_ps(two, _mm512_movehdup_ps(two));
+}
+
+/* vec_tree of eight vectors at once. */
+VEC_INLINE void vec_tree_eight(float *to, const float *from)
+{
+    __m512 v[8];
+    UNROLL for (uint32_t i = 0; i < 8; i++) v[i] = _mm512_loadu_ps(from + i * 16);
+    /* Four lanes each: 0, 1, 2, 3 and 4, 5, 6, 7. */
+    const __m512 a = tree_four(tree_eight(v[0], v[1]), tree_eight(v[2], v[3]));
+    const __m512 b = tree_four(tree_eight(v[4], v[5]), tree_eight(v[6], v[7]));
+    /* Lanes 4i and 4i + 2: i of a, i of b. */
+    const __m512 sums = tree_one(a, b);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm256_storeu_ps(to, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sums)));
 }
 
 /* sum[m][n] = fma(w[n], x[m], sum[m][n]) for the first `cols` n. */

@@ -6,6 +6,9 @@
 #include "engine/leases.h"
 #include "kernels/x16.h"
 
+/* Heads that are worth a walk of their own through the cache: what the kernels take together. */
+enum { HEADS_UNIT = 8 };
+
 struct pass {
     struct eng_core *core;
     const struct eng_layer *layer;
@@ -100,7 +103,9 @@ static void row_attend(void *context, uint32_t chunk, unsigned thread)
         .scale = core->softmax_scale,
         .out = core->plan.latent + (size_t)row * heads * s->kv_lora_rank,
     };
-    core->work.ops->mla(&args, heads * part / pass->parts, heads * (part + 1) / pass->parts);
+    uint32_t begin, end;
+    eng_work_rows(heads, HEADS_UNIT, pass->parts, part, &begin, &end);
+    core->work.ops->mla(&args, begin, end);
 }
 
 /* A product with a head's rows of kv_b, whose inputs are rounded to bf16 tile by tile. */
@@ -220,7 +225,7 @@ void eng_mla(struct eng_core *core, const struct eng_layer *layer, uint32_t laye
         seen += batch->positions[row] + 1;
     }
     uint64_t cost = seen * heads * (2 * lora + s->qk_rope_dim);
-    pass.parts = eng_work_parts(&core->work, batch->count, cost / rows, core->heads, 1);
+    pass.parts = eng_work_parts(&core->work, batch->count, cost / rows, core->heads, HEADS_UNIT);
     eng_work_run(&core->work, batch->count * pass.parts, cost, row_attend, &pass);
     begin_ns = eng_op_next(core->profile, ENG_OP_ATTEND, begin_ns);
     eng_poll(core);

@@ -344,11 +344,11 @@ struct op_job {
     const struct bench *bench;
     const struct kern_ops *ops;
     void (*run)(const struct op_job *job);
-    uint32_t calls;
-    const void *blocks[256];
+    uint32_t calls, sample;
 };
 
-enum { VECTOR = 2048, LORA = 512, ROPE = 64, HEADS = 16, TOKENS = 512, BLOCK = 16 };
+enum { VECTOR = 2048, LORA = 512, ROPE = 64, BLOCK = 16 };
+enum { TOKENS = 512, TOKENS_LONG = 4096, HEADS = 16, HEADS_HALF = 8 };
 
 static void run_matmul_t(const struct op_job *job)
 {
@@ -387,13 +387,40 @@ static void run_to_bf16(const struct op_job *job)
     job->ops->to_bf16((uint16_t *)job->bench->y, job->bench->x, VECTOR);
 }
 
-static void run_mla(const struct op_job *job)
+/* A short context stays in the second-level cache; those of a long one walk through the pool. */
+static void run_mla(const struct op_job *job, uint32_t heads, uint32_t tokens, bool bf16)
 {
-    const struct kern_mla args = { .heads = HEADS, .lora = LORA, .rope = ROPE, .q = job->bench->x,
-                                   .blocks = job->blocks, .blocks_bf16 = true,
-                                   .block_tokens = BLOCK, .tokens = TOKENS, .scale = 0.05f,
-                                   .out = job->bench->y };
-    job->ops->mla(&args, 0, HEADS);
+    static const void *blocks[TOKENS_LONG / BLOCK];
+    const size_t bytes = (size_t)BLOCK * (LORA + ROPE) * (bf16 ? 2 : 4);
+    const size_t all = tokens / BLOCK * bytes;
+    const uint8_t *cache =
+        job->bench->pool + (tokens > TOKENS ? job->sample % (POOL_BYTES / all) * all : 0);
+    for (uint32_t i = 0; i < tokens / BLOCK; i++)
+        blocks[i] = cache + i * bytes;
+    const struct kern_mla args = { .heads = heads, .lora = LORA, .rope = ROPE, .q = job->bench->x,
+                                   .blocks = blocks, .blocks_bf16 = bf16, .block_tokens = BLOCK,
+                                   .tokens = tokens, .scale = 0.05f, .out = job->bench->y };
+    job->ops->mla(&args, 0, heads);
+}
+
+static void run_mla_bf16(const struct op_job *job)
+{
+    run_mla(job, HEADS, TOKENS, true);
+}
+
+static void run_mla_f32(const struct op_job *job)
+{
+    run_mla(job, HEADS, TOKENS, false);
+}
+
+static void run_mla_bf16_long(const struct op_job *job)
+{
+    run_mla(job, HEADS_HALF, TOKENS_LONG, true);
+}
+
+static void run_mla_f32_long(const struct op_job *job)
+{
+    run_mla(job, HEADS_HALF, TOKENS_LONG, false);
 }
 
 static void run_gate(const struct op_job *job)
@@ -408,8 +435,8 @@ static void run_gate(const struct op_job *job)
 
 static void op_run(void *context, uint32_t sample)
 {
-    const struct op_job *job = context;
-    (void)sample;
+    struct op_job *job = context;
+    job->sample = sample;
     for (uint32_t i = 0; i < job->calls; i++)
         job->run(job);
 }
@@ -422,8 +449,16 @@ static const struct {
     uint32_t calls;
 } ops_measured[] = {
     { "matmul_t", "bf16 128x512", run_matmul_t, 128.0 * LORA * 2, 2.0 * 128 * LORA, 50 },
-    { "mla", "bf16 16 heads, 512 tokens", run_mla, (double)TOKENS * (LORA + ROPE) * 2,
+    { "mla", "bf16 16 heads, 512 tokens", run_mla_bf16, (double)TOKENS * (LORA + ROPE) * 2,
       2.0 * HEADS * TOKENS * (2 * LORA + ROPE), 1 },
+    { "mla", "f32 16 heads, 512 tokens", run_mla_f32, (double)TOKENS * (LORA + ROPE) * 4,
+      2.0 * HEADS * TOKENS * (2 * LORA + ROPE), 1 },
+    { "mla", "bf16 8 heads, 4096 tokens, dram", run_mla_bf16_long,
+      (double)TOKENS_LONG * (LORA + ROPE) * 2,
+      2.0 * HEADS_HALF * TOKENS_LONG * (2 * LORA + ROPE), 1 },
+    { "mla", "f32 8 heads, 4096 tokens, dram", run_mla_f32_long,
+      (double)TOKENS_LONG * (LORA + ROPE) * 4,
+      2.0 * HEADS_HALF * TOKENS_LONG * (2 * LORA + ROPE), 1 },
     { "rmsnorm", "2048", run_rmsnorm, VECTOR * 12.0, VECTOR * 4.0, 500 },
     { "swiglu", "2048", run_swiglu, VECTOR * 12.0, VECTOR * 14.0, 200 },
     { "axpy", "2048", run_axpy, VECTOR * 12.0, VECTOR * 2.0, 500 },
@@ -440,8 +475,6 @@ static void others_bench(const struct bench *b, const struct kern_ops *ops, cons
             continue;
         struct op_job job = { .bench = b, .ops = ops, .run = ops_measured[i].run,
                               .calls = ops_measured[i].calls };
-        for (uint32_t t = 0; t < TOKENS / BLOCK; t++)
-            job.blocks[t] = b->pool + (size_t)t * BLOCK * (LORA + ROPE) * 2;
         const struct timing time = timed(op_run, &job);
         const double calls = ops_measured[i].calls;
         printf("%-9s %s %s: %.2f us (median %.2f)  %.1f GB/s  %.1f GFLOP/s (%.0f%% of peak)\n",
