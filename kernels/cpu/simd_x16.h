@@ -1,9 +1,10 @@
 /* Products with bf16 activations over sixteen lanes of two columns, written once: a file includes
  * vec_x16_avx2.h or vec_x16_avx512.h, then this. Private to kernels/cpu.
  *
- * One or two operand rows (decode): weights are decoded in registers and used once. More: a block
- * of weight rows is decoded, a chunk of columns at a time, into a panel of pairs; tiles of outputs
- * are summed in registers over the chunk, their totals wait in memory between chunks.
+ * A few operand rows (decode): weights are decoded in registers and used there, for several operand
+ * rows at a time. More: a block of weight rows is decoded, a chunk of columns at a time, into a
+ * panel of pairs; tiles of outputs are summed in registers over the chunk, their totals wait in
+ * memory between chunks.
  *
  * Invariant: same bits as ref_x16.c for every input; subnormals are zeros while it runs.
  */
@@ -12,8 +13,9 @@
 
 enum { X16_LINE = 64, X16_PARTS_MAX = 2 };
 
-/* Up to so many operand rows decoding again is cheaper than a panel. */
-enum { X16_FEW = 2 };
+/* Up to so many operand rows decoding again is cheaper than a panel; BF16 without scales has
+ * nothing to decode and no totals beside its sums. */
+enum { X16_FEW = VEC_X16_FEW, X16_FEW_PLAIN = 4 * VEC_X16_TILE_M };
 
 VEC_INLINE uint32_t x16_span(enum kern_dtype dtype)
 {
@@ -50,42 +52,59 @@ struct x16_rows {
     const uint8_t *data[VEC_X16_ROWS], *scales[VEC_X16_ROWS];
 };
 
-/* sum[r] += a span of row r, of which `left` columns are there, times x. */
+/* Operand rows, and sums of each with the weight rows. */
+struct x16_operands {
+    uint32_t count;
+    const uint16_t *x;
+    size_t stride;
+};
+
+/* sum[m][r] += a span of row r, of which `left` columns are there, times operand row m. */
 VEC_INLINE void x16_step(const struct pairs_tables *tables, enum kern_dtype dtype, uint32_t count,
-                         const struct x16_rows *rows, size_t k, uint32_t left, const uint16_t *x,
-                         struct vec *sum)
+                         const struct x16_rows *rows, size_t k, uint32_t left,
+                         const struct x16_operands *x,
+                         struct vec sum[VEC_X16_TILE_M][VEC_X16_ROWS])
 {
     const uint32_t parts = x16_span(dtype) / KERN_X16_VECTOR;
-    struct pairs operand[X16_PARTS_MAX];
-    UNROLL for (uint32_t v = 0; v < parts; v++) operand[v] = pairs_load(x + v * KERN_X16_VECTOR);
+    struct pairs operand[VEC_X16_TILE_M][X16_PARTS_MAX];
+    UNROLL for (uint32_t m = 0; m < x->count; m++)
+    {
+        UNROLL for (uint32_t v = 0; v < parts; v++)
+            operand[m][v] = pairs_load(x->x + m * x->stride + v * KERN_X16_VECTOR);
+    }
     UNROLL for (uint32_t r = 0; r < count; r++)
     {
         struct pairs weights[X16_PARTS_MAX];
         x16_decode(tables, dtype, rows->data[r] + x16_at(dtype, k), left, weights);
-        UNROLL for (uint32_t v = 0; v < parts; v++)
-            sum[r] = pairs_step(weights[v], operand[v], sum[r]);
+        UNROLL for (uint32_t m = 0; m < x->count; m++)
+        {
+            UNROLL for (uint32_t v = 0; v < parts; v++)
+                sum[m][r] = pairs_step(weights[v], operand[m][v], sum[m][r]);
+        }
     }
 }
 
-/* total[r] += columns [k, end) of row r, one cut, times x. */
+/* total[m][r] += columns [k, end) of row r, one cut, times operand row m. */
 VEC_INLINE void x16_cut(const struct pairs_tables *tables, enum kern_dtype dtype, bool scaled,
                         uint32_t count, const struct x16_rows *rows, size_t k, size_t end,
-                        size_t scale_index, const uint16_t *x, struct vec *total)
+                        size_t scale_index, struct x16_operands x,
+                        struct vec total[VEC_X16_TILE_M][VEC_X16_ROWS])
 {
     const uint32_t span = x16_span(dtype);
-    struct vec sum[VEC_X16_ROWS];
-    UNROLL for (uint32_t r = 0; r < count; r++) sum[r] = vec_zero();
-    for (; end - k >= span; k += span, x += span)
-        x16_step(tables, dtype, count, rows, k, span, x, sum);
-    if (k < end) x16_step(tables, dtype, count, rows, k, (uint32_t)(end - k), x, sum);
+    struct vec sum[VEC_X16_TILE_M][VEC_X16_ROWS];
+    UNROLL for (uint32_t m = 0; m < x.count; m++)
+    {
+        UNROLL for (uint32_t r = 0; r < count; r++) sum[m][r] = vec_zero();
+    }
+    for (; end - k >= span; k += span, x.x += span)
+        x16_step(tables, dtype, count, rows, k, span, &x, sum);
+    if (k < end) x16_step(tables, dtype, count, rows, k, (uint32_t)(end - k), &x, sum);
     UNROLL for (uint32_t r = 0; r < count; r++)
     {
-        if (scaled) {
-            const float scale = scalar_scale(KERN_FP8_E4M3, rows->scales[r], scale_index);
-            total[r] = vec_fma(sum[r], vec_set1(scale), total[r]);
-        } else {
-            total[r] = sum[r];
-        }
+        const float scale =
+            scaled ? scalar_scale(KERN_FP8_E4M3, rows->scales[r], scale_index) : 0;
+        UNROLL for (uint32_t m = 0; m < x.count; m++)
+            total[m][r] = scaled ? vec_fma(sum[m][r], vec_set1(scale), total[m][r]) : sum[m][r];
     }
 }
 
@@ -126,12 +145,14 @@ VEC_INLINE uint32_t x16_whole_cuts(const struct pairs_tables *tables, const stru
     return k - first;
 }
 
-/* y[r * step] of rows n + r * step and one operand row. */
+/* Outputs of rows n + r * step and of m_count operand rows from m on. */
 VEC_INLINE void x16_dots(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
-                         uint32_t count, uint32_t n, uint32_t step, const uint16_t *x, float *y)
+                         uint32_t count, uint32_t n, uint32_t step, uint32_t m_count, uint32_t m)
 {
     const struct kern_matrix *w = args->w;
     const struct pairs_tables tables = pairs_tables_of(dtype);
+    struct x16_operands x = { m_count, args->x16 + m * args->x16_stride, args->x16_stride };
+    float *y = args->y + m * args->y_stride + n;
     struct x16_rows rows;
     UNROLL for (uint32_t r = 0; r < count; r++)
     {
@@ -142,47 +163,70 @@ VEC_INLINE void x16_dots(const struct kern_matmul *args, enum kern_dtype dtype, 
         const uint32_t end = cpu_range_begin(w, i + 1, args->k_blocks);
         uint32_t k = cpu_range_begin(w, i, args->k_blocks);
         size_t scale_index = scaled ? k / w->scale_cols : 0;
-        struct vec total[VEC_X16_ROWS];
-        UNROLL for (uint32_t r = 0; r < count; r++) total[r] = vec_zero();
+        struct vec total[VEC_X16_TILE_M][VEC_X16_ROWS];
+        UNROLL for (uint32_t t = 0; t < m_count; t++)
+        {
+            UNROLL for (uint32_t r = 0; r < count; r++) total[t][r] = vec_zero();
+        }
         while (k < end) {
-            if (dtype == KERN_FP8_E4M3 && scaled && count == 1 && k % X16_CUT == 0 &&
-                w->scale_cols == X16_CUT && end - k >= X16_CUT) {
-                const uint32_t columns = x16_whole_cuts(&tables, &rows, k, end, x, total);
-                x += columns;
+            if (dtype == KERN_FP8_E4M3 && scaled && count == 1 && m_count == 1 &&
+                k % X16_CUT == 0 && w->scale_cols == X16_CUT && end - k >= X16_CUT) {
+                const uint32_t columns =
+                    x16_whole_cuts(&tables, &rows, k, end, x.x, &total[0][0]);
+                x.x += columns;
                 k += columns;
                 scale_index += columns / X16_CUT;
                 continue;
             }
             const uint32_t cut_end = scaled ? cpu_cut_end(k, end, w->scale_cols) : end;
             x16_cut(&tables, dtype, scaled, count, &rows, k, cut_end, scale_index++, x, total);
-            x += x16_filled(dtype, cut_end - k);
+            x.x += x16_filled(dtype, cut_end - k);
             k = cut_end;
         }
-        UNROLL for (uint32_t r = 0; r < count; r++)
+        UNROLL for (uint32_t t = 0; t < m_count; t++)
         {
-            const float part = vec_tree(total[r]);
-            y[r * step] = i ? y[r * step] + part : part;
+            UNROLL for (uint32_t r = 0; r < count; r++)
+            {
+                float *to = y + t * args->y_stride + r * step;
+                const float part = vec_tree(total[t][r]);
+                *to = i ? *to + part : part;
+            }
         }
     }
+}
+
+/* Rows n + r * step and all operand rows, of these as many together as there are registers for. */
+VEC_INLINE void x16_dots_all(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
+                             uint32_t count, uint32_t n, uint32_t step)
+{
+    uint32_t m = 0;
+    for (; args->m - m >= VEC_X16_TILE_M; m += VEC_X16_TILE_M)
+        x16_dots(args, dtype, scaled, count, n, step, VEC_X16_TILE_M, m);
+    if (VEC_X16_TILE_M > 2 && args->m - m >= 2) {
+        x16_dots(args, dtype, scaled, count, n, step, 2, m);
+        m += 2;
+    }
+    if (m < args->m) x16_dots(args, dtype, scaled, count, n, step, 1, m);
 }
 
 VEC_INLINE void x16_few(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
                         uint32_t row_begin, uint32_t row_end)
 {
-    /* Rows side by side lie far apart: a few long streams. FP8's cuts are enough to do at once. */
-    const uint32_t count = dtype == KERN_BF16 ? VEC_X16_ROWS : 1;
-    const uint32_t step = (row_end - row_begin) / count;
+    /* Rows side by side lie far apart: a few long streams. FP8's cuts are enough to do at once with
+     * one operand row; with several two rows fit beside their totals. */
+    const uint32_t several = dtype == KERN_BF16 && !scaled ? VEC_X16_ROWS : VEC_X16_SCALED_ROWS;
+    const uint32_t one = dtype == KERN_BF16 ? VEC_X16_ROWS : 1;
+    const uint32_t step = (row_end - row_begin) / (args->m > 1 ? several : one);
     uint32_t n = row_begin;
-    for (; n < row_begin + step; n++) {
-        for (uint32_t m = 0; m < args->m; m++)
-            x16_dots(args, dtype, scaled, count, n, step, args->x16 + m * args->x16_stride,
-                     args->y + m * args->y_stride + n);
+    if (args->m > 1) {
+        for (; n < row_begin + step; n++) x16_dots_all(args, dtype, scaled, several, n, step);
+        for (n = row_begin + step * several; n < row_end; n++)
+            x16_dots_all(args, dtype, scaled, 1, n, 0);
+        return;
     }
-    for (n = row_begin + step * count; n < row_end; n++) {
-        for (uint32_t m = 0; m < args->m; m++)
-            x16_dots(args, dtype, scaled, 1, n, 0, args->x16 + m * args->x16_stride,
-                     args->y + m * args->y_stride + n);
-    }
+    for (; n < row_begin + step; n++) x16_dots(args, dtype, scaled, one, n, step, 1, 0);
+    for (n = row_begin + step * one; n < row_end; n++)
+        x16_dots(args, dtype, scaled, 1, n, 0, 1, 0);
 }
 
 /* ------------------------------------------------------------------------------ many operands */
@@ -406,8 +450,9 @@ VEC_INLINE void x16_many(const struct kern_matmul *args, enum kern_dtype dtype, 
 VEC_INLINE void x16_product(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
                             uint32_t row_begin, uint32_t row_end)
 {
+    const uint32_t few = dtype == KERN_BF16 && !scaled ? X16_FEW_PLAIN : X16_FEW;
     /* A run longer than a panel would need two sets of sums. */
-    if (args->m > X16_FEW && !(scaled && args->w->scale_cols > X16_PANEL_K)) {
+    if (args->m > few && !(scaled && args->w->scale_cols > X16_PANEL_K)) {
         x16_many(args, dtype, scaled, row_begin, row_end);
     } else {
         x16_few(args, dtype, scaled, row_begin, row_end);

@@ -9,6 +9,8 @@
 
 /* 2 x 2 sums of two registers, and a pair of weights and of operands of four. */
 enum { VEC_X16_ROWS = 2, VEC_X16_TILE_M = 2, VEC_X16_TILE_N = 2, VEC_X16_TILE_SCALED_N = 2 };
+/* A few operand rows with scales: rows of weights beside one another, and how many are a few. */
+enum { VEC_X16_SCALED_ROWS = 1, VEC_X16_FEW = 2 };
 
 enum { PAIRS_BYTES = 128 };
 

@@ -13,6 +13,8 @@
 
 /* 4 x 6 sums, or with totals beside them 4 x 3. */
 enum { VEC_X16_ROWS = 4, VEC_X16_TILE_M = 4, VEC_X16_TILE_N = 6, VEC_X16_TILE_SCALED_N = 3 };
+/* A few operand rows with scales: rows of weights beside one another, and how many are a few. */
+enum { VEC_X16_SCALED_ROWS = 2, VEC_X16_FEW = 8 };
 
 enum { PAIRS_BYTES = 64 };
 
