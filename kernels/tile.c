@@ -35,21 +35,29 @@ static __m128i load(const uint8_t *from)
     return _mm_loadu_si128((const void *)from);
 }
 
-/* Four pieces of four bytes of each row of a whole tile. */
-static void four_pieces(uint8_t *to, const uint8_t *from, size_t row_bytes)
+/* Four pieces of four bytes of four rows of a whole tile. */
+static void four_by_four(uint8_t *to, const uint8_t *from, size_t row_bytes)
 {
     enum { PIECE = KERN_TILE_ROWS * KERN_TILE_BYTES };
+    const __m128i a = load(from), b = load(from + row_bytes);
+    const __m128i c = load(from + 2 * row_bytes), d = load(from + 3 * row_bytes);
+    const __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d);
+    const __m128i ab_high = _mm_unpackhi_epi32(a, b), cd_high = _mm_unpackhi_epi32(c, d);
+    _mm_storeu_si128((void *)to, _mm_unpacklo_epi64(ab, cd));
+    _mm_storeu_si128((void *)(to + PIECE), _mm_unpackhi_epi64(ab, cd));
+    _mm_storeu_si128((void *)(to + 2 * PIECE), _mm_unpacklo_epi64(ab_high, cd_high));
+    _mm_storeu_si128((void *)(to + 3 * PIECE), _mm_unpackhi_epi64(ab_high, cd_high));
+}
+
+/* Pieces [first, first + count) of a whole tile, count a multiple of four: of four rows all of them
+ * before the next four, since rows lie at distances at which few lines fit the first cache. */
+static void whole_pieces(uint8_t *to, const uint8_t *from, size_t row_bytes, size_t first,
+                         size_t count)
+{
     for (uint32_t r = 0; r < KERN_TILE_ROWS; r += 4) {
-        const uint8_t *at = from + r * row_bytes;
-        const __m128i a = load(at), b = load(at + row_bytes);
-        const __m128i c = load(at + 2 * row_bytes), d = load(at + 3 * row_bytes);
-        const __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d);
-        const __m128i ab_high = _mm_unpackhi_epi32(a, b), cd_high = _mm_unpackhi_epi32(c, d);
-        uint8_t *out = to + r * KERN_TILE_BYTES;
-        _mm_storeu_si128((void *)out, _mm_unpacklo_epi64(ab, cd));
-        _mm_storeu_si128((void *)(out + PIECE), _mm_unpackhi_epi64(ab, cd));
-        _mm_storeu_si128((void *)(out + 2 * PIECE), _mm_unpacklo_epi64(ab_high, cd_high));
-        _mm_storeu_si128((void *)(out + 3 * PIECE), _mm_unpackhi_epi64(ab_high, cd_high));
+        for (size_t i = first; i < first + count; i += 4)
+            four_by_four(to + (i * KERN_TILE_ROWS + r) * KERN_TILE_BYTES,
+                         from + r * row_bytes + i * KERN_TILE_BYTES, row_bytes);
     }
 }
 #endif
@@ -59,9 +67,13 @@ static void tile_codes(uint8_t *to, const uint8_t *from, size_t row_bytes, uint3
     const size_t pieces = row_bytes / KERN_TILE_BYTES, rest = row_bytes % KERN_TILE_BYTES;
     size_t done = 0;
 #if defined(__x86_64__)
-    for (; rows == KERN_TILE_ROWS && done + 4 <= pieces; done += 4)
-        four_pieces(to + done * KERN_TILE_ROWS * KERN_TILE_BYTES, from + done * KERN_TILE_BYTES,
-                    row_bytes);
+    enum { LINE = 64 / KERN_TILE_BYTES };
+    for (; rows == KERN_TILE_ROWS && done + LINE <= pieces; done += LINE)
+        whole_pieces(to, from, row_bytes, done, LINE);
+    if (rows == KERN_TILE_ROWS) {
+        whole_pieces(to, from, row_bytes, done, (pieces - done) / 4 * 4);
+        done = pieces / 4 * 4;
+    }
 #endif
     by_piece(to, from, row_bytes, rows, done, pieces, KERN_TILE_BYTES);
     for (uint32_t r = 0; rest && r < rows; r++)
@@ -69,12 +81,14 @@ static void tile_codes(uint8_t *to, const uint8_t *from, size_t row_bytes, uint3
                from + r * row_bytes + pieces * KERN_TILE_BYTES, rest);
 }
 
-void kern_tile(const struct kern_matrix *w, void *data, void *scales, void *scratch)
+void kern_tile(const struct kern_matrix *w, void *data, void *scales, uint32_t row_begin,
+               uint32_t row_end, void *scratch)
 {
-    MUST(kern_dtype_grouped(w->dtype));
+    MUST(kern_dtype_grouped(w->dtype) && row_begin % KERN_TILE_ROWS == 0 && row_end <= w->rows);
+    MUST(row_end % KERN_TILE_ROWS == 0 || row_end == w->rows);
     const size_t row_bytes = kern_row_bytes(w->dtype, w->cols), groups = groups_of(w);
-    for (uint32_t n = 0; n < w->rows; n += KERN_TILE_ROWS) {
-        const uint32_t rows = w->rows - n < KERN_TILE_ROWS ? w->rows - n : KERN_TILE_ROWS;
+    for (uint32_t n = row_begin; n < row_end; n += KERN_TILE_ROWS) {
+        const uint32_t rows = row_end - n < KERN_TILE_ROWS ? row_end - n : KERN_TILE_ROWS;
         uint8_t *codes = (uint8_t *)data + n * row_bytes;
         uint8_t *scale = (uint8_t *)scales + n * groups * 2;
         memcpy(scratch, codes, rows * row_bytes);

@@ -21,9 +21,12 @@ enum { KERN_TILE_ROWS = 32, KERN_TILE_BYTES = 4 };
 /* Bytes of scratch that kern_tile needs for w. */
 size_t kern_tile_scratch(const struct kern_matrix *w);
 
-/* Rearranges data and scales of a matrix in rows into tiles, in place. w gives dtype (INT8 or
- * INT4), rows, cols and scale_cols; its addresses are not used. Data and scales at any byte. Any
- * thread. */
-void kern_tile(const struct kern_matrix *w, void *data, void *scales, void *scratch);
+/* Rearranges rows [row_begin, row_end) of data and scales of a matrix in rows into tiles, in place:
+ * whole tiles, so row_begin is a multiple of KERN_TILE_ROWS, and row_end is one or the matrix's
+ * end. w gives dtype (INT8 or INT4), rows, cols and scale_cols; its addresses are not used. Data
+ * and scales, both of the whole matrix, at any byte. Any thread; several may take other rows of a
+ * matrix at the same time, each with a scratch of its own. */
+void kern_tile(const struct kern_matrix *w, void *data, void *scales, uint32_t row_begin,
+               uint32_t row_end, void *scratch);
 
 #endif

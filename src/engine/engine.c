@@ -40,6 +40,7 @@ struct eng {
     struct eng_seq_limits seq_limits;
     const struct model_tokenizer *tokenizer;
     struct eng_hooks hooks;
+    struct eng_landing *landing;
     struct port_topo *topo;
     uint32_t core_first;
     void *plan_memory;
@@ -74,7 +75,7 @@ int eng_footprint(const struct eng_config *config, const struct model_shape *sha
     out->kv_bytes = limits.kv_bytes;
     out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);
     if (!on_device) {
-        out->activation_bytes += eng_landing_bytes(store, shape);
+        out->activation_bytes += eng_landing_bytes(store, shape, limits.plan.threads);
         return 0;
     }
     struct eng_cuda_bytes bytes;
@@ -276,6 +277,10 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
         eng_coding_choose(&eng->limits.plan, args->config, args->shape, args->store);
     }
     if (rc == 0) rc = start_threads(eng, args->config, err);
+    if (rc == 0) {
+        eng->landing = args->landing;
+        eng_landing_share(eng->landing, &eng->core.work);
+    }
     if (rc == 0) rc = make_room(eng, err);
     eng->core.lead.peers = args->peers;
     if (rc == 0) {
@@ -314,6 +319,7 @@ void eng_close(struct eng *eng)
     eng_scheduler_fini(&eng->scheduler);
     eng_kv_fini(&eng->core.kv);
     eng_weights_free(&eng->core.weights);
+    if (eng->landing) eng_landing_share(eng->landing, NULL);
     if (eng->core.work.par) kern_par_destroy(eng->core.work.par);
     port_topo_close(eng->topo);
     if (eng->lock_made) pthread_mutex_destroy(&eng->published_lock);

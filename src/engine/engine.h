@@ -150,7 +150,8 @@ struct eng_open_args {
     const struct model_tokenizer *tokenizer;
     const struct tier_store *store;
     struct tier *tier;
-    const struct eng_landing *landing;  /* what the tier makes of experts as they land */
+    struct eng_landing *landing;        /* what the tier makes of experts as they land; the compute
+                                 * threads help it until close */
     struct eng_advice *advice;  /* NULL = none */
     struct eng_profile *profile;        /* NULL = none */
     struct dev *device;         /* where it computes: one with a stream; NULL = on the CPU */

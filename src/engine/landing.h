@@ -4,7 +4,8 @@
  * hbm that is memory of the host. A card's kernels take rows: there is no landing, as with the
  * other types.
  *
- * Owns scratch for one matrix at a time. The hook is called by the tiers, on the engine thread.
+ * Owns scratch, for each compute thread one tile's. The hook is called by the tiers on the engine
+ * thread; while an engine is open its compute threads help: what arrived last is waited for.
  */
 #ifndef ENGINE_LANDING_H
 #define ENGINE_LANDING_H
@@ -13,6 +14,7 @@
 #include <stddef.h>
 
 #include "base/err.h"
+#include "engine/work.h"
 #include "kernels/kern.h"
 #include "model/expert.h"
 #include "model/shape.h"
@@ -21,19 +23,25 @@
 
 struct eng_landing {
     struct kern_matrix expert[MODEL_MATRIX_COUNT];  /* as the store has them, without addresses */
-    void *scratch;              /* NULL: experts stay as they are */
-    size_t scratch_bytes;
+    void *scratch;              /* [threads]; NULL: experts stay as they are */
+    size_t scratch_bytes;       /* of each */
+    unsigned threads;
+    const struct eng_work *work;        /* borrowed; NULL: the caller works alone */
 };
 
 /* Bytes of scratch; 0 when the experts stay as they are. */
-size_t eng_landing_bytes(const struct tier_store *store, const struct model_shape *shape);
-/* For products on the CPU. -ENOMEM. */
+size_t eng_landing_bytes(const struct tier_store *store, const struct model_shape *shape,
+                         unsigned threads);
+/* For products on the CPU by up to `threads`. -ENOMEM. */
 int eng_landing_init(struct eng_landing *landing, const struct tier_store *store,
-                     const struct model_shape *shape, struct base_err *err);
+                     const struct model_shape *shape, unsigned threads, struct base_err *err);
 void eng_landing_fini(struct eng_landing *landing);     /* accepts a zeroed one */
 
 /* For tier_open: lands nothing if the experts stay as they are. Borrows `landing`. */
 struct tier_landing eng_landing_hook(struct eng_landing *landing);
+/* These threads help from now on, not more than init was told of; NULL: they go. By the thread that
+ * calls the tiers. */
+void eng_landing_share(struct eng_landing *landing, const struct eng_work *work);
 /* Leases have this matrix in tiles. */
 bool eng_landing_tiled(const struct eng_landing *landing, enum model_matrix matrix);
 

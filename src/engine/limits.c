@@ -83,6 +83,11 @@ static int kv_blocks(struct eng_limits *limits, const struct eng_config *config,
     return 0;
 }
 
+uint32_t eng_limits_threads(const struct eng_config *config)
+{
+    return config->threads > 0 ? (uint32_t)config->threads : cores();
+}
+
 int eng_limits_of(struct eng_limits *limits, const struct eng_config *config,
                   const struct model_shape *shape, struct base_err *err)
 {
@@ -109,7 +114,7 @@ int eng_limits_of(struct eng_limits *limits, const struct eng_config *config,
     limits->plan = (struct eng_plan_size){
         .rows = eng_scheduler_rows_max(&limits->scheduler),
         .decode_rows = (uint32_t)config->max_num_seqs,
-        .threads = config->threads > 0 ? (uint32_t)config->threads : cores(),
+        .threads = eng_limits_threads(config),
         .blocks_per_seq = limits->kv_blocks_per_seq,
     };
     return 0;

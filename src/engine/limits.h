@@ -18,6 +18,9 @@ struct eng_limits {
     uint64_t kv_bytes;
 };
 
+/* Compute threads that the settings come to, the engine's own among them. */
+uint32_t eng_limits_threads(const struct eng_config *config);
+
 /* BASE_ECONFIG or BASE_EBUDGET with the arithmetic in the sentence. */
 int eng_limits_of(struct eng_limits *limits, const struct eng_config *config,
                   const struct model_shape *shape, struct base_err *err);

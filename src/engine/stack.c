@@ -14,6 +14,7 @@
 #include "engine/cards.h"
 #include "engine/cuda/cuda.h"
 #include "engine/ledger.h"
+#include "engine/limits.h"
 
 /* How often a running trace is given the live counters, in steps. */
 enum { COUNTS_EVERY = 256 };
@@ -449,7 +450,8 @@ static int open_tier(struct eng_stack *stack, struct base_err *err)
     /* Nobody gives hints: auto comes to false, and the effective settings say so. */
     if (stack->config.advice.kind == 0) stack->config.tier.prefetch = 0;
     if (!stack->device) {
-        int rc = eng_landing_init(&stack->landing, stack->store, &stack->shape, err);
+        int rc = eng_landing_init(&stack->landing, stack->store, &stack->shape,
+                                  eng_limits_threads(&stack->config.engine), err);
         if (rc < 0) return rc;
     }
     struct tier_open_args args = {

@@ -244,7 +244,10 @@ static bool check_tile(struct kcase *c)
     uint8_t *tiles = guard_get(rows * bytes, below(c, 64));
     memcpy(scales, w.scales, rows * groups * 2);
     memcpy(tiles, data, rows * bytes);
-    kern_tile(&w, tiles, scales, guard_get(kern_tile_scratch(&w), 0));
+    /* In one go or in two, the later rows first. */
+    const uint32_t cut = below(c, rows / KERN_TILE_ROWS + 1) * KERN_TILE_ROWS;
+    kern_tile(&w, tiles, scales, cut, rows, guard_get(kern_tile_scratch(&w), 0));
+    kern_tile(&w, tiles, scales, 0, cut, guard_get(kern_tile_scratch(&w), 0));
     for (uint32_t n = 0; n < rows; n++) {
         const uint32_t first = n / 32 * 32, count = rows - first < 32 ? rows - first : 32;
         const uint8_t *tile = tiles + first * bytes, *scale = scales + first * groups * 2;

@@ -312,7 +312,7 @@ START_TEST(integer_activations_keep_24_bits)
         memcpy(tiles, codes, sizeof tiles);
         memcpy(tile_scales, scales, sizeof tile_scales);
         ck_assert(kern_tile_scratch(&w) <= sizeof scratch);
-        kern_tile(&w, tiles, tile_scales, scratch);
+        kern_tile(&w, tiles, tile_scales, 0, w.rows, scratch);
         w.tiled = true;
         ck_assert(kern_x8_bytes(COLS, KERN_X8_FULL) <= sizeof row);
         ops->to_x8(row, x, COLS, w.dtype, group, KERN_X8_FULL);
