@@ -42,16 +42,27 @@ paste -d ' ' <(column load_seconds_min <"$work/expert.csv") <(column load_second
 [ "$(column lookups <"$work/lookup.csv" | sum)" = "$(column lookups <"$work/tier.csv" | head -n 1)" ] ||
     fail "where lookups were found does not add up: $(cat "$work/lookup.csv" "$work/tier.csv")"
 column count <"$work/lookup.csv" | awk '$1 > 0 { n++ } END { exit n != 3 }' || fail "not all tiers are timed: $(cat "$work/lookup.csv")"
-column p50_seconds <"$work/lookup.csv" | awk '{ t[NR] = $1 } END { exit !(t[1] < t[3] && t[2] < t[3]) }' ||
-    fail "nvme is not the slowest: $(cat "$work/lookup.csv")"
+# A hit is no more than a look into a table. Of dram and nvme a busy machine says who is slower (only those few are timed that
+# are on their way down or up): check_lookups knows it, on a clock of its own.
+column p50_seconds <"$work/lookup.csv" | awk '{ t[NR] = $1 } END { exit !(t[1] < t[3]) }' ||
+    fail "a hit takes as long as a read: $(cat "$work/lookup.csv")"
+for tier in 1 2 3; do
+    for name in p50_seconds p90_seconds p99_seconds max_seconds; do column $name <"$work/lookup.csv" | sed -n ${tier}p; done |
+        awk '!($1 >= 0 && $1 >= last && $1 < 60) { exit 1 } { last = $1 * 0.9999 }' || fail "lookups take that long: $(cat "$work/lookup.csv")"
+done
 paste -d ' ' <(column busy_seconds <"$work/overlap.csv") <(column overlap <"$work/overlap.csv") |
     awk '{ t[NR] = $1; if ($2 < 0 || $2 > 1) exit 1 } END { exit !(t[3] >= t[1] && t[3] >= t[2] && t[1] > 0 && t[2] > 0) }' ||
     fail "times under way: $(cat "$work/overlap.csv")"
 curl -sS "$url/metrics" >"$work/metrics"
 for name in 'lookup_latency_seconds_count{tier="nvme"}' 'lookup_latency_seconds_count{tier="dram"}' \
-    'wait_latency_seconds_count{cause="demand_read"}' 'io_transfer_busy_seconds' 'io_overlap_ratio'; do
+    'wait_latency_seconds_count{cause="demand_read"}' 'io_transfer_busy_seconds'; do
     awk -v name="expertier_$name" 'index($0, name " ") == 1 && $2 > 0 { n++ } END { exit !n }' "$work/metrics" || fail "no $name in /metrics"
 done
+# Of a busy machine the waits may be longer than what they wait for.
+awk '/^expertier_io_wait_[a-z]*_seconds / { waited += $2; causes++ }
+    $1 == "expertier_io_transfer_busy_seconds" { busy = $2 } $1 == "expertier_io_overlap_ratio" { ratio = $2; ratios++ }
+    END { want = waited < busy ? 1 - waited / busy : 0; exit !(causes == 4 && ratios == 1 && (ratio - want) ^ 2 < 1e-12) }' "$work/metrics" ||
+    fail "io_overlap_ratio is not the share that nobody waited for: $(grep '^expertier_io_' "$work/metrics")"
 grep -Eq '^[0-9.]+,active,tiers.warm_experts,compute,in_place,[1-9]' "$work/report.csv" || fail "report: $(cat "$work/report.csv")"
 
 echo '== experts in an order'
