@@ -37,6 +37,7 @@ size_t kern_dtype_bytes(enum kern_dtype dtype)
     case KERN_BF16:
         return 2;
     case KERN_FP8_E4M3:
+    case KERN_FP8_WOVEN:
     case KERN_INT8:
         return 1;
     case KERN_INT4:
@@ -72,7 +73,8 @@ static bool has_avx512(void)
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vbmi") &&
-           __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni");
+           __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("gfni");
 }
 #endif
 

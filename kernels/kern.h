@@ -49,6 +49,7 @@ enum kern_dtype {
     KERN_FP8_E4M3,
     KERN_INT8,
     KERN_INT4,
+    KERN_FP8_WOVEN,             /* FP8 as kern_weave left it (kernels/weave.h); no file has it */
     KERN_DTYPE_COUNT
 };
 
@@ -61,6 +62,8 @@ enum kern_dtype {
  * INT8 is two's complement. INT4 is two's complement nibbles, -8..7; a row is padded to whole
  * blocks of 64 columns in 32 bytes: byte b of a block holds column b in its low nibble and column
  * 32 + b in its high one. The pad's codes do not matter.
+ *
+ * FP8 woven: for matmul alone; whole cuts of 128 columns with scales, no NaN.
  *
  * `tiled`: INT8 or INT4 as kern_tile left it (kernels/tile.h); for matmul_x8 alone. */
 struct kern_matrix {

@@ -1,5 +1,5 @@
-/* The AVX-512 op set: compiled with -mavx512{f,bw,dq,vl,vbmi,vbmi2,vnni} -mfma -mf16c, chosen at
- * run time. */
+/* The AVX-512 op set: compiled with -mavx512{f,bw,dq,vl,vbmi,vbmi2,vnni} -mgfni -mfma -mf16c,
+ * chosen at run time. */
 #include "kernels/cpu/vec_avx512.h"
 
 #include "kernels/cpu/simd.h"

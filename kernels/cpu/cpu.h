@@ -8,6 +8,7 @@
 
 #include "base/must.h"
 #include "kernels/kern.h"
+#include "kernels/weave.h"
 
 extern const struct kern_ops kern_ops_reference;
 extern const struct kern_ops kern_ops_avx2;
@@ -79,6 +80,8 @@ static inline void cpu_matrix_check(const struct kern_matrix *w)
     MUST(!kern_dtype_grouped(w->dtype) ||
          (w->scales && w->scale_rows == 1 &&
           (w->scale_cols == KERN_GROUP_SMALL || w->scale_cols == KERN_GROUP_LARGE)));
+    MUST(w->dtype != KERN_FP8_WOVEN || (w->scales && w->scale_cols == KERN_WOVEN_CUT &&
+                                        w->cols % KERN_WOVEN_CUT == 0));
 }
 
 static inline void cpu_x8_check(const struct kern_matmul *args, uint32_t row_begin,

@@ -75,6 +75,7 @@ void kern_ref_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t
                        const float *x, float *y)
 {
     MUST(row_begin <= row_end && row_end <= w->rows && !w->tiled);
+    MUST(w->dtype != KERN_FP8_WOVEN);
     cpu_matrix_check(w);
     for (uint32_t c = 0; c < w->cols; c++)
         y[c] = 0;

@@ -88,6 +88,7 @@ void kern_ref_shares(float *y, const float *x, uint32_t n, float base, float sca
 
 void kern_ref_to_f32(float *y, const void *x, enum kern_dtype dtype, size_t n)
 {
+    MUST(dtype != KERN_FP8_WOVEN);
     if (dtype == KERN_F32) {
         memmove(y, x, n * sizeof *y);
         return;

@@ -17,7 +17,16 @@
 /* Of all types but INT4. */
 VEC_INLINE size_t dtype_bytes(enum kern_dtype dtype)
 {
-    return dtype == KERN_F32 ? 4 : dtype == KERN_FP8_E4M3 || dtype == KERN_INT8 ? 1 : 2;
+    switch (dtype) {
+    case KERN_F32:
+        return 4;
+    case KERN_FP8_E4M3:
+    case KERN_FP8_WOVEN:
+    case KERN_INT8:
+        return 1;
+    default:
+        return 2;
+    }
 }
 
 VEC_INLINE size_t row_bytes(enum kern_dtype dtype, uint32_t cols)
@@ -27,7 +36,7 @@ VEC_INLINE size_t row_bytes(enum kern_dtype dtype, uint32_t cols)
     return cols * dtype_bytes(dtype);
 }
 
-/* Sixteen weights of a row from column k on, unscaled; INT4: k is a multiple of 16. */
+/* Sixteen weights of a row from column k on, unscaled; INT4, woven: k is a multiple of 16. */
 VEC_INLINE struct vec weight_load(enum kern_dtype dtype, const uint8_t *row, size_t k)
 {
     enum { HALF = KERN_INT4_BLOCK / 2 };
@@ -38,6 +47,8 @@ VEC_INLINE struct vec weight_load(enum kern_dtype dtype, const uint8_t *row, siz
         return vec_from_bf16(row + 2 * k);
     case KERN_FP8_E4M3:
         return vec_from_fp8(row + k);
+    case KERN_FP8_WOVEN:
+        return vec_from_woven(row + k / KERN_WOVEN * KERN_WOVEN, k % KERN_WOVEN / KERN_LANES);
     case KERN_INT8:
         return vec_from_int8(row + k);
     case KERN_INT4: {

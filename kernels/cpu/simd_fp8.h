@@ -1,5 +1,5 @@
-/* FP8 with a scale each 128 columns against one operand row, or a few, 64 codes at a time. Part of
- * simd.h.
+/* FP8 with a scale each 128 columns against one operand row, or a few, 64 codes at a time: in rows
+ * or woven (kernels/weave.h). Part of simd.h.
  *
  * Four cuts of one row are worked on together: their sums are independent of one another, so the
  * multiply-adds need not wait, and the row stays one stream to the prefetcher. The codes that
@@ -13,15 +13,39 @@ enum { FP8_STEP = 64, FP8_CUT = 128, FP8_CUTS = 4, FP8_ROWS = 4, FP8_LONG = 4096
 
 #if defined(VEC_FP8_TABLES)
 
-VEC_INLINE void fp8_step(const uint8_t *from, struct vec to[4])
+/* What codes are and what becomes of them: values, or those of woven ones 2^-120 of their values,
+ * for an x that is as much larger. */
+enum fp8_form { FP8_ROWS_OF_CODES, FP8_WOVEN, FP8_WOVEN_SMALL };
+
+VEC_INLINE void fp8_decode(enum fp8_form form, const struct vec_fp8 *tables, const uint8_t *from,
+                           struct vec to[4])
+{
+    if (form == FP8_ROWS_OF_CODES) {
+        vec_from_fp8_table(tables, from, to);
+        return;
+    }
+    vec_from_woven_small(from, to);
+    UNROLL for (uint32_t i = 0; i < 4; i++)
+    {
+        if (form == FP8_WOVEN) to[i] = vec_mul(to[i], vec_set1(0x1p120f));
+    }
+}
+
+VEC_INLINE void fp8_step(enum kern_dtype dtype, const uint8_t *from, struct vec to[4])
 {
     const struct vec_fp8 tables = vec_fp8_tables();
-    vec_from_fp8_table(&tables, from, to);
+    fp8_decode(dtype == KERN_FP8_WOVEN ? FP8_WOVEN : FP8_ROWS_OF_CODES, &tables, from, to);
 }
 
 VEC_INLINE bool fp8_by_cuts(const struct kern_matrix *w)
 {
     return w->scale_cols == FP8_CUT;
+}
+
+/* Where the first whole step at or behind k begins: woven pieces lie where they lie. */
+VEC_INLINE uint32_t fp8_aligned(enum fp8_form form, uint32_t k)
+{
+    return form == FP8_ROWS_OF_CODES ? k : (k + FP8_STEP - 1) / FP8_STEP * FP8_STEP;
 }
 
 VEC_INLINE void fp8_add(const struct vec values[4], const float *x, struct vec *sum)
@@ -30,13 +54,13 @@ VEC_INLINE void fp8_add(const struct vec values[4], const float *x, struct vec *
         *sum = vec_fma(values[i], vec_load(x + i * KERN_LANES), *sum);
 }
 
-/* total + `cuts` whole cuts from column k on, at most FP8_CUTS. */
-VEC_INLINE struct vec fp8_cuts(uint32_t cuts, const struct vec_fp8 *tables, const uint8_t *row,
-                               const uint8_t *scales, const float *x, size_t k, struct vec total)
+/* Sums of `cuts` whole cuts from column k on, at most FP8_CUTS: their lines in turn, each decoded
+ * before the multiply-adds of the one before it. */
+VEC_INLINE void fp8_sums(uint32_t cuts, const struct vec_fp8 *tables, const uint8_t *row,
+                         const float *x, size_t k, struct vec sum[FP8_CUTS])
 {
     const uint32_t steps = cuts * FP8_CUT / FP8_STEP;
-    struct vec sum[FP8_CUTS], values[2][4];
-    UNROLL for (uint32_t i = 0; i < cuts; i++) sum[i] = vec_zero();
+    struct vec values[2][4];
     vec_from_fp8_table(tables, row + k, values[0]);
     UNROLL for (uint32_t s = 0; s < steps; s++)
     {
@@ -47,6 +71,29 @@ VEC_INLINE struct vec fp8_cuts(uint32_t cuts, const struct vec_fp8 *tables, cons
         }
         fp8_add(values[s % 2], x + k + s % cuts * FP8_CUT + s / cuts * FP8_STEP, &sum[s % cuts]);
     }
+}
+
+/* The same of woven ones, line after line: decoding is over before it pays to look ahead. */
+VEC_INLINE void woven_sums(enum fp8_form form, uint32_t cuts, const uint8_t *row, const float *x,
+                           size_t k, struct vec sum[FP8_CUTS])
+{
+    UNROLL for (uint32_t s = 0; s < cuts * FP8_CUT / FP8_STEP; s++)
+    {
+        struct vec values[4];
+        fp8_decode(form, NULL, row + k + s * FP8_STEP, values);
+        fp8_add(values, x + k + s * FP8_STEP, &sum[s / (FP8_CUT / FP8_STEP)]);
+    }
+}
+
+/* total + `cuts` whole cuts from column k on. */
+VEC_INLINE struct vec fp8_cuts(enum fp8_form form, uint32_t cuts, const struct vec_fp8 *tables,
+                               const uint8_t *row, const uint8_t *scales, const float *x, size_t k,
+                               struct vec total)
+{
+    struct vec sum[FP8_CUTS];
+    UNROLL for (uint32_t i = 0; i < cuts; i++) sum[i] = vec_zero();
+    if (form == FP8_ROWS_OF_CODES) fp8_sums(cuts, tables, row, x, k, sum);
+    else woven_sums(form, cuts, row, x, k, sum);
     UNROLL for (uint32_t i = 0; i < cuts; i++)
     {
         const float scale = scalar_scale(KERN_FP8_E4M3, scales, k / FP8_CUT + i);
@@ -55,16 +102,23 @@ VEC_INLINE struct vec fp8_cuts(uint32_t cuts, const struct vec_fp8 *tables, cons
     return total;
 }
 
-/* sum + fewer than FP8_STEP columns. */
-VEC_INLINE struct vec fp8_rest(const struct vec_fp8 *tables, const uint8_t *row, const float *x,
-                               uint32_t k, uint32_t end, struct vec sum)
+/* sum + fewer than FP8_STEP columns, of woven ones within a piece. */
+VEC_INLINE struct vec fp8_rest(enum fp8_form form, const struct vec_fp8 *tables,
+                               const uint8_t *row, const float *x, uint32_t k, uint32_t end,
+                               struct vec sum)
 {
     struct vec values[4];
-    vec_from_fp8_table_part(tables, row + k, end - k, values);
+    const uint32_t first = form == FP8_ROWS_OF_CODES ? k : k / FP8_STEP * FP8_STEP;
+    if (form == FP8_ROWS_OF_CODES) {
+        vec_from_fp8_table_part(tables, row + k, end - k, values);
+    } else {
+        fp8_decode(form, tables, row + first, values);
+    }
     UNROLL for (uint32_t i = 0; i < 4; i++)
     {
-        const uint32_t at = k + i * KERN_LANES;
+        const uint32_t at = first + i * KERN_LANES;
         if (at >= end) break;
+        if (at < k) continue;
         sum = vec_fma(values[i],
                       vec_load_part(x + at, end - at < KERN_LANES ? end - at : KERN_LANES), sum);
     }
@@ -72,22 +126,24 @@ VEC_INLINE struct vec fp8_rest(const struct vec_fp8 *tables, const uint8_t *row,
 }
 
 /* total + part of a cut. */
-VEC_INLINE struct vec fp8_part(const struct vec_fp8 *tables, const uint8_t *row,
-                               const uint8_t *scales, const float *x, uint32_t k, uint32_t end,
-                               struct vec total)
+VEC_INLINE struct vec fp8_part(enum fp8_form form, const struct vec_fp8 *tables,
+                               const uint8_t *row, const uint8_t *scales, const float *x,
+                               uint32_t k, uint32_t end, struct vec total)
 {
     const float scale = scalar_scale(KERN_FP8_E4M3, scales, k / FP8_CUT);
     struct vec sum = vec_zero(), values[4];
-    for (; end - k >= FP8_STEP; k += FP8_STEP) {
-        vec_from_fp8_table(tables, row + k, values);
+    const uint32_t aligned = fp8_aligned(form, k) < end ? fp8_aligned(form, k) : end;
+    if (k < aligned) sum = fp8_rest(form, tables, row, x, k, aligned, sum);
+    for (k = aligned; end - k >= FP8_STEP; k += FP8_STEP) {
+        fp8_decode(form, tables, row + k, values);
         fp8_add(values, x + k, &sum);
     }
-    if (k < end) sum = fp8_rest(tables, row, x, k, end, sum);
+    if (k < end) sum = fp8_rest(form, tables, row, x, k, end, sum);
     return vec_fma(sum, vec_set1(scale), total);
 }
 
-VEC_INLINE float fp8_dot(const struct kern_matrix *w, uint32_t n, const float *x, uint32_t k0,
-                         uint32_t k1)
+VEC_INLINE float fp8_dot(enum fp8_form form, const struct kern_matrix *w, uint32_t n,
+                         const float *x, uint32_t k0, uint32_t k1)
 {
     enum { STRIDE = FP8_CUTS * FP8_CUT };
     const struct vec_fp8 tables = vec_fp8_tables();
@@ -96,20 +152,20 @@ VEC_INLINE float fp8_dot(const struct kern_matrix *w, uint32_t n, const float *x
     uint32_t k = k0;
     if (k % FP8_CUT && k < k1) {
         const uint32_t end = cpu_cut_end(k, k1, FP8_CUT);
-        total = fp8_part(&tables, row, scales, x, k, end, total);
+        total = fp8_part(form, &tables, row, scales, x, k, end, total);
         k = end;
     }
     for (; k1 - k >= STRIDE; k += STRIDE)
-        total = fp8_cuts(FP8_CUTS, &tables, row, scales, x, k, total);
+        total = fp8_cuts(form, FP8_CUTS, &tables, row, scales, x, k, total);
     if (k1 - k >= 2 * FP8_CUT) {
-        total = fp8_cuts(2, &tables, row, scales, x, k, total);
+        total = fp8_cuts(form, 2, &tables, row, scales, x, k, total);
         k += 2 * FP8_CUT;
     }
     if (k1 - k >= FP8_CUT) {
-        total = fp8_cuts(1, &tables, row, scales, x, k, total);
+        total = fp8_cuts(form, 1, &tables, row, scales, x, k, total);
         k += FP8_CUT;
     }
-    if (k < k1) total = fp8_part(&tables, row, scales, x, k, k1, total);
+    if (k < k1) total = fp8_part(form, &tables, row, scales, x, k, k1, total);
     return vec_tree(total);
 }
 
@@ -127,48 +183,54 @@ VEC_INLINE void fp8_fetch(const struct fp8_four *four, uint32_t k, uint32_t end)
 }
 
 /* Up to a cut's end: total[r] = fma(row r times x over [k, end), scale, total[r]). */
-VEC_INLINE void fp8_four_cut(const struct vec_fp8 *tables, const struct fp8_four *four,
-                             const float *x, uint32_t k, uint32_t end,
-                             struct vec total[FP8_ROWS])
+VEC_INLINE void fp8_four_cut(enum fp8_form form, const struct vec_fp8 *tables,
+                             const struct fp8_four *four, const float *x, uint32_t k,
+                             uint32_t end, struct vec total[FP8_ROWS])
 {
     const size_t cut = k / FP8_CUT;
+    const uint32_t aligned = fp8_aligned(form, k) < end ? fp8_aligned(form, k) : end;
     struct vec sum[FP8_ROWS];
-    UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++) sum[r] = vec_zero();
     fp8_fetch(four, k, end);
-    for (; end - k >= FP8_STEP; k += FP8_STEP) {
+    UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++)
+    {
+        sum[r] = vec_zero();
+        if (k < aligned) sum[r] = fp8_rest(form, tables, four->row[r], x, k, aligned, sum[r]);
+    }
+    for (k = aligned; end - k >= FP8_STEP; k += FP8_STEP) {
         struct vec value[4];
         UNROLL for (uint32_t i = 0; i < 4; i++) value[i].all = vec_once(x + k + i * KERN_LANES);
         UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++)
         {
             struct vec weights[4];
-            vec_from_fp8_table(tables, four->row[r] + k, weights);
+            fp8_decode(form, tables, four->row[r] + k, weights);
             UNROLL for (uint32_t i = 0; i < 4; i++) sum[r] = vec_fma(weights[i], value[i], sum[r]);
         }
     }
     UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++)
     {
         const float scale = scalar_scale(KERN_FP8_E4M3, four->scales[r], cut);
-        if (k < end) sum[r] = fp8_rest(tables, four->row[r], x, k, end, sum[r]);
+        if (k < end) sum[r] = fp8_rest(form, tables, four->row[r], x, k, end, sum[r]);
         total[r] = vec_fma(sum[r], vec_set1(scale), total[r]);
     }
 }
 
-VEC_INLINE void fp8_four_dots(const struct vec_fp8 *tables, const struct fp8_four *four,
-                              const float *x, uint32_t k0, uint32_t k1, float out[FP8_ROWS])
+VEC_INLINE void fp8_four_dots(enum fp8_form form, const struct vec_fp8 *tables,
+                              const struct fp8_four *four, const float *x, uint32_t k0,
+                              uint32_t k1, float out[FP8_ROWS])
 {
     struct vec total[FP8_ROWS];
     UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++) total[r] = vec_zero();
     for (uint32_t k = k0; k < k1;) {
         const uint32_t end = cpu_cut_end(k, k1, FP8_CUT);
-        fp8_four_cut(tables, four, x, k, end, total);
+        fp8_four_cut(form, tables, four, x, k, end, total);
         k = end;
     }
     UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++) out[r] = vec_tree(total[r]);
 }
 
 /* Rows four by four; returns the first that is left. */
-static __attribute__((noinline)) uint32_t fp8_fours(const struct kern_matmul *args,
-                                                    uint32_t row_begin, uint32_t row_end)
+VEC_INLINE uint32_t fp8_fours(enum fp8_form form, const struct kern_matmul *args,
+                              uint32_t row_begin, uint32_t row_end)
 {
     const struct vec_fp8 tables = vec_fp8_tables();
     uint32_t n = row_begin;
@@ -183,7 +245,8 @@ static __attribute__((noinline)) uint32_t fp8_fours(const struct kern_matmul *ar
         float *y = args->y + n;
         for (uint32_t i = 0; i < args->k_blocks; i++) {
             float part[FP8_ROWS];
-            fp8_four_dots(&tables, &four, args->x, cpu_range_begin(args->w, i, args->k_blocks),
+            fp8_four_dots(form, &tables, &four, args->x,
+                          cpu_range_begin(args->w, i, args->k_blocks),
                           cpu_range_begin(args->w, i + 1, args->k_blocks), part);
             for (uint32_t r = 0; r < FP8_ROWS; r++) y[r] = i ? y[r] + part[r] : part[r];
         }
@@ -203,8 +266,23 @@ struct fp8_share {
     const uint8_t *after; /* of the next block, not yet prefetched */
 };
 
+/* Sums of columns [k, end) within a piece, where a range begins inside of one. */
+static __attribute__((noinline)) void woven_head(const struct kern_matmul *args, bool small,
+                                                 uint32_t n, uint32_t k, uint32_t end,
+                                                 float sums[][KERN_LANES])
+{
+    const struct vec_fp8 tables = vec_fp8_tables();
+    const uint8_t *row = row_at(args->w, KERN_FP8_WOVEN, n);
+    for (uint32_t m = 0; m < args->m; m++) {
+        const float *x = args->x + m * args->x_stride;
+        const struct vec zero = vec_zero();
+        vec_store(sums[m], small ? fp8_rest(FP8_WOVEN_SMALL, &tables, row, x, k, end, zero)
+                                 : fp8_rest(FP8_WOVEN, &tables, row, x, k, end, zero));
+    }
+}
+
 /* total[m] of row n += columns [k, end) times operand row m, within one chunk. */
-VEC_INLINE void fp8_share_row(uint32_t m_count, const struct vec_fp8 *tables,
+VEC_INLINE void fp8_share_row(enum fp8_form form, uint32_t m_count, const struct vec_fp8 *tables,
                               const struct kern_matmul *args, uint32_t n, uint32_t k, uint32_t end,
                               bool first, float total[][KERN_LANES])
 {
@@ -214,10 +292,17 @@ VEC_INLINE void fp8_share_row(uint32_t m_count, const struct vec_fp8 *tables,
     while (k < end) {
         const uint32_t cut_end = cpu_cut_end(k, end, FP8_CUT);
         const struct vec scale = vec_set1(scalar_scale(KERN_FP8_E4M3, scales, k / FP8_CUT));
+        const uint32_t step = fp8_aligned(form, k), aligned = step < cut_end ? step : cut_end;
         struct vec sum[FP8_SHARE_M], values[4];
-        UNROLL for (uint32_t m = 0; m < m_count; m++) sum[m] = vec_zero();
-        for (; cut_end - k >= FP8_STEP; k += FP8_STEP) {
-            vec_from_fp8_table(tables, row + k, values);
+        if (k < aligned) {
+            float heads[FP8_SHARE_M][KERN_LANES];
+            woven_head(args, form == FP8_WOVEN_SMALL, n, k, aligned, heads);
+            UNROLL for (uint32_t m = 0; m < m_count; m++) sum[m] = vec_load(heads[m]);
+        } else {
+            UNROLL for (uint32_t m = 0; m < m_count; m++) sum[m] = vec_zero();
+        }
+        for (k = aligned; cut_end - k >= FP8_STEP; k += FP8_STEP) {
+            fp8_decode(form, tables, row + k, values);
             UNROLL for (uint32_t i = 0; i < 4; i++)
             {
                 const float *x = args->x + k + i * KERN_LANES;
@@ -227,7 +312,8 @@ VEC_INLINE void fp8_share_row(uint32_t m_count, const struct vec_fp8 *tables,
         }
         if (k < cut_end) {
             UNROLL for (uint32_t m = 0; m < m_count; m++)
-                sum[m] = fp8_rest(tables, row, args->x + m * args->x_stride, k, cut_end, sum[m]);
+                sum[m] = fp8_rest(form, tables, row, args->x + m * args->x_stride, k, cut_end,
+                                  sum[m]);
             k = cut_end;
         }
         UNROLL for (uint32_t m = 0; m < m_count; m++) all[m] = vec_fma(sum[m], scale, all[m]);
@@ -236,8 +322,8 @@ VEC_INLINE void fp8_share_row(uint32_t m_count, const struct vec_fp8 *tables,
 }
 
 /* The totals of rows [n, n + count) over [k0, k1). */
-VEC_INLINE void fp8_share_block(struct fp8_share *s, uint32_t m_count, uint32_t n, uint32_t count,
-                                uint32_t k0, uint32_t k1)
+VEC_INLINE void fp8_share_block(enum fp8_form form, struct fp8_share *s, uint32_t m_count,
+                                uint32_t n, uint32_t count, uint32_t k0, uint32_t k1)
 {
     const struct vec_fp8 tables = vec_fp8_tables();
     uint32_t k = k0;
@@ -246,21 +332,22 @@ VEC_INLINE void fp8_share_block(struct fp8_share *s, uint32_t m_count, uint32_t 
         for (uint32_t r = 0; r < count; r++) {
             for (uint32_t at = 0; at < end - k; at += FP8_STEP, s->after += FP8_STEP)
                 __builtin_prefetch(s->after, 0, 2);
-            fp8_share_row(m_count, &tables, s->args, n + r, k, end, k == k0, s->total[r]);
+            fp8_share_row(form, m_count, &tables, s->args, n + r, k, end, k == k0, s->total[r]);
         }
         k = end;
     } while (k < k1);
 }
 
-VEC_INLINE void fp8_share_rows(struct fp8_share *s, uint32_t m_count, uint32_t row_begin,
-                               uint32_t row_end)
+VEC_INLINE void fp8_share_rows(enum fp8_form form, struct fp8_share *s, uint32_t m_count,
+                               uint32_t row_begin, uint32_t row_end)
 {
     const struct kern_matmul *args = s->args;
     for (uint32_t n = row_begin; n < row_end; n += FP8_SHARE_ROWS) {
         const uint32_t count = row_end - n < FP8_SHARE_ROWS ? row_end - n : FP8_SHARE_ROWS;
         s->after = row_at(args->w, KERN_FP8_E4M3, n + count);
         for (uint32_t i = 0; i < args->k_blocks; i++) {
-            fp8_share_block(s, m_count, n, count, cpu_range_begin(args->w, i, args->k_blocks),
+            fp8_share_block(form, s, m_count, n, count,
+                            cpu_range_begin(args->w, i, args->k_blocks),
                             cpu_range_begin(args->w, i + 1, args->k_blocks));
             for (uint32_t m = 0; m < m_count; m++) {
                 float *y = args->y + m * args->y_stride + n;
@@ -273,42 +360,54 @@ VEC_INLINE void fp8_share_rows(struct fp8_share *s, uint32_t m_count, uint32_t r
     }
 }
 
-#define FP8_SHARE_OF(count) \
-    static __attribute__((noinline)) void fp8_share_##count( \
-        struct fp8_share *s, uint32_t row_begin, uint32_t row_end) \
+#define FP8_SHARE_OF(name, form, count) \
+    static __attribute__((noinline)) void name##_##count(struct fp8_share *s, uint32_t row_begin, \
+                                                         uint32_t row_end) \
     { \
-        fp8_share_rows(s, count, row_begin, row_end); \
+        fp8_share_rows(form, s, count, row_begin, row_end); \
     }
+#define FP8_SHARES_OF(name, form) \
+    FP8_SHARE_OF(name, form, 2) \
+    FP8_SHARE_OF(name, form, 3) \
+    FP8_SHARE_OF(name, form, 4) \
+    FP8_SHARE_OF(name, form, 5) \
+    FP8_SHARE_OF(name, form, 6) \
+    FP8_SHARE_OF(name, form, 7) \
+    FP8_SHARE_OF(name, form, 8)
 
-FP8_SHARE_OF(2)
-FP8_SHARE_OF(3)
-FP8_SHARE_OF(4)
-FP8_SHARE_OF(5)
-FP8_SHARE_OF(6)
-FP8_SHARE_OF(7)
-FP8_SHARE_OF(8)
+FP8_SHARES_OF(fp8_share, FP8_ROWS_OF_CODES)
+FP8_SHARES_OF(woven_share, FP8_WOVEN)
+FP8_SHARE_OF(woven_share, FP8_WOVEN, 1)
+FP8_SHARES_OF(small_share, FP8_WOVEN_SMALL)
 
-/* 2 to FP8_SHARE_M operand rows. */
-static __attribute__((noinline)) void fp8_product_few(const struct kern_matmul *args,
+/* Up to FP8_SHARE_M operand rows; one only of woven weights. */
+static __attribute__((noinline)) void fp8_product_few(enum fp8_form form,
+                                                      const struct kern_matmul *args,
                                                       uint32_t row_begin, uint32_t row_end)
 {
-    static void (*const by_count[])(struct fp8_share *s, uint32_t row_begin, uint32_t row_end) = {
-        fp8_share_2, fp8_share_3, fp8_share_4, fp8_share_5, fp8_share_6, fp8_share_7, fp8_share_8
+    static void (*const by_count[3][FP8_SHARE_M])(struct fp8_share *s, uint32_t row_begin,
+                                                  uint32_t row_end) = {
+        [FP8_ROWS_OF_CODES] = { NULL, fp8_share_2, fp8_share_3, fp8_share_4, fp8_share_5,
+                                fp8_share_6, fp8_share_7, fp8_share_8 },
+        [FP8_WOVEN] = { woven_share_1, woven_share_2, woven_share_3, woven_share_4, woven_share_5,
+                        woven_share_6, woven_share_7, woven_share_8 },
+        [FP8_WOVEN_SMALL] = { NULL, small_share_2, small_share_3, small_share_4, small_share_5,
+                              small_share_6, small_share_7, small_share_8 },
     };
     _Alignas(64) struct fp8_share s;
     s.args = args;
-    by_count[args->m - 2](&s, row_begin, row_end);
+    by_count[form][args->m - 1](&s, row_begin, row_end);
 }
 
 /* One operand row: row after row of weights, or four by four where they are long. */
-VEC_INLINE void fp8_product_one(const struct kern_matmul *args, uint32_t row_begin,
-                                uint32_t row_end)
+VEC_INLINE void fp8_rows(enum fp8_form form, const struct kern_matmul *args, uint32_t row_begin,
+                         uint32_t row_end)
 {
-    if (args->w->cols > FP8_LONG) row_begin = fp8_fours(args, row_begin, row_end);
+    if (args->w->cols > FP8_LONG) row_begin = fp8_fours(form, args, row_begin, row_end);
     for (uint32_t n = row_begin; n < row_end; n++) {
         float sum = 0;
         for (uint32_t i = 0; i < args->k_blocks; i++) {
-            const float part = fp8_dot(args->w, n, args->x,
+            const float part = fp8_dot(form, args->w, n, args->x,
                                        cpu_range_begin(args->w, i, args->k_blocks),
                                        cpu_range_begin(args->w, i + 1, args->k_blocks));
             sum = i ? sum + part : part;
@@ -317,10 +416,57 @@ VEC_INLINE void fp8_product_one(const struct kern_matmul *args, uint32_t row_beg
     }
 }
 
+static __attribute__((noinline)) void fp8_product_one(const struct kern_matmul *args,
+                                                      uint32_t row_begin, uint32_t row_end)
+{
+    fp8_rows(FP8_ROWS_OF_CODES, args, row_begin, row_end);
+}
+
+/* x times 2^120, exactly; false where it would not be a float or is none. */
+VEC_INLINE bool woven_enlarge(float *to, const float *x, uint32_t n)
+{
+    struct vec_magnitude most = vec_magnitude_zero();
+    for (uint32_t k = 0; k < n; k += KERN_LANES) {
+        const struct vec value = vec_load(x + k);
+        most = vec_magnitude_most(most, value);
+        vec_store(to + k, vec_mul(value, vec_set1(0x1p120f)));
+    }
+    return vec_magnitude_below(most, 0x1p8f);
+}
+
+enum { WOVEN_ROOM = 20480 }; /* floats for which there is room on a stack */
+
+/* Woven weights come out 2^-120 too small: against an x that is 2^120 as large each multiply-add
+ * gives the bits that the values give. */
+static __attribute__((noinline)) void woven_product(const struct kern_matmul *args,
+                                                    uint32_t row_begin, uint32_t row_end)
+{
+    _Alignas(64) float x[WOVEN_ROOM];
+    const uint32_t cols = args->w->cols;
+    struct kern_matmul enlarged = *args;
+    enlarged.x = x;
+    enlarged.x_stride = cols;
+    bool fits = (size_t)args->m * cols <= WOVEN_ROOM;
+    for (uint32_t m = 0; fits && m < args->m; m++)
+        fits = woven_enlarge(x + (size_t)m * cols, args->x + m * args->x_stride, cols);
+    if (!fits) {
+        fp8_product_few(FP8_WOVEN, args, row_begin, row_end);
+    } else if (args->m > 1) {
+        fp8_product_few(FP8_WOVEN_SMALL, &enlarged, row_begin, row_end);
+    } else {
+        fp8_rows(FP8_WOVEN_SMALL, &enlarged, row_begin, row_end);
+    }
+}
+
 #else
 
-VEC_INLINE void fp8_step(const uint8_t *from, struct vec to[4])
+VEC_INLINE void fp8_step(enum kern_dtype dtype, const uint8_t *from, struct vec to[4])
 {
+    UNROLL for (uint32_t i = 0; i < 4; i++)
+    {
+        if (dtype == KERN_FP8_WOVEN) to[i] = vec_from_woven(from, i);
+    }
+    if (dtype == KERN_FP8_WOVEN) return;
     const bool usual = vec_fp8_usual(&from, 1, 0) && vec_fp8_usual(&from, 1, 2 * KERN_LANES);
     UNROLL for (uint32_t i = 0; i < 4; i++)
         to[i] = usual ? vec_from_fp8_usual(from + i * KERN_LANES)

@@ -135,9 +135,13 @@ VEC_INLINE void product(const struct kern_matmul *args, enum kern_dtype dtype, b
                         uint32_t row_begin, uint32_t row_end)
 {
 #if defined(VEC_FP8_TABLES)
-    if (dtype == KERN_FP8_E4M3 && scaled && fp8_by_cuts(args->w) && args->m <= FP8_SHARE_M) {
-        if (args->m > 1) {
-            fp8_product_few(args, row_begin, row_end);
+    const bool woven = dtype == KERN_FP8_WOVEN;
+    if ((woven || dtype == KERN_FP8_E4M3) && scaled && fp8_by_cuts(args->w) &&
+        args->m <= FP8_SHARE_M) {
+        if (args->m > 0 && woven) {
+            woven_product(args, row_begin, row_end);
+        } else if (args->m > 1) {
+            fp8_product_few(FP8_ROWS_OF_CODES, args, row_begin, row_end);
         } else if (args->m == 1) {
             fp8_product_one(args, row_begin, row_end);
         }
@@ -166,6 +170,7 @@ PRODUCT_OF(KERN_F32, product_f32)
 PRODUCT_OF(KERN_F16, product_f16)
 PRODUCT_OF(KERN_BF16, product_bf16)
 PRODUCT_OF(KERN_FP8_E4M3, product_fp8)
+PRODUCT_OF(KERN_FP8_WOVEN, product_woven)
 
 static void simd_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
 {
@@ -185,6 +190,9 @@ static void simd_matmul(const struct kern_matmul *args, uint32_t row_begin, uint
         break;
     case KERN_FP8_E4M3:
         product_fp8(args, row_begin, row_end);
+        break;
+    case KERN_FP8_WOVEN:
+        product_woven(args, row_begin, row_end);
         break;
     case KERN_INT8:
     case KERN_INT4:             /* what is fast is matmul_x8 */
@@ -262,6 +270,7 @@ static void simd_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint3
     case KERN_INT4:
         kern_ref_matmul_t(w, row_begin, row_end, x, y);
         break;
+    case KERN_FP8_WOVEN:
     case KERN_DTYPE_COUNT:
         MUST(!"a dtype of enum kern_dtype");
     }

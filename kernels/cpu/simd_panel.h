@@ -52,9 +52,12 @@ VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, en
 VEC_INLINE float *cut_decode(float *to, size_t stride, enum kern_dtype dtype, const uint8_t *row,
                              uint32_t k, uint32_t end)
 {
-    for (; dtype == KERN_FP8_E4M3 && k + FP8_STEP <= end; k += FP8_STEP, to += 4 * stride) {
+    const bool woven = dtype == KERN_FP8_WOVEN, fp8 = woven || dtype == KERN_FP8_E4M3;
+    for (; woven && k % KERN_WOVEN && k < end; k += KERN_LANES, to += stride)
+        vec_store(to, weight_load(dtype, row, k));
+    for (; fp8 && k + FP8_STEP <= end; k += FP8_STEP, to += 4 * stride) {
         struct vec values[4];
-        fp8_step(row + k, values);
+        fp8_step(dtype, row + k, values);
         UNROLL for (uint32_t i = 0; i < 4; i++) vec_store(to + i * stride, values[i]);
     }
     for (; dtype == KERN_FP8_E4M3 && k + 2 * KERN_LANES <= end; k += 2 * KERN_LANES) {

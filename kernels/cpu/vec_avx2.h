@@ -183,6 +183,25 @@ VEC_INLINE struct vec vec_from_fp8(const void *from)
     return vec_mul(units, vec_set1(256.0f));
 }
 
+/* Codes `code` of the sixteen dwords of a piece of woven FP8 (kernels/weave.h). */
+VEC_INLINE __m256 vec_woven_half(const uint8_t *piece, uint32_t code)
+{
+    const __m256i low = _mm256_set1_epi8(0x0f);
+    __m256i bits = _mm256_loadu_si256((const void *)piece);
+    if (code >= 2) {
+        bits = _mm256_or_si256(_mm256_slli_epi32(_mm256_and_si256(bits, low), 4),
+                               _mm256_and_si256(_mm256_srli_epi32(bits, 4), low));
+    }
+    if (code % 2) bits = _mm256_slli_epi32(bits, 16);
+    bits = _mm256_and_si256(bits, _mm256_set1_epi32((int)0x87f00000));
+    return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f));
+}
+
+VEC_INLINE struct vec vec_from_woven(const uint8_t *piece, uint32_t code)
+{
+    return (struct vec){ vec_woven_half(piece, code), vec_woven_half(piece + 32, code) };
+}
+
 VEC_INLINE struct vec vec_from_int8(const uint8_t *from)
 {
     const __m256i low = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)from));

@@ -1,6 +1,6 @@
 /* Sixteen f32 lanes as one AVX-512 register: the vector type that simd.h is written in.
- * Needs -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mfma
- * -mf16c. Private to kernels/cpu.
+ * Needs -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mgfni
+ * -mfma -mf16c. Private to kernels/cpu.
  *
  * Invariant: each operation rounds exactly as its scalar twin in scalar.h does.
  */
@@ -108,6 +108,28 @@ VEC_INLINE struct vec vec_max(struct vec a, struct vec b)
 VEC_INLINE struct vec vec_min(struct vec a, struct vec b)
 {
     return (struct vec){ _mm512_min_ps(a.all, b.all) };
+}
+
+/* The largest magnitude so far, lane by lane; a NaN is larger than all. */
+struct vec_magnitude {
+    __m512i all;
+};
+
+VEC_INLINE struct vec_magnitude vec_magnitude_zero(void)
+{
+    return (struct vec_magnitude){ _mm512_setzero_si512() };
+}
+
+VEC_INLINE struct vec_magnitude vec_magnitude_most(struct vec_magnitude most, struct vec a)
+{
+    const __m512i bits =
+        _mm512_and_si512(_mm512_castps_si512(a.all), _mm512_set1_epi32(0x7fffffff));
+    return (struct vec_magnitude){ _mm512_max_epu32(most.all, bits) };
+}
+
+VEC_INLINE bool vec_magnitude_below(struct vec_magnitude most, float bound)
+{
+    return _mm512_reduce_max_epu32(most.all) < scalar_to_bits(bound);
 }
 
 VEC_INLINE struct vec vec_negate(struct vec a)
@@ -228,6 +250,38 @@ VEC_INLINE void vec_from_fp8_table_part(const struct vec_fp8 *t, const uint8_t *
                                         struct vec to[4])
 {
     vec_fp8_decode(t, _mm512_maskz_loadu_epi8(((__mmask64)1 << n) - 1, from), to);
+}
+
+/* The nibbles of each byte swapped. */
+VEC_INLINE __m512i vec_woven_swap(__m512i bits)
+{
+    return _mm512_gf2p8affine_epi64_epi8(bits, _mm512_set1_epi64(0x1020408001020408), 0);
+}
+
+/* A piece of 64 codes of woven FP8 (kernels/weave.h) as four vectors, 2^-120 of their values. */
+VEC_INLINE void vec_from_woven_small(const uint8_t *piece, struct vec to[4])
+{
+    const __m512i mask = _mm512_set1_epi32((int)0x87f00000);
+    /* Loaded twice, which the empty statement hides from the compiler: of lines that come from DRAM
+     * Zen 4 then keeps more under way (README.md). */
+    const uint8_t *again = piece;
+    __asm__("" : "+r"(again));
+    __m512i bits = _mm512_loadu_si512(piece), swapped = _mm512_loadu_si512(again);
+    __asm__("" : "+v"(bits));
+    __asm__("" : "+v"(swapped));
+    swapped = vec_woven_swap(swapped);
+    to[0].all = _mm512_castsi512_ps(_mm512_and_si512(bits, mask));
+    to[1].all = _mm512_castsi512_ps(_mm512_and_si512(_mm512_slli_epi32(bits, 16), mask));
+    to[2].all = _mm512_castsi512_ps(_mm512_and_si512(swapped, mask));
+    to[3].all = _mm512_castsi512_ps(_mm512_and_si512(_mm512_slli_epi32(swapped, 16), mask));
+}
+
+/* One of the four, its values. */
+VEC_INLINE struct vec vec_from_woven(const uint8_t *piece, uint32_t code)
+{
+    struct vec all[4];
+    vec_from_woven_small(piece, all);
+    return vec_mul(all[code], vec_set1(0x1p120f));
 }
 
 VEC_INLINE struct vec vec_from_int8(const uint8_t *from)

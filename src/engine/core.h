@@ -36,7 +36,8 @@ struct eng_core {
     char lost[ENG_LOST_TEXT];   /* not empty: another rank's card is gone, with it every step */
     struct eng_advice *advice;  /* NULL = nothing is predicted */
     const struct eng_hooks *hooks;
-    struct kern_matrix expert[MODEL_MATRIX_COUNT]; /* of a routed expert, without addresses */
+    /* Of a routed expert as leases have it, without addresses. */
+    struct kern_matrix expert[MODEL_MATRIX_COUNT];
     bool expert_scaled[MODEL_MATRIX_COUNT];
     float softmax_scale;
     float rope_magnitude;

@@ -75,7 +75,7 @@ int eng_footprint(const struct eng_config *config, const struct model_shape *sha
     out->kv_bytes = limits.kv_bytes;
     out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);
     if (!on_device) {
-        out->activation_bytes += eng_landing_bytes(store, shape, limits.plan.threads);
+        out->activation_bytes += eng_landing_bytes(store, shape, config);
         return 0;
     }
     struct eng_cuda_bytes bytes;
@@ -124,7 +124,6 @@ static int learn_experts(struct eng *eng, const struct eng_open_args *args, stru
         const struct tier_part *part = &parts[2 * m], *scales = &parts[2 * m + 1];
         struct kern_matrix *w = &eng->core.expert[m];
         *w = eng_coding_expert(store, s, m);
-        w->tiled = eng_landing_tiled(args->landing, m);
         eng->core.expert_scaled[m] = scales->rows > 0;
         bool needs_scales = w->dtype == KERN_FP8_E4M3 || kern_dtype_grouped(w->dtype);
         bool bare = needs_scales && scales->rows == 0;
@@ -137,6 +136,7 @@ static int learn_experts(struct eng *eng, const struct eng_open_args *args, stru
                 tier_store_index_path(store), 2 * m, part->rows, part->cols,
                 model_dtype_name(part->dtype), bare ? " without scales" : "", w->rows, w->cols);
         }
+        if (!args->device) *w = args->landing->landed[m];
     }
     return 0;
 }
@@ -284,7 +284,8 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     if (rc == 0) rc = make_room(eng, err);
     eng->core.lead.peers = args->peers;
     if (rc == 0) {
-        rc = eng_weights_load(&eng->core.weights, args->shape, args->files, &eng->core.ranks, err);
+        rc = eng_weights_load(&eng->core.weights, args->shape, args->files, &eng->core.ranks,
+                              !args->device && eng_landing_weaves(args->config), err);
     }
     if (rc == 0) rc = eng_coding_check_dense(&eng->core, &eng->limits.plan, err);
     if (rc == 0 && eng->core.weights.embed.dtype == KERN_FP8_E4M3) {

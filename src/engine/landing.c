@@ -6,41 +6,54 @@
 #include "base/must.h"
 #include "engine/coding.h"
 #include "kernels/tile.h"
+#include "kernels/weave.h"
 
 static struct base_mem_tag landing_tag = { .name = "landing" };
 
-static void learn(struct eng_landing *landing, const struct tier_store *store,
-                  const struct model_shape *shape)
+bool eng_landing_weaves(const struct eng_config *config)
 {
-    *landing = (struct eng_landing){ 0 };
+    return config->activations == ENG_ACTIVATIONS_F32 &&
+           kern_weave_pays(kern_ops_cpu((enum kern_cpu)config->cpu_mask));
+}
+
+static void learn(struct eng_landing *landing, const struct tier_store *store,
+                  const struct model_shape *shape, const struct eng_config *config)
+{
+    *landing = (struct eng_landing){ .threads = eng_limits_threads(config) };
     if (shape->experts == 0) return;
     for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
-        const struct kern_matrix *w = &landing->expert[m];
-        landing->expert[m] = eng_coding_expert(store, shape, m);
-        if (!kern_dtype_grouped(w->dtype)) continue;
-        size_t bytes = kern_tile_scratch(w);
-        if (bytes > landing->scratch_bytes) landing->scratch_bytes = bytes;
+        const struct kern_matrix stored = eng_coding_expert(store, shape, m);
+        struct kern_matrix *landed = &landing->landed[m];
+        landing->stored[m] = *landed = stored;
+        if (kern_dtype_grouped(stored.dtype)) {
+            size_t bytes = kern_tile_scratch(&stored);
+            if (bytes > landing->scratch_bytes) landing->scratch_bytes = bytes;
+            landed->tiled = landing->needed = true;
+        } else if (eng_landing_weaves(config) && kern_weave_takes(&stored)) {
+            landed->dtype = KERN_FP8_WOVEN;
+            landing->needed = true;
+        }
     }
 }
 
 size_t eng_landing_bytes(const struct tier_store *store, const struct model_shape *shape,
-                         unsigned threads)
+                         const struct eng_config *config)
 {
     struct eng_landing landing;
-    learn(&landing, store, shape);
-    return threads * landing.scratch_bytes;
+    learn(&landing, store, shape, config);
+    return landing.threads * landing.scratch_bytes;
 }
 
 int eng_landing_init(struct eng_landing *landing, const struct tier_store *store,
-                     const struct model_shape *shape, unsigned threads, struct base_err *err)
+                     const struct model_shape *shape, const struct eng_config *config,
+                     struct base_err *err)
 {
-    learn(landing, store, shape);
-    landing->threads = threads;
+    learn(landing, store, shape, config);
     if (landing->scratch_bytes == 0) return 0;
-    landing->scratch = base_mem_alloc(&landing_tag, threads * landing->scratch_bytes, 64);
+    landing->scratch = base_mem_alloc(&landing_tag, landing->threads * landing->scratch_bytes, 64);
     if (landing->scratch) return 0;
     return base_err_set(err, -ENOMEM, "no memory for %zu bytes in which experts are rearranged",
-                        threads * landing->scratch_bytes);
+                        landing->threads * landing->scratch_bytes);
 }
 
 void eng_landing_fini(struct eng_landing *landing)
@@ -51,7 +64,7 @@ void eng_landing_fini(struct eng_landing *landing)
 
 void eng_landing_share(struct eng_landing *landing, const struct eng_work *work)
 {
-    MUST(!work || !landing->scratch || work->threads <= landing->threads);
+    MUST(!work || !landing->needed || work->threads <= landing->threads);
     landing->work = work;
 }
 
@@ -67,14 +80,18 @@ static void land_rows(void *context, uint32_t chunk, unsigned thread)
     const struct pass *pass = context;
     const struct eng_landing *landing = pass->landing;
     enum model_matrix m = (enum model_matrix)(chunk / pass->cuts);
-    const struct kern_matrix *w = &landing->expert[m];
+    const struct kern_matrix *stored = &landing->stored[m], *landed = &landing->landed[m];
     uint32_t begin, end;
-    if (!eng_landing_tiled(landing, m)) return;
-    void *data = pass->parts[2 * m], *scales = pass->parts[2 * m + 1];
+    if (!landed->tiled && landed->dtype != KERN_FP8_WOVEN) return;
+    char *data = pass->parts[2 * m], *scales = pass->parts[2 * m + 1];
     MUST(data && scales);
-    eng_work_rows(w->rows, KERN_TILE_ROWS, pass->cuts, chunk % pass->cuts, &begin, &end);
-    kern_tile(w, data, scales, begin, end,
-              (char *)landing->scratch + thread * landing->scratch_bytes);
+    eng_work_rows(stored->rows, KERN_TILE_ROWS, pass->cuts, chunk % pass->cuts, &begin, &end);
+    if (landed->tiled) {
+        kern_tile(stored, data, scales, begin, end,
+                  (char *)landing->scratch + thread * landing->scratch_bytes);
+    } else {
+        kern_weave(data + (size_t)begin * stored->cols, (size_t)(end - begin) * stored->cols);
+    }
 }
 
 static void land(void *context, uint32_t moe_layer, uint32_t expert, void *const parts[TIER_PARTS])
@@ -85,7 +102,7 @@ static void land(void *context, uint32_t moe_layer, uint32_t expert, void *const
     uint64_t cost = 0;          /* a byte takes about as long as a multiply-add */
     (void)moe_layer, (void)expert;      /* all are alike: the store has one kind of expert */
     for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
-        const struct kern_matrix *w = &landing->expert[m];
+        const struct kern_matrix *w = &landing->stored[m];
         cost += w->rows * (uint64_t)kern_row_bytes(w->dtype, w->cols);
     }
     if (!work) {
@@ -93,17 +110,12 @@ static void land(void *context, uint32_t moe_layer, uint32_t expert, void *const
         return;
     }
     pass.cuts = eng_work_parts(work, MODEL_MATRIX_COUNT, cost / MODEL_MATRIX_COUNT,
-                               landing->expert[0].rows, KERN_TILE_ROWS);
+                               landing->stored[0].rows, KERN_TILE_ROWS);
     eng_work_run(work, MODEL_MATRIX_COUNT * pass.cuts, cost, land_rows, &pass);
 }
 
 struct tier_landing eng_landing_hook(struct eng_landing *landing)
 {
-    if (!landing->scratch) return (struct tier_landing){ 0 };
+    if (!landing->needed) return (struct tier_landing){ 0 };
     return (struct tier_landing){ land, landing };
-}
-
-bool eng_landing_tiled(const struct eng_landing *landing, enum model_matrix matrix)
-{
-    return landing->scratch && kern_dtype_grouped(landing->expert[matrix].dtype);
 }

@@ -1,8 +1,9 @@
-/* The order of the experts' weights where they run. A checkpoint keeps INT8 and INT4 experts row by
- * row; the CPU multiplies from tiles (kernels/tile.h). So what is read is rearranged in its slot as
- * it lands (tiering/landing.h), and leases of the CPU read tiles from then on, in dram and in an
- * hbm that is memory of the host. A card's kernels take rows: there is no landing, as with the
- * other types.
+/* The order of the experts' weights where they run. A checkpoint keeps experts row by row; the CPU
+ * multiplies INT8 and INT4 from tiles (kernels/tile.h), and FP8, where inputs are f32 and the
+ * processor gains by it, from woven rows (kernels/weave.h). So what is read is rearranged in its
+ * slot as it lands (tiering/landing.h), and leases of the CPU read that from then on, in dram and
+ * in an hbm that is memory of the host. A card's kernels take rows: there is no landing, as with
+ * the other types.
  *
  * Owns scratch, for each compute thread one tile's. The hook is called by the tiers on the engine
  * thread; while an engine is open its compute threads help: what arrived last is waited for.
@@ -14,6 +15,7 @@
 #include <stddef.h>
 
 #include "base/err.h"
+#include "engine/limits.h"
 #include "engine/work.h"
 #include "kernels/kern.h"
 #include "model/expert.h"
@@ -22,19 +24,22 @@
 #include "tiering/store.h"
 
 struct eng_landing {
-    struct kern_matrix expert[MODEL_MATRIX_COUNT];  /* as the store has them, without addresses */
-    void *scratch;              /* [threads]; NULL: experts stay as they are */
+    struct kern_matrix stored[MODEL_MATRIX_COUNT];  /* as the store has them, without addresses */
+    struct kern_matrix landed[MODEL_MATRIX_COUNT];  /* as leases have them */
+    bool needed;                /* else experts stay as they are */
+    void *scratch;              /* [threads], of tiles; else NULL */
     size_t scratch_bytes;       /* of each */
     unsigned threads;
     const struct eng_work *work;        /* borrowed; NULL: the caller works alone */
 };
 
-/* Bytes of scratch; 0 when the experts stay as they are. */
+/* Bytes of scratch. */
 size_t eng_landing_bytes(const struct tier_store *store, const struct model_shape *shape,
-                         unsigned threads);
-/* For products on the CPU by up to `threads`. -ENOMEM. */
+                         const struct eng_config *config);
+/* For products on the CPU by up to eng_limits_threads. -ENOMEM. */
 int eng_landing_init(struct eng_landing *landing, const struct tier_store *store,
-                     const struct model_shape *shape, unsigned threads, struct base_err *err);
+                     const struct model_shape *shape, const struct eng_config *config,
+                     struct base_err *err);
 void eng_landing_fini(struct eng_landing *landing);     /* accepts a zeroed one */
 
 /* For tier_open: lands nothing if the experts stay as they are. Borrows `landing`. */
@@ -42,7 +47,7 @@ struct tier_landing eng_landing_hook(struct eng_landing *landing);
 /* These threads help from now on, not more than init was told of; NULL: they go. By the thread that
  * calls the tiers. */
 void eng_landing_share(struct eng_landing *landing, const struct eng_work *work);
-/* Leases have this matrix in tiles. */
-bool eng_landing_tiled(const struct eng_landing *landing, enum model_matrix matrix);
+/* Whether FP8 is woven where that is possible, here and in the dense weights. */
+bool eng_landing_weaves(const struct eng_config *config);
 
 #endif

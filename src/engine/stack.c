@@ -451,7 +451,7 @@ static int open_tier(struct eng_stack *stack, struct base_err *err)
     if (stack->config.advice.kind == 0) stack->config.tier.prefetch = 0;
     if (!stack->device) {
         int rc = eng_landing_init(&stack->landing, stack->store, &stack->shape,
-                                  eng_limits_threads(&stack->config.engine), err);
+                                  &stack->config.engine, err);
         if (rc < 0) return rc;
     }
     struct tier_open_args args = {

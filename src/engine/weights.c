@@ -14,6 +14,7 @@
 #include "base/must.h"
 #include "engine/ranks.h"
 #include "engine/weights_read.h"
+#include "kernels/weave.h"
 
 enum { WEIGHT_ALIGN = 64, NAME_MAX_BYTES = 160 };
 
@@ -25,6 +26,7 @@ struct loader {
     const struct model_shape *shape;
     const struct model_files *files;
     const struct eng_ranks *ranks;
+    bool weave;
     struct base_err *err;
     int rc;                     /* the first failure; everything after it is skipped */
     char *memory;               /* NULL in the counting pass */
@@ -96,7 +98,7 @@ static void *note_part(struct loader *loader, const struct model_tensor *tensor,
 {
     const uint64_t cols = part->col_end - part->col, rows = part->row_end - part->row;
     const uint64_t bytes = rows * cols * model_dtype_bytes(tensor->dtype);
-    const struct eng_read read = { tensor, *part, place(loader, bytes) };
+    const struct eng_read read = { .tensor = tensor, .part = *part, .to = place(loader, bytes) };
     if (!read.to || bytes == 0) return read.to;
     loader->rc = eng_reads_add(&loader->reads, &read);
     return loader->rc < 0 ? NULL : read.to;
@@ -196,6 +198,15 @@ static void matrix_part(struct loader *loader, struct kern_matrix *out, const ch
     out->scales = read_scales(loader, tensor, name, &part, out);
 }
 
+/* The matrix that was noted last is multiplied and nothing else. */
+static void woven(struct loader *loader, struct kern_matrix *w)
+{
+    if (loader->rc < 0 || !loader->weave || !loader->memory || w->rows == 0) return;
+    if (!kern_weave_takes(w)) return;
+    loader->reads.at[loader->reads.count - 1].weave = true;
+    w->dtype = KERN_FP8_WOVEN;
+}
+
 static void matrix(struct loader *loader, struct kern_matrix *out, const char *name, uint32_t rows,
                    uint32_t cols)
 {
@@ -230,6 +241,7 @@ static void matrix_blocks(struct loader *loader, struct kern_matrix *out, const 
         matrix_part(loader, &out[b], name, rows, cols,
                     (struct eng_part){ 0, rows, eng_ranks_block_edge(cols, first + b),
                                    eng_ranks_block_edge(cols, first + b + 1) });
+        woven(loader, &out[b]);
     }
 }
 
@@ -273,13 +285,18 @@ static void mlp(struct loader *loader, struct eng_mlp *out, const char *part, ui
         struct eng_share share = eng_ranks_blocks(loader->ranks, width);
         struct eng_part rows = { share.begin, share.end, 0, hidden };
         matrix_part(loader, &out->gate, gate, width, hidden, rows);
+        woven(loader, &out->gate);
         matrix_part(loader, &out->up, up, width, hidden, rows);
+        woven(loader, &out->up);
         matrix_blocks(loader, out->down_blocks, down, hidden, width);
         return;
     }
     matrix_rows(loader, &out->gate, gate, width, hidden, 1);
+    woven(loader, &out->gate);
     matrix_rows(loader, &out->up, up, width, hidden, 1);
+    woven(loader, &out->up);
     matrix_rows(loader, &out->down, down, hidden, width, 1);
+    woven(loader, &out->down);
 }
 
 static void attention(struct loader *loader, struct eng_layer *layer)
@@ -290,14 +307,17 @@ static void attention(struct loader *loader, struct eng_layer *layer)
     const char *const o = "self_attn.o_proj.weight";
     if (s->q_lora_rank > 0) {
         matrix(loader, &layer->q_a, "self_attn.q_a_proj.weight", s->q_lora_rank, s->hidden);
+        woven(loader, &layer->q_a);
         layer->q_a_norm = vector(loader, "self_attn.q_a_layernorm.weight", s->q_lora_rank);
         matrix_rows(loader, &layer->q_b, "self_attn.q_b_proj.weight", q_rows, s->q_lora_rank,
                     head);
     } else {
         matrix_rows(loader, &layer->q_b, "self_attn.q_proj.weight", q_rows, s->hidden, head);
     }
+    woven(loader, &layer->q_b);
     matrix(loader, &layer->kv_a, "self_attn.kv_a_proj_with_mqa.weight",
            s->kv_lora_rank + s->qk_rope_dim, s->hidden);
+    woven(loader, &layer->kv_a);
     layer->kv_a_norm = vector(loader, "self_attn.kv_a_layernorm.weight", s->kv_lora_rank);
     matrix_rows(loader, &layer->kv_b, "self_attn.kv_b_proj.weight",
                 s->heads * (s->qk_nope_dim + s->v_dim), s->kv_lora_rank,
@@ -306,6 +326,7 @@ static void attention(struct loader *loader, struct eng_layer *layer)
         matrix_blocks(loader, layer->o_blocks, o, s->hidden, values);
     } else {
         matrix_rows(loader, &layer->o, o, s->hidden, values, 1);
+        woven(loader, &layer->o);
     }
 }
 
@@ -364,10 +385,11 @@ int eng_weights_plan(const struct model_shape *shape, const struct model_files *
 }
 
 int eng_weights_load(struct eng_weights *weights, const struct model_shape *shape,
-                     const struct model_files *files, const struct eng_ranks *ranks,
+                     const struct model_files *files, const struct eng_ranks *ranks, bool weave,
                      struct base_err *err)
 {
-    struct loader loader = { .shape = shape, .files = files, .ranks = ranks, .err = err };
+    struct loader loader = { .shape = shape, .files = files, .ranks = ranks, .weave = weave,
+                             .err = err };
     uint64_t bytes = 0;
     *weights = (struct eng_weights){ 0 };
     int rc = eng_weights_plan(shape, files, ranks, &bytes, err);

@@ -1,12 +1,13 @@
 /* The weights that are always in memory: embeddings, attention, norms, gates, dense and shared
  * feed-forward parts, head. Routed experts are not among them; they belong to the tiers.
  *
- * Matrices stay in their stored type (FP8 with its block scales); norms and gate biases, a few
- * kilobytes, are kept as f32. All of it lies in one block of memory. Immutable after load.
+ * Matrices stay in their stored type (FP8 with its block scales, or woven); norms and gate biases,
+ * a few kilobytes, are kept as f32. All of it lies in one block of memory. Immutable after load.
  */
 #ifndef ENGINE_WEIGHTS_H
 #define ENGINE_WEIGHTS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -53,9 +54,10 @@ struct eng_ranks;
 int eng_weights_plan(const struct model_shape *shape, const struct model_files *files,
                      const struct eng_ranks *ranks, uint64_t *bytes, struct base_err *err);
 /* Reads them. FP8 codes that mean NaN, and scales that are no finite numbers, are refused by
- * name. */
+ * name. `weave`: FP8 matrices that are multiplied and nothing else become KERN_FP8_WOVEN where they
+ * can (kernels/weave.h). */
 int eng_weights_load(struct eng_weights *weights, const struct model_shape *shape,
-                     const struct model_files *files, const struct eng_ranks *ranks,
+                     const struct model_files *files, const struct eng_ranks *ranks, bool weave,
                      struct base_err *err);
 /* They have been copied to `to`, in the memory of a device: frees their host memory; all addresses
  * are the device's from here on. */

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "kernels/weave.h"
 #include "model/shape.h"
 
 /* More readers than cores: they wait for the disk most of the time. */
@@ -131,7 +132,9 @@ static int read_piece(const struct reader_team *team, const struct eng_read *who
                  : model_files_read_part(team->files, read.tensor, read.part.row * cols * size,
                                          (read.part.row_end - read.part.row) * cols * size,
                                          read.to, err);
-    return rc == 0 && read.tensor->dtype == MODEL_F8_E4M3 ? check_fp8(team, &read, err) : rc;
+    if (rc == 0 && read.tensor->dtype == MODEL_F8_E4M3) rc = check_fp8(team, &read, err);
+    if (rc == 0 && read.weave) kern_weave(read.to, (read.part.row_end - read.part.row) * cols);
+    return rc;
 }
 
 /* ----------------------------------------------------------------------------------- readers -- */

@@ -9,6 +9,7 @@
 #ifndef ENGINE_WEIGHTS_READ_H
 #define ENGINE_WEIGHTS_READ_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -23,6 +24,7 @@ struct eng_read {
     const struct model_tensor *tensor;  /* two dimensions, a type with whole bytes */
     struct eng_part part;
     char *to;                           /* its rows without gaps */
+    bool weave;                         /* FP8: becomes KERN_FP8_WOVEN */
 };
 
 struct eng_reads {

@@ -138,7 +138,7 @@ compile_all() {
         done
     fi
     if [ "$(uname -m)" = x86_64 ]; then
-        local wide=(-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mfma -mf16c)
+        local wide=(-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mgfni -mfma -mf16c)
         for name in kernels/cpu/*avx2.c; do
             job "$(basename "$name" .c).o" "$cc" "${cflags[@]}" -mavx2 -mfma -mf16c "$name"
         done

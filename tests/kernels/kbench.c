@@ -233,6 +233,7 @@ static const struct {
     uint32_t scale, digits;
 } weight_types[] = {
     { "fp8 128x128", KERN_FP8_E4M3, 128 },
+    { "fp8 woven", KERN_FP8_WOVEN, 128 },
     { "int8 32", KERN_INT8, KERN_GROUP_SMALL, KERN_X8_FULL },
     { "int8 128", KERN_INT8, KERN_GROUP_LARGE, KERN_X8_FULL },
     { "int4 32", KERN_INT4, KERN_GROUP_SMALL, KERN_X8_FULL },
@@ -513,13 +514,14 @@ static void bench_close(struct bench *b)
     free(b->y);
 }
 
-int kbench_floor(void)
+int kbench_floor(const char *type)
 {
     struct bench b;
     double least = 1e9;
     unsigned slower = 0;
     bench_open(&b);
     for (size_t t = 0; t < sizeof weight_types / sizeof *weight_types; t++) {
+        if (type && !strstr(weight_types[t].name, type)) continue;
         struct timing twin[2], cached[2];
         struct product_job job = { .bench = &b, .m = 1,
                                    .ops = kern_ops_variant(KERN_CPU_REFERENCE) };

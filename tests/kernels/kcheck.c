@@ -6,7 +6,7 @@
  *   kcheck [--seeds N] [--seed S] [OP]      compare; exit 77 when only the reference runs here
  *   kcheck --bench [OP [TYPE]]              rates beside the measured floors (kbench.c); of
  *                                           products only the weight types with TYPE in the name
- *   kcheck --floor                          matrix-vector products of every weight type beside
+ *   kcheck --floor [TYPE]                   matrix-vector products of every weight type beside
  *                                           reading, in turns; exit 1 below 0.90 of it
  *
  * A NaN equals any NaN: kern.h leaves sign and payload open. */
@@ -19,6 +19,7 @@
 #include "base/rng.h"
 #include "kernels/kern.h"
 #include "kernels/tile.h"
+#include "kernels/weave.h"
 #include "kernels/x16.h"
 #include "tests/kernels/kcheck.h"
 #include "tests/support/guard.h"
@@ -126,8 +127,8 @@ static void *codes(struct kcase *c, enum kern_dtype dtype, size_t n, uint32_t te
     return data;
 }
 
-static const char *const dtype_names[KERN_DTYPE_COUNT] = { "f32", "f16",  "bf16",
-                                                           "fp8", "int8", "int4" };
+static const char *const dtype_names[KERN_DTYPE_COUNT] = { "f32",  "f16",  "bf16", "fp8",
+                                                           "int8", "int4", "woven fp8" };
 
 /* Scales of groups, bf16, at any byte. */
 static void group_scales(struct kcase *c, struct kern_matrix *w, uint32_t temper)
@@ -228,6 +229,53 @@ static bool check_matmul_fp8(struct kcase *c)
     w.data = codes(c, w.dtype, (size_t)rows * cols, temper);
     w.scales = floats(c, count, 1);
     return same_products(c, w, 1 + below(c, 9));
+}
+
+/* Woven weights give the bits of the rows that they were, whatever x holds. */
+static bool check_weave(struct kcase *c)
+{
+    const uint32_t rows = 1 + below(c, 40), m = 1 + below(c, below(c, 2) ? 1 : 20);
+    const uint32_t cols = KERN_WOVEN_CUT * (1 + below(c, below(c, 4) ? 20 : 180));
+    struct kern_matrix w = { .dtype = KERN_FP8_E4M3, .rows = rows, .cols = cols,
+                             .scale_rows = 1 + below(c, 5), .scale_cols = KERN_WOVEN_CUT };
+    const size_t bytes = (size_t)rows * cols;
+    const uint32_t strips = cols / KERN_WOVEN_CUT, temper = temper_of(c);
+    uint8_t *codes_of_rows = codes(c, w.dtype, bytes, 0), *woven = guard_get(bytes, below(c, 64));
+    for (size_t i = 0; i < bytes; i++) {
+        if ((codes_of_rows[i] & 0x7f) == 0x7f) codes_of_rows[i] ^= 1;
+    }
+    memcpy(woven, codes_of_rows, bytes);
+    if (!kern_weave_takes(&w)) {
+        snprintf(c->what, sizeof c->what, "rows=%u cols=%u are not taken", rows, cols);
+        return false;
+    }
+    kern_weave(woven, bytes);
+    w.data = codes_of_rows;
+    w.scales = floats(c, (size_t)((rows + w.scale_rows - 1) / w.scale_rows) * strips, 1);
+    struct kern_matmul args = { .w = &w, .m = m, .x_stride = cols + below(c, 5),
+                                .y_stride = rows + below(c, 5),
+                                .k_blocks = below(c, 3) ? 1 : KERN_RANK_BLOCKS };
+    const size_t x_count = (size_t)(m - 1) * args.x_stride + cols;
+    const size_t y_count = (size_t)(m - 1) * args.y_stride + rows;
+    float *x = floats(c, x_count, temper);
+    /* 256 is the first that does not fit a float when it is 2^120 as large. */
+    if (below(c, 4) == 0) x[below(c, (uint32_t)x_count)] = below(c, 2) ? 256.0f : -255.999985f;
+    args.x = x;
+    float *wanted = floats(c, y_count, 0), *got = floats(c, y_count, 0);
+    memcpy(got, wanted, y_count * sizeof *got);
+    args.y = wanted;
+    c->reference->matmul(&args, 0, rows);
+    w.data = woven;
+    w.dtype = KERN_FP8_WOVEN;
+    args.y = got;
+    c->reference->matmul(&args, 0, rows);
+    size_t at;
+    if (!same_floats(wanted, got, y_count, &at)) {
+        snprintf(c->what, sizeof c->what, "rows=%u cols=%u m=%u: woven %a, in rows %a", rows, cols,
+                 m, got[at], wanted[at]);
+        return false;
+    }
+    return same_rows(c, &args, c->reference->matmul, c->set->matmul);
 }
 
 /* Tiles are those of the definition: rows of bytes by fours, scales one by one. */
@@ -594,7 +642,7 @@ static bool check_gate(struct kcase *c)
 
 static bool check_to_f32(struct kcase *c)
 {
-    const enum kern_dtype dtype = (enum kern_dtype)below(c, KERN_DTYPE_COUNT);
+    const enum kern_dtype dtype = (enum kern_dtype)below(c, KERN_FP8_WOVEN);
     const uint32_t n = 1 + below(c, 300);
     const void *x = codes(c, dtype, dtype == KERN_INT4 ? (uint32_t)kern_row_bytes(dtype, n) : n, 2);
     float *wanted = floats(c, n, 0), *got = floats(c, n, 0);
@@ -628,6 +676,7 @@ static const struct {
     { "axpy", check_axpy, 400 },       { "add", check_add, 400 },
     { "gate", check_gate, 400 },       { "to_f32", check_to_f32, 400 },
     { "to_bf16", check_to_bf16, 400 }, { "matmul_x8", check_matmul_x8, 800 },
+    { "weave", check_weave, 600 },
     { "tile", check_tile, 200 },
     { "matmul_fp8", check_matmul_fp8, 200 },
     { "to_x8", check_to_x8, 400 },     { "highest", check_highest, 400 },
@@ -673,7 +722,7 @@ int main(int argc, char **argv)
         if (!strcmp(argv[i], "--bench")) {
             bench = true;
         } else if (!strcmp(argv[i], "--floor")) {
-            return kbench_floor();
+            return kbench_floor(i + 1 < argc ? argv[i + 1] : NULL);
         } else if (!strcmp(argv[i], "--seeds") && i + 1 < argc) {
             seeds = strtoull(argv[++i], NULL, 10);
         } else if (!strcmp(argv[i], "--seed") && i + 1 < argc) {
@@ -683,7 +732,8 @@ int main(int argc, char **argv)
             *(only ? &type : &only) = argv[i];
         } else {
             fprintf(stderr,
-                    "usage: kcheck [--bench] [--floor] [--seed S] [--seeds N] [OP [TYPE]]\n");
+                    "usage: kcheck [--bench] [--floor [TYPE]] [--seed S] [--seeds N] "
+                    "[OP [TYPE]]\n");
             return 2;
         }
     }

@@ -5,6 +5,6 @@
 /* Prints rates of every op (or the named one) of every op set; returns an exit status. */
 int kbench_run(const char *only, const char *type);
 /* The share of reading from DRAM that matrix-vector products reach; EXIT_FAILURE below 0.90. */
-int kbench_floor(void);
+int kbench_floor(const char *type);
 
 #endif

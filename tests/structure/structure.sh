@@ -176,7 +176,7 @@ check_headers() {
         name=${header#src/}
         case $header in
         kernels/cpu/simd*.h) continue ;;    # bodies over the lanes of vec_*.h, included after it
-        *avx512*) flags='-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vnni -mavx2 -mfma -mf16c' ;;
+        *avx512*) flags='-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vnni -mgfni -mavx2 -mfma -mf16c' ;;
         *avx2*) flags='-mavx2 -mfma -mf16c' ;;
         *) flags='' ;;
         esac

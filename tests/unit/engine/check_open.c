@@ -76,7 +76,7 @@ static int load(struct base_err *err)
     int rc = model_shape_load(&shape, dir, err);
     if (rc == 0) rc = model_files_open(&files, dir, err);
     ck_assert_msg(rc == 0, "%s", err->text);
-    rc = eng_weights_load(&weights, &shape, files, NULL, err);
+    rc = eng_weights_load(&weights, &shape, files, NULL, false, err);
     if (rc == 0) {
         uint64_t bytes;
         ck_assert_int_eq(eng_weights_plan(&shape, files, NULL, &bytes, err), 0);
