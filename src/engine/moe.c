@@ -341,21 +341,31 @@ static void list_run(struct pass *pass, const struct tier_lease *lease)
                                                  .count = plan->expert_count[lease->expert] };
 }
 
-/* Computes the granted experts as they arrive. plan.pending is kept dense: settled leases move to
- * plan.leases, where they stand in the order in which they are released. */
-static void serve_arrivals(struct pass *pass, uint32_t granted)
+/* Leases of plan.leases, in the order in which they were granted and are released. Those of experts
+ * that are not computed yet are in plan.pending, ascending. */
+struct held {
+    uint32_t count, pending;
+};
+
+static void hold(struct eng_plan *plan, struct held *held, uint32_t granted)
+{
+    for (uint32_t i = held->count; i < held->count + granted; i++) {
+        plan->pending[held->pending] = plan->leases[i];
+        plan->pending_index[held->pending++] = i;
+    }
+    held->count += granted;
+}
+
+/* Computes experts as they arrive, until the first `enough` are done. plan.pending is kept dense:
+ * settled leases move to plan.leases. */
+static void serve_arrivals(struct pass *pass, struct held *held, uint32_t enough)
 {
     struct eng_plan *plan = &pass->core->plan;
-    uint32_t left = granted;
-    for (uint32_t i = 0; i < granted; i++) {
-        plan->pending[i] = plan->leases[i];
-        plan->pending_index[i] = i;
-    }
-    while (left > 0) {
-        eng_leases_wait(pass->core, plan->pending, left, TIER_WAIT_ANY, UINT64_MAX);
+    while (held->pending > 0 && plan->pending_index[0] < enough) {
+        eng_leases_wait(pass->core, plan->pending, held->pending, TIER_WAIT_ANY, UINT64_MAX);
         pass->runs = 0;
         uint32_t kept = 0;
-        for (uint32_t i = 0; i < left; i++) {
+        for (uint32_t i = 0; i < held->pending; i++) {
             uint32_t index = plan->pending_index[i];
             if (plan->pending[i].status == -EINPROGRESS) {
                 plan->pending[kept] = plan->pending[i];
@@ -366,7 +376,7 @@ static void serve_arrivals(struct pass *pass, uint32_t granted)
             if (plan->leases[index].status == 0) list_run(pass, &plan->leases[index]);
             else fail_rows(pass, &plan->leases[index]);
         }
-        left = kept;
+        held->pending = kept;
         compute_decode(pass);
     }
 }
@@ -407,15 +417,16 @@ static uint32_t group(struct pass *pass, bool strongest_first)
     return wanted;
 }
 
-/* Leases of plan.wanted from `done` on, as many as there are slots for. */
-static uint32_t acquire(struct pass *pass, uint32_t done, uint32_t wanted, enum tier_phase phase)
+/* Leases of plan.wanted from `done` on, as many as there are slots for beside those held. */
+static uint32_t acquire(struct pass *pass, uint32_t done, uint32_t wanted, uint32_t held,
+                        enum tier_phase phase)
 {
     struct eng_core *core = pass->core;
     uint64_t begin_ns = eng_op_begin(core->profile);
     uint32_t granted =
         tier_acquire(core->tier, (uint32_t)pass->layer->moe_layer, core->plan.wanted + done,
-                     wanted - done, phase, core->plan.leases);
-    MUST(granted > 0);
+                     wanted - done, phase, core->plan.leases + held);
+    MUST(granted > 0 || held > 0);
     eng_op_end(core->profile, ENG_OP_ACQUIRE, begin_ns);
     return granted;
 }
@@ -425,6 +436,16 @@ static void release(struct eng_core *core, uint32_t granted)
     uint64_t begin_ns = eng_op_begin(core->profile);
     tier_release(core->tier, core->plan.leases, granted);
     eng_op_end(core->profile, ENG_OP_RELEASE, begin_ns);
+}
+
+/* The first `count` of those held go. */
+static void release_first(struct eng_core *core, struct held *held, uint32_t count)
+{
+    struct eng_plan *plan = &core->plan;
+    release(core, count);
+    held->count -= count;
+    memmove(plan->leases, plan->leases + count, held->count * sizeof *plan->leases);
+    for (uint32_t i = 0; i < held->pending; i++) plan->pending_index[i] -= count;
 }
 
 static void exchange_sum(struct pass *pass)
@@ -437,14 +458,22 @@ static void exchange_sum(struct pass *pass)
 static void decode_rows(struct pass *pass)
 {
     struct eng_core *core = pass->core;
-    uint32_t wanted = group(pass, true);
+    uint32_t wanted = group(pass, true), done = 0;
     bool prepared = false;
-    for (uint32_t done = 0; done < wanted;) {
-        uint32_t granted = acquire(pass, done, wanted, TIER_DECODE);
+    struct held held = { 0 };
+    while (done < wanted || held.count > 0) {
+        if (done < wanted) {
+            uint32_t granted = acquire(pass, done, wanted, held.count, TIER_DECODE);
+            hold(&core->plan, &held, granted);
+            done += granted;
+        }
         prepare(pass, &prepared);
-        serve_arrivals(pass, granted);
-        release(core, granted);
-        done += granted;
+        /* Where there are not slots for all, half of them go as soon as they can: the reads of the
+         * others keep the disk at work until those of the next have left. Which go depends on
+         * nothing that takes time, so the order of events does not either. */
+        uint32_t enough = done < wanted ? (held.count + 1) / 2 : held.count;
+        serve_arrivals(pass, &held, enough);
+        release_first(core, &held, enough);
     }
     if (pass->spread) {
         prepare(pass, &prepared);
@@ -465,7 +494,7 @@ static void prefill_rows(struct pass *pass)
     uint32_t wanted = group(pass, false);
     bool prepared = false;
     for (uint32_t done = 0; done < wanted;) {
-        uint32_t granted = acquire(pass, done, wanted, TIER_PREFILL);
+        uint32_t granted = acquire(pass, done, wanted, 0, TIER_PREFILL);
         prepare(pass, &prepared);
         for (uint32_t i = 0; i < granted;) {
             /* The next in id order, and all those behind it that are there as well. */
