@@ -203,49 +203,75 @@ static void simd_matmul(const struct kern_matmul *args, uint32_t row_begin, uint
     }
 }
 
-/* y[c] += rows d .. d + count of w, in that order, over columns of one scale cut. */
-VEC_INLINE void transpose_rows(const struct kern_matrix *w, enum kern_dtype dtype, uint32_t count,
-                               uint32_t d, const float *x, float *y)
+/* Rows whose weights are in the first-level cache while column after column of them is summed. */
+enum { TRANSPOSE_ROWS = 16, TRANSPOSE_LINE = 64 };
+
+/* y += `count` rows of `vecs` x 16 columns times their factors, the sums in registers. As many
+ * bytes from `after` on are prefetched as are read: the next rows, in the order of memory. */
+VEC_INLINE const uint8_t *transpose_tile(enum kern_dtype dtype, uint32_t vecs, uint32_t count,
+                                         const uint8_t *from, size_t stride, const float *factor,
+                                         const uint8_t *after, float *y)
 {
-    for (uint32_t cut = 0; cut < w->cols;) {
-        const uint32_t end = w->scales ? cpu_cut_end(cut, w->cols, w->scale_cols) : w->cols;
-        const uint32_t whole = cut + (end - cut) / KERN_LANES * KERN_LANES;
-        struct vec factor[VEC_GEMV_ROWS];
-        const uint8_t *row[VEC_GEMV_ROWS];
-        UNROLL for (uint32_t r = 0; r < count; r++) {
-            const float scaled = w->scales ? x[r] * scale_at(w, dtype, d + r, cut) : x[r];
-            factor[r] = vec_set1(scaled);
-            row[r] = row_at(w, dtype, d + r);
-        }
-        for (uint32_t c = cut; c < whole; c += KERN_LANES) {
-            struct vec sum = vec_load(y + c);
-            UNROLL for (uint32_t r = 0; r < count; r++) {
-                sum = vec_fma(weight_load(dtype, row[r], c), factor[r], sum);
+    const uint32_t bytes = vecs * KERN_LANES * (uint32_t)dtype_bytes(dtype);
+    struct vec sum[VEC_TRANSPOSE], value[4];
+    UNROLL for (uint32_t i = 0; i < vecs; i++) sum[i] = vec_load(y + i * KERN_LANES);
+    for (uint32_t r = 0; r < count; r++, from += stride) {
+        const struct vec scaled = vec_set1(factor[r]);
+        for (uint32_t at = 0; after && at < bytes; at += TRANSPOSE_LINE)
+            __builtin_prefetch(after + at, 0, 2);
+        after = after ? after + bytes : NULL;
+        UNROLL for (uint32_t i = 0; i < vecs; i++)
+        {
+            if (dtype == KERN_FP8_E4M3 && vecs % 4 == 0) {
+                if (i % 4 == 0) fp8_step(dtype, from + i * KERN_LANES, value);
+            } else {
+                value[i % 4] = weight_load(dtype, from, i * KERN_LANES);
             }
-            vec_store(y + c, sum);
+            sum[i] = vec_fma(value[i % 4], scaled, sum[i]);
         }
-        if (whole < end) {
-            struct vec sum = vec_load_part(y + whole, end - whole);
-            UNROLL for (uint32_t r = 0; r < count; r++) {
-                const struct vec weight = weight_load_part(dtype, row[r], whole, end - whole);
-                sum = vec_fma(weight, factor[r], sum);
-            }
-            vec_store_part(y + whole, sum, end - whole);
-        }
-        cut = end;
     }
+    UNROLL for (uint32_t i = 0; i < vecs; i++) vec_store(y + i * KERN_LANES, sum[i]);
+    return after;
+}
+
+/* The same of n < 16 columns from k on. */
+VEC_INLINE void transpose_rest(enum kern_dtype dtype, uint32_t count, const uint8_t *row,
+                               size_t stride, uint32_t k, uint32_t n, const float *factor, float *y)
+{
+    struct vec sum = vec_load_part(y, n);
+    for (uint32_t r = 0; r < count; r++, row += stride)
+        sum = vec_fma(weight_load_part(dtype, row, k, n), vec_set1(factor[r]), sum);
+    vec_store_part(y, sum, n);
 }
 
 VEC_INLINE void transpose(const struct kern_matrix *w, enum kern_dtype dtype, uint32_t row_begin,
                           uint32_t row_end, const float *x, float *y)
 {
-    uint32_t d = row_begin;
-    for (uint32_t c = 0; c < w->cols; c++)
-        y[c] = 0;
-    for (; row_end - d >= VEC_GEMV_ROWS; d += VEC_GEMV_ROWS)
-        transpose_rows(w, dtype, VEC_GEMV_ROWS, d, x + (d - row_begin), y);
-    for (; d < row_end; d++)
-        transpose_rows(w, dtype, 1, d, x + (d - row_begin), y);
+    enum { WIDE = VEC_TRANSPOSE * KERN_LANES };
+    const size_t stride = row_bytes(dtype, w->cols);
+    float factor[TRANSPOSE_ROWS];
+    memset(y, 0, w->cols * sizeof *y);
+    for (uint32_t d = row_begin; d < row_end; d += TRANSPOSE_ROWS) {
+        const uint32_t count = row_end - d < TRANSPOSE_ROWS ? row_end - d : TRANSPOSE_ROWS;
+        const uint8_t *row = row_at(w, dtype, d);
+        const uint8_t *after = row_end - d > TRANSPOSE_ROWS ? row + count * stride : NULL;
+        for (uint32_t cut = 0; cut < w->cols;) {
+            const uint32_t end = w->scales ? cpu_cut_end(cut, w->cols, w->scale_cols) : w->cols;
+            for (uint32_t r = 0; r < count; r++) {
+                const float at = x[d + r - row_begin];
+                factor[r] = w->scales ? at * scale_at(w, dtype, d + r, cut) : at;
+            }
+            for (; cut + WIDE <= end; cut += WIDE)
+                after = transpose_tile(dtype, VEC_TRANSPOSE, count, row + cut * dtype_bytes(dtype),
+                                       stride, factor, after, y + cut);
+            for (; cut + KERN_LANES <= end; cut += KERN_LANES)
+                after = transpose_tile(dtype, 1, count, row + cut * dtype_bytes(dtype), stride,
+                                       factor, after, y + cut);
+            if (cut < end)
+                transpose_rest(dtype, count, row, stride, cut, end - cut, factor, y + cut);
+            cut = end;
+        }
+    }
 }
 
 static void simd_matmul_t(const struct kern_matrix *w, uint32_t row_begin, uint32_t row_end,

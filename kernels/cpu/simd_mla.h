@@ -91,6 +91,9 @@ VEC_INLINE void mla_score_tokens(struct mla_work *work, struct mla_group *group,
     for (; h + VEC_MLA_HEADS <= heads; h += VEC_MLA_HEADS)
         mla_score_tile(work, dtype, VEC_MLA_HEADS, tokens, work->row + t, q + (size_t)h * width,
                        width, h);
+    for (; h + VEC_MLA_HEADS / 2 <= heads; h += VEC_MLA_HEADS / 2)
+        mla_score_tile(work, dtype, VEC_MLA_HEADS / 2, tokens, work->row + t,
+                       q + (size_t)h * width, width, h);
     for (; h < heads; h++)
         mla_score_tile(work, dtype, 1, tokens, work->row + t, q + (size_t)h * width, width, h);
     for (uint32_t i = 0; i < tokens; i++) {
@@ -196,6 +199,9 @@ VEC_INLINE void mla_values(const struct mla_work *work, const struct mla_group *
     uint32_t h = 0;
     for (; h + VEC_MLA_HEADS <= heads; h += VEC_MLA_HEADS)
         mla_value_heads(work, group, dtype, VEC_MLA_HEADS, h, count, lora, out + (size_t)h * lora);
+    for (; h + VEC_MLA_HEADS / 2 <= heads; h += VEC_MLA_HEADS / 2)
+        mla_value_heads(work, group, dtype, VEC_MLA_HEADS / 2, h, count, lora,
+                        out + (size_t)h * lora);
     for (; h < heads; h++)
         mla_value_heads(work, group, dtype, 1, h, count, lora, out + (size_t)h * lora);
 }

@@ -21,7 +21,7 @@
 
 /* Tile of a register-blocked product: 3 x 2 outputs of two registers, 12 of 16 registers. */
 enum { VEC_TILE_M = 3, VEC_TILE_N = 2, VEC_SCALED_M = 3, VEC_SCALED_N = 2 };
-enum { VEC_GEMV_ROWS = 4 };
+enum { VEC_GEMV_ROWS = 4, VEC_TRANSPOSE = 4 };
 
 /* Tiles of latent attention: scores of heads x tokens, 12 sums in 16 registers; values of heads x
  * registers of columns. */

@@ -23,7 +23,7 @@
 /* Tiles of a register-blocked product: 4 x 6 outputs, 24 of 32 registers; with scales 3 x 4, sums
  * and totals. */
 enum { VEC_TILE_M = 4, VEC_TILE_N = 6, VEC_SCALED_M = 3, VEC_SCALED_N = 4 };
-enum { VEC_GEMV_ROWS = 4 };
+enum { VEC_GEMV_ROWS = 4, VEC_TRANSPOSE = 8 };
 
 /* Tiles of latent attention: scores of heads x tokens, 24 sums in 32 registers; values of heads x
  * registers of columns. */

@@ -6,7 +6,7 @@
 #include "engine/leases.h"
 #include "kernels/x16.h"
 
-/* Heads that are worth a walk of their own through the cache: what the kernels take together. */
+/* Heads that the kernels take together. Fewer are a walk of their own through the cache. */
 enum { HEADS_UNIT = 8 };
 
 struct pass {
@@ -14,7 +14,7 @@ struct pass {
     const struct eng_layer *layer;
     uint32_t layer_index;
     const struct eng_batch *batch;
-    uint32_t parts;             /* of the heads, per row */
+    uint32_t parts, unit;       /* of the heads, per row; cut at multiples of the unit */
 };
 
 void eng_mla_positions(struct eng_core *core, const struct eng_batch *batch)
@@ -104,7 +104,7 @@ static void row_attend(void *context, uint32_t chunk, unsigned thread)
         .out = core->plan.latent + (size_t)row * heads * s->kv_lora_rank,
     };
     uint32_t begin, end;
-    eng_work_rows(heads, HEADS_UNIT, pass->parts, part, &begin, &end);
+    eng_work_rows(heads, pass->unit, pass->parts, part, &begin, &end);
     core->work.ops->mla(&args, begin, end);
 }
 
@@ -209,7 +209,7 @@ void eng_mla(struct eng_core *core, const struct eng_layer *layer, uint32_t laye
              const struct eng_batch *batch)
 {
     const struct model_shape *s = core->shape;
-    struct pass pass = { core, layer, layer_index, batch, 1 };
+    struct pass pass = { core, layer, layer_index, batch, 1, HEADS_UNIT };
     uint64_t rows = batch->count, heads = core->heads, lora = s->kv_lora_rank;
     uint64_t begin_ns = eng_op_begin(core->profile);
     project(&pass);
@@ -225,7 +225,10 @@ void eng_mla(struct eng_core *core, const struct eng_layer *layer, uint32_t laye
         seen += batch->positions[row] + 1;
     }
     uint64_t cost = seen * heads * (2 * lora + s->qk_rope_dim);
-    pass.parts = eng_work_parts(&core->work, batch->count, cost / rows, core->heads, HEADS_UNIT);
+    while (pass.unit > 1 && rows * ((heads + pass.unit - 1) / pass.unit) < core->work.threads) {
+        pass.unit /= 2;
+    }
+    pass.parts = eng_work_parts(&core->work, batch->count, cost / rows, core->heads, pass.unit);
     eng_work_run(&core->work, batch->count * pass.parts, cost, row_attend, &pass);
     begin_ns = eng_op_next(core->profile, ENG_OP_ATTEND, begin_ns);
     eng_poll(core);

@@ -345,17 +345,38 @@ struct op_job {
     const struct bench *bench;
     const struct kern_ops *ops;
     void (*run)(const struct op_job *job);
-    uint32_t calls, sample;
+    uint32_t calls, call, sample;
 };
 
 enum { VECTOR = 2048, LORA = 512, ROPE = 64, BLOCK = 16 };
+enum { TRANSPOSE_CALLS = 48 };
 enum { TOKENS = 512, TOKENS_LONG = 4096, HEADS = 16, HEADS_HALF = 8 };
 
+/* A head's part of kv_b; the FP8 ones with scales of 128 x 128, one after another in the pool. */
 static void run_matmul_t(const struct op_job *job)
 {
     const struct kern_matrix w = { .dtype = KERN_BF16, .rows = 128, .cols = LORA,
                                    .data = job->bench->pool };
     job->ops->matmul_t(&w, 0, 128, job->bench->x, job->bench->y);
+}
+
+static void run_matmul_t_fp8(const struct op_job *job, size_t at)
+{
+    const struct kern_matrix w = { .dtype = KERN_FP8_E4M3, .rows = 128, .cols = LORA,
+                                   .data = job->bench->pool + at, .scales = job->bench->x,
+                                   .scale_rows = 128, .scale_cols = 128 };
+    job->ops->matmul_t(&w, 0, 128, job->bench->x, job->bench->y);
+}
+
+static void run_matmul_t_cache(const struct op_job *job)
+{
+    run_matmul_t_fp8(job, 0);
+}
+
+static void run_matmul_t_dram(const struct op_job *job)
+{
+    run_matmul_t_fp8(job, ((size_t)job->sample * TRANSPOSE_CALLS + job->call) %
+                              (POOL_BYTES / (256 * LORA)) * (256 * LORA));
 }
 
 static void run_rmsnorm(const struct op_job *job)
@@ -438,7 +459,7 @@ static void op_run(void *context, uint32_t sample)
 {
     struct op_job *job = context;
     job->sample = sample;
-    for (uint32_t i = 0; i < job->calls; i++)
+    for (job->call = 0; job->call < job->calls; job->call++)
         job->run(job);
 }
 
@@ -450,6 +471,9 @@ static const struct {
     uint32_t calls;
 } ops_measured[] = {
     { "matmul_t", "bf16 128x512", run_matmul_t, 128.0 * LORA * 2, 2.0 * 128 * LORA, 50 },
+    { "matmul_t", "fp8 128x512", run_matmul_t_cache, 128.0 * LORA, 2.0 * 128 * LORA, 50 },
+    { "matmul_t", "fp8 128x512, dram", run_matmul_t_dram, 128.0 * LORA, 2.0 * 128 * LORA,
+      TRANSPOSE_CALLS },
     { "mla", "bf16 16 heads, 512 tokens", run_mla_bf16, (double)TOKENS * (LORA + ROPE) * 2,
       2.0 * HEADS * TOKENS * (2 * LORA + ROPE), 1 },
     { "mla", "f32 16 heads, 512 tokens", run_mla_f32, (double)TOKENS * (LORA + ROPE) * 4,

@@ -1,9 +1,8 @@
 /* No setting shows: over random configurations of tiers, sizes, policies, predictors, prefetch,
- * layouts on disk, ways of reading, threads, cuts of the prompt and neighbours, and changes of
- * size, policy, quotas and prefetch while requests run, with warm experts copied up or computed
- * where they lie, every logit of every request has the bits of a run alone with everything in
- * memory and the same KV blocks (attention is summed up block by block: kv.block_tokens is part of
- * the arithmetic); and the recorded events of each run, replayed, give its live counts.
+ * layouts on disk, ways of reading, threads, KV blocks, cuts of the prompt and neighbours, and
+ * changes of size, policy, quotas and prefetch while requests run, with warm experts copied up or
+ * computed where they lie, every logit of every request has the bits of a run alone with everything
+ * in memory; and the recorded events of each run, replayed, give its live counts.
  *
  * check_configs [ROUNDS]: seeds 1..ROUNDS. */
 #include <check.h>
@@ -15,7 +14,7 @@
 #include "tests/support/campaign.h"
 #include "tests/support/campaign_live.h"
 
-enum { TEXTS = 6, BLOCKS = 4, LAYERS = 6, EXPERTS = 64, TOP_K = 6, HANG_S = 120, DRAWS = 60 };
+enum { TEXTS = 6, BLOCK_MAX = 64, LAYERS = 6, EXPERTS = 64, TOP_K = 6, HANG_S = 120, DRAWS = 60 };
 
 static const struct {
     const char *text;
@@ -34,8 +33,7 @@ static const struct {
 
 static struct campaign campaign;
 static struct run run;
-static const uint32_t block_tokens[BLOCKS] = { 1, 4, 16, 64 };
-static uint64_t wanted[BLOCKS][TEXTS], rounds, until_ns;
+static uint64_t wanted[TEXTS], rounds, until_ns;
 static struct {
     uint64_t runs, refused, hbm, inclusive, compute, in_place;
     uint64_t answers, events, changes, changes_refused, prefetched;
@@ -58,18 +56,16 @@ static void submit(unsigned i)
 }
 
 /* Each request alone, everything in memory. */
-static void plain_runs(unsigned blocks)
+static void plain_runs(void)
 {
-    char block[40];
     const char *settings[] = { "tiers.dram.capacity=100%", "io.backend=threads",
-                               "engine.threads=1", block, NULL };
-    snprintf(block, sizeof block, "kv.block_tokens=%u", block_tokens[blocks]);
+                               "engine.threads=1", NULL };
     for (unsigned i = 0; i < TEXTS; i++) {
         run_open(&run, run_pebble(), settings);
         submit(i);
         run_finish(&run);
         ck_assert_uint_eq(run.answers[0].token_count, asks[i].tokens);
-        wanted[blocks][i] = run.answers[0].rows_hash;
+        wanted[i] = run.answers[0].rows_hash;
         run_close(&run);
     }
 }
@@ -78,7 +74,7 @@ static void prepare(void)
 {
     campaign_watch(HANG_S, "preparing", 0);
     campaign_begin(&campaign);
-    for (unsigned i = 0; i < BLOCKS; i++) plain_runs(i);
+    plain_runs();
 }
 
 static void clean_up(void)
@@ -126,8 +122,7 @@ static void draw_tiers(struct campaign_settings *s, struct base_rng *rng, const 
     campaign_set(s, "policy.prefill_share=%llu%%", (unsigned long long)between(rng, 5, 100));
 }
 
-static void draw(struct campaign_settings *s, struct base_rng *rng, const char *policy,
-                 unsigned blocks)
+static void draw(struct campaign_settings *s, struct base_rng *rng, const char *policy)
 {
     static const unsigned chunks[] = { 1, 3, 7, 32, 256 },
                           pieces[] = { 64, 256, 1024 };
@@ -143,27 +138,25 @@ static void draw(struct campaign_settings *s, struct base_rng *rng, const char *
     campaign_set(s, "io.sim_seed=%llu", (unsigned long long)base_rng_below(rng, 1000000));
     campaign_set(s, "io.sim_latency=%lluus", (unsigned long long)between(rng, 0, 20));
     campaign_set(s, "engine.threads=%llu", (unsigned long long)between(rng, 1, 2));
-    campaign_set(s, "kv.block_tokens=%u", block_tokens[blocks]);
+    campaign_set(s, "kv.block_tokens=%llu", (unsigned long long)between(rng, 1, BLOCK_MAX));
     campaign_set(s, "scheduler.max_chunked_prefill_tokens=%u", chunks[base_rng_below(rng, 5)]);
     campaign_set(s, "scheduler.max_num_batched_tokens=%llu",
                  (unsigned long long)between(rng, 8, 300));
     campaign_set(s, "scheduler.max_num_seqs=%llu", (unsigned long long)between(rng, 1, TEXTS));
 }
 
-/* Opens with the first configuration drawn from the seed that the stack takes. Returns which of the
- * block sizes it has. */
-static unsigned open_drawn(struct campaign_settings *s, struct base_rng *rng, uint64_t seed)
+/* Opens with the first configuration drawn from the seed that the stack takes. */
+static void open_drawn(struct campaign_settings *s, struct base_rng *rng, uint64_t seed)
 {
-    unsigned policies = 0, blocks = (unsigned)base_rng_below(rng, BLOCKS);
+    unsigned policies = 0;
     while (campaign_policy(policies)) policies++;
     for (int i = 0; i < DRAWS; i++) {
-        draw(s, rng, campaign_policy((unsigned)(seed % policies)), blocks);
-        if (campaign_open_run(&campaign, &run, s)) return blocks;
+        draw(s, rng, campaign_policy((unsigned)(seed % policies)));
+        if (campaign_open_run(&campaign, &run, s)) return;
         done.refused++;
     }
     ck_abort_msg("seed %llu: %d configurations in a row are refused, the last: %s",
                  (unsigned long long)seed, DRAWS, campaign_show(s));
-    return 0;
 }
 
 /* One step, and now and then other settings before it. False when nothing is left to do. */
@@ -188,7 +181,7 @@ static void one_round(uint64_t seed)
     base_rng_init(&rng, seed);
     snprintf(what, sizeof what, "seed %llu", (unsigned long long)seed);
     campaign_watch(HANG_S, "a configuration", seed);
-    unsigned blocks = open_drawn(&settings, &rng, seed);
+    open_drawn(&settings, &rng, seed);
     const struct tier_decide_config *decide = tier_decide_config_of(run.stack.tier);
     done.hbm += decide->tier_count == 2;
     done.inclusive += decide->inclusive;
@@ -207,7 +200,7 @@ static void one_round(uint64_t seed)
         const struct run_answer *answer = &run.answers[i];
         ck_assert_msg(answer->finish == ENG_LENGTH, "%s: %s: %s", what, answer->error,
                       campaign_show(&settings));
-        ck_assert_msg(answer->rows_hash == wanted[blocks][asked[i]],
+        ck_assert_msg(answer->rows_hash == wanted[asked[i]],
                       "%s: request %u has other bits than alone with everything in memory: %s",
                       what, asked[i], campaign_show(&settings));
     }

@@ -116,6 +116,8 @@ START_TEST(cuts_and_op_sets_do_not_show)
         { { "engine.cpu_mask=avx2", "tiers.dram.capacity=25%", NULL }, true },
         { { "engine.cpu_mask=reference", "tiers.dram.capacity=100%", NULL }, false },
         { { "policy.eviction=lru_global", "tiers.dram.capacity=15%", NULL }, true },
+        { { "kv.block_tokens=1", "tiers.dram.capacity=25%", NULL }, true },
+        { { "kv.block_tokens=23", "tiers.dram.capacity=25%", NULL }, true },
         /* Too few KV blocks for all four: some are sent back and computed again. */
         { { "kv.capacity=2MiB", "tiers.dram.capacity=25%", NULL }, true },
     };
@@ -153,7 +155,7 @@ int main(void)
     Suite *suite = suite_create("bits");
     TCase *tests = tcase_create("same");
     tcase_add_loop_test(tests, tiers_and_backends_do_not_show, 0, 18);
-    tcase_add_loop_test(tests, cuts_and_op_sets_do_not_show, 0, 7);
+    tcase_add_loop_test(tests, cuts_and_op_sets_do_not_show, 0, 9);
     tcase_add_loop_test(tests, bf16_keeps_its_own_bits, 0, 4);
     tcase_set_timeout(tests, 120);
     suite_add_tcase(suite, tests);
