@@ -81,6 +81,11 @@ static void tile_codes(uint8_t *to, const uint8_t *from, size_t row_bytes, uint3
                from + r * row_bytes + pieces * KERN_TILE_BYTES, rest);
 }
 
+static void copy_up(uint8_t *to, const uint8_t *from, size_t bytes, uint8_t up)
+{
+    for (size_t i = 0; i < bytes; i++) to[i] = from[i] ^ up;
+}
+
 void kern_tile(const struct kern_matrix *w, void *data, void *scales, uint32_t row_begin,
                uint32_t row_end, void *scratch)
 {
@@ -91,9 +96,13 @@ void kern_tile(const struct kern_matrix *w, void *data, void *scales, uint32_t r
         const uint32_t rows = row_end - n < KERN_TILE_ROWS ? row_end - n : KERN_TILE_ROWS;
         uint8_t *codes = (uint8_t *)data + n * row_bytes;
         uint8_t *scale = (uint8_t *)scales + n * groups * 2;
-        memcpy(scratch, codes, rows * row_bytes);
+        copy_up(scratch, codes, rows * row_bytes, w->dtype == KERN_INT4 ? KERN_TILE_INT4_UP : 0);
         tile_codes(codes, scratch, row_bytes, rows);
         memcpy(scratch, scale, rows * groups * 2);
-        by_piece(scale, scratch, groups * 2, rows, 0, groups, 2);
+        for (size_t g = 0; g < groups; g++) {
+            for (uint32_t r = 0; r < rows; r++)
+                memcpy(scale + 2 * (g * rows + kern_tile_scale_at(rows, r)),
+                       (const uint8_t *)scratch + 2 * (r * groups + g), 2);
+        }
     }
 }

@@ -3,8 +3,10 @@
  *   rows      a tile is KERN_TILE_ROWS rows of a matrix, one after the other as kern.h has them;
  *             the last tile has the rows that are left
  *   codes     in a tile first the first four bytes of each of its rows, then the next four of each
- *             and so on; what is left of INT8 rows beyond whole fours goes last, row by row
- *   scales    likewise: first the scale of the first group of each row, then the second of each
+ *             and so on; what is left of INT8 rows beyond whole fours goes last, row by row. INT4
+ *             codes are moved up by 8 (each byte with 0x88 by exclusive or), so that they are 0..15
+ *   scales    likewise: first the scale of the first group of each row, then the second of each; in
+ *             tiles of KERN_TILE_ROWS rows those of row r and row r + 16 side by side
  *
  * So a register holds four bytes of sixteen rows, and a sum of products needs no adding up across
  * lanes and is scaled once for a group of columns instead of once for each of its registers; two
@@ -16,7 +18,14 @@
 
 #include "kernels/kern.h"
 
-enum { KERN_TILE_ROWS = 32, KERN_TILE_BYTES = 4 };
+enum { KERN_TILE_ROWS = 32, KERN_TILE_BYTES = 4, KERN_TILE_INT4_UP = 0x88 };
+
+/* Where the scale of row r stands among those of a group in a tile of `rows` rows. */
+static inline uint32_t kern_tile_scale_at(uint32_t rows, uint32_t r)
+{
+    enum { HALF = KERN_TILE_ROWS / 2 };
+    return rows == KERN_TILE_ROWS ? r % HALF * 2 + r / HALF : r;
+}
 
 /* Bytes of scratch that kern_tile needs for w. */
 size_t kern_tile_scratch(const struct kern_matrix *w);

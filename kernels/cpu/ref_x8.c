@@ -33,7 +33,8 @@ static int32_t tile_weight(const struct kern_matrix *w, const struct tile *t, si
 {
     enum { HALF = KERN_INT4_BLOCK / 2 };
     if (w->dtype == KERN_INT8) return (int8_t)tile_byte(w, t, column);
-    const uint8_t pair = tile_byte(w, t, column / KERN_INT4_BLOCK * HALF + column % HALF);
+    const uint8_t pair = tile_byte(w, t, column / KERN_INT4_BLOCK * HALF + column % HALF) ^
+                         KERN_TILE_INT4_UP;
     return column % KERN_INT4_BLOCK < HALF ? scalar_int4_low(pair) : scalar_int4_high(pair);
 }
 
@@ -44,7 +45,8 @@ static float dot_x8(const struct kern_matrix *w, uint32_t n, const void *x8, uin
     for (uint32_t k = 0; k < w->cols; k += w->scale_cols) {
         const struct cpu_x8 x = cpu_x8_span(x8, k / KERN_X8_SPAN, digits);
         const uint32_t group = k / w->scale_cols, within = k % KERN_X8_SPAN / w->scale_cols;
-        const float scale = scalar_scale(w->dtype, t.scales, group * t.rows + t.row);
+        const float scale = scalar_scale(w->dtype, t.scales,
+                                         group * t.rows + kern_tile_scale_at(t.rows, t.row));
         int32_t sum[KERN_X8_FULL] = { 0 };
         for (uint32_t c = k; c < w->cols && c < k + w->scale_cols; c++) {
             const int32_t weight = tile_weight(w, &t, c);

@@ -5,7 +5,10 @@
  * of an operand row are broadcast to all lanes, so a group's sums end up one row a lane, and one
  * conversion and one multiply-add serve 512 weights in groups of 32. A single operand row takes
  * whole lines: both registers share its broadcasts, and the tile is one stream of memory. Several
- * take one half of the lines after the other, and share loads and unpacking of weights. */
+ * take one half of the lines after the other, and share loads and unpacking of weights.
+ *
+ * High nibbles may be left where they are, VEC_INT4_HIGH times too large: so then are the sums of
+ * their groups, exactly, until they are floats. */
 
 enum {
     X8_HALVES = KERN_TILE_ROWS / KERN_LANES,
@@ -14,6 +17,7 @@ enum {
     X8_BATCH = 8,       /* lines of a block of 64 columns of INT4, of a small group of INT8 */
     X8_SPAN_GROUPS = KERN_X8_SPAN / KERN_GROUP_SMALL,
     X8_SPAN_LINES = KERN_X8_SPAN / KERN_TILE_BYTES,
+    X8_SCALES = 2 * KERN_TILE_ROWS, /* bytes of a group's */
 };
 
 VEC_INLINE uint32_t x8_span_lines(enum kern_dtype dtype)
@@ -27,8 +31,9 @@ struct x8_shape {
     uint32_t group, digits, halves, count;
 };
 
-/* Spans of the operand rows, and the totals of each half against them. */
+/* Spans of the operand rows, and the totals of each half, from `half` on, against them. */
 struct x8_operands {
+    uint32_t half;
     const uint8_t *at[VEC_X8_ROWS_MOST];
     struct vec total[VEC_X8_ROWS_MOST][X8_HALVES];
 };
@@ -39,14 +44,15 @@ struct x8_sums {
 };
 
 VEC_INLINE void x8_begin(const struct x8_shape s, const struct x8_operands *x, uint32_t group,
-                         struct x8_sums *sums)
+                         bool high, struct x8_sums *sums)
 {
     UNROLL for (uint32_t m = 0; m < s.count; m++)
     {
         const uint8_t *starts = x->at[m] + s.digits * KERN_X8_SPAN + 4 * group * s.digits;
         UNROLL for (uint32_t d = 0; d < s.digits; d++)
         {
-            const struct ivec start = ivec_start(s.dtype, starts + 4 * d);
+            struct ivec start = ivec_start(s.dtype, starts + 4 * d);
+            if (high) start = ivec_raised(start);
             UNROLL for (uint32_t h = 0; h < s.halves; h++) sums->at[m][d][h] = start;
         }
     }
@@ -67,12 +73,19 @@ VEC_INLINE void x8_line(const struct x8_shape s, const struct ivec line[X8_HALVE
     }
 }
 
-VEC_INLINE void x8_end(const struct x8_shape s, const uint8_t *scales, uint32_t group,
+VEC_INLINE struct vec x8_times(struct vec a, float factor)
+{
+    return factor == 1 ? a : vec_mul(a, vec_set1(factor));
+}
+
+/* What a group adds to the totals; `high`: its sums are VEC_INT4_HIGH times too large. */
+VEC_INLINE void x8_end(const struct x8_shape s, const uint8_t *scales, uint32_t group, bool high,
                        const struct x8_sums *sums, struct x8_operands *x)
 {
+    const float unit = high ? 1.0f / VEC_INT4_HIGH : 1.0f;
     struct vec weight[X8_HALVES];
     UNROLL for (uint32_t h = 0; h < s.halves; h++)
-        weight[h] = vec_from_bf16(scales + 2 * (group * KERN_TILE_ROWS + h * KERN_LANES));
+        weight[h] = vec_from_bf16_pairs(scales, s.halves == X8_HALVES ? h : x->half);
     UNROLL for (uint32_t m = 0; m < s.count; m++)
     {
         float scale;
@@ -82,9 +95,12 @@ VEC_INLINE void x8_end(const struct x8_shape s, const uint8_t *scales, uint32_t 
         {
             struct vec value = ivec_float(sums->at[m][0][h]);
             if (s.digits == KERN_X8_FULL) {
-                const struct vec low = vec_fma(ivec_float(sums->at[m][1][h]), vec_set1(X8_BASE),
-                                               ivec_float(sums->at[m][2][h]));
-                value = vec_fma(value, vec_set1(X8_BASE_2), low);
+                const struct vec low = vec_fma(ivec_float(sums->at[m][1][h]),
+                                               vec_set1(X8_BASE * unit),
+                                               x8_times(ivec_float(sums->at[m][2][h]), unit));
+                value = vec_fma(value, vec_set1(X8_BASE_2 * unit), low);
+            } else {
+                value = x8_times(value, unit);
             }
             const struct vec factor = vec_mul(weight[h], vec_set1(scale));
             x->total[m][h] = vec_fma(value, factor, x->total[m][h]);
@@ -92,24 +108,31 @@ VEC_INLINE void x8_end(const struct x8_shape s, const uint8_t *scales, uint32_t 
     }
 }
 
+/* What is written before is loaded before: the compiler would move a far line to the front, and the
+ * processor's prefetcher follows ascending addresses (README.md). */
+VEC_INLINE void x8_in_order(const struct x8_shape s)
+{
+    if (s.count == 1) __asm__ volatile("" ::: "memory");
+}
+
 VEC_INLINE void x8_span_int8(const struct x8_shape s, const uint8_t *lines, const uint8_t *scales,
                              struct x8_operands *x)
 {
     for (uint32_t g = 0; g < KERN_X8_SPAN / s.group; g++) {
         struct x8_sums sums;
-        x8_begin(s, x, g, &sums);
+        x8_begin(s, x, g, false, &sums);
         for (uint32_t k = g * s.group; k < (g + 1) * s.group; k += X8_BATCH * KERN_TILE_BYTES) {
             UNROLL for (uint32_t i = 0; i < X8_BATCH; i++)
             {
-                const uint32_t column = k + i * KERN_TILE_BYTES;
-                const uint8_t *from = lines + column / KERN_TILE_BYTES * X8_LINE;
                 struct ivec line[X8_HALVES];
                 UNROLL for (uint32_t h = 0; h < s.halves; h++)
-                    line[h] = ivec_int8(from + h * X8_REGISTER);
-                x8_line(s, line, x, column, &sums);
+                    line[h] = ivec_int8(lines + i * X8_LINE + (x->half + h) * X8_REGISTER);
+                x8_line(s, line, x, k + i * KERN_TILE_BYTES, &sums);
+                x8_in_order(s);
             }
+            lines += X8_BATCH * X8_LINE;
         }
-        x8_end(s, scales, g, &sums, x);
+        x8_end(s, scales + g * X8_SCALES, g, false, &sums, x);
     }
 }
 
@@ -117,12 +140,12 @@ VEC_INLINE void x8_span_int8(const struct x8_shape s, const uint8_t *lines, cons
  * lines ahead to begin the next page of 4 KiB in time, and its prefetcher stops at each. So lines
  * are asked for two pages ahead, into the second-level cache. All others this only costs
  * (README.md). */
-VEC_INLINE void x8_fetch(const struct x8_shape s, const uint8_t *line)
+VEC_INLINE void x8_fetch(const struct x8_shape s, const uint8_t *from, uint32_t bytes)
 {
     enum { AHEAD = 8192 };
     if (s.digits != KERN_X8_FULL || s.count > 1 || s.halves < X8_HALVES) return;
-    UNROLL for (uint32_t h = 0; h < X8_HALVES; h++)
-        __builtin_prefetch(line + AHEAD + h * X8_REGISTER, 0, 2);
+    UNROLL for (uint32_t i = 0; i < bytes; i += X8_REGISTER)
+        __builtin_prefetch(from + AHEAD + i, 0, 2);
 }
 
 /* A block of 64 columns has two small groups, one in the low nibbles and one in the high ones; the
@@ -135,23 +158,25 @@ VEC_INLINE void x8_span_int4(const struct x8_shape s, const uint8_t *lines, cons
     struct x8_sums low, high;
     for (uint32_t b = 0; b < BLOCKS; b++) {
         if (small || b == 0) {
-            x8_begin(s, x, 2 * b, &low);
-            x8_begin(s, x, 2 * b + 1, &high);
+            x8_begin(s, x, 2 * b, false, &low);
+            x8_begin(s, x, 2 * b + 1, true, &high);
         }
         UNROLL for (uint32_t i = 0; i < X8_BATCH; i++)
         {
             const uint32_t column = b * KERN_INT4_BLOCK + i * KERN_TILE_BYTES;
-            const uint8_t *from = lines + (b * X8_BATCH + i) * X8_LINE;
+            const uint8_t *from = lines + i * X8_LINE;
             struct ivec first[X8_HALVES], second[X8_HALVES];
-            x8_fetch(s, from);
+            x8_fetch(s, from, X8_LINE);
             UNROLL for (uint32_t h = 0; h < s.halves; h++)
-                ivec_int4(from + h * X8_REGISTER, &first[h], &second[h]);
+                ivec_int4(from + (x->half + h) * X8_REGISTER, &first[h], &second[h]);
             x8_line(s, first, x, column, &low);
             x8_line(s, second, x, column + HALF, &high);
+            x8_in_order(s);
         }
+        lines += X8_BATCH * X8_LINE;
         if (small) {
-            x8_end(s, scales, 2 * b, &low, x);
-            x8_end(s, scales, 2 * b + 1, &high, x);
+            x8_end(s, scales + 2 * b * X8_SCALES, 2 * b, false, &low, x);
+            x8_end(s, scales + (2 * b + 1) * X8_SCALES, 2 * b + 1, true, &high, x);
         }
     }
     if (small) return;
@@ -160,10 +185,10 @@ VEC_INLINE void x8_span_int4(const struct x8_shape s, const uint8_t *lines, cons
         UNROLL for (uint32_t d = 0; d < s.digits; d++)
         {
             UNROLL for (uint32_t h = 0; h < s.halves; h++)
-                low.at[m][d][h] = ivec_add(low.at[m][d][h], high.at[m][d][h]);
+                low.at[m][d][h] = ivec_add(low.at[m][d][h], ivec_lowered(high.at[m][d][h]));
         }
     }
-    x8_end(s, scales, 0, &low, x);
+    x8_end(s, scales, 0, false, &low, x);
 }
 
 VEC_INLINE void x8_span(const struct x8_shape s, const uint8_t *lines, const uint8_t *scales,
@@ -209,7 +234,10 @@ static void x8_fill(struct x8_filled *to, enum kern_dtype dtype, uint32_t group,
             memcpy(line + r * KERN_TILE_BYTES, from + r * rest, rest);
     }
     for (size_t g = k / group, i = 0; g < groups && i < KERN_X8_SPAN / group; g++, i++)
-        memcpy(to->scales + i * KERN_TILE_ROWS * 2, t->scales + g * t->rows * 2, t->rows * 2);
+        for (uint32_t r = 0; r < t->rows; r++) {
+            memcpy(to->scales + i * X8_SCALES + 2 * kern_tile_scale_at(KERN_TILE_ROWS, r),
+                   t->scales + 2 * (g * t->rows + kern_tile_scale_at(t->rows, r)), 2);
+        }
 }
 
 /* Halves from `half` on of a tile against operand rows from m on. */
@@ -217,8 +245,8 @@ VEC_INLINE void x8_dots(const struct x8_shape s, const struct kern_matmul *args,
                         const struct x8_tile *t, uint32_t half, uint32_t m, struct x8_operands *x)
 {
     const uint32_t whole = t->rows == KERN_TILE_ROWS ? t->cols / KERN_X8_SPAN * KERN_X8_SPAN : 0;
-    const size_t line_at = half * X8_REGISTER, scale_at = half * KERN_LANES * 2;
-    const uint8_t *lines = t->codes + line_at, *scales = t->scales + scale_at;
+    const uint8_t *lines = t->codes, *scales = t->scales;
+    x->half = half;
     UNROLL for (uint32_t i = 0; i < s.count; i++)
     {
         x->at[i] = (const uint8_t *)args->x8 + (m + i) * args->x8_stride;
@@ -232,7 +260,7 @@ VEC_INLINE void x8_dots(const struct x8_shape s, const struct kern_matmul *args,
     for (uint32_t k = whole; k < t->cols; k += KERN_X8_SPAN) {
         struct x8_filled filled;
         x8_fill(&filled, s.dtype, s.group, t, k);
-        x8_span(s, filled.lines + line_at, filled.scales + scale_at, x);
+        x8_span(s, filled.lines, filled.scales, x);
     }
 }
 

@@ -30,6 +30,7 @@ enum { VEC_MLA_HEADS = 4, VEC_MLA_TOKENS = 3, VEC_MLA_COLUMNS = 2 };
 /* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
  * for their sums, and the halves of a line that a single one takes together. */
 enum { VEC_X8_ROWS_FAST = 2, VEC_X8_ROWS_FULL = 1, VEC_X8_ROWS_MOST = 2, VEC_X8_HALVES = 1 };
+enum { VEC_INT4_HIGH = 1 };
 
 struct vec {
     __m256 low, high;
@@ -168,6 +169,19 @@ VEC_INLINE struct vec vec_from_bf16(const void *from)
                          _mm256_castsi256_ps(_mm256_slli_epi32(high, 16)) };
 }
 
+/* Of sixteen pairs all the first or all the second. */
+VEC_INLINE struct vec vec_from_bf16_pairs(const void *from, uint32_t second)
+{
+    const __m256i *pairs = from;
+    const __m256i low = _mm256_loadu_si256(pairs), high = _mm256_loadu_si256(pairs + 1);
+    const __m256i upper = _mm256_set1_epi32((int)0xffff0000);
+    if (second)
+        return (struct vec){ _mm256_castsi256_ps(_mm256_and_si256(low, upper)),
+                             _mm256_castsi256_ps(_mm256_and_si256(high, upper)) };
+    return (struct vec){ _mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
+                         _mm256_castsi256_ps(_mm256_slli_epi32(high, 16)) };
+}
+
 /* Codes as halves: sign to bit 15, the seven others to bits 7..13; all ones where the code is a
  * NaN, so that the half is one too. The half is the value / 256. */
 VEC_INLINE struct vec vec_from_fp8(const void *from)
@@ -288,16 +302,26 @@ VEC_INLINE struct ivec ivec_int8(const uint8_t *from)
                           _mm256_loadu_si256((const void *)(from + 32)) };
 }
 
-/* The low and the high nibbles of 64 bytes, moved up by 8. */
+/* The low and the high nibbles of 64 bytes. */
 VEC_INLINE void ivec_int4(const uint8_t *from, struct ivec *low_to, struct ivec *high_to)
 {
     const struct ivec pairs = ivec_int8(from);
-    const __m256i nibble = _mm256_set1_epi8(15), up = _mm256_set1_epi8((char)0x88);
-    const __m256i low = _mm256_xor_si256(pairs.low, up), high = _mm256_xor_si256(pairs.high, up);
-    low_to->low = _mm256_and_si256(low, nibble);
-    low_to->high = _mm256_and_si256(high, nibble);
-    high_to->low = _mm256_and_si256(_mm256_srli_epi16(low, 4), nibble);
-    high_to->high = _mm256_and_si256(_mm256_srli_epi16(high, 4), nibble);
+    const __m256i nibble = _mm256_set1_epi8(15);
+    low_to->low = _mm256_and_si256(pairs.low, nibble);
+    low_to->high = _mm256_and_si256(pairs.high, nibble);
+    high_to->low = _mm256_and_si256(_mm256_srli_epi16(pairs.low, 4), nibble);
+    high_to->high = _mm256_and_si256(_mm256_srli_epi16(pairs.high, 4), nibble);
+}
+
+/* a * VEC_INT4_HIGH, and back. */
+VEC_INLINE struct ivec ivec_raised(struct ivec a)
+{
+    return a;
+}
+
+VEC_INLINE struct ivec ivec_lowered(struct ivec a)
+{
+    return a;
 }
 
 /* 32 products as sixteen sums. Signed: |w| times x with w's sign; 128 x 127 x 2 fits. */

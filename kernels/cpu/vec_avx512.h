@@ -32,6 +32,7 @@ enum { VEC_MLA_HEADS = 8, VEC_MLA_TOKENS = 3, VEC_MLA_COLUMNS = 2 };
 /* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
  * for their sums, and the halves of a line that a single one takes together. */
 enum { VEC_X8_ROWS_FAST = 8, VEC_X8_ROWS_FULL = 4, VEC_X8_ROWS_MOST = 8, VEC_X8_HALVES = 2 };
+enum { VEC_INT4_HIGH = 16 }; /* high nibbles are not shifted */
 
 struct vec {
     __m512 all;
@@ -170,6 +171,15 @@ VEC_INLINE struct vec vec_from_bf16(const void *from)
 {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from));
     return (struct vec){ _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)) };
+}
+
+/* Of sixteen pairs all the first or all the second. */
+VEC_INLINE struct vec vec_from_bf16_pairs(const void *from, uint32_t second)
+{
+    const __m512i pairs = _mm512_loadu_si512(from);
+    return (struct vec){ _mm512_castsi512_ps(
+        second ? _mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000))
+               : _mm512_slli_epi32(pairs, 16)) };
 }
 
 /* Codes as halves: sign to bit 15, the seven others to bits 7..13; all ones where the code is a
@@ -358,14 +368,23 @@ VEC_INLINE struct ivec ivec_int8(const uint8_t *from)
                                            _mm512_set1_epi8((char)0x80)) };
 }
 
-/* The low and the high nibbles of 64 bytes, moved up by 8. */
+/* The low nibbles of 64 bytes, and the high ones VEC_INT4_HIGH times as large. */
 VEC_INLINE void ivec_int4(const uint8_t *from, struct ivec *low, struct ivec *high)
 {
-    enum { XOR_OF_AND = 0x78 }; /* a ^ (b & c) */
-    const __m512i nibble = _mm512_set1_epi8(15), up = _mm512_set1_epi8(8);
     const __m512i pairs = _mm512_loadu_si512(from);
-    low->all = _mm512_ternarylogic_epi32(up, pairs, nibble, XOR_OF_AND);
-    high->all = _mm512_ternarylogic_epi32(up, _mm512_srli_epi16(pairs, 4), nibble, XOR_OF_AND);
+    low->all = _mm512_and_si512(pairs, _mm512_set1_epi8(15));
+    high->all = _mm512_and_si512(pairs, _mm512_set1_epi8((char)0xf0));
+}
+
+/* a * VEC_INT4_HIGH, and back. */
+VEC_INLINE struct ivec ivec_raised(struct ivec a)
+{
+    return (struct ivec){ _mm512_slli_epi32(a.all, 4) };
+}
+
+VEC_INLINE struct ivec ivec_lowered(struct ivec a)
+{
+    return (struct ivec){ _mm512_srai_epi32(a.all, 4) };
 }
 
 /* Four codes, the same in every lane. */

@@ -278,7 +278,8 @@ static bool check_weave(struct kcase *c)
     return same_rows(c, &args, c->reference->matmul, c->set->matmul);
 }
 
-/* Tiles are those of the definition: rows of bytes by fours, scales one by one. */
+/* Tiles are those of the definition: rows of bytes by fours, INT4 codes moved up; scales one by
+ * one, in whole tiles those of rows r and r + 16 as a pair. */
 static bool check_tile(struct kcase *c)
 {
     const uint32_t rows = 1 + below(c, 100), cols = 1 + below(c, 300);
@@ -303,13 +304,15 @@ static bool check_tile(struct kcase *c)
         for (size_t i = 0; i < bytes; i++) {
             const size_t at = i < whole ? (i / 4 * count + r) * 4 + i % 4
                                         : count * whole + r * (bytes - whole) + i - whole;
-            if (tile[at] == data[n * bytes + i]) continue;
+            const uint8_t up = w.dtype == KERN_INT4 ? 0x88 : 0;
+            if (tile[at] == (data[n * bytes + i] ^ up)) continue;
             snprintf(c->what, sizeof c->what, "rows=%u cols=%u: byte %zu of row %u", rows, cols, i,
                      n);
             return false;
         }
         for (size_t g = 0; g < groups; g++) {
-            if (!memcmp(scale + 2 * (g * count + r),
+            const uint32_t place = count < 32 ? r : r < 16 ? 2 * r : 2 * (r - 16) + 1;
+            if (!memcmp(scale + 2 * (g * count + place),
                         (const uint8_t *)w.scales + 2 * (n * groups + g), 2))
                 continue;
             snprintf(c->what, sizeof c->what, "rows=%u cols=%u: scale %zu of row %u", rows, cols,
