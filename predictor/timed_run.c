@@ -10,6 +10,7 @@
 #include "predictor/compose.h"
 #include "predictor/feed.h"
 #include "predictor/future.h"
+#include "tiering/wave.h"
 
 enum { PROGRESS_EVERY = 256 }; /* steps */
 
@@ -31,7 +32,7 @@ struct run {
     struct pred_timed **timed;
     uint64_t *expert_bytes, *read_bytes; /* [layers] */
     struct pred_union joined;
-    uint32_t *rows, *pending; /* [experts] */
+    uint32_t *rows, *pending, *place; /* [experts] */
     uint64_t *begin_ns;       /* [count] */
     struct pred_predictor *predictor;       /* NULL when nothing is hinted */
     struct pred_adviser *adviser;
@@ -64,13 +65,13 @@ static void hint(const struct run *run, uint32_t c)
     }
 }
 
-/* As they arrive; what arrives during a piece of compute is in the next piece. */
-static void serve_decode(struct run *run, struct pred_timed *t, const struct group *g,
-                         const uint32_t *ids, uint32_t n)
+/* As they arrive, until those before `end` are done; what arrives during a piece of compute is in
+ * the next piece. `left` experts of run->pending are held and not computed, in the order in which
+ * they were granted; returns how many are then. */
+static uint32_t serve_decode(struct run *run, struct pred_timed *t, const struct group *g,
+                             uint32_t end, uint32_t left)
 {
-    uint32_t left = n;
-    memcpy(run->pending, ids, n * sizeof *ids);
-    while (left > 0) {
+    while (left > 0 && run->place[run->pending[0]] < end) {
         uint32_t ready = 0, kept = 0;
         for (uint32_t i = 0; i < left; i++)
             ready += pred_timed_ready(t, g->layer, run->pending[i]);
@@ -90,6 +91,7 @@ static void serve_decode(struct run *run, struct pred_timed *t, const struct gro
         left = kept;
         pred_timed_compute(t, g->layer, ns);
     }
+    return left;
 }
 
 /* In order. */
@@ -108,20 +110,32 @@ static void serve(struct run *run, uint32_t c, const struct group *g, uint64_t s
                   bool first)
 {
     struct pred_timed *t = run->timed[c];
-    for (uint32_t done = 0; done < g->count;) {
-        uint32_t k = pred_timed_acquire(t, g->layer, g->ids + done, g->count - done, g->phase);
-        MUST(k > 0); /* nothing is leased between two waves */
+    uint32_t done = 0, held = 0, pending = 0;
+    while (done < g->count || held > 0) {
+        uint32_t k = 0;
+        if (done < g->count) {
+            k = pred_timed_acquire(t, g->layer, g->ids + done, g->count - done, g->phase);
+            MUST(k > 0 || held > 0);
+        }
         if (done == 0 && first) {
             hint(run, c);
             pred_timed_compute(t, g->layer, shared_ns);
         }
-        if (g->phase == TIER_DECODE) {
-            serve_decode(run, t, g, g->ids + done, k);
-        } else {
-            serve_prefill(run, t, g, g->ids + done, k);
-        }
-        pred_timed_release(t, g->layer, g->ids + done, k);
+        const uint32_t *granted = g->ids + done;
         done += k;
+        held += k;
+        uint32_t goes = tier_wave_goes(g->phase, held, done < g->count), from = done - held;
+        if (g->phase == TIER_DECODE) {
+            for (uint32_t i = 0; i < k; i++) {
+                run->place[granted[i]] = done - k + i;
+                run->pending[pending++] = granted[i];
+            }
+            pending = serve_decode(run, t, g, from + goes, pending);
+        } else {
+            serve_prefill(run, t, g, granted, k);
+        }
+        pred_timed_release(t, g->layer, g->ids + from, goes);
+        held -= goes;
     }
 }
 
@@ -411,8 +425,9 @@ static int prepare(struct run *run, struct pred_timed_summary *summary, struct b
     run->read_bytes = calloc(h->layers, sizeof run->read_bytes[0]);
     run->rows = calloc(h->experts, sizeof run->rows[0]);
     run->pending = calloc(h->experts, sizeof run->pending[0]);
+    run->place = calloc(h->experts, sizeof run->place[0]);
     if (!run->timed || !run->begin_ns || !run->expert_bytes || !run->read_bytes || !run->rows ||
-        !run->pending || pred_union_init(&run->joined, h->experts, h->top_k) < 0) {
+        !run->pending || !run->place || pred_union_init(&run->joined, h->experts, h->top_k) < 0) {
         return base_err_set(err, -ENOMEM, "no memory to replay in time");
     }
     rc = sizes_fill(run, err);
@@ -471,6 +486,7 @@ int pred_timed_run(const struct pred_timed_args *args, struct pred_timed_result 
     free(run.read_bytes);
     free(run.rows);
     free(run.pending);
+    free(run.place);
     pred_union_fini(&run.joined);
     pred_future_destroy(run.future);
     if (rc < 0) base_err_set(err, rc, "cannot replay in time: %s", base_err_name(rc));

@@ -5,6 +5,7 @@
 
 #include "base/must.h"
 #include "predictor/tune_priv.h"
+#include "tiering/wave.h"
 
 enum { PROGRESS_EVERY = 1024 };
 
@@ -81,14 +82,19 @@ static uint32_t reads_of(struct pred_tune *t, struct tier_decide *decide, uint32
                          uint32_t n, enum tier_phase phase)
 {
     const uint32_t *ids = t->joined.ids;
-    uint32_t done = 0, reads = 0;
-    while (done < n) {
-        uint32_t k = tier_decide_acquire(decide, layer, ids + done, n - done, phase, t->found);
-        MUST(k > 0); /* nothing is leased between two waves */
-        for (uint32_t i = 0; i < k; i++)
-            reads += t->found[i].from == t->args->cache.tier_count;
-        tier_decide_release(decide, layer, ids + done, k);
-        done += k;
+    uint32_t done = 0, held = 0, reads = 0;
+    while (done < n || held > 0) {
+        if (done < n) {
+            uint32_t k = tier_decide_acquire(decide, layer, ids + done, n - done, phase, t->found);
+            MUST(k > 0 || held > 0);
+            for (uint32_t i = 0; i < k; i++)
+                reads += t->found[i].from == t->args->cache.tier_count;
+            done += k;
+            held += k;
+        }
+        uint32_t goes = tier_wave_goes(phase, held, done < n);
+        tier_decide_release(decide, layer, ids + done - held, goes);
+        held -= goes;
     }
     return reads;
 }

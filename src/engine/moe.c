@@ -10,6 +10,7 @@
 #include "engine/gate.h"
 #include "engine/leases.h"
 #include "engine/lookahead.h"
+#include "tiering/wave.h"
 
 struct pass {
     struct eng_core *core;
@@ -468,10 +469,7 @@ static void decode_rows(struct pass *pass)
             done += granted;
         }
         prepare(pass, &prepared);
-        /* Where there are not slots for all, half of them go as soon as they can: the reads of the
-         * others keep the disk at work until those of the next have left. Which go depends on
-         * nothing that takes time, so the order of events does not either. */
-        uint32_t enough = done < wanted ? (held.count + 1) / 2 : held.count;
+        uint32_t enough = tier_wave_goes(TIER_DECODE, held.count, done < wanted);
         serve_arrivals(pass, &held, enough);
         release_first(core, &held, enough);
     }

@@ -9,6 +9,7 @@
 #include "predictor/replay.h"
 #include "tests/support/plain_lru.h"
 #include "tests/unit/predictor/support.h"
+#include "tiering/wave.h"
 
 static char data_dir[512];
 
@@ -333,14 +334,20 @@ static void write_live(const char *path, const char *policy, uint64_t seed, uint
     base_rng_init(&rng, seed);
     for (unsigned s = 0; s < 600; s++) {
         for (uint32_t l = 0; l < LAYERS; l++) {
-            uint32_t ids[EXPERTS], n = 1 + (uint32_t)base_rng_below(&rng, 12), done = 0;
+            uint32_t ids[EXPERTS], n = 1 + (uint32_t)base_rng_below(&rng, 12), done = 0, held = 0;
             support_ids(&rng, ids, n, EXPERTS);
-            while (done < n) {
-                uint32_t k = tier_decide_acquire(core, l, ids + done, n - done, TIER_DECODE, found);
-                live_event(w, TIER_EVENT_ACQUIRE, l, ids + done, n - done, k);
-                tier_decide_release(core, l, ids + done, k);
-                live_event(w, TIER_EVENT_RELEASE, l, ids + done, k, 0);
-                done += k;
+            while (done < n || held > 0) {
+                if (done < n) {
+                    uint32_t k =
+                        tier_decide_acquire(core, l, ids + done, n - done, TIER_DECODE, found);
+                    live_event(w, TIER_EVENT_ACQUIRE, l, ids + done, n - done, k);
+                    done += k;
+                    held += k;
+                }
+                uint32_t goes = tier_wave_goes(TIER_DECODE, held, done < n);
+                tier_decide_release(core, l, ids + done - held, goes);
+                live_event(w, TIER_EVENT_RELEASE, l, ids + done - held, goes, 0);
+                held -= goes;
             }
         }
         if (s % 200 == 100) live_counts(w, core, 0);
