@@ -15,6 +15,7 @@
 #include "base/rng.h"
 #include "kernels/kern.h"
 #include "kernels/tile.h"
+#include "kernels/weave.h"
 #include "kernels/x16.h"
 #include "kernels/par.h"
 #include "tests/kernels/kcheck.h"
@@ -555,6 +556,8 @@ int kbench_floor(const char *type)
         product_prepare(&job, t);
         product_times(&job, 1, true, cached);
         slower += cached[0].median > twin[0].median;
+        /* Where weaving pays an engine has no f32 products with FP8 in rows. */
+        const bool replaced = job.w.dtype == KERN_FP8_E4M3 && !job.x16 && kern_weave_pays(job.ops);
         printf("%-12s %-12s", job.ops->name, weight_types[t].name);
         job.w.rows = ROWS;
         for (unsigned threads = 1; threads <= THREADS_MAX; threads++) {
@@ -562,13 +565,14 @@ int kbench_floor(const char *type)
             const double bytes = (double)matrix_bytes(&job.w);
             product_times(&job, threads, false, times);
             const double share = times[1].median / times[0].median;
-            if (share < least) least = share;
+            if (share < least && !replaced) least = share;
             printf("  %u thread%s %5.1f of %5.1f GB/s (%3.0f%%, best samples %3.0f%%)", threads,
                    threads > 1 ? "s" : "", bytes / times[0].median * 1e-9,
                    bytes / times[1].median * 1e-9, 100 * share,
                    100 * times[1].best / times[0].best);
         }
-        printf("  cache %.0f x the reference\n", twin[0].median / cached[0].median);
+        printf("  cache %.0f x the reference%s\n", twin[0].median / cached[0].median,
+               replaced ? " (not counted: woven instead)" : "");
     }
     bench_close(&b);
     printf("smallest share of reading, by medians: %.2f (>= 0.90 wanted); slower than the "
