@@ -50,7 +50,8 @@ enum kern_dtype {
     KERN_INT8,
     KERN_INT4,
     KERN_FP8_WOVEN,             /* FP8 as kern_weave left it (kernels/weave.h); no file has it */
-    KERN_DTYPE_COUNT
+    KERN_DTYPE_COUNT,
+    KERN_STORED_COUNT = KERN_FP8_WOVEN  /* types that files have */
 };
 
 /* A weight matrix [rows][cols], row-major and dense, with block scales: element (n, k) is

@@ -32,7 +32,7 @@ static void layer_draw(struct cuda_case *c, struct layer *l, bool tiles)
     const uint32_t width =
         whole && case_below(c, 2) ? 64 * (1 + case_below(c, 2)) : 1 + case_below(c, 80);
     const enum kern_dtype dtype =
-        tiles ? tile_dtypes[case_below(c, 2)] : (enum kern_dtype)case_below(c, KERN_DTYPE_COUNT);
+        tiles ? tile_dtypes[case_below(c, 2)] : (enum kern_dtype)case_below(c, KERN_STORED_COUNT);
     const uint32_t scale_rows = case_below(c, 4) == 0 ? 0 : 16u << case_below(c, 4);
     const uint32_t scale_cols = case_below(c, 2) ? 128 : 1 + case_below(c, 150);
     const uint32_t experts = 1 + case_below(c, 4);
@@ -189,7 +189,7 @@ static void product(struct cuda_case *c, bool tiles)
 {
     static const enum kern_dtype tile_dtypes[] = { KERN_FP8_E4M3, KERN_BF16 };
     const enum kern_dtype dtype =
-        tiles ? tile_dtypes[case_below(c, 2)] : (enum kern_dtype)case_below(c, KERN_DTYPE_COUNT);
+        tiles ? tile_dtypes[case_below(c, 2)] : (enum kern_dtype)case_below(c, KERN_STORED_COUNT);
     const bool grouped = case_below(c, 2);
     const uint32_t groups = grouped ? 1 + case_below(c, 3) : 1;
     const bool whole = case_below(c, 2);
@@ -254,7 +254,8 @@ void case_absorb(struct cuda_case *c)
     const uint32_t lora = case_below(c, 2) ? 1 + case_below(c, 300) : 4 * (1 + case_below(c, 140));
     const uint32_t head = a.nope + a.rope, width = lora + a.rope;
     a.w_head = a.nope + case_below(c, 20);
-    a.w = case_matrix(c, (enum kern_dtype)case_below(c, KERN_DTYPE_COUNT), a.heads * a.w_head, lora,
+    const enum kern_dtype dtype = (enum kern_dtype)case_below(c, KERN_STORED_COUNT);
+    a.w = case_matrix(c, dtype, a.heads * a.w_head, lora,
                       case_below(c, 2) ? 1 + case_below(c, 40) : 0,
                       case_below(c, 2) ? 4 * (1 + case_below(c, 40)) : 1 + case_below(c, 150));
     a.q = case_floats(c, (size_t)a.rows * a.heads * head);

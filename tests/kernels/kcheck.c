@@ -645,7 +645,7 @@ static bool check_gate(struct kcase *c)
 
 static bool check_to_f32(struct kcase *c)
 {
-    const enum kern_dtype dtype = (enum kern_dtype)below(c, KERN_FP8_WOVEN);
+    const enum kern_dtype dtype = (enum kern_dtype)below(c, KERN_STORED_COUNT);
     const uint32_t n = 1 + below(c, 300);
     const void *x = codes(c, dtype, dtype == KERN_INT4 ? (uint32_t)kern_row_bytes(dtype, n) : n, 2);
     float *wanted = floats(c, n, 0), *got = floats(c, n, 0);
