@@ -6,11 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/must.h"
 #include "predictor/feed.h"
 #include "predictor/future.h"
 #include "predictor/sim_bytes.h"
-#include "tiering/wave.h"
+#include "predictor/waves.h"
 
 enum { PROGRESS_EVERY = 4096 };     /* acquires */
 
@@ -201,20 +200,8 @@ static void acquire_slots(struct cache *cache, struct pred_case_result *result,
     /* The core tells the phases apart, but for the cold start. */
     const struct tier_counts *cold = cache->cells[TIER_CELL_COLD];
     struct tier_counts before = *cold;
-    uint32_t done = 0, held = 0;
-    while (done < a->count || held > 0) {
-        if (done < a->count) {
-            uint32_t k = tier_decide_acquire(cache->decide, a->layer, a->ids + done,
-                                             one_at_a_time ? 1 : a->count - done, a->phase,
-                                             cache->found);
-            MUST(k > 0 || held > 0);
-            done += k;
-            held += k;
-        }
-        uint32_t goes = tier_wave_goes(a->phase, held, done < a->count);
-        tier_decide_release(cache->decide, a->layer, a->ids + done - held, goes);
-        held -= goes;
-    }
+    pred_waves(cache->decide, a->layer, a->ids, a->count, one_at_a_time ? 1 : a->count, a->phase,
+               cache->found);
     if (cold->lookups == before.lookups) return;
     add_counts(&result->phases[a->phase], cold->lookups - before.lookups,
                cold->resident - before.resident, cold->evictions - before.evictions);

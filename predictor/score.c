@@ -7,9 +7,9 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "base/must.h"
 #include "predictor/feed.h"
 #include "predictor/history.h"
+#include "predictor/waves.h"
 
 const uint32_t pred_score_depths[PRED_SCORE_DEPTHS] = { 1, 2, 4 };
 
@@ -118,19 +118,13 @@ static void score_layer(struct run *run, uint32_t p, uint32_t tokens, uint32_t l
 static void lookup_layer(struct run *run, const struct pred_step *step, uint32_t layer,
                          enum tier_phase phase)
 {
-    uint32_t n = pred_union_of(&run->joined, step, layer, phase), done = 0;
+    uint32_t n = pred_union_of(&run->joined, step, layer, phase);
     const uint32_t *ids = run->joined.ids;
-    while (done < n) {
-        uint32_t k =
-            tier_decide_acquire(run->cache, layer, ids + done, n - done, phase, run->found);
-        MUST(k > 0);
-        for (uint32_t i = 0; i < k; i++) {
-            bool miss = run->found[i].from != 0;
-            run->missed[ids[done + i]] |= miss;
-            run->total->misses += miss;
-        }
-        tier_decide_release(run->cache, layer, ids + done, k);
-        done += k;
+    pred_waves(run->cache, layer, ids, n, n, phase, run->found);
+    for (uint32_t i = 0; i < n; i++) {
+        bool miss = run->found[i].from != 0;
+        run->missed[ids[i]] |= miss;
+        run->total->misses += miss;
     }
     run->total->lookups += n;
 }

@@ -7,7 +7,7 @@
 
 #include "base/must.h"
 #include "predictor/feed.h"
-#include "tiering/wave.h"
+#include "predictor/waves.h"
 
 enum { PROGRESS_EVERY = 16384 };
 
@@ -22,20 +22,9 @@ struct run {
 
 static uint32_t resident_of(struct run *run, struct tier_decide *core, const struct pred_acquire *a)
 {
-    uint32_t done = 0, held = 0, resident = 0;
-    while (done < a->count || held > 0) {
-        if (done < a->count) {
-            uint32_t k = tier_decide_acquire(core, a->layer, a->ids + done, a->count - done,
-                                             a->phase, run->found);
-            MUST(k > 0 || held > 0);
-            for (uint32_t i = 0; i < k; i++) resident += run->found[i].from == 0;
-            done += k;
-            held += k;
-        }
-        uint32_t goes = tier_wave_goes(a->phase, held, done < a->count);
-        tier_decide_release(core, a->layer, a->ids + done - held, goes);
-        held -= goes;
-    }
+    uint32_t resident = 0;
+    pred_waves(core, a->layer, a->ids, a->count, a->count, a->phase, run->found);
+    for (uint32_t i = 0; i < a->count; i++) resident += run->found[i].from == 0;
     return resident;
 }
 

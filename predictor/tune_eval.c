@@ -3,9 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/must.h"
 #include "predictor/tune_priv.h"
-#include "tiering/wave.h"
+#include "predictor/waves.h"
 
 enum { PROGRESS_EVERY = 1024 };
 
@@ -82,20 +81,9 @@ static uint32_t reads_of(struct pred_tune *t, struct tier_decide *decide, uint32
                          uint32_t n, enum tier_phase phase)
 {
     const uint32_t *ids = t->joined.ids;
-    uint32_t done = 0, held = 0, reads = 0;
-    while (done < n || held > 0) {
-        if (done < n) {
-            uint32_t k = tier_decide_acquire(decide, layer, ids + done, n - done, phase, t->found);
-            MUST(k > 0 || held > 0);
-            for (uint32_t i = 0; i < k; i++)
-                reads += t->found[i].from == t->args->cache.tier_count;
-            done += k;
-            held += k;
-        }
-        uint32_t goes = tier_wave_goes(phase, held, done < n);
-        tier_decide_release(decide, layer, ids + done - held, goes);
-        held -= goes;
-    }
+    uint32_t reads = 0;
+    pred_waves(decide, layer, ids, n, n, phase, t->found);
+    for (uint32_t i = 0; i < n; i++) reads += t->found[i].from == t->args->cache.tier_count;
     return reads;
 }
 

@@ -170,7 +170,12 @@ PRODUCT_OF(KERN_F32, product_f32)
 PRODUCT_OF(KERN_F16, product_f16)
 PRODUCT_OF(KERN_BF16, product_bf16)
 PRODUCT_OF(KERN_FP8_E4M3, product_fp8)
-PRODUCT_OF(KERN_FP8_WOVEN, product_woven)
+
+/* Never without scales. */
+static void product_woven(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
+{
+    product(args, KERN_FP8_WOVEN, true, row_begin, row_end);
+}
 
 static void simd_matmul(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
 {
