@@ -21,6 +21,8 @@
 #include "kernels/kern.h"
 
 enum { KERN_WOVEN = 64, KERN_WOVEN_CUT = 128 };
+#define KERN_WOVEN_MASK UINT32_C(0x87f00000)
+#define KERN_WOVEN_UP 0x1p120f
 
 /* Whether w's FP8 codes can be woven: whole cuts of 128 columns with a scale each. */
 bool kern_weave_takes(const struct kern_matrix *w);

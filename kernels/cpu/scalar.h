@@ -84,7 +84,7 @@ static inline float scalar_from_woven(const uint8_t *row, size_t index)
     uint32_t bits = base_le_load32(row + piece + 4 * dword);
     if (code >= 2) bits = (bits & 0x0f0f0f0fu) << 4 | (bits >> 4 & 0x0f0f0f0fu);
     if (code % 2) bits <<= 16;
-    return scalar_from_bits(bits & 0x87f00000u) * 0x1p120f;
+    return scalar_from_bits(bits & KERN_WOVEN_MASK) * KERN_WOVEN_UP;
 }
 
 /* Weight `index` of a row, unscaled. */

@@ -27,7 +27,7 @@ VEC_INLINE void fp8_decode(enum fp8_form form, const struct vec_fp8 *tables, con
     vec_from_woven_small(from, to);
     UNROLL for (uint32_t i = 0; i < 4; i++)
     {
-        if (form == FP8_WOVEN) to[i] = vec_mul(to[i], vec_set1(0x1p120f));
+        if (form == FP8_WOVEN) to[i] = vec_mul(to[i], vec_set1(KERN_WOVEN_UP));
     }
 }
 
@@ -429,7 +429,7 @@ VEC_INLINE bool woven_enlarge(float *to, const float *x, uint32_t n)
     for (uint32_t k = 0; k < n; k += KERN_LANES) {
         const struct vec value = vec_load(x + k);
         most = vec_magnitude_most(most, value);
-        vec_store(to + k, vec_mul(value, vec_set1(0x1p120f)));
+        vec_store(to + k, vec_mul(value, vec_set1(KERN_WOVEN_UP)));
     }
     return vec_magnitude_below(most, 0x1p8f);
 }

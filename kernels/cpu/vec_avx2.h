@@ -207,8 +207,8 @@ VEC_INLINE __m256 vec_woven_half(const uint8_t *piece, uint32_t code)
                                _mm256_and_si256(_mm256_srli_epi32(bits, 4), low));
     }
     if (code % 2) bits = _mm256_slli_epi32(bits, 16);
-    bits = _mm256_and_si256(bits, _mm256_set1_epi32((int)0x87f00000));
-    return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(0x1p120f));
+    bits = _mm256_and_si256(bits, _mm256_set1_epi32((int)KERN_WOVEN_MASK));
+    return _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(KERN_WOVEN_UP));
 }
 
 VEC_INLINE struct vec vec_from_woven(const uint8_t *piece, uint32_t code)

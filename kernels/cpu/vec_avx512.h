@@ -271,7 +271,7 @@ VEC_INLINE __m512i vec_woven_swap(__m512i bits)
 /* A piece of 64 codes of woven FP8 (kernels/weave.h) as four vectors, 2^-120 of their values. */
 VEC_INLINE void vec_from_woven_small(const uint8_t *piece, struct vec to[4])
 {
-    const __m512i mask = _mm512_set1_epi32((int)0x87f00000);
+    const __m512i mask = _mm512_set1_epi32((int)KERN_WOVEN_MASK);
     /* Loaded twice, which the empty statement hides from the compiler: of lines that come from DRAM
      * Zen 4 then keeps more under way (README.md). */
     const uint8_t *again = piece;
@@ -291,7 +291,7 @@ VEC_INLINE struct vec vec_from_woven(const uint8_t *piece, uint32_t code)
 {
     struct vec all[4];
     vec_from_woven_small(piece, all);
-    return vec_mul(all[code], vec_set1(0x1p120f));
+    return vec_mul(all[code], vec_set1(KERN_WOVEN_UP));
 }
 
 VEC_INLINE struct vec vec_from_int8(const uint8_t *from)
