@@ -14,7 +14,7 @@ struct pack_flags {
     bool quiet, json, restart;
     const char *rung, *text; /* quantize */
     uint64_t group;
-    bool allow_larger;
+    bool allow_larger, dense;
 };
 extern struct pack_flags pack_flags;
 

@@ -1,5 +1,4 @@
-/* tier-pack quantize: a copy of a model with its routed experts in INT8 or INT4, and what that
- * cost. */
+/* tier-pack quantize: a copy of a model with weights in INT8 or INT4, and what that cost. */
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
@@ -75,26 +74,96 @@ static double change(const struct quality *quality)
     return quality->after.perplexity / quality->before.perplexity - 1.0;
 }
 
-static void report_json(const struct quantize *q, const struct quality *quality)
+static struct quantize_dense dense_at(uint32_t layer, uint32_t part)
+{
+    return (struct quantize_dense){ .layer = layer, .part = (enum quantize_part)part };
+}
+
+/* Nothing was quantised where it is 0. */
+static double dense_rms(const struct quantize *q, uint32_t layer, uint32_t part)
+{
+    const struct quantize_dense dense = dense_at(layer, part);
+    return rms(quantize_dense_error(q, &dense), 1, 1);
+}
+
+static double dense_rms_all(const struct quantize *q)
+{
+    return rms(q->dense_errors, (q->shape.layers + (size_t)1) * QUANTIZE_PART_COUNT, 1);
+}
+
+static void dense_json(const struct quantize *q, struct base_buf *out)
+{
+    base_buf_printf(out,
+                    ",\"dense\":{\"bytes_before\":%" PRIu64 ",\"bytes\":%" PRIu64
+                    ",\"rms\":%.6f,\"head\":%.6f,\"layers\":[",
+                    q->dense_bytes_before, q->dense_bytes, dense_rms_all(q),
+                    dense_rms(q, q->shape.layers, QUANTIZE_HEAD));
+    for (uint32_t l = 0; l < q->shape.layers; l++) {
+        base_buf_printf(out, "%s{\"layer\":%u", l ? "," : "", l);
+        for (uint32_t p = 0; p < QUANTIZE_PART_COUNT; p++) {
+            base_buf_printf(out, ",\"%s\":%.6f", quantize_part_name((enum quantize_part)p),
+                            dense_rms(q, l, p));
+        }
+        base_buf_puts(out, "}");
+    }
+    base_buf_puts(out, "]}");
+}
+
+static void dense_text(const struct quantize *q)
+{
+    char before[16], after[16];
+    printf("%s: dense weights of %s, %s before (%.3f); relative RMS error %.3f%%, of the head "
+           "%.3f%%\n",
+           q->to, base_str_bytes(after, sizeof after, q->dense_bytes),
+           base_str_bytes(before, sizeof before, q->dense_bytes_before),
+           (double)q->dense_bytes / (double)q->dense_bytes_before, 100 * dense_rms_all(q),
+           100 * dense_rms(q, q->shape.layers, QUANTIZE_HEAD));
+    if (dense_rms_all(q) == dense_rms(q, q->shape.layers, QUANTIZE_HEAD)) return;   /* alone */
+    printf("layer");
+    for (uint32_t p = 0; p < QUANTIZE_PART_COUNT; p++) {
+        printf(" %7s", quantize_part_name((enum quantize_part)p));
+    }
+    printf("\n");
+    for (uint32_t l = 0; l < q->shape.layers; l++) {
+        printf("%5u", l);
+        for (uint32_t p = 0; p < QUANTIZE_PART_COUNT; p++) {
+            const double error = dense_rms(q, l, p);
+            if (error > 0) printf(" %6.3f%%", 100 * error);
+            else printf(" %7s", "-");
+        }
+        printf("\n");
+    }
+}
+
+static void experts_json(const struct quantize *q, struct base_buf *out)
 {
     uint32_t layers = model_shape_moe_layers(&q->shape);
     size_t step = MODEL_MATRIX_COUNT;
+    base_buf_printf(out,
+                    ",\"expert_bytes_before\":%" PRIu64 ",\"expert_bytes\":%" PRIu64
+                    ",\"rms\":%.6f,\"layers\":[",
+                    q->expert_bytes_before, q->expert_bytes, rms(q->errors, layers * step, 1));
+    for (uint32_t l = 0; l < layers; l++) {
+        const struct kern_quant_error *e = &q->errors[l * step];
+        base_buf_printf(out, "%s{\"layer\":%u,\"gate\":%.6f,\"up\":%.6f,\"down\":%.6f}",
+                        l ? "," : "", layer_of(&q->shape, l), rms(e, 1, 1), rms(e + 1, 1, 1),
+                        rms(e + 2, 1, 1));
+    }
+    base_buf_puts(out, "]");
+}
+
+static void report_json(const struct quantize *q, const struct quality *quality)
+{
+    const bool experts = q->dtype != KERN_DTYPE_COUNT;
     struct base_buf out;
     base_buf_init(&out);
     base_buf_puts(&out, "{\"out\":\"");
     base_buf_json_escape(&out, q->to, strlen(q->to));
-    base_buf_printf(&out,
-                    "\",\"to\":\"%s\",\"group\":%u,\"expert_bytes_before\":%" PRIu64
-                    ",\"expert_bytes\":%" PRIu64 ",\"rms\":%.6f,\"layers\":[",
-                    pack_flags.rung, q->group, q->expert_bytes_before, q->expert_bytes,
-                    rms(q->errors, layers * step, 1));
-    for (uint32_t l = 0; l < layers; l++) {
-        const struct kern_quant_error *e = &q->errors[l * step];
-        base_buf_printf(&out, "%s{\"layer\":%u,\"gate\":%.6f,\"up\":%.6f,\"down\":%.6f}",
-                        l ? "," : "", layer_of(&q->shape, l), rms(e, 1, 1), rms(e + 1, 1, 1),
-                        rms(e + 2, 1, 1));
-    }
-    base_buf_puts(&out, "]");
+    base_buf_puts(&out, "\"");
+    if (experts) base_buf_printf(&out, ",\"to\":\"%s\"", pack_flags.rung);
+    base_buf_printf(&out, ",\"group\":%u", q->group);
+    if (experts) experts_json(q, &out);
+    if (q->dense) dense_json(q, &out);
     if (quality->measured) {
         base_buf_printf(&out,
                         ",\"perplexity\":{\"tokens\":%" PRIu64 ",\"before\":%.6f,\"after\":"
@@ -107,7 +176,7 @@ static void report_json(const struct quantize *q, const struct quality *quality)
     base_buf_fini(&out);
 }
 
-static void report_text(const struct quantize *q, const struct quality *quality)
+static void experts_text(const struct quantize *q)
 {
     uint32_t layers = model_shape_moe_layers(&q->shape);
     size_t step = MODEL_MATRIX_COUNT;
@@ -123,6 +192,12 @@ static void report_text(const struct quantize *q, const struct quality *quality)
         printf("%5u %6.3f%% %6.3f%% %6.3f%%\n", layer_of(&q->shape, l), 100 * rms(e, 1, 1),
                100 * rms(e + 1, 1, 1), 100 * rms(e + 2, 1, 1));
     }
+}
+
+static void report_text(const struct quantize *q, const struct quality *quality)
+{
+    if (q->dtype != KERN_DTYPE_COUNT) experts_text(q);
+    if (q->dense) dense_text(q);
     if (!quality->measured) return;
     printf("perplexity %.4f, %.4f before (%+.3f%%) over %" PRIu64 " tokens of %s\n",
            quality->after.perplexity, quality->before.perplexity, 100 * change(quality),
@@ -140,16 +215,18 @@ int pack_quantize(int count, char **arguments)
                           .to = arguments[1],
                           .group = (uint32_t)pack_flags.group,
                           .allow_larger = pack_flags.allow_larger,
+                          .dense = pack_flags.dense,
                           .threads = pack_threads() };
     (void)count;
     const char *rung = pack_flags.rung;
-    if (!rung || (strcmp(rung, "int8") != 0 && strcmp(rung, "int4") != 0)) {
-        return cli_misuse("quantize: --to int8 or --to int4 says what the experts become");
+    if (rung ? strcmp(rung, "int8") != 0 && strcmp(rung, "int4") != 0 : !pack_flags.dense) {
+        return cli_misuse("quantize: --to int8 or --to int4 says what the experts become; --dense "
+                          "alone leaves them");
     }
     if (pack_flags.group != KERN_GROUP_SMALL && pack_flags.group != KERN_GROUP_LARGE) {
         return cli_misuse("--group %" PRIu64 ": groups have 32 or 128 weights", pack_flags.group);
     }
-    q.dtype = strcmp(rung, "int8") == 0 ? KERN_INT8 : KERN_INT4;
+    q.dtype = !rung ? KERN_DTYPE_COUNT : strcmp(rung, "int8") == 0 ? KERN_INT8 : KERN_INT4;
     base_log_level_set(BASE_LOG_WARN);
     int rc = pack_flags.text
                  ? base_file_read(&text, &text_size, pack_flags.text, text_bytes_max, &err)

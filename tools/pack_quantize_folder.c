@@ -25,9 +25,16 @@ static const char *const small_files[] = {
 /* One tensor of the new shard. */
 struct piece {
     const struct model_tensor *from;
+    enum kern_dtype dtype; /* of its codes, followed by its scales; KERN_DTYPE_COUNT: as it was */
+    bool expert;
     struct quantize_name name;
-    bool quantised; /* followed by its scales */
+    struct quantize_dense dense;
 };
+
+static bool quantised(const struct piece *piece)
+{
+    return piece->dtype != KERN_DTYPE_COUNT;
+}
 
 struct writer {
     struct quantize *q;
@@ -100,8 +107,8 @@ static int copy_small(const struct writer *w, struct base_err *err)
 static int by_place(const void *a, const void *b)
 {
     const struct piece *x = a, *y = b;
-    if (x->quantised != y->quantised) return x->quantised ? 1 : -1;
-    if (x->quantised) {
+    if (x->expert != y->expert) return x->expert ? 1 : -1;
+    if (x->expert) {
         if (x->name.moe_layer != y->name.moe_layer)
             return x->name.moe_layer < y->name.moe_layer ? -1 : 1;
         if (x->name.expert != y->name.expert) return x->name.expert < y->name.expert ? -1 : 1;
@@ -116,10 +123,15 @@ static uint32_t list_pieces(const struct writer *w, uint32_t file, struct piece 
     uint32_t count = 0;
     for (uint32_t i = 0; i < model_files_count(w->q->files); i++) {
         const struct model_tensor *tensor = model_files_at(w->q->files, i);
-        struct piece piece = { .from = tensor };
+        struct piece piece = { .from = tensor, .dtype = KERN_DTYPE_COUNT };
+        const struct quantize *q = w->q;
         if (tensor->file != file) continue;
-        piece.quantised = quantize_name_of(&w->q->shape, tensor->name, &piece.name);
-        if (piece.quantised && piece.name.scales) continue;
+        piece.expert = q->dtype != KERN_DTYPE_COUNT &&
+                       quantize_name_of(&q->shape, tensor->name, &piece.name);
+        if (piece.expert && piece.name.scales) continue;
+        if (piece.expert) piece.dtype = q->dtype;
+        else if (quantize_dense_of(q, tensor, &piece.dense)) piece.dtype = KERN_INT8;
+        if (!piece.expert && quantised(&piece) && piece.dense.scales) continue;
         pieces[count++] = piece;
     }
     qsort(pieces, count, sizeof *pieces, by_place);
@@ -154,14 +166,15 @@ static void write_header(struct writer *w, struct base_buf *header, const char *
     base_buf_puts(header, "{\"__metadata__\":{\"format\":\"pt\"}");
     for (uint32_t i = 0; i < count; i++) {
         const struct model_tensor *from = pieces[i].from;
-        if (!pieces[i].quantised) {
+        const enum kern_dtype dtype = pieces[i].dtype;
+        if (!quantised(&pieces[i])) {
             describe(w, header, shard, from->name, "", from->dtype, from->shape, from->dims,
                      from->bytes, &at);
             continue;
         }
-        uint64_t rows = from->shape[0], codes = quantize_code_bytes(q, from);
+        uint64_t rows = from->shape[0], codes = quantize_code_bytes(dtype, from);
         uint64_t scales = quantize_scale_bytes(q, from);
-        describe(w, header, shard, from->name, "", q->dtype == KERN_INT8 ? MODEL_I8 : MODEL_U8,
+        describe(w, header, shard, from->name, "", dtype == KERN_INT8 ? MODEL_I8 : MODEL_U8,
                  (uint64_t[]){ rows, codes / rows }, 2, codes, &at);
         describe(w, header, shard, from->name, "_scale_inv", MODEL_BF16,
                  (uint64_t[]){ rows, scales / rows / 2 }, 2, scales, &at);
@@ -209,13 +222,14 @@ static int write_quantised(struct writer *w, const struct piece *piece, FILE *to
                            struct base_err *err)
 {
     struct quantize *q = w->q;
-    uint64_t codes = quantize_code_bytes(q, piece->from);
+    uint64_t codes = quantize_code_bytes(piece->dtype, piece->from);
     uint64_t scales = quantize_scale_bytes(q, piece->from);
     uint8_t *bytes = malloc(codes + scales);
     if (!bytes) return base_err_set(err, -ENOMEM, "out of memory");
     struct kern_quant_error *error =
-        &q->errors[piece->name.moe_layer * MODEL_MATRIX_COUNT + piece->name.matrix];
-    int rc = quantize_matrix(q, piece->from, bytes, bytes + codes, error, err);
+        piece->expert ? &q->errors[piece->name.moe_layer * MODEL_MATRIX_COUNT + piece->name.matrix]
+                      : quantize_dense_error(q, &piece->dense);
+    int rc = quantize_matrix(q, piece->from, piece->dtype, bytes, bytes + codes, error, err);
     if (rc == 0) rc = put(to, path, bytes, codes + scales, err);
     if (rc == 0) rc = account(w, piece->from->bytes, err);
     free(bytes);
@@ -239,8 +253,8 @@ static int write_shard(struct writer *w, uint32_t file, struct piece *pieces, st
     if (rc == 0) rc = put(to, path, &size, sizeof size, err);
     if (rc == 0) rc = put(to, path, header.data, header.size, err);
     for (uint32_t i = 0; rc == 0 && i < count; i++) {
-        rc = pieces[i].quantised ? write_quantised(w, &pieces[i], to, path, err)
-                                 : copy_tensor(w, pieces[i].from, from, to, path, err);
+        rc = quantised(&pieces[i]) ? write_quantised(w, &pieces[i], to, path, err)
+                                   : copy_tensor(w, pieces[i].from, from, to, path, err);
     }
     if (from) fclose(from);
     if (rc < 0 && to) fclose(to);
@@ -330,8 +344,9 @@ static int check_experts(struct quantize *q, struct base_err *err)
         snprintf(name, sizeof name, "%s_scale_inv", first[m]->name);
         const struct model_tensor *scales = model_files_find(q->files, name);
         q->expert_bytes_before += first[m]->bytes + (scales ? scales->bytes : 0);
-        q->expert_bytes += quantize_code_bytes(q, first[m]) + quantize_scale_bytes(q, first[m]);
-        if (quantize_code_bytes(q, first[m]) % 2 != 0) {
+        const uint64_t codes = quantize_code_bytes(q->dtype, first[m]);
+        q->expert_bytes += codes + quantize_scale_bytes(q, first[m]);
+        if (codes % 2 != 0) {
             return base_err_set(err, BASE_EMISMATCH,
                                 "%s: %s has an odd number of weights, the "
                                 "scales behind them would not be aligned",
@@ -345,6 +360,23 @@ static int check_experts(struct quantize *q, struct base_err *err)
                         "--allow-larger writes it all the same",
                         q->from, q->dtype == KERN_INT8 ? "int8" : "int4", q->group, q->expert_bytes,
                         model_dtype_name(first[MODEL_GATE]->dtype), q->expert_bytes_before);
+}
+
+static int check_dense(struct quantize *q, struct base_err *err)
+{
+    for (uint32_t i = 0; i < model_files_count(q->files); i++) {
+        const struct model_tensor *t = model_files_at(q->files, i);
+        struct quantize_dense dense;
+        if (!quantize_dense_of(q, t, &dense)) continue;
+        q->dense_bytes_before += t->bytes;
+        if (dense.scales) continue;
+        q->dense_bytes += quantize_code_bytes(KERN_INT8, t) + quantize_scale_bytes(q, t);
+    }
+    if (!q->dense || q->dense_bytes_before > 0) return 0;
+    return base_err_set(err, BASE_EMISMATCH,
+                        "%s: --dense has nothing to make smaller: no projection of attention, "
+                        "dense or shared part or head is F32, F16 or BF16",
+                        q->from);
 }
 
 /* Removes a folder with the plain files in it. */
@@ -406,11 +438,15 @@ int quantize_run(struct quantize *q, struct base_err *err)
     base_buf_init(&w.map);
     int rc = model_shape_load(&q->shape, q->from, err);
     if (rc == 0) rc = model_files_open(&q->files, q->from, err);
-    if (rc == 0) rc = check_experts(q, err);
+    if (rc == 0 && q->dtype != KERN_DTYPE_COUNT) rc = check_experts(q, err);
+    if (rc == 0) rc = check_dense(q, err);
     if (rc == 0) {
         q->errors = calloc((size_t)model_shape_moe_layers(&q->shape) * MODEL_MATRIX_COUNT,
                            sizeof *q->errors);
-        rc = q->errors ? kern_par_create(&q->par, q->threads, NULL, NULL) : -ENOMEM;
+        q->dense_errors = calloc((size_t)(q->shape.layers + 1) * QUANTIZE_PART_COUNT,
+                                 sizeof *q->dense_errors);
+        rc = q->errors && q->dense_errors ? 0 : -ENOMEM;
+        if (rc == 0) rc = kern_par_create(&q->par, q->threads, NULL, NULL);
         if (rc < 0) base_err_set(err, rc, "%s: %s", q->from, strerror(-rc));
     }
     if (rc == 0) rc = make_folder(&w, err);
@@ -429,4 +465,5 @@ void quantize_fini(struct quantize *q)
     kern_par_destroy(q->par);
     model_files_close(q->files);
     free(q->errors);
+    free(q->dense_errors);
 }

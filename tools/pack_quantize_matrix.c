@@ -1,4 +1,4 @@
-/* One matrix of an expert: read, decode, quantise its rows on all threads. */
+/* One matrix: which it is; read, decode, quantise its rows on all threads. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdatomic.h>
@@ -37,9 +37,89 @@ bool quantize_name_of(const struct model_shape *shape, const char *tensor,
     return false;
 }
 
-uint64_t quantize_code_bytes(const struct quantize *q, const struct model_tensor *tensor)
+/* As their tensors' names go on; of attention without q_lora there is q_proj. */
+static const struct {
+    const char *name, *tensor;
+    enum quantize_part part;
+} parts[] = {
+    { "q_a", "self_attn.q_a_proj.weight", QUANTIZE_Q_A },
+    { "q_b", "self_attn.q_b_proj.weight", QUANTIZE_Q_B },
+    { "q_b", "self_attn.q_proj.weight", QUANTIZE_Q_B },
+    { "kv_a", "self_attn.kv_a_proj_with_mqa.weight", QUANTIZE_KV_A },
+    { "o", "self_attn.o_proj.weight", QUANTIZE_O },
+    { "gate", "mlp.gate_proj.weight", QUANTIZE_GATE },
+    { "up", "mlp.up_proj.weight", QUANTIZE_UP },
+    { "down", "mlp.down_proj.weight", QUANTIZE_DOWN },
+    { "gate", "mlp.shared_experts.gate_proj.weight", QUANTIZE_GATE },
+    { "up", "mlp.shared_experts.up_proj.weight", QUANTIZE_UP },
+    { "down", "mlp.shared_experts.down_proj.weight", QUANTIZE_DOWN },
+};
+enum { PARTS = sizeof parts / sizeof parts[0] };
+
+const char *quantize_part_name(enum quantize_part part)
 {
-    return tensor->shape[0] * kern_row_bytes(q->dtype, (uint32_t)tensor->shape[1]);
+    for (size_t i = 0; i < PARTS; i++) {
+        if (parts[i].part == part) return parts[i].name;
+    }
+    return "head";
+}
+
+static bool dense_name(const struct model_shape *shape, const char *tensor,
+                       struct quantize_dense *dense)
+{
+    int end = 0;
+    if (strcmp(tensor, "lm_head.weight") == 0 && !shape->tied_embeddings) {
+        *dense = (struct quantize_dense){ .layer = shape->layers, .part = QUANTIZE_HEAD };
+        return true;
+    }
+    if (sscanf(tensor, "model.layers.%u.%n", &dense->layer, &end) != 1 || end == 0) return false;
+    if (dense->layer >= shape->layers) return false;
+    for (size_t i = 0; i < PARTS; i++) {
+        if (strcmp(tensor + end, parts[i].tensor) != 0) continue;
+        dense->part = parts[i].part;
+        return true;
+    }
+    return false;
+}
+
+/* The matrix whose scales these are, or NULL. */
+static const struct model_tensor *scaled_by(const struct quantize *q, const char *scales)
+{
+    static const char suffix[] = "_scale_inv";
+    char name[1100];
+    const size_t size = strlen(scales), end = sizeof suffix - 1;
+    if (size <= end || size >= sizeof name || strcmp(scales + size - end, suffix) != 0) return NULL;
+    memcpy(name, scales, size - end);
+    name[size - end] = '\0';
+    return model_files_find(q->files, name);
+}
+
+bool quantize_dense_of(const struct quantize *q, const struct model_tensor *tensor,
+                       struct quantize_dense *dense)
+{
+    if (!q->dense) return false;
+    const struct model_tensor *scaled = scaled_by(q, tensor->name);
+    if (scaled) tensor = scaled;
+    if (tensor->dims != 2 || !dense_name(&q->shape, tensor->name, dense)) return false;
+    const enum kern_dtype dtype = eng_weights_dtype(tensor->dtype);
+    dense->scales = scaled != NULL;
+    /* The scales behind an odd number of codes would not be aligned. */
+    if (tensor->shape[0] * tensor->shape[1] % 2 != 0) return false;
+    return dtype == KERN_F32 || dtype == KERN_F16 || dtype == KERN_BF16 ||
+           (dtype == KERN_FP8_E4M3 && q->allow_larger);
+}
+
+struct kern_quant_error *quantize_dense_error(const struct quantize *q,
+                                              const struct quantize_dense *dense)
+{
+    const bool head = dense->part == QUANTIZE_HEAD;
+    return &q->dense_errors[dense->layer * (size_t)QUANTIZE_PART_COUNT +
+                            (head ? 0 : (size_t)dense->part)];
+}
+
+uint64_t quantize_code_bytes(enum kern_dtype dtype, const struct model_tensor *tensor)
+{
+    return tensor->shape[0] * kern_row_bytes(dtype, (uint32_t)tensor->shape[1]);
 }
 
 uint64_t quantize_scale_bytes(const struct quantize *q, const struct model_tensor *tensor)
@@ -49,6 +129,7 @@ uint64_t quantize_scale_bytes(const struct quantize *q, const struct model_tenso
 
 struct rows {
     const struct quantize *q;
+    enum kern_dtype dtype;
     struct kern_matrix from;
     const struct kern_ops *ops;
     float *row; /* [threads][cols] */
@@ -73,8 +154,8 @@ static void row_quantize(void *context, uint32_t n, unsigned thread)
             row[k] *= scales[k / w->scale_cols];
         }
     }
-    if (!kern_quant_row(r->q->dtype, group, row, w->cols,
-                        r->codes + n * kern_row_bytes(r->q->dtype, w->cols),
+    if (!kern_quant_row(r->dtype, group, row, w->cols,
+                        r->codes + n * kern_row_bytes(r->dtype, w->cols),
                         r->scales + n * scale_bytes, &r->errors[n])) {
         atomic_store(&r->bad, true);
     }
@@ -112,12 +193,12 @@ static int read_matrix(const struct quantize *q, const struct model_tensor *tens
     return model_files_read(q->files, from, scales, err);
 }
 
-int quantize_matrix(struct quantize *q, const struct model_tensor *tensor, uint8_t *codes,
-                    uint8_t *scales, struct kern_quant_error *error, struct base_err *err)
+int quantize_matrix(struct quantize *q, const struct model_tensor *tensor, enum kern_dtype dtype,
+                    uint8_t *codes, uint8_t *scales, struct kern_quant_error *error,
+                    struct base_err *err)
 {
-    struct rows r = {
-        .q = q, .ops = kern_ops_cpu(KERN_CPU_AVX512), .codes = codes, .scales = scales
-    };
+    struct rows r = { .q = q, .dtype = dtype, .ops = kern_ops_cpu(KERN_CPU_AVX512),
+                      .codes = codes, .scales = scales };
     int rc = read_matrix(q, tensor, &r.from, err);
     if (rc == 0) {
         r.row = malloc((size_t)kern_par_threads(q->par) * r.from.cols * sizeof *r.row);

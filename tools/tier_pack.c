@@ -294,7 +294,9 @@ static const struct cli_flag repack_flags[] = {
     { 0 },
 };
 static const struct cli_flag quantize_flags[] = {
-    { "to", CLI_TEXT, &pack_flags.rung, "RUNG", "int8 or int4" },
+    { "to", CLI_TEXT, &pack_flags.rung, "RUNG", "what the routed experts become: int8 or int4" },
+    { "dense", CLI_SWITCH, &pack_flags.dense, NULL,
+      "also attention, dense layers, shared experts and head, to int8" },
     { "group", CLI_UINT, &pack_flags.group, "N",
       "weights of a row that share a scale: 32 (default) or 128" },
     { "text", CLI_TEXT, &pack_flags.text, "FILE",
@@ -334,13 +336,15 @@ static const struct cli_command commands[] = {
       .run = run_repack },
     { .name = "quantize",
       .arguments = "MODEL OUT",
-      .text = "write a copy of a model with its routed experts in int8 or int4",
+      .text = "write a copy of a model with its weights in int8 or int4",
       .details =
           "OUT becomes a model folder of its own, with its index: every program takes it like any\n"
-          "other. Only routed experts are quantised; attention, gates, shared experts, embeddings\n"
-          "and head stay as they are. Prints the relative RMS error of each layer's matrices. OUT\n"
-          "is written whole or not at all. A rung that is not smaller than what it replaces is\n"
-          "refused.",
+          "other. --to says what the routed experts become. With --dense the projections of\n"
+          "attention, dense layers, shared experts and head become int8 where they are F32, F16\n"
+          "or BF16 (FP8 would not get smaller), with --dense alone nothing but them. Embeddings,\n"
+          "gates, norms and kv_b stay as they are. Prints the relative RMS error of each layer's\n"
+          "matrices. OUT is written whole or not at all. A rung that is not smaller than what it\n"
+          "replaces is refused.",
       .arguments_min = 2,
       .arguments_max = 2,
       .flags = quantize_flags,

@@ -27,19 +27,22 @@ static bool experts_take_x16(const struct tier_store *store, const struct model_
 }
 
 void eng_coding_choose(struct eng_plan_size *plan, const struct eng_config *config,
-                       const struct model_shape *shape, const struct tier_store *store)
+                       const struct model_shape *shape, const struct tier_store *store,
+                       bool dense_grouped)
 {
+    const uint32_t digits =
+        config->activations == ENG_ACTIVATIONS_INT8 ? KERN_X8_FAST : KERN_X8_FULL;
     plan->x16 = config->activations != ENG_ACTIVATIONS_F32;
+    plan->dense_digits = dense_grouped ? digits : 0;
     if (shape->experts == 0) return;
     plan->experts_x16 = plan->x16 && experts_take_x16(store, shape);
     if (kern_dtype_grouped(eng_weights_dtype(tier_store_parts(store)[0].dtype))) {
-        plan->x8_digits =
-            config->activations == ENG_ACTIVATIONS_INT8 ? KERN_X8_FAST : KERN_X8_FULL;
+        plan->x8_digits = digits;
     }
 }
 
 int eng_coding_check(const struct eng_core *core, const struct eng_config *config,
-                     struct base_err *err)
+                     bool dense_grouped, struct base_err *err)
 {
     if (core->device && config->activations != ENG_ACTIVATIONS_F32) {
         bool int8 = config->activations == ENG_ACTIVATIONS_INT8;
@@ -48,7 +51,7 @@ int eng_coding_check(const struct eng_core *core, const struct eng_config *confi
                             "kernels take f32",
                             int8 ? "int8" : "bf16", int8 ? "experts compute" : "products run");
     }
-    if (config->activations != ENG_ACTIVATIONS_INT8) return 0;
+    if (config->activations != ENG_ACTIVATIONS_INT8 || dense_grouped) return 0;
     if (core->shape->experts == 0) {
         return base_err_set(err, BASE_ECONFIG,
                             "engine.activations: int8 cannot take effect: %s "
@@ -58,9 +61,9 @@ int eng_coding_check(const struct eng_core *core, const struct eng_config *confi
     for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
         if (kern_dtype_grouped(core->expert[m].dtype)) continue;
         return base_err_set(err, BASE_ECONFIG,
-                            "engine.activations: int8 cannot take effect: the "
-                            "routed experts of %s are neither INT8 nor INT4 (tier-pack quantize "
-                            "makes such a model)",
+                            "engine.activations: int8 cannot take effect: neither the routed "
+                            "experts nor the dense weights of %s are INT8 or INT4 (tier-pack "
+                            "quantize makes such a model)",
                             core->shape->name);
     }
     return 0;
@@ -81,7 +84,8 @@ int eng_coding_check_dense(const struct eng_core *core, const struct eng_plan_si
                 kern_x16_takes(&l->kv_b) || kern_x16_takes(&l->o) || kern_x16_takes(&l->gate) ||
                 mlp_takes_x16(&l->mlp);
     }
-    if (!plan->x16 || takes || plan->x8_digits == KERN_X8_FAST) return 0;
+    bool integers = plan->x8_digits == KERN_X8_FAST || plan->dense_digits == KERN_X8_FAST;
+    if (!plan->x16 || takes || integers) return 0;
     return base_err_set(err, BASE_ECONFIG,
                         "engine.activations: bf16 cannot take effect: no matrix of %s is BF16 or "
                         "FP8",

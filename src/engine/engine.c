@@ -67,11 +67,13 @@ int eng_footprint(const struct eng_config *config, const struct model_shape *sha
     struct eng_plan plan;
     *out = (struct eng_footprint){ 0 };
     int rc = eng_limits_of(&limits, config, shape, err);
-    if (rc == 0) rc = eng_weights_plan(shape, files, ranks, &out->dense_bytes, err);
+    struct eng_weights_need need;
+    if (rc == 0) rc = eng_weights_plan(shape, files, ranks, &need, err);
     if (rc < 0) return rc;
+    out->dense_bytes = need.bytes;
     limits.plan.ranks = ranks;
     limits.plan.on_device = on_device;
-    if (!on_device) eng_coding_choose(&limits.plan, config, shape, store);
+    if (!on_device) eng_coding_choose(&limits.plan, config, shape, store, need.grouped);
     out->kv_bytes = limits.kv_bytes;
     out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);
     if (!on_device) {
@@ -198,6 +200,9 @@ static int make_room(struct eng *eng, struct base_err *err)
         eng_plan_layout(&core->plan, core->shape, &l->plan, eng->plan_memory);
         core->work.x16 = core->plan.x16;
         core->work.x16_elements = core->plan.x16_elements;
+        core->work.x8 = core->plan.x8;
+        core->work.x8_bytes = core->plan.x8_bytes;
+        core->work.x8_digits = l->plan.dense_digits;
         rc = make_blocks(eng, err);
     }
     if (rc == 0) rc = eng_scheduler_init(&eng->scheduler, &l->scheduler, &core->kv);
@@ -272,9 +277,11 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     take_ranks(eng, args->ranks);
     eng->limits.plan.on_device = args->device != NULL;
     if (rc == 0 && args->shape->experts > 0) rc = learn_experts(eng, args, err);
-    if (rc == 0) rc = eng_coding_check(&eng->core, args->config, err);
+    struct eng_weights_need need = { 0 };
+    if (rc == 0) rc = eng_weights_plan(args->shape, args->files, &eng->core.ranks, &need, err);
+    if (rc == 0) rc = eng_coding_check(&eng->core, args->config, need.grouped, err);
     if (rc == 0 && !args->device) {
-        eng_coding_choose(&eng->limits.plan, args->config, args->shape, args->store);
+        eng_coding_choose(&eng->limits.plan, args->config, args->shape, args->store, need.grouped);
     }
     if (rc == 0) rc = start_threads(eng, args->config, err);
     if (rc == 0) {
@@ -284,8 +291,12 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     if (rc == 0) rc = make_room(eng, err);
     eng->core.lead.peers = args->peers;
     if (rc == 0) {
+        const struct eng_weights_order order = {
+            .weave = !args->device && eng_landing_weaves(args->config), .tile = !args->device,
+            .par = eng->core.work.par,
+        };
         rc = eng_weights_load(&eng->core.weights, args->shape, args->files, &eng->core.ranks,
-                              !args->device && eng_landing_weaves(args->config), err);
+                              &order, err);
     }
     if (rc == 0) rc = eng_coding_check_dense(&eng->core, &eng->limits.plan, err);
     if (rc == 0 && eng->core.weights.embed.dtype == KERN_FP8_E4M3) {

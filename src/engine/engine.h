@@ -34,7 +34,7 @@ struct eng_ranks;
       "best instruction set to use; results are the same bits with each") \
     O(activations, ENUM, "engine.activations", "f32", "f32|bf16|int8", "", \
       "inputs of products with weights; f32 is as exact as f32 sums are, bf16 rounds those of " \
-      "BF16 and FP8 matrices, int8 also those of routed experts, which must be INT8 or INT4") \
+      "BF16 and FP8 matrices, int8 also those of INT8 and INT4 ones, of which there must be some") \
     O(pin_threads, BOOL, "engine.pin_threads", "true", "", "", \
       "bind each compute thread to a core") \
     O(kv_dtype, ENUM, "kv.dtype", "f32", "f32|bf16", "", "how latent KV entries are kept") \

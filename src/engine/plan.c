@@ -101,6 +101,20 @@ static size_t most(size_t a, size_t b)
 }
 
 /* Two products with an input each of the model's width, or one of any other. */
+static void layout_x8(struct eng_plan *p, struct layout *l, const struct model_shape *s,
+                      const struct eng_plan_size *size)
+{
+    size_t rows = most(size->rows, (size_t)size->decode_rows + 1);
+    uint32_t shared = s->shared_experts * s->expert_width, digits = size->dense_digits;
+    if (digits == 0 || size->on_device) return;
+    size_t row = ENG_PRODUCTS_MAX * kern_x8_bytes(s->hidden, digits);
+    row = most(row, kern_x8_bytes(s->q_lora_rank, digits));
+    row = most(row, kern_x8_bytes(s->heads * s->v_dim, digits));
+    row = most(row, kern_x8_bytes(larger(s->dense_width, shared), digits));
+    p->x8_bytes = rows * row;
+    p->x8 = take(l, p->x8_bytes, 1);
+}
+
 static void layout_x16(struct eng_plan *p, struct layout *l, const struct model_shape *s,
                        const struct eng_plan_size *size)
 {
@@ -142,6 +156,7 @@ size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,
     layout_rows(plan, &layout, shape, size);
     layout_experts(plan, &layout, shape, size);
     layout_x16(plan, &layout, shape, size);
+    layout_x8(plan, &layout, shape, size);
     size_t head_rows = (size_t)size->decode_rows + 1;
     if (!size->on_device) plan->head_in = take(&layout, head_rows * shape->hidden, sizeof(float));
     plan->logits = take(&layout, head_rows * shape->vocab, sizeof(float));

@@ -29,6 +29,8 @@ struct eng_plan_size {
     /* How the inputs of products go in (engine.activations): those of the routed experts as
      * integers of so many digits, or as bf16, or neither; those of all other products as bf16. */
     uint32_t x8_digits;
+    uint32_t dense_digits;      /* of integers that go into dense matrices in INT8; 0: there are
+                                 * none */
     bool experts_x16, x16;
     const struct eng_ranks *ranks;  /* NULL = one */
     bool on_device;             /* only what the host works with: routing, leases, logits */
@@ -76,6 +78,8 @@ struct eng_plan {
     /* engine.activations: bf16 or int8; else NULL */
     uint16_t *x16;              /* inputs of products, of all rows */
     size_t x16_elements;
+    void *x8;                   /* inputs of products with dense matrices in INT8; else NULL */
+    size_t x8_bytes;
     uint16_t *latent_x16;       /* [threads][ENG_VALUES_TILE][latent_x16_stride] */
     size_t latent_x16_stride;
     float *gate_scratch;        /* [2 * experts] */

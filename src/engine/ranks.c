@@ -276,7 +276,7 @@ void eng_ranks_blocks_sum(struct eng_core *core, const struct kern_matrix *list,
                                        ENG_ROW_UNIT) };
     if (core->work.x16) {
         eng_work_run(&core->work, count * rows,
-                     (uint64_t)rows * (held.end - held.begin) * ENG_X16_COST, block_row_round, &b);
+                     (uint64_t)rows * (held.end - held.begin) * ENG_CODE_COST, block_row_round, &b);
     }
     eng_work_run(&core->work, count * b.parts, cost, block_run, &b);
     for (uint32_t to = 0; to < r->count; to++) {

@@ -14,9 +14,25 @@
 #include "base/must.h"
 #include "engine/ranks.h"
 #include "engine/weights_read.h"
+#include "kernels/tile.h"
 #include "kernels/weave.h"
 
 enum { WEIGHT_ALIGN = 64, NAME_MAX_BYTES = 160 };
+
+/* What may be done with a matrix: some are multiplied and nothing else. */
+enum use { USE_ANY, USE_PRODUCTS };
+
+/* An INT8 matrix, read but not looked at yet. */
+struct grouped {
+    struct kern_matrix w;               /* in rows */
+    const struct model_tensor *scales;
+    bool bad;                           /* of them one is no finite number */
+};
+
+struct grouped_list {
+    struct grouped *at;                 /* owned */
+    uint32_t count, room;
+};
 
 static struct base_mem_tag dense_tag = { .name = "dense" };
 
@@ -26,12 +42,14 @@ struct loader {
     const struct model_shape *shape;
     const struct model_files *files;
     const struct eng_ranks *ranks;
-    bool weave;
+    struct eng_weights_order order;
     struct base_err *err;
     int rc;                     /* the first failure; everything after it is skipped */
     char *memory;               /* NULL in the counting pass */
     uint64_t used;
     struct eng_reads reads;     /* of matrices, until all are known */
+    struct grouped_list grouped;
+    bool has_grouped;
     char prefix[64];            /* "model.layers.3." */
 };
 
@@ -104,6 +122,50 @@ static void *note_part(struct loader *loader, const struct model_tensor *tensor,
     return loader->rc < 0 ? NULL : read.to;
 }
 
+static int grouped_add(struct grouped_list *list, const struct grouped *one)
+{
+    if (list->count == list->room) {
+        uint32_t room = list->room ? 2 * list->room : 64;
+        struct grouped *at = realloc(list->at, room * sizeof *at);
+        if (!at) return -ENOMEM;
+        list->at = at;
+        list->room = room;
+    }
+    list->at[list->count++] = *one;
+    return 0;
+}
+
+/* The scales of rows of an INT8 matrix lie behind them. */
+static void note_grouped(struct loader *loader, const struct model_tensor *weight,
+                         const char *name, const struct eng_part *part, struct kern_matrix *out)
+{
+    char scale_name[NAME_MAX_BYTES];
+    snprintf(scale_name, sizeof scale_name, "%s_scale_inv", name);
+    const struct model_tensor *tensor = find(loader, scale_name);
+    if (!tensor) return;
+    const uint64_t cols = weight->shape[1];
+    const uint64_t small = (cols + KERN_GROUP_SMALL - 1) / KERN_GROUP_SMALL;
+    const uint64_t large = (cols + KERN_GROUP_LARGE - 1) / KERN_GROUP_LARGE;
+    const bool is_large = tensor->dims == 2 && tensor->shape[1] == large && large != small;
+    if (!check_shape(loader, tensor, 2, weight->shape[0], is_large ? large : small)) return;
+    if (tensor->dtype != MODEL_BF16) {
+        loader->rc = base_err_set(loader->err, BASE_EMISMATCH,
+                                  "%s: tensor '%s' is %s, scales of INT8 must be BF16",
+                                  loader->shape->name, tensor->name,
+                                  model_dtype_name(tensor->dtype));
+        return;
+    }
+    MUST(part->col == 0 && part->col_end == cols);
+    const struct eng_part rows = { part->row, part->row_end, 0, (uint32_t)tensor->shape[1] };
+    out->scale_rows = 1;
+    out->scale_cols = is_large ? KERN_GROUP_LARGE : KERN_GROUP_SMALL;
+    out->scales = note_part(loader, tensor, &rows);
+    loader->has_grouped = true;
+    if (loader->rc < 0 || !loader->memory || out->rows == 0) return;
+    loader->rc = grouped_add(&loader->grouped, &(struct grouped){ .w = *out, .scales = tensor });
+    out->tiled = loader->order.tile;
+}
+
 static int read_scale_table(struct loader *loader, const struct model_tensor *tensor,
                             uint64_t count, float **table)
 {
@@ -174,63 +236,70 @@ static const void *read_scales(struct loader *loader, const struct model_tensor 
     return loader->rc < 0 ? NULL : scales;
 }
 
-/* Part of a matrix that has rows x cols in the checkpoint; without rows or columns of its own it
- * has neither data nor scales. */
-static void matrix_part(struct loader *loader, struct kern_matrix *out, const char *name,
-                        uint32_t rows, uint32_t cols, struct eng_part part)
+/* The matrix that was noted last. */
+static void weave(struct loader *loader, struct kern_matrix *w)
 {
-    if (loader->rc < 0) return;
-    const struct model_tensor *tensor = find(loader, name);
-    if (!tensor || !check_shape(loader, tensor, 2, rows, cols)) return;
-    enum kern_dtype dtype = eng_weights_dtype(tensor->dtype);
-    if (dtype == KERN_DTYPE_COUNT || kern_dtype_grouped(dtype)) {
-        loader->rc =
-            base_err_set(loader->err, BASE_EMISMATCH,
-                         "%s: tensor '%s' is %s; weights must be F32, F16, BF16 or F8_E4M3 (only "
-                         "routed experts can be I8 or U8)",
-                         loader->shape->name, tensor->name, model_dtype_name(tensor->dtype));
-        return;
-    }
-    *out = (struct kern_matrix){ .dtype = dtype, .rows = part.row_end - part.row,
-                                 .cols = part.col_end - part.col };
-    out->data = note_part(loader, tensor, &part);
-    if (loader->rc < 0 || dtype != KERN_FP8_E4M3) return;
-    out->scales = read_scales(loader, tensor, name, &part, out);
-}
-
-/* The matrix that was noted last is multiplied and nothing else. */
-static void woven(struct loader *loader, struct kern_matrix *w)
-{
-    if (loader->rc < 0 || !loader->weave || !loader->memory || w->rows == 0) return;
+    if (loader->rc < 0 || !loader->order.weave || !loader->memory || w->rows == 0) return;
     if (!kern_weave_takes(w)) return;
     loader->reads.at[loader->reads.count - 1].weave = true;
     w->dtype = KERN_FP8_WOVEN;
 }
 
-static void matrix(struct loader *loader, struct kern_matrix *out, const char *name, uint32_t rows,
-                   uint32_t cols)
+/* Part of a matrix that has rows x cols in the checkpoint; without rows or columns of its own it
+ * has neither data nor scales. */
+static void matrix_part(struct loader *loader, struct kern_matrix *out, const char *name,
+                        uint32_t rows, uint32_t cols, struct eng_part part, enum use use)
 {
-    matrix_part(loader, out, name, rows, cols, (struct eng_part){ 0, rows, 0, cols });
+    if (loader->rc < 0) return;
+    const struct model_tensor *tensor = find(loader, name);
+    if (!tensor || !check_shape(loader, tensor, 2, rows, cols)) return;
+    enum kern_dtype dtype = eng_weights_dtype(tensor->dtype);
+    if (dtype == KERN_DTYPE_COUNT || dtype == KERN_INT4 ||
+        (dtype == KERN_INT8 && use != USE_PRODUCTS)) {
+        loader->rc = base_err_set(loader->err, BASE_EMISMATCH,
+                                  "%s: tensor '%s' is %s; it must be F32, F16, BF16 or F8_E4M3%s",
+                                  loader->shape->name, tensor->name,
+                                  model_dtype_name(tensor->dtype),
+                                  use == USE_PRODUCTS ? ", or I8 with scales (only routed experts "
+                                                        "can be U8)" : "");
+        return;
+    }
+    *out = (struct kern_matrix){ .dtype = dtype, .rows = part.row_end - part.row,
+                                 .cols = part.col_end - part.col };
+    out->data = note_part(loader, tensor, &part);
+    if (loader->rc < 0) return;
+    if (dtype == KERN_INT8) note_grouped(loader, tensor, name, &part, out);
+    if (dtype != KERN_FP8_E4M3) return;
+    out->scales = read_scales(loader, tensor, name, &part, out);
+    if (use == USE_PRODUCTS) weave(loader, out);
+}
+
+static void matrix(struct loader *loader, struct kern_matrix *out, const char *name, uint32_t rows,
+                   uint32_t cols, enum use use)
+{
+    matrix_part(loader, out, name, rows, cols, (struct eng_part){ 0, rows, 0, cols }, use);
 }
 
 /* This rank's rows, dealt out in units of `unit`. */
 static void matrix_rows(struct loader *loader, struct kern_matrix *out, const char *name,
-                        uint32_t rows, uint32_t cols, uint32_t unit)
+                        uint32_t rows, uint32_t cols, uint32_t unit, enum use use)
 {
     struct eng_share share = eng_ranks_share(loader->ranks, rows / unit);
     matrix_part(loader, out, name, rows, cols,
-                (struct eng_part){ share.begin * unit, share.end * unit, 0, cols });
+                (struct eng_part){ share.begin * unit, share.end * unit, 0, cols }, use);
 }
 
-/* Whether a product over all ranks goes by blocks; its scales are those of the stored type. */
+/* Whether a product over all ranks goes by blocks; its scales are those of the stored type. INT8
+ * sums integers by group and has no blocks. */
 static bool by_blocks(struct loader *loader, const char *name, uint32_t rows, uint32_t cols,
                       uint32_t units)
 {
     if (loader->rc < 0) return false;
     const struct model_tensor *tensor = find(loader, name);
-    bool scaled = tensor && tensor->dtype == MODEL_F8_E4M3;
-    return tensor && eng_ranks_by_blocks(loader->ranks, rows, cols,
-                                         scaled ? loader->shape->fp8_block_cols : 0, units);
+    if (!tensor || tensor->dtype == MODEL_I8) return false;
+    bool scaled = tensor->dtype == MODEL_F8_E4M3;
+    return eng_ranks_by_blocks(loader->ranks, rows, cols,
+                               scaled ? loader->shape->fp8_block_cols : 0, units);
 }
 
 static void matrix_blocks(struct loader *loader, struct kern_matrix *out, const char *name,
@@ -240,8 +309,8 @@ static void matrix_blocks(struct loader *loader, struct kern_matrix *out, const 
     for (uint32_t b = 0; b < each; b++) {
         matrix_part(loader, &out[b], name, rows, cols,
                     (struct eng_part){ 0, rows, eng_ranks_block_edge(cols, first + b),
-                                   eng_ranks_block_edge(cols, first + b + 1) });
-        woven(loader, &out[b]);
+                                   eng_ranks_block_edge(cols, first + b + 1) },
+                    USE_PRODUCTS);
     }
 }
 
@@ -284,19 +353,14 @@ static void mlp(struct loader *loader, struct eng_mlp *out, const char *part, ui
     if (by_blocks(loader, down, hidden, width, loader->ranks ? loader->ranks->tensor : 1)) {
         struct eng_share share = eng_ranks_blocks(loader->ranks, width);
         struct eng_part rows = { share.begin, share.end, 0, hidden };
-        matrix_part(loader, &out->gate, gate, width, hidden, rows);
-        woven(loader, &out->gate);
-        matrix_part(loader, &out->up, up, width, hidden, rows);
-        woven(loader, &out->up);
+        matrix_part(loader, &out->gate, gate, width, hidden, rows, USE_PRODUCTS);
+        matrix_part(loader, &out->up, up, width, hidden, rows, USE_PRODUCTS);
         matrix_blocks(loader, out->down_blocks, down, hidden, width);
         return;
     }
-    matrix_rows(loader, &out->gate, gate, width, hidden, 1);
-    woven(loader, &out->gate);
-    matrix_rows(loader, &out->up, up, width, hidden, 1);
-    woven(loader, &out->up);
-    matrix_rows(loader, &out->down, down, hidden, width, 1);
-    woven(loader, &out->down);
+    matrix_rows(loader, &out->gate, gate, width, hidden, 1, USE_PRODUCTS);
+    matrix_rows(loader, &out->up, up, width, hidden, 1, USE_PRODUCTS);
+    matrix_rows(loader, &out->down, down, hidden, width, 1, USE_PRODUCTS);
 }
 
 static void attention(struct loader *loader, struct eng_layer *layer)
@@ -306,27 +370,25 @@ static void attention(struct loader *loader, struct eng_layer *layer)
     uint32_t values = s->heads * s->v_dim;
     const char *const o = "self_attn.o_proj.weight";
     if (s->q_lora_rank > 0) {
-        matrix(loader, &layer->q_a, "self_attn.q_a_proj.weight", s->q_lora_rank, s->hidden);
-        woven(loader, &layer->q_a);
+        matrix(loader, &layer->q_a, "self_attn.q_a_proj.weight", s->q_lora_rank, s->hidden,
+               USE_PRODUCTS);
         layer->q_a_norm = vector(loader, "self_attn.q_a_layernorm.weight", s->q_lora_rank);
         matrix_rows(loader, &layer->q_b, "self_attn.q_b_proj.weight", q_rows, s->q_lora_rank,
-                    head);
+                    head, USE_PRODUCTS);
     } else {
-        matrix_rows(loader, &layer->q_b, "self_attn.q_proj.weight", q_rows, s->hidden, head);
+        matrix_rows(loader, &layer->q_b, "self_attn.q_proj.weight", q_rows, s->hidden, head,
+                    USE_PRODUCTS);
     }
-    woven(loader, &layer->q_b);
     matrix(loader, &layer->kv_a, "self_attn.kv_a_proj_with_mqa.weight",
-           s->kv_lora_rank + s->qk_rope_dim, s->hidden);
-    woven(loader, &layer->kv_a);
+           s->kv_lora_rank + s->qk_rope_dim, s->hidden, USE_PRODUCTS);
     layer->kv_a_norm = vector(loader, "self_attn.kv_a_layernorm.weight", s->kv_lora_rank);
     matrix_rows(loader, &layer->kv_b, "self_attn.kv_b_proj.weight",
                 s->heads * (s->qk_nope_dim + s->v_dim), s->kv_lora_rank,
-                s->qk_nope_dim + s->v_dim);
+                s->qk_nope_dim + s->v_dim, USE_ANY);
     if (by_blocks(loader, o, s->hidden, values, s->heads)) {
         matrix_blocks(loader, layer->o_blocks, o, s->hidden, values);
     } else {
-        matrix_rows(loader, &layer->o, o, s->hidden, values, 1);
-        woven(loader, &layer->o);
+        matrix_rows(loader, &layer->o, o, s->hidden, values, 1, USE_PRODUCTS);
     }
 }
 
@@ -343,7 +405,7 @@ static void load_layer(struct loader *loader, struct eng_layer *layer, uint32_t 
         mlp(loader, &layer->mlp, "mlp", s->dense_width);
         return;
     }
-    matrix(loader, &layer->gate, "mlp.gate.weight", s->experts, s->hidden);
+    matrix(loader, &layer->gate, "mlp.gate.weight", s->experts, s->hidden, USE_ANY);
     if (s->topk_method == MODEL_TOPK_NOAUX) {
         layer->gate_bias = vector(loader, "mlp.gate.e_score_correction_bias", s->experts);
     }
@@ -358,10 +420,12 @@ static int walk(struct loader *loader, struct eng_weights *weights)
     const struct model_shape *s = loader->shape;
     loader->used = 0;
     loader->prefix[0] = '\0';
-    matrix_rows(loader, &weights->embed, "model.embed_tokens.weight", s->vocab, s->hidden, 1);
+    matrix_rows(loader, &weights->embed, "model.embed_tokens.weight", s->vocab, s->hidden, 1,
+                USE_ANY);
     weights->norm = vector(loader, "model.norm.weight", s->hidden);
     if (s->tied_embeddings) weights->head = weights->embed;
-    else matrix_rows(loader, &weights->head, "lm_head.weight", s->vocab, s->hidden, 1);
+    else matrix_rows(loader, &weights->head, "lm_head.weight", s->vocab, s->hidden, 1,
+                     USE_PRODUCTS);
     int32_t moe_layer = 0;
     for (uint32_t i = 0; i < s->layers && loader->rc == 0; i++) {
         bool moe = model_shape_is_moe(s, i);
@@ -372,28 +436,82 @@ static int walk(struct loader *loader, struct eng_weights *weights)
 }
 
 int eng_weights_plan(const struct model_shape *shape, const struct model_files *files,
-                     const struct eng_ranks *ranks, uint64_t *bytes, struct base_err *err)
+                     const struct eng_ranks *ranks, struct eng_weights_need *need,
+                     struct base_err *err)
 {
     struct eng_weights weights = { 0 };
     weights.layers = calloc(shape->layers, sizeof *weights.layers);
     if (!weights.layers) return -ENOMEM;
     struct loader loader = { .shape = shape, .files = files, .ranks = ranks, .err = err };
     int rc = walk(&loader, &weights);
-    *bytes = loader.used;
+    *need = (struct eng_weights_need){ loader.used, loader.has_grouped };
     free(weights.layers);
     return rc;
 }
 
-int eng_weights_load(struct eng_weights *weights, const struct model_shape *shape,
-                     const struct model_files *files, const struct eng_ranks *ranks, bool weave,
-                     struct base_err *err)
+/* --------------------------------------------------------------------------- INT8, once read -- */
+
+struct rearranging {
+    struct grouped_list *list;
+    bool tile;
+    char *scratch;              /* [threads] of so many bytes */
+    size_t scratch_bytes;
+};
+
+static bool all_finite(const struct kern_matrix *w)
 {
-    struct loader loader = { .shape = shape, .files = files, .ranks = ranks, .weave = weave,
+    const size_t count = w->rows * (((size_t)w->cols + w->scale_cols - 1) / w->scale_cols);
+    const uint16_t *scales = w->scales, exponent = 0x7f80;
+    bool finite = true;
+    for (size_t i = 0; i < count; i++) finite &= (scales[i] & exponent) != exponent;
+    return finite;
+}
+
+/* Chunk = one matrix. */
+static void rearrange_one(void *context, uint32_t chunk, unsigned thread)
+{
+    const struct rearranging *r = context;
+    struct grouped *one = &r->list->at[chunk];
+    one->bad = !all_finite(&one->w);
+    if (!r->tile) return;
+    kern_tile(&one->w, (void *)(uintptr_t)one->w.data, (void *)(uintptr_t)one->w.scales, 0,
+              one->w.rows, r->scratch + thread * r->scratch_bytes);
+}
+
+static int rearrange(struct loader *loader)
+{
+    const struct eng_weights_order *order = &loader->order;
+    struct rearranging r = { .list = &loader->grouped, .tile = order->tile };
+    const unsigned threads = order->par ? kern_par_threads(order->par) : 1;
+    for (uint32_t i = 0; i < r.list->count; i++) {
+        const size_t bytes = kern_tile_scratch(&r.list->at[i].w);
+        if (bytes > r.scratch_bytes) r.scratch_bytes = bytes;
+    }
+    r.scratch = malloc(threads * r.scratch_bytes + 1);
+    if (!r.scratch) return base_err_set(loader->err, -ENOMEM, "out of memory");
+    if (order->par) kern_par_run(order->par, r.list->count, rearrange_one, &r);
+    for (uint32_t i = 0; !order->par && i < r.list->count; i++) rearrange_one(&r, i, 0);
+    free(r.scratch);
+    for (uint32_t i = 0; i < r.list->count; i++) {
+        if (!r.list->at[i].bad) continue;
+        return base_err_set(loader->err, BASE_EFORMAT,
+                            "%s: tensor '%s' holds a scale that is no finite number",
+                            loader->shape->name, r.list->at[i].scales->name);
+    }
+    return 0;
+}
+
+int eng_weights_load(struct eng_weights *weights, const struct model_shape *shape,
+                     const struct model_files *files, const struct eng_ranks *ranks,
+                     const struct eng_weights_order *order, struct base_err *err)
+{
+    struct loader loader = { .shape = shape, .files = files, .ranks = ranks, .order = *order,
                              .err = err };
-    uint64_t bytes = 0;
+    struct eng_weights_need need;
     *weights = (struct eng_weights){ 0 };
-    int rc = eng_weights_plan(shape, files, ranks, &bytes, err);
+    int rc = eng_weights_plan(shape, files, ranks, &need, err);
     if (rc < 0) return rc;
+    const uint64_t bytes = need.bytes;
     weights->layers = calloc(shape->layers, sizeof *weights->layers);
     weights->memory = base_mem_alloc(&dense_tag, bytes, WEIGHT_ALIGN);
     weights->bytes = bytes;
@@ -408,7 +526,9 @@ int eng_weights_load(struct eng_weights *weights, const struct model_shape *shap
     MUST(rc < 0 || loader.used == bytes);
     const uint64_t began_ns = base_now_ns();
     if (rc == 0) rc = eng_reads_run(&loader.reads, files, shape->name, err);
+    if (rc == 0) rc = rearrange(&loader);
     eng_reads_free(&loader.reads);
+    free(loader.grouped.at);
     if (rc < 0) {
         eng_weights_free(weights);
         return base_err_set(err, rc, "%s: the dense weights cannot be read: %s", shape->name,

@@ -1,8 +1,10 @@
 /* The weights that are always in memory: embeddings, attention, norms, gates, dense and shared
  * feed-forward parts, head. Routed experts are not among them; they belong to the tiers.
  *
- * Matrices stay in their stored type (FP8 with its block scales, or woven); norms and gate biases,
- * a few kilobytes, are kept as f32. All of it lies in one block of memory. Immutable after load.
+ * Matrices stay in their stored type (FP8 with its block scales, or woven; INT8 in rows or tiles,
+ * which those can be that are multiplied and nothing else: the projections of attention, dense and
+ * shared parts, the head); norms and gate biases, a few kilobytes, are kept as f32. All of it lies
+ * in one block of memory. Immutable after load.
  */
 #ifndef ENGINE_WEIGHTS_H
 #define ENGINE_WEIGHTS_H
@@ -12,6 +14,7 @@
 
 #include "base/err.h"
 #include "kernels/kern.h"
+#include "kernels/par.h"
 #include "model/safetensors.h"
 #include "model/shape.h"
 
@@ -49,23 +52,35 @@ struct eng_weights {
 
 struct eng_ranks;
 
-/* Checks every tensor's presence, type and shape, and tells how many bytes load will take.
- * `ranks` says which part of them is this rank's; NULL = all. */
+struct eng_weights_need {
+    uint64_t bytes;             /* that load will take */
+    bool grouped;               /* some of them are INT8 */
+};
+
+/* The order in memory of matrices that are multiplied and nothing else. */
+struct eng_weights_order {
+    bool weave;                 /* FP8 becomes KERN_FP8_WOVEN where it can (kernels/weave.h) */
+    bool tile;                  /* INT8 becomes tiles (kernels/tile.h) */
+    struct kern_par *par;       /* borrowed: rearranges them; NULL: the caller does */
+};
+
+/* Checks every tensor's presence, type and shape, and tells what load will take. `ranks` says which
+ * part of them is this rank's; NULL = all. */
 int eng_weights_plan(const struct model_shape *shape, const struct model_files *files,
-                     const struct eng_ranks *ranks, uint64_t *bytes, struct base_err *err);
-/* Reads them. FP8 codes that mean NaN, and scales that are no finite numbers, are refused by
- * name. `weave`: FP8 matrices that are multiplied and nothing else become KERN_FP8_WOVEN where they
- * can (kernels/weave.h). */
-int eng_weights_load(struct eng_weights *weights, const struct model_shape *shape,
-                     const struct model_files *files, const struct eng_ranks *ranks, bool weave,
+                     const struct eng_ranks *ranks, struct eng_weights_need *need,
                      struct base_err *err);
+/* Reads them. FP8 codes that mean NaN, and scales that are no finite numbers, are refused by
+ * name. */
+int eng_weights_load(struct eng_weights *weights, const struct model_shape *shape,
+                     const struct model_files *files, const struct eng_ranks *ranks,
+                     const struct eng_weights_order *order, struct base_err *err);
 /* They have been copied to `to`, in the memory of a device: frees their host memory; all addresses
  * are the device's from here on. */
 void eng_weights_moved(struct eng_weights *weights, void *to);
 void eng_weights_free(struct eng_weights *weights);
 
 /* The arithmetic's name of a stored type; KERN_DTYPE_COUNT for types that are no weights. I8 and U8
- * are INT8 and INT4, which routed experts may have. */
+ * are INT8 and INT4. */
 enum kern_dtype eng_weights_dtype(enum model_dtype dtype);
 
 #endif

@@ -21,6 +21,11 @@ struct eng_work {
      * they are f32. */
     uint16_t *x16;
     size_t x16_elements;
+    /* Likewise of those with matrices in INT8, as integers of so many digits. NULL: there are none,
+     * or they lie in rows. */
+    void *x8;
+    size_t x8_bytes;
+    uint32_t x8_digits;
 };
 
 /* Rows that the kernels like to take together. */
@@ -46,7 +51,8 @@ void eng_work_run(const struct eng_work *work, uint32_t count, uint64_t cost,
 enum { ENG_PRODUCTS_MAX = 2 };
 
 /* Several independent products in one fork, at most ENG_PRODUCTS_MAX; with room for it, inputs of
- * matrices that take bf16 are rounded before. */
+ * matrices that take bf16 or integers are made so before. Products with tiles have one block,
+ * whatever k_blocks is. */
 void eng_work_products(const struct eng_work *work, const struct kern_matmul *products,
                        uint32_t count);
 
@@ -59,8 +65,8 @@ static inline void eng_multiply(const struct eng_work *work, const struct kern_m
                                                                                   end);
 }
 
-/* Multiply-adds that rounding one input is worth. */
-enum { ENG_X16_COST = 4 };
+/* Multiply-adds that coding one input is worth. */
+enum { ENG_CODE_COST = 4 };
 
 static inline struct kern_matmul eng_product(const struct kern_matrix *w, const float *x,
                                              size_t x_stride, float *y, size_t y_stride,

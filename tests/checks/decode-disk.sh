@@ -9,7 +9,7 @@ command -v fio >/dev/null 2>&1 || { echo 'skipped: fio is not installed'; exit 7
 . tests/peers/random_models.sh
 if [ ! -d "$work/int8" ]; then
     model_of model baseline
-    "$bin/tier-pack" quantize --quiet "$work/model" "$work/int8" --to int8 --group 128 --allow-larger >/dev/null
+    "$bin/tier-pack" quantize --quiet "$work/model" "$work/int8" --to int8 --dense --group 128 --allow-larger >/dev/null
 fi
 bad=0
 "$python" tests/peers/decode_disk uniform "$work/int8" --build "$EXPERTIER_BUILD" --rounds "${ROUNDS:-5}" \

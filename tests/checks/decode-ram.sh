@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# decode with everything in RAM: 0.90 of the rate of memory for FP8, INT8 and INT4, f32 and int8 activations
+# decode with everything in RAM: 0.90 of the rate of memory for FP8, INT8 and INT4 experts, f32 and int8 activations; INT8 also with
+# all dense weights in INT8
 # usage: decode-ram [FOLDER]: keeps the models there for another run (about 4 GB)
 set -euo pipefail
 cd "$EXPERTIER_SOURCE"
 . tests/peers/random_models.sh
 random_model fp8 16
 quantised_models fp8
+[ -d "$work/dense" ] || "$bin/tier-pack" quantize --quiet "$work/fp8" "$work/dense" --to int8 --dense --group 128 --allow-larger >/dev/null
 bad=0
-for cell in 'fp8 f32' 'int8 f32' 'int8 int8' 'int4 f32' 'int4 int8'; do
+for cell in 'fp8 f32' 'int8 f32' 'int8 int8' 'dense f32' 'dense int8' 'int4 f32' 'int4 int8'; do
     read -r weights activations <<<"$cell"
     "$bin/tier-bench" decode --json --quiet --model "$work/$weights" --tokens 24 --rounds "${ROUNDS:-5}" \
         --set "engine.activations=$activations" >"$work/out"

@@ -19,7 +19,7 @@ if [ ! -f "$work/model.gguf" ]; then
     mv "$work/part.gguf" "$work/model.gguf"
 fi
 [ -d "$work/int8" ] ||
-    "$EXPERTIER_BUILD/bin/tier-pack" quantize --quiet "$work/model" "$work/int8" --to int8 --group 128 --allow-larger >/dev/null
+    "$EXPERTIER_BUILD/bin/tier-pack" quantize --quiet "$work/model" "$work/int8" --to int8 --dense --group 128 --allow-larger >/dev/null
 compare() {
     tests/peers/compare "$work/int8" "$work/model.gguf" --build "$EXPERTIER_BUILD" --python "$python" \
         --rounds "${ROUNDS:-5}" --set engine.activations=int8 "$@"

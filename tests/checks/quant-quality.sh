@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# perplexity of pebble with INT8 and INT4 experts, and with bf16 and INT8 activations, on three texts of its kinds
+# perplexity of pebble with INT8 and INT4 experts, with INT8 dense weights beside them, and with bf16 and INT8 activations, on three texts of its kinds
 set -eu
 model=$EXPERTIER_SOURCE/models/pebble
 bin=$EXPERTIER_BUILD/bin
@@ -22,19 +22,21 @@ for rung in int8 int4; do
     "$bin/tier-pack" quantize --to $rung --allow-larger --quiet "$model" "$work/$rung" |
         sed -n "s/.*relative RMS error/$rung: relative RMS error/p"
 done
+"$bin/tier-pack" quantize --to int8 --dense --allow-larger --quiet "$model" "$work/dense" |
+    sed -n "s/.*dense weights.*relative RMS error/dense: relative RMS error/p"
 for text in headers documents bible; do
     native=$(perplexity "$work/native" "$text" f32)
     echo "$text fp8 $native $native $(perplexity "$work/native" "$text" bf16) $native"
-    for rung in int8 int4; do
+    for rung in int8 int4 dense; do
         echo "$text $rung $native $(perplexity "$work/$rung" "$text" f32)" \
             "$(perplexity "$work/$rung" "$text" bf16) $(perplexity "$work/$rung" "$text" int8)"
     done
 done | awk '
-    BEGIN { most["fp8"] = 0.5; most["int8"] = 0.5; most["int4"] = 3 }
+    BEGIN { most["fp8"] = 0.5; most["int8"] = 0.5; most["dense"] = 0.5; most["int4"] = 3 }
     { weights = 100 * ($4 / $3 - 1); bf16 = 100 * ($5 / $4 - 1); int8 = 100 * ($6 / $4 - 1)
       good = weights < most[$2] && bf16 < 0.5 && int8 < 0.5
-      printf "%-9s %-4s weights: perplexity %.3f, %.3f before: %+.3f%% (< %g%% wanted); bf16 activations %+.3f%% more (< 0.5%% wanted)%s%s\n", \
+      printf "%-9s %-5s weights: perplexity %.3f, %.3f before: %+.3f%% (< %g%% wanted); bf16 activations %+.3f%% more (< 0.5%% wanted)%s%s\n", \
           $1, toupper($2), $4, $3, weights, most[$2], bf16,
           $2 == "fp8" ? "" : sprintf(", INT8 %+.3f%% (< 0.5%%)", int8), good ? "" : "  FAILED"
       rows++; bad += !good }
-    END { exit !(rows == 9 && bad == 0) }'
+    END { exit !(rows == 12 && bad == 0) }'

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tier-pack quantize: what it writes runs like any model, with the same bits at any thread count, op
+# tier-pack quantize: what it writes, experts and dense weights, runs like any model, with the same bits at any thread count, op
 # set, cache size and cut, also from a pack and with INT8 and bf16 activations; it refuses what is no gain and
 # leaves nothing half done.
 set -euo pipefail
@@ -32,7 +32,15 @@ for group in 32 128; do
     grep -Eq 'RMS error 0\.[5-9]' "$work/report" || fail "$(cat "$work/report")"
 done
 
-for kind in int4-32 int8-128; do
+# Dense weights alone: of pebble only the head is no FP8.
+quantize --dense --json "$model" "$work/dense" >"$work/report"
+grep -q '"group":32,"dense":{"bytes_before":2097152,"bytes":1114112,"rms":0\.00[45]' "$work/report" || fail "$(cat "$work/report")"
+if grep -q '"to"' "$work/report"; then fail 'experts were quantised'; fi
+"$bin/tier-pack" verify "$work/dense" --json | grep -q '"bad":0' || fail 'dense: verify'
+quantize --to int8 --dense --allow-larger "$model" "$work/all" >"$work/report"
+grep -Eq '^ +3( +0\.[45][0-9]+%){7}$' "$work/report" || fail "$(cat "$work/report")"
+
+for kind in int4-32 all; do
     "$bin/tier-pack" verify "$work/$kind" --json | grep -q '"bad":0' || fail "$kind: verify"
     for mode in f32 bf16 int8; do
         first=$(nats "$work/$kind" engine.threads=1 engine.activations=$mode)
@@ -62,12 +70,14 @@ for file in "$work"/again/*.safetensors; do
     cmp "$file" "$work/int4-32/${file##*/}" || fail 'other bytes with one thread'
 done
 
+refuse 1 'nothing to make smaller' quantize --dense "$work/dense" "$work/no"
 refuse 1 'that is no smaller rung' quantize --to int8 "$model" "$work/no"
 refuse 1 'is there already' quantize --to int4 "$model" "$work/again"
 refuse 1 'quantize reads F32' quantize --to int4 "$work/int8-32" "$work/no"
 refuse 1 'no-such-text' quantize --to int4 --text "$work/no-such-text" "$model" "$work/no"
 refuse 1 'engine.activations: int8 cannot take effect' "$bin/tier-run" --model "$model" --prompt a \
     --set engine.activations=int8
+refuse 2 '--to int8 or --to int4' quantize --dense --to int5 "$model" "$work/no"
 refuse 2 '--to int8 or --to int4' quantize "$model" "$work/no"
 refuse 2 'groups have 32 or 128' quantize --to int4 --group 64 "$model" "$work/no"
 refuse 2 '--perplexity reads its file' "$bin/tier-run" --model "$model" --perplexity a --prompt b

@@ -13,6 +13,7 @@
 #include "engine/weights.h"
 #include "tests/support/make_tiny.h"
 #include "tests/support/run_stack.h"
+#include "tools/pack_quantize.h"
 
 static char dir[3000];
 
@@ -76,11 +77,11 @@ static int load(struct base_err *err)
     int rc = model_shape_load(&shape, dir, err);
     if (rc == 0) rc = model_files_open(&files, dir, err);
     ck_assert_msg(rc == 0, "%s", err->text);
-    rc = eng_weights_load(&weights, &shape, files, NULL, false, err);
+    rc = eng_weights_load(&weights, &shape, files, NULL, &(struct eng_weights_order){ 0 }, err);
     if (rc == 0) {
-        uint64_t bytes;
-        ck_assert_int_eq(eng_weights_plan(&shape, files, NULL, &bytes, err), 0);
-        ck_assert_uint_eq(bytes, weights.bytes);
+        struct eng_weights_need need;
+        ck_assert_int_eq(eng_weights_plan(&shape, files, NULL, &need, err), 0);
+        ck_assert_uint_eq(need.bytes, weights.bytes);
         eng_weights_free(&weights);
     }
     model_files_close(files);
@@ -160,6 +161,61 @@ START_TEST(a_wrong_shape_is_told)
     model_files_close(files);
     patch_header(from, to);
     refused(BASE_EMISMATCH, "the shape", "config.json asks for");
+}
+END_TEST
+
+/* ------------------------------------------------------------------------- weights in INT8 -- */
+
+static void report(void *context, uint64_t done, uint64_t total)
+{
+    (void)context, (void)done, (void)total;
+}
+
+static int stop(void *context)
+{
+    (void)context;
+    return 0;
+}
+
+/* The model's dense weights become INT8. */
+static void quantise(void)
+{
+    const struct tier_store_progress silent = { report, stop, NULL };
+    char to[3010];
+    struct base_err err = { 0 };
+    snprintf(to, sizeof to, "%s.int8", dir);
+    struct quantize q = { .from = dir, .to = to, .dtype = KERN_DTYPE_COUNT, .dense = true,
+                          .group = 32, .allow_larger = true, .threads = 1, .progress = &silent };
+    ck_assert_msg(quantize_run(&q, &err) == 0, "%s", err.text);
+    quantize_fini(&q);
+    tiny_remove(dir);
+    ck_assert_int_eq(rename(to, dir), 0);
+}
+
+START_TEST(damaged_int8_is_refused)
+{
+    static const char *const o = "model.layers.1.self_attn.o_proj.weight";
+    static const uint16_t infinite = 0x7f80;
+    struct base_err err = { 0 };
+    char name[100];
+    quantise();
+    ck_assert_msg(load(&err) == 0, "%s", err.text);
+    switch (_i) {
+    case 0:
+        snprintf(name, sizeof name, "%s_scale_inv", o);
+        patch(offset_of(name) + 2, &infinite, 2);
+        refused(BASE_EFORMAT, name, "no finite number");
+        break;
+    case 1:
+        patch_header("\"dtype\":\"I8\"", "\"dtype\":\"U8\"");
+        refused(BASE_EMISMATCH, "is U8", "only routed experts can be U8");
+        break;
+    case 2:
+        patch_header("model.layers.1.self_attn.o_proj.weight_scale_inv",
+                     "model.layers.1.self_attn.o_proj.weight_scale_inw");
+        refused(BASE_EMISMATCH, "o_proj.weight_scale_inv", "missing");
+        break;
+    }
 }
 END_TEST
 
@@ -295,6 +351,7 @@ int main(void)
     tcase_add_loop_test(tests, fp8_nan_codes_and_bad_scales_are_refused, 0, 4);
     tcase_add_test(tests, of_several_damaged_tensors_the_first_is_named);
     tcase_add_test(tests, a_wrong_shape_is_told);
+    tcase_add_loop_test(tests, damaged_int8_is_refused, 0, 3);
     tcase_add_loop_test(tests, settings_that_cannot_work_are_refused, 0, 8);
     tcase_add_test(tests, the_footprint_is_what_open_takes);
     tcase_add_test(tests, a_card_that_cannot_be_had_is_told);
