@@ -108,15 +108,16 @@ struct kern_matmul {
 /* A row of activations as integers of one digit (INT8) or of three, d0 * 254^2 + d1 * 254 + d2,
  * each in -127..127, which keep 24 bits of a group's largest. The row is a record for each span of
  * 128 columns, the last filled up with zeros: for each digit the codes of the span; for each group
- * of the span and each digit -128 (for INT8) or -8 (for INT4) times the sum of its codes, i32; the
+ * of the span and each digit -128 (for INT8) or -8 (for INT4) times the sum of its codes, i32; all
+ * of these once more, 17 times as large (what both nibbles of a byte of INT4 are moved up by); the
  * scale of each group, f32; in groups of 128 the room of the three other groups is zero. Rows
  * begin at a multiple of 4, best of 64. */
-enum { KERN_X8_FAST = 1, KERN_X8_FULL = 3, KERN_X8_SPAN = KERN_GROUP_LARGE };
+enum { KERN_X8_FAST = 1, KERN_X8_FULL = 3, KERN_X8_SPAN = KERN_GROUP_LARGE, KERN_X8_BOTH = 17 };
 
 static inline size_t kern_x8_span_bytes(uint32_t digits)
 {
     const uint32_t groups = KERN_X8_SPAN / KERN_GROUP_SMALL;
-    return digits * (size_t)(KERN_X8_SPAN + 4 * groups) + 4 * groups;
+    return digits * (size_t)(KERN_X8_SPAN + 2 * 4 * groups) + 4 * groups;
 }
 
 static inline size_t kern_x8_bytes(uint32_t cols, uint32_t digits)

@@ -44,17 +44,15 @@ void kern_avx512_matmul_x16(const struct kern_matmul *args, uint32_t row_begin, 
 /* One span of a row of integer activations. */
 struct cpu_x8 {
     const int8_t *codes;        /* [digits][KERN_X8_SPAN] */
-    const int32_t *starts;      /* [groups][digits] */
     const float *scales;        /* [groups] */
 };
 
 static inline struct cpu_x8 cpu_x8_span(const void *row, uint32_t span, uint32_t digits)
 {
     const char *at = (const char *)row + span * kern_x8_span_bytes(digits);
-    const char *starts = at + digits * KERN_X8_SPAN;
-    const uint32_t groups = KERN_X8_SPAN / KERN_GROUP_SMALL;
-    return (struct cpu_x8){ (const int8_t *)at, (const void *)starts,
-                            (const void *)(starts + 4 * digits * groups) };
+    const char *end = at + kern_x8_span_bytes(digits);
+    return (struct cpu_x8){ (const int8_t *)at,
+                            (const void *)(end - 4 * KERN_X8_SPAN / KERN_GROUP_SMALL) };
 }
 
 /* Start of range `block` of `blocks` over the columns: the cut of row-parallel products. */

@@ -7,35 +7,71 @@
 
 /* The tile that row n lies in. */
 struct tile {
-    const uint8_t *codes, *scales;
+    const struct kern_matrix *w;
+    struct kern_tile_unit unit;
+    size_t begin;       /* of all bytes of the tiles */
     uint32_t rows, row; /* of the tile; of these n */
 };
 
 static struct tile tile_of(const struct kern_matrix *w, uint32_t n)
 {
-    const uint32_t first = n / KERN_TILE_ROWS * KERN_TILE_ROWS, left = w->rows - first;
-    return (struct tile){ (const uint8_t *)w->data + first * kern_row_bytes(w->dtype, w->cols),
-                          scalar_scales(w, first), left < KERN_TILE_ROWS ? left : KERN_TILE_ROWS,
-                          n - first };
+    const uint32_t most = kern_tile_rows(w->dtype), first = n / most * most;
+    const size_t groups = (w->cols + w->scale_cols - 1) / w->scale_cols;
+    return (struct tile){ w, kern_tile_unit(w->dtype, w->scale_cols),
+                          first * (kern_row_bytes(w->dtype, w->cols) + 2 * groups),
+                          w->rows - first < most ? w->rows - first : most, n - first };
 }
 
-/* Byte i of the tile's row. */
-static uint8_t tile_byte(const struct kern_matrix *w, const struct tile *t, size_t i)
+/* Byte i of the tile, and where a unit begins. */
+static uint8_t tile_byte(const struct tile *t, size_t i)
 {
-    const size_t bytes = kern_row_bytes(w->dtype, w->cols);
-    const size_t whole = bytes / KERN_TILE_BYTES * KERN_TILE_BYTES;
-    if (i >= whole) return t->codes[t->rows * whole + t->row * (bytes - whole) + i - whole];
-    return t->codes[(i / KERN_TILE_BYTES * t->rows + t->row) * KERN_TILE_BYTES +
-                    i % KERN_TILE_BYTES];
+    const size_t seam = t->w->rows * kern_row_bytes(t->w->dtype, t->w->cols), at = t->begin + i;
+    return at < seam ? ((const uint8_t *)t->w->data)[at]
+                     : ((const uint8_t *)t->w->scales)[at - seam];
 }
 
-static int32_t tile_weight(const struct kern_matrix *w, const struct tile *t, size_t column)
+static size_t tile_unit(const struct tile *t, size_t unit)
 {
-    enum { HALF = KERN_INT4_BLOCK / 2 };
-    if (w->dtype == KERN_INT8) return (int8_t)tile_byte(w, t, column);
-    const uint8_t pair = tile_byte(w, t, column / KERN_INT4_BLOCK * HALF + column % HALF) ^
-                         KERN_TILE_INT4_UP;
-    return column % KERN_INT4_BLOCK < HALF ? scalar_int4_low(pair) : scalar_int4_high(pair);
+    return unit * t->unit.bytes * t->rows;
+}
+
+/* Bytes of a row's codes in a unit. */
+static size_t unit_codes(const struct tile *t, size_t unit)
+{
+    const size_t left = kern_row_bytes(t->w->dtype, t->w->cols) - unit * t->unit.codes;
+    return left < t->unit.codes ? left : t->unit.codes;
+}
+
+static int32_t tile_int8(const struct tile *t, size_t column)
+{
+    const size_t unit = column / t->unit.cols, within = column % t->unit.cols;
+    const size_t bytes = unit_codes(t, unit), whole = bytes / KERN_TILE_COLS * KERN_TILE_COLS;
+    const size_t at = within >= whole
+                          ? t->rows * whole + t->row * (bytes - whole) + within - whole
+                          : (within / KERN_TILE_COLS * t->rows + t->row) * KERN_TILE_COLS +
+                                within % KERN_TILE_COLS;
+    return (int8_t)tile_byte(t, tile_unit(t, unit) + at);
+}
+
+static int32_t tile_int4(const struct tile *t, size_t column)
+{
+    enum { UP = 8, LANES = 16 };
+    const size_t within = column % t->unit.cols, i = within % KERN_TILE_COLS;
+    const size_t piece = tile_unit(t, column / t->unit.cols) +
+                         within / KERN_TILE_COLS * t->rows * kern_tile_piece(KERN_INT4);
+    const bool whole = t->rows == kern_tile_rows(KERN_INT4);
+    const size_t lane = t->row / (2 * LANES) * LANES + t->row % LANES;
+    const uint8_t pair = tile_byte(t, piece + (whole ? lane * KERN_TILE_COLS + i
+                                                     : t->row * 2 + i / 2));
+    const bool high = whole ? t->row / LANES % 2 : i % 2;
+    return (high ? pair >> 4 : pair & 15) - UP;
+}
+
+static float tile_scale(const struct tile *t, size_t group)
+{
+    const size_t at = tile_unit(t, group) + t->rows * unit_codes(t, group) +
+                      2 * kern_tile_scale_at(t->w->dtype, t->rows, t->row);
+    return scalar_from_bf16((uint16_t)(tile_byte(t, at) | tile_byte(t, at + 1) << 8));
 }
 
 static float dot_x8(const struct kern_matrix *w, uint32_t n, const void *x8, uint32_t digits)
@@ -44,12 +80,11 @@ static float dot_x8(const struct kern_matrix *w, uint32_t n, const void *x8, uin
     float total = 0;
     for (uint32_t k = 0; k < w->cols; k += w->scale_cols) {
         const struct cpu_x8 x = cpu_x8_span(x8, k / KERN_X8_SPAN, digits);
-        const uint32_t group = k / w->scale_cols, within = k % KERN_X8_SPAN / w->scale_cols;
-        const float scale = scalar_scale(w->dtype, t.scales,
-                                         group * t.rows + kern_tile_scale_at(t.rows, t.row));
+        const uint32_t within = k % KERN_X8_SPAN / w->scale_cols;
+        const float scale = tile_scale(&t, k / w->scale_cols);
         int32_t sum[KERN_X8_FULL] = { 0 };
         for (uint32_t c = k; c < w->cols && c < k + w->scale_cols; c++) {
-            const int32_t weight = tile_weight(w, &t, c);
+            const int32_t weight = w->dtype == KERN_INT8 ? tile_int8(&t, c) : tile_int4(&t, c);
             for (uint32_t d = 0; d < digits; d++)
                 sum[d] += weight * x.codes[d * KERN_X8_SPAN + c % KERN_X8_SPAN];
         }

@@ -181,7 +181,8 @@ static inline void scalar_x8_span(uint8_t *span, const float *x, uint32_t n, int
     enum { GROUPS = KERN_X8_SPAN / KERN_GROUP_SMALL };
     int8_t *codes = (int8_t *)span;
     int32_t *starts = (int32_t *)(void *)(span + digits * KERN_X8_SPAN);
-    float *scales = (float *)(void *)(starts + digits * GROUPS);
+    int32_t *both = starts + digits * GROUPS;
+    float *scales = (float *)(void *)(both + digits * GROUPS);
     if (n < KERN_X8_SPAN) memset(span, 0, digits * KERN_X8_SPAN);
     for (uint32_t g = 0; g < GROUPS; g++) {
         const uint32_t k = g * group;
@@ -193,6 +194,7 @@ static inline void scalar_x8_span(uint8_t *span, const float *x, uint32_t n, int
             const int8_t *digit = codes + d * KERN_X8_SPAN + k;
             for (uint32_t i = 0; k < n && i < group; i++) sum[d] += digit[i];
             starts[g * digits + d] = -moved * sum[d];
+            both[g * digits + d] = -moved * sum[d] * KERN_X8_BOTH;
         }
     }
 }

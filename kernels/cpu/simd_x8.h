@@ -1,28 +1,41 @@
 /* Tiles of INT8 and INT4 weights against rows of activations as integers of one digit or three.
  * Part of simd.h.
  *
- * A register of a tile holds four bytes of each of sixteen rows, a line two of them. The four codes
- * of an operand row are broadcast to all lanes, so a group's sums end up one row a lane, and one
- * conversion and one multiply-add serve 512 weights in groups of 32. A single operand row takes
- * whole lines: both registers share its broadcasts, and the tile is one stream of memory. Several
- * take one half of the lines after the other, and share loads and unpacking of weights.
+ * A register of a tile holds four columns of sixteen rows, or of 32 in nibbles, a line two of them.
+ * The four codes of an operand row are broadcast to all lanes, so a group's sums end up one row a
+ * lane, and one conversion and one multiply-add serve 512 weights in groups of 32. A single operand
+ * row takes whole lines: both registers share its broadcasts, and a matrix is one stream of memory.
+ * Several take one half of the lines after the other, and share loads and unpacking of weights.
  *
- * High nibbles may be left where they are, VEC_INT4_HIGH times too large: so then are the sums of
- * their groups, exactly, until they are floats. */
+ * High nibbles need not be unpacked: the sums of whole bytes are those of the low nibbles and
+ * VEC_INT4_HIGH times those of the high ones, and what is left without the former is exact. */
 
 enum {
-    X8_HALVES = KERN_TILE_ROWS / KERN_LANES,
-    X8_REGISTER = KERN_LANES * KERN_TILE_BYTES,
-    X8_LINE = KERN_TILE_ROWS * KERN_TILE_BYTES,
-    X8_BATCH = 8,       /* lines of a block of 64 columns of INT4, of a small group of INT8 */
+    X8_HALVES = 2,      /* registers of a line */
+    X8_REGISTER = KERN_LANES * KERN_TILE_COLS,
+    X8_LINE = X8_HALVES * X8_REGISTER,
+    X8_BATCH = KERN_GROUP_SMALL / KERN_TILE_COLS,       /* lines of a small group */
     X8_SPAN_GROUPS = KERN_X8_SPAN / KERN_GROUP_SMALL,
-    X8_SPAN_LINES = KERN_X8_SPAN / KERN_TILE_BYTES,
-    X8_SCALES = 2 * KERN_TILE_ROWS, /* bytes of a group's */
+    X8_ROWS = 2,        /* of a lane */
+    X8_SPAN_BYTES = KERN_X8_SPAN / KERN_TILE_COLS * X8_LINE +
+                    X8_SPAN_GROUPS * X8_HALVES * X8_ROWS * KERN_LANES * 2, /* at most */
 };
 
-VEC_INLINE uint32_t x8_span_lines(enum kern_dtype dtype)
+/* Rows in a lane of a register, and bytes of a group's scales and of a span in a whole tile. */
+VEC_INLINE uint32_t x8_lane_rows(enum kern_dtype dtype)
 {
-    return dtype == KERN_INT4 ? X8_SPAN_LINES / 2 : X8_SPAN_LINES;
+    return dtype == KERN_INT4 ? X8_ROWS : 1;
+}
+
+VEC_INLINE size_t x8_scale_bytes(enum kern_dtype dtype)
+{
+    return 2 * (size_t)X8_HALVES * KERN_LANES * x8_lane_rows(dtype);
+}
+
+VEC_INLINE size_t x8_span_bytes(enum kern_dtype dtype, uint32_t group)
+{
+    return KERN_X8_SPAN / KERN_TILE_COLS * (size_t)X8_LINE +
+           KERN_X8_SPAN / group * x8_scale_bytes(dtype);
 }
 
 /* What is multiplied together: `halves` of a tile's lines with `count` operand rows. */
@@ -31,82 +44,18 @@ struct x8_shape {
     uint32_t group, digits, halves, count;
 };
 
-/* Spans of the operand rows, and the totals of each half, from `half` on, against them. */
+/* Spans of the operand rows, and the totals of each half, from `half` on, and row of its lanes
+ * against them. */
 struct x8_operands {
     uint32_t half;
     const uint8_t *at[VEC_X8_ROWS_MOST];
-    struct vec total[VEC_X8_ROWS_MOST][X8_HALVES];
+    struct vec total[VEC_X8_ROWS_MOST][X8_HALVES][X8_ROWS];
 };
 
 /* Sums of one group by operand row, digit and half. */
 struct x8_sums {
     struct ivec at[VEC_X8_ROWS_MOST][KERN_X8_FULL][X8_HALVES];
 };
-
-VEC_INLINE void x8_begin(const struct x8_shape s, const struct x8_operands *x, uint32_t group,
-                         bool high, struct x8_sums *sums)
-{
-    UNROLL for (uint32_t m = 0; m < s.count; m++)
-    {
-        const uint8_t *starts = x->at[m] + s.digits * KERN_X8_SPAN + 4 * group * s.digits;
-        UNROLL for (uint32_t d = 0; d < s.digits; d++)
-        {
-            struct ivec start = ivec_start(s.dtype, starts + 4 * d);
-            if (high) start = ivec_raised(start);
-            UNROLL for (uint32_t h = 0; h < s.halves; h++) sums->at[m][d][h] = start;
-        }
-    }
-}
-
-/* sums += a line times the four codes from `column` of the span on. */
-VEC_INLINE void x8_line(const struct x8_shape s, const struct ivec line[X8_HALVES],
-                        const struct x8_operands *x, uint32_t column, struct x8_sums *sums)
-{
-    UNROLL for (uint32_t m = 0; m < s.count; m++)
-    {
-        UNROLL for (uint32_t d = 0; d < s.digits; d++)
-        {
-            const struct ivec four = ivec_four(x->at[m] + d * KERN_X8_SPAN + column);
-            UNROLL for (uint32_t h = 0; h < s.halves; h++)
-                sums->at[m][d][h] = ivec_dot(s.dtype, line[h], four, sums->at[m][d][h]);
-        }
-    }
-}
-
-VEC_INLINE struct vec x8_times(struct vec a, float factor)
-{
-    return factor == 1 ? a : vec_mul(a, vec_set1(factor));
-}
-
-/* What a group adds to the totals; `high`: its sums are VEC_INT4_HIGH times too large. */
-VEC_INLINE void x8_end(const struct x8_shape s, const uint8_t *scales, uint32_t group, bool high,
-                       const struct x8_sums *sums, struct x8_operands *x)
-{
-    const float unit = high ? 1.0f / VEC_INT4_HIGH : 1.0f;
-    struct vec weight[X8_HALVES];
-    UNROLL for (uint32_t h = 0; h < s.halves; h++)
-        weight[h] = vec_from_bf16_pairs(scales, s.halves == X8_HALVES ? h : x->half);
-    UNROLL for (uint32_t m = 0; m < s.count; m++)
-    {
-        float scale;
-        memcpy(&scale, x->at[m] + s.digits * (KERN_X8_SPAN + 4 * X8_SPAN_GROUPS) + 4 * group,
-               sizeof scale);
-        UNROLL for (uint32_t h = 0; h < s.halves; h++)
-        {
-            struct vec value = ivec_float(sums->at[m][0][h]);
-            if (s.digits == KERN_X8_FULL) {
-                const struct vec low = vec_fma(ivec_float(sums->at[m][1][h]),
-                                               vec_set1(X8_BASE * unit),
-                                               x8_times(ivec_float(sums->at[m][2][h]), unit));
-                value = vec_fma(value, vec_set1(X8_BASE_2 * unit), low);
-            } else {
-                value = x8_times(value, unit);
-            }
-            const struct vec factor = vec_mul(weight[h], vec_set1(scale));
-            x->total[m][h] = vec_fma(value, factor, x->total[m][h]);
-        }
-    }
-}
 
 /* What is written before is loaded before: the compiler would move a far line to the front, and the
  * processor's prefetcher follows ascending addresses (README.md). */
@@ -115,152 +64,293 @@ VEC_INLINE void x8_in_order(const struct x8_shape s)
     if (s.count == 1) __asm__ volatile("" ::: "memory");
 }
 
-VEC_INLINE void x8_span_int8(const struct x8_shape s, const uint8_t *lines, const uint8_t *scales,
-                             struct x8_operands *x)
+/* Totals wait in memory where several rows' sums want the registers; the compiler would rather keep
+ * what it needs once a group. */
+VEC_INLINE void x8_put_away(const struct x8_shape s, struct x8_operands *x)
 {
-    for (uint32_t g = 0; g < KERN_X8_SPAN / s.group; g++) {
-        struct x8_sums sums;
-        x8_begin(s, x, g, false, &sums);
-        for (uint32_t k = g * s.group; k < (g + 1) * s.group; k += X8_BATCH * KERN_TILE_BYTES) {
-            UNROLL for (uint32_t i = 0; i < X8_BATCH; i++)
-            {
-                struct ivec line[X8_HALVES];
-                UNROLL for (uint32_t h = 0; h < s.halves; h++)
-                    line[h] = ivec_int8(lines + i * X8_LINE + (x->half + h) * X8_REGISTER);
-                x8_line(s, line, x, k + i * KERN_TILE_BYTES, &sums);
-                x8_in_order(s);
-            }
-            lines += X8_BATCH * X8_LINE;
-        }
-        x8_end(s, scales + g * X8_SCALES, g, false, &sums, x);
-    }
+    if (s.count * s.digits > 8) __asm__ volatile("" : "+m"(x->total));
 }
 
-/* INT4 against three digits takes as long to multiply as to read: the processor looks too few
- * lines ahead to begin the next page of 4 KiB in time, and its prefetcher stops at each. So lines
- * are asked for two pages ahead, into the second-level cache. All others this only costs
- * (README.md). */
-VEC_INLINE void x8_fetch(const struct x8_shape s, const uint8_t *from, uint32_t bytes)
+/* What sums start with; `both`: those of whole bytes. */
+VEC_INLINE struct ivec x8_start(const struct x8_shape s, const struct x8_operands *x, uint32_t m,
+                                uint32_t digit, uint32_t group, bool both)
 {
-    enum { AHEAD = 8192 };
-    if (s.digits != KERN_X8_FULL || s.count > 1 || s.halves < X8_HALVES) return;
-    UNROLL for (uint32_t i = 0; i < bytes; i += X8_REGISTER)
-        __builtin_prefetch(from + AHEAD + i, 0, 2);
+    const uint32_t at = (both ? X8_SPAN_GROUPS + group : group) * s.digits + digit;
+    return ivec_start(s.dtype, x->at[m] + s.digits * KERN_X8_SPAN + 4 * at);
 }
 
-/* A block of 64 columns has two small groups, one in the low nibbles and one in the high ones; the
- * sums of a large one are kept apart likewise, and start once: a second start's room is zero. */
-VEC_INLINE void x8_span_int4(const struct x8_shape s, const uint8_t *lines, const uint8_t *scales,
-                             struct x8_operands *x)
+/* The codes of a digit from `column` of the span on. */
+VEC_INLINE struct ivec x8_four(const struct x8_operands *x, uint32_t m, uint32_t digit,
+                               uint32_t column)
 {
-    enum { HALF = KERN_INT4_BLOCK / 2, BLOCKS = KERN_X8_SPAN / KERN_INT4_BLOCK };
-    const bool small = s.group == KERN_GROUP_SMALL;
-    struct x8_sums low, high;
-    for (uint32_t b = 0; b < BLOCKS; b++) {
-        if (small || b == 0) {
-            x8_begin(s, x, 2 * b, false, &low);
-            x8_begin(s, x, 2 * b + 1, true, &high);
-        }
-        UNROLL for (uint32_t i = 0; i < X8_BATCH; i++)
-        {
-            const uint32_t column = b * KERN_INT4_BLOCK + i * KERN_TILE_BYTES;
-            const uint8_t *from = lines + i * X8_LINE;
-            struct ivec first[X8_HALVES], second[X8_HALVES];
-            x8_fetch(s, from, X8_LINE);
-            UNROLL for (uint32_t h = 0; h < s.halves; h++)
-                ivec_int4(from + (x->half + h) * X8_REGISTER, &first[h], &second[h]);
-            x8_line(s, first, x, column, &low);
-            x8_line(s, second, x, column + HALF, &high);
-            x8_in_order(s);
-        }
-        lines += X8_BATCH * X8_LINE;
-        if (small) {
-            x8_end(s, scales + 2 * b * X8_SCALES, 2 * b, false, &low, x);
-            x8_end(s, scales + (2 * b + 1) * X8_SCALES, 2 * b + 1, true, &high, x);
-        }
+    return ivec_four(x->at[m] + digit * KERN_X8_SPAN + column);
+}
+
+/* What sums of a group, divided by `high`, add to a total. */
+VEC_INLINE struct vec x8_end(const struct x8_shape s, const struct ivec sum[KERN_X8_FULL],
+                             float high, struct vec factor, struct vec total)
+{
+    if (s.digits != KERN_X8_FULL) {
+        const struct ivec one = high == 1 ? sum[0] : ivec_int4_lowered(sum[0]);
+        return vec_fma(ivec_float(one), factor, total);
     }
-    if (small) return;
+    const struct ivec last = high == 1 ? sum[2] : ivec_int4_lowered(sum[2]);
+    const struct vec low = vec_fma(ivec_float(sum[1]), vec_set1(X8_BASE / high), ivec_float(last));
+    const struct vec value = vec_fma(ivec_float(sum[0]), vec_set1(X8_BASE_2 / high), low);
+    return vec_fma(value, factor, total);
+}
+
+VEC_INLINE float x8_scale(const struct x8_shape s, const struct x8_operands *x, uint32_t m,
+                          uint32_t group)
+{
+    float scale;
+    memcpy(&scale, x->at[m] + s.digits * (KERN_X8_SPAN + 2 * 4 * X8_SPAN_GROUPS) + 4 * group,
+           sizeof scale);
+    return scale;
+}
+
+/* Group g of a span: its lines, then its scales. */
+VEC_INLINE void x8_group_int8(const struct x8_shape s, const uint8_t *lines, uint32_t g,
+                              struct x8_operands *x)
+{
+    struct x8_sums sums;
+    struct vec weight[X8_HALVES];
     UNROLL for (uint32_t m = 0; m < s.count; m++)
     {
         UNROLL for (uint32_t d = 0; d < s.digits; d++)
         {
-            UNROLL for (uint32_t h = 0; h < s.halves; h++)
-                low.at[m][d][h] = ivec_add(low.at[m][d][h], ivec_lowered(high.at[m][d][h]));
+            const struct ivec start = x8_start(s, x, m, d, g, false);
+            UNROLL for (uint32_t h = 0; h < s.halves; h++) sums.at[m][d][h] = start;
         }
     }
-    x8_end(s, scales, 0, false, &low, x);
+    for (uint32_t k = g * s.group; k < (g + 1) * s.group; k += KERN_GROUP_SMALL) {
+        UNROLL for (uint32_t i = 0; i < X8_BATCH; i++)
+        {
+            struct ivec line[X8_HALVES];
+            UNROLL for (uint32_t h = 0; h < s.halves; h++)
+                line[h] = ivec_int8(lines + i * X8_LINE + (x->half + h) * X8_REGISTER);
+            UNROLL for (uint32_t m = 0; m < s.count; m++)
+            {
+                UNROLL for (uint32_t d = 0; d < s.digits; d++)
+                {
+                    const struct ivec four = x8_four(x, m, d, k + i * KERN_TILE_COLS);
+                    UNROLL for (uint32_t h = 0; h < s.halves; h++)
+                        sums.at[m][d][h] = ivec_dot(s.dtype, line[h], four, sums.at[m][d][h]);
+                }
+            }
+            x8_in_order(s);
+        }
+        lines += X8_BATCH * X8_LINE;
+    }
+    UNROLL for (uint32_t h = 0; h < s.halves; h++)
+        weight[h] = vec_from_bf16_pairs(lines, s.halves == X8_HALVES ? h : x->half);
+    UNROLL for (uint32_t m = 0; m < s.count; m++)
+    {
+        const struct vec scale = vec_set1(x8_scale(s, x, m, g));
+        UNROLL for (uint32_t h = 0; h < s.halves; h++)
+        {
+            struct ivec sum[KERN_X8_FULL];
+            UNROLL for (uint32_t d = 0; d < s.digits; d++) sum[d] = sums.at[m][d][h];
+            x->total[m][h][0] = x8_end(s, sum, 1, vec_mul(weight[h], scale), x->total[m][h][0]);
+        }
+    }
 }
 
-VEC_INLINE void x8_span(const struct x8_shape s, const uint8_t *lines, const uint8_t *scales,
-                        struct x8_operands *x)
+/* The same, of both rows of a lane. */
+VEC_INLINE void x8_group_int4(const struct x8_shape s, const uint8_t *lines, uint32_t g,
+                              struct x8_operands *x)
 {
-    if (s.dtype == KERN_INT4) x8_span_int4(s, lines, scales, x);
-    else x8_span_int8(s, lines, scales, x);
+    struct x8_sums low, whole;
+    struct vec weight[X8_HALVES][X8_ROWS];
+    x8_put_away(s, x);
+    UNROLL for (uint32_t m = 0; m < s.count; m++)
+    {
+        UNROLL for (uint32_t d = 0; d < s.digits; d++)
+        {
+            const struct ivec start = x8_start(s, x, m, d, g, false);
+            const struct ivec both = x8_start(s, x, m, d, g, VEC_INT4_HIGH > 1);
+            UNROLL for (uint32_t h = 0; h < s.halves; h++)
+            {
+                low.at[m][d][h] = start;
+                whole.at[m][d][h] = both;
+            }
+        }
+    }
+    for (uint32_t k = g * s.group; k < (g + 1) * s.group; k += KERN_GROUP_SMALL) {
+        UNROLL for (uint32_t i = 0; i < X8_BATCH; i++)
+        {
+            struct ivec first[X8_HALVES], second[X8_HALVES];
+            UNROLL for (uint32_t h = 0; h < s.halves; h++)
+                ivec_int4(lines + i * X8_LINE + (x->half + h) * X8_REGISTER, &first[h],
+                          &second[h]);
+            UNROLL for (uint32_t m = 0; m < s.count; m++)
+            {
+                struct ivec four[KERN_X8_FULL];
+                UNROLL for (uint32_t d = 0; d < s.digits; d++)
+                    four[d] = x8_four(x, m, d, k + i * KERN_TILE_COLS);
+                UNROLL for (uint32_t h = 0; h < s.halves; h++)
+                {
+                    UNROLL for (uint32_t d = 0; d < s.digits; d++)
+                        whole.at[m][d][h] =
+                            ivec_dot(s.dtype, second[h], four[d], whole.at[m][d][h]);
+                }
+                UNROLL for (uint32_t h = 0; h < s.halves; h++)
+                {
+                    UNROLL for (uint32_t d = 0; d < s.digits; d++)
+                        low.at[m][d][h] = ivec_dot(s.dtype, first[h], four[d], low.at[m][d][h]);
+                }
+            }
+            x8_in_order(s);
+        }
+        lines += X8_BATCH * X8_LINE;
+    }
+    UNROLL for (uint32_t h = 0; h < s.halves; h++)
+    {
+        const uint8_t *pairs = lines + (x->half + h) * X8_ROWS * KERN_LANES * 2;
+        UNROLL for (uint32_t v = 0; v < X8_ROWS; v++) weight[h][v] = vec_from_bf16_pairs(pairs, v);
+    }
+    UNROLL for (uint32_t m = 0; m < s.count; m++)
+    {
+        const struct vec scale = vec_set1(x8_scale(s, x, m, g));
+        UNROLL for (uint32_t h = 0; h < s.halves; h++)
+        {
+            struct ivec first[KERN_X8_FULL], second[KERN_X8_FULL];
+            UNROLL for (uint32_t d = 0; d < s.digits; d++)
+            {
+                first[d] = low.at[m][d][h];
+                second[d] = ivec_int4_high(first[d], whole.at[m][d][h]);
+            }
+            struct vec *total = x->total[m][h];
+            total[0] = x8_end(s, first, 1, vec_mul(weight[h][0], scale), total[0]);
+            total[1] = x8_end(s, second, VEC_INT4_HIGH, vec_mul(weight[h][1], scale), total[1]);
+        }
+    }
+}
+
+VEC_INLINE void x8_span(const struct x8_shape s, const uint8_t *span, struct x8_operands *x)
+{
+    const size_t bytes = s.group / KERN_TILE_COLS * (size_t)X8_LINE + x8_scale_bytes(s.dtype);
+    for (uint32_t g = 0; g < KERN_X8_SPAN / s.group; g++, span += bytes) {
+        if (s.dtype == KERN_INT4) x8_group_int4(s, span, g, x);
+        else x8_group_int8(s, span, g, x);
+    }
     UNROLL for (uint32_t m = 0; m < s.count; m++) x->at[m] += kern_x8_span_bytes(s.digits);
 }
 
-/* One tile of a matrix. */
+/* One tile of a matrix: `seam` bytes at `head`, the others at `tail`. */
 struct x8_tile {
-    const uint8_t *codes, *scales;
+    const uint8_t *head, *tail;
+    size_t seam;
     uint32_t first, rows, cols;
 };
 
 VEC_INLINE struct x8_tile x8_tile_at(const struct kern_matrix *w, enum kern_dtype dtype,
-                                     uint32_t n)
+                                     uint32_t group, uint32_t n)
 {
-    const uint32_t left = w->rows - n;
-    return (struct x8_tile){ row_at(w, dtype, n), scalar_scales(w, n), n,
-                             left < KERN_TILE_ROWS ? left : KERN_TILE_ROWS, w->cols };
+    const size_t codes = row_bytes(dtype, w->cols), groups = (w->cols + group - 1) / group;
+    const size_t begin = n * (codes + 2 * groups), end = w->rows * codes;
+    const uint32_t left = w->rows - n, most = kern_tile_rows(dtype);
+    const uint32_t rows = left < most ? left : most;
+    const uint8_t *data = w->data, *scales = w->scales;
+    if (begin >= end) return (struct x8_tile){ NULL, scales + (begin - end), 0, n, rows, w->cols };
+    return (struct x8_tile){ data + begin, scales, end - begin, n, rows, w->cols };
 }
 
-struct x8_filled {
-    _Alignas(64) uint8_t lines[X8_SPAN_LINES * X8_LINE];
-    uint8_t scales[X8_SPAN_GROUPS * KERN_TILE_ROWS * 2];
-};
+/* Spans of `bytes` each from span i on that lie one after the other, up to span *end at most;
+ * NULL: not even one. */
+VEC_INLINE const uint8_t *x8_spans(const struct x8_tile *t, size_t bytes, uint32_t i, uint32_t *end)
+{
+    const size_t at = i * bytes;
+    if (i >= *end) return NULL;
+    if (at >= t->seam) return t->tail + (at - t->seam);
+    const size_t before = (t->seam - at) / bytes;
+    if (before < *end - i) *end = i + (uint32_t)before;
+    return before ? t->head + at : NULL;
+}
 
-/* The span at k filled up with zeros to whole lines and all columns. */
-static void x8_fill(struct x8_filled *to, enum kern_dtype dtype, uint32_t group,
+/* Copies bytes of the tile; their end. */
+static size_t x8_copy(uint8_t *to, const struct x8_tile *t, size_t at, size_t bytes)
+{
+    const size_t left = at < t->seam ? t->seam - at : 0, head = left < bytes ? left : bytes;
+    if (head > 0) memcpy(to, t->head + at, head);
+    if (bytes > head) memcpy(to + head, t->tail + (at + head - t->seam), bytes - head);
+    return at + bytes;
+}
+
+/* Four columns of the rows of a tile with fewer than a whole one, or fewer columns of INT8. */
+static size_t x8_fill_line(uint8_t *line, enum kern_dtype dtype, const struct x8_tile *t, size_t at,
+                           size_t bytes)
+{
+    for (uint32_t r = 0; r < t->rows; r++) {
+        uint8_t codes[KERN_TILE_COLS];
+        at = x8_copy(codes, t, at, bytes);
+        uint8_t *to = line + r * KERN_TILE_COLS;
+        if (dtype == KERN_INT8) {
+            memcpy(to, codes, bytes);
+            continue;
+        }
+        to = line + (r / (2 * KERN_LANES) * KERN_LANES + r % KERN_LANES) * KERN_TILE_COLS;
+        const uint32_t up = r / KERN_LANES % 2 * 4;
+        for (uint32_t i = 0; i < KERN_TILE_COLS; i++)
+            to[i] |= (uint8_t)((i % 2 ? codes[i / 2] >> 4 : codes[i / 2] & 15) << up);
+    }
+    return at;
+}
+
+/* The span at k as a whole tile has it, filled up with zeros to all rows and columns. */
+static void x8_fill(uint8_t to[X8_SPAN_BYTES], enum kern_dtype dtype, uint32_t group,
                     const struct x8_tile *t, uint32_t k)
 {
-    const size_t bytes = row_bytes(dtype, t->cols), whole = bytes / KERN_TILE_BYTES;
-    const size_t first = (dtype == KERN_INT4 ? k / 2 : k) / KERN_TILE_BYTES;
-    const size_t groups = (t->cols + group - 1) / group, rest = bytes % KERN_TILE_BYTES;
-    memset(to, 0, sizeof *to);
-    for (size_t i = 0; i < x8_span_lines(dtype); i++) {
-        uint8_t *line = to->lines + i * X8_LINE;
-        const uint8_t *from = t->codes + (first + i) * t->rows * KERN_TILE_BYTES;
-        if (first + i < whole) memcpy(line, from, t->rows * KERN_TILE_BYTES);
-        for (uint32_t r = 0; first + i == whole && rest && r < t->rows; r++)
-            memcpy(line + r * KERN_TILE_BYTES, from + r * rest, rest);
+    const struct kern_tile_unit unit = kern_tile_unit(dtype, group);
+    const size_t codes = row_bytes(dtype, t->cols), groups = (t->cols + group - 1) / group;
+    const uint32_t most = kern_tile_rows(dtype), piece = kern_tile_piece(dtype);
+    size_t at = (size_t)k / unit.cols * unit.bytes * t->rows;
+    if (t->rows == most && k + KERN_X8_SPAN <= t->cols) {
+        x8_copy(to, t, at, x8_span_bytes(dtype, group));
+        return;
     }
-    for (size_t g = k / group, i = 0; g < groups && i < KERN_X8_SPAN / group; g++, i++)
-        for (uint32_t r = 0; r < t->rows; r++) {
-            memcpy(to->scales + i * X8_SCALES + 2 * kern_tile_scale_at(KERN_TILE_ROWS, r),
-                   t->scales + 2 * (g * t->rows + kern_tile_scale_at(t->rows, r)), 2);
+    memset(to, 0, X8_SPAN_BYTES);
+    for (size_t u = k / group; u < groups && u < (k + KERN_X8_SPAN) / group; u++) {
+        const size_t left = codes - u * unit.codes, bytes = left < unit.codes ? left : unit.codes;
+        uint8_t *line = to, *scales = to + group / KERN_TILE_COLS * X8_LINE;
+        for (size_t i = 0; i < bytes; i += piece, line += X8_LINE) {
+            const size_t size = bytes - i < piece ? bytes - i : piece;
+            at = t->rows == most && size == piece ? x8_copy(line, t, at, X8_LINE)
+                                                  : x8_fill_line(line, dtype, t, at, size);
         }
+        for (uint32_t r = 0; t->rows < most && r < t->rows; r++)
+            at = x8_copy(scales + 2 * kern_tile_scale_at(dtype, most, r), t, at, 2);
+        if (t->rows == most) at = x8_copy(scales, t, at, 2 * most);
+        to = scales + x8_scale_bytes(dtype);
+    }
 }
 
 /* Halves from `half` on of a tile against operand rows from m on. */
 VEC_INLINE void x8_dots(const struct x8_shape s, const struct kern_matmul *args,
                         const struct x8_tile *t, uint32_t half, uint32_t m, struct x8_operands *x)
 {
-    const uint32_t whole = t->rows == KERN_TILE_ROWS ? t->cols / KERN_X8_SPAN * KERN_X8_SPAN : 0;
-    const uint8_t *lines = t->codes, *scales = t->scales;
+    const size_t bytes = x8_span_bytes(s.dtype, s.group);
+    const uint32_t whole = t->rows == kern_tile_rows(s.dtype) ? t->cols / KERN_X8_SPAN : 0;
     x->half = half;
-    UNROLL for (uint32_t i = 0; i < s.count; i++)
+    UNROLL for (uint32_t r = 0; r < s.count; r++)
     {
-        x->at[i] = (const uint8_t *)args->x8 + (m + i) * args->x8_stride;
-        UNROLL for (uint32_t h = 0; h < s.halves; h++) x->total[i][h] = vec_zero();
+        x->at[r] = (const uint8_t *)args->x8 + (m + r) * args->x8_stride;
+        UNROLL for (uint32_t h = 0; h < s.halves; h++)
+        {
+            UNROLL for (uint32_t v = 0; v < x8_lane_rows(s.dtype); v++)
+                x->total[r][h][v] = vec_zero();
+        }
     }
-    for (uint32_t k = 0; k < whole; k += KERN_X8_SPAN) {
-        x8_span(s, lines, scales, x);
-        lines += x8_span_lines(s.dtype) * X8_LINE;
-        scales += KERN_X8_SPAN / s.group * KERN_TILE_ROWS * 2;
-    }
-    for (uint32_t k = whole; k < t->cols; k += KERN_X8_SPAN) {
-        struct x8_filled filled;
-        x8_fill(&filled, s.dtype, s.group, t, k);
-        x8_span(s, filled.lines, filled.scales, x);
+    for (uint32_t i = 0; i * KERN_X8_SPAN < t->cols;) {
+        _Alignas(64) uint8_t filled[X8_SPAN_BYTES];
+        uint32_t end = whole;
+        const uint8_t *span = x8_spans(t, bytes, i, &end);
+        if (!span) {
+            x8_fill(filled, s.dtype, s.group, t, i * KERN_X8_SPAN);
+            span = filled;
+            end = i + 1;
+        }
+        for (; i < end; i++, span += bytes) x8_span(s, span, x);
     }
 }
 
@@ -284,13 +374,15 @@ VEC_INLINE void x8_tile_rows(const struct x8_shape s, const struct kern_matmul *
                              const struct x8_tile *t, uint32_t m, uint32_t row_begin,
                              uint32_t row_end)
 {
+    const uint32_t lane_rows = x8_lane_rows(s.dtype);
     for (uint32_t half = 0; half < X8_HALVES; half += s.halves) {
         struct x8_operands x;
         x8_dots(s, args, t, half, m, &x);
         for (uint32_t i = 0; i < s.count; i++) {
-            UNROLL for (uint32_t h = 0; h < s.halves; h++)
-                x8_store(args->y + (m + i) * args->y_stride, x.total[i][h],
-                         t->first + (half + h) * KERN_LANES, row_begin, row_end);
+            UNROLL for (uint32_t j = 0; j < s.halves * lane_rows; j++)
+                x8_store(args->y + (m + i) * args->y_stride,
+                         x.total[i][j / lane_rows][j % lane_rows],
+                         t->first + (half * lane_rows + j) * KERN_LANES, row_begin, row_end);
         }
     }
 }
@@ -298,10 +390,11 @@ VEC_INLINE void x8_tile_rows(const struct x8_shape s, const struct kern_matmul *
 VEC_INLINE void x8_product(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t group,
                            uint32_t digits, uint32_t row_begin, uint32_t row_end)
 {
-    const uint32_t most = digits == KERN_X8_FAST ? VEC_X8_ROWS_FAST : VEC_X8_ROWS_FULL;
-    for (uint32_t n = row_begin / KERN_TILE_ROWS * KERN_TILE_ROWS; n < row_end;
-         n += KERN_TILE_ROWS) {
-        const struct x8_tile t = x8_tile_at(args->w, dtype, n);
+    const uint32_t share = dtype == KERN_INT4 ? VEC_X8_INT4_SUMS : 1;
+    const uint32_t most = (digits == KERN_X8_FAST ? VEC_X8_ROWS_FAST : VEC_X8_ROWS_FULL) / share;
+    const uint32_t rows = kern_tile_rows(dtype);
+    for (uint32_t n = row_begin / rows * rows; n < row_end; n += rows) {
+        const struct x8_tile t = x8_tile_at(args->w, dtype, group, n);
         uint32_t m = 0;
         for (; most > 1 && args->m - m >= most; m += most)
             x8_tile_rows((struct x8_shape){ dtype, group, digits, 1, most }, args, &t, m,

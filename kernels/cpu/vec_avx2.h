@@ -30,7 +30,8 @@ enum { VEC_MLA_HEADS = 4, VEC_MLA_TOKENS = 3, VEC_MLA_COLUMNS = 2 };
 /* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
  * for their sums, and the halves of a line that a single one takes together. */
 enum { VEC_X8_ROWS_FAST = 2, VEC_X8_ROWS_FULL = 1, VEC_X8_ROWS_MOST = 2, VEC_X8_HALVES = 1 };
-enum { VEC_INT4_HIGH = 1 };
+enum { VEC_X8_INT4_SUMS = 1 };
+enum { VEC_INT4_HIGH = 1 }; /* high nibbles are multiplied shifted */
 
 struct vec {
     __m256 low, high;
@@ -313,13 +314,15 @@ VEC_INLINE void ivec_int4(const uint8_t *from, struct ivec *low_to, struct ivec 
     high_to->high = _mm256_and_si256(_mm256_srli_epi16(pairs.high, 4), nibble);
 }
 
-/* a * VEC_INT4_HIGH, and back. */
-VEC_INLINE struct ivec ivec_raised(struct ivec a)
+/* The second are the sums of high nibbles already: twice 255 x 127 is more than sixteen bits hold,
+ * so nibbles are taken apart. */
+VEC_INLINE struct ivec ivec_int4_high(struct ivec low, struct ivec high)
 {
-    return a;
+    (void)low;
+    return high;
 }
 
-VEC_INLINE struct ivec ivec_lowered(struct ivec a)
+VEC_INLINE struct ivec ivec_int4_lowered(struct ivec a)
 {
     return a;
 }
@@ -350,12 +353,6 @@ VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, struct ive
 {
     return (struct ivec){ ivec_pair_sums(ivec_pairs(dtype, w.low, x.low), sum.low),
                           ivec_pair_sums(ivec_pairs(dtype, w.high, x.high), sum.high) };
-}
-
-VEC_INLINE struct ivec ivec_add(struct ivec a, struct ivec b)
-{
-    return (struct ivec){ _mm256_add_epi32(a.low, b.low),
-                          _mm256_add_epi32(a.high, b.high) };
 }
 
 VEC_INLINE struct vec ivec_float(struct ivec a)

@@ -32,7 +32,8 @@ enum { VEC_MLA_HEADS = 8, VEC_MLA_TOKENS = 3, VEC_MLA_COLUMNS = 2 };
 /* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
  * for their sums, and the halves of a line that a single one takes together. */
 enum { VEC_X8_ROWS_FAST = 8, VEC_X8_ROWS_FULL = 4, VEC_X8_ROWS_MOST = 8, VEC_X8_HALVES = 2 };
-enum { VEC_INT4_HIGH = 16 }; /* high nibbles are not shifted */
+enum { VEC_X8_INT4_SUMS = 2 };  /* times as many of them: so many fewer rows */
+enum { VEC_INT4_HIGH = 16 }; /* whole bytes are multiplied instead of high nibbles */
 
 struct vec {
     __m512 all;
@@ -368,21 +369,21 @@ VEC_INLINE struct ivec ivec_int8(const uint8_t *from)
                                            _mm512_set1_epi8((char)0x80)) };
 }
 
-/* The low nibbles of 64 bytes, and the high ones VEC_INT4_HIGH times as large. */
-VEC_INLINE void ivec_int4(const uint8_t *from, struct ivec *low, struct ivec *high)
+/* Of 64 bytes the low nibbles and what ivec_int4_high needs beside them: the bytes as they are. */
+VEC_INLINE void ivec_int4(const uint8_t *from, struct ivec *low, struct ivec *whole)
 {
-    const __m512i pairs = _mm512_loadu_si512(from);
-    low->all = _mm512_and_si512(pairs, _mm512_set1_epi8(15));
-    high->all = _mm512_and_si512(pairs, _mm512_set1_epi8((char)0xf0));
+    whole->all = _mm512_loadu_si512(from);
+    low->all = _mm512_and_si512(whole->all, _mm512_set1_epi8(15));
 }
 
-/* a * VEC_INT4_HIGH, and back. */
-VEC_INLINE struct ivec ivec_raised(struct ivec a)
+/* Sums of high nibbles, VEC_INT4_HIGH times as large, of those of both. */
+VEC_INLINE struct ivec ivec_int4_high(struct ivec low, struct ivec whole)
 {
-    return (struct ivec){ _mm512_slli_epi32(a.all, 4) };
+    return (struct ivec){ _mm512_sub_epi32(whole.all, low.all) };
 }
 
-VEC_INLINE struct ivec ivec_lowered(struct ivec a)
+/* Such a sum divided by VEC_INT4_HIGH. */
+VEC_INLINE struct ivec ivec_int4_lowered(struct ivec a)
 {
     return (struct ivec){ _mm512_srai_epi32(a.all, 4) };
 }
@@ -401,11 +402,6 @@ VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, struct ive
 {
     (void)dtype;
     return (struct ivec){ _mm512_dpbusd_epi32(sum.all, w.all, x.all) };
-}
-
-VEC_INLINE struct ivec ivec_add(struct ivec a, struct ivec b)
-{
-    return (struct ivec){ _mm512_add_epi32(a.all, b.all) };
 }
 
 VEC_INLINE struct vec ivec_float(struct ivec a)

@@ -16,24 +16,47 @@ bool eng_landing_weaves(const struct eng_config *config)
            kern_weave_pays(kern_ops_cpu((enum kern_cpu)config->cpu_mask));
 }
 
+/* Rows [begin, end) of a part of matrix m. */
+static void part_rows(const struct eng_landing *landing, uint32_t m, uint32_t part, uint32_t *begin,
+                      uint32_t *end)
+{
+    const struct kern_matrix *landed = &landing->landed[m];
+    eng_work_rows(landed->rows, eng_work_unit(landed), landing->cuts, part, begin, end);
+}
+
 static void learn(struct eng_landing *landing, const struct tier_store *store,
                   const struct model_shape *shape, const struct eng_config *config)
 {
+    size_t at = 0;
     *landing = (struct eng_landing){ .threads = eng_limits_threads(config) };
+    landing->cuts = landing->threads < ENG_LANDING_CUTS ? landing->threads : ENG_LANDING_CUTS;
     if (shape->experts == 0) return;
-    for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
-        const struct kern_matrix stored = eng_coding_expert(store, shape, m);
+    for (uint32_t m = 0; m < MODEL_MATRIX_COUNT; m++) {
+        const struct kern_matrix stored = eng_coding_expert(store, shape, (enum model_matrix)m);
         struct kern_matrix *landed = &landing->landed[m];
         landing->stored[m] = *landed = stored;
         if (kern_dtype_grouped(stored.dtype)) {
-            size_t bytes = kern_tile_scratch(&stored);
-            if (bytes > landing->scratch_bytes) landing->scratch_bytes = bytes;
-            landed->tiled = landing->needed = true;
+            const size_t bytes = kern_tile_part_scratch(&stored);
+            if (bytes > landing->thread_bytes) landing->thread_bytes = bytes;
+            landed->tiled = landing->needed = landing->saves = true;
         } else if (eng_landing_weaves(config) && kern_weave_takes(&stored)) {
             landed->dtype = KERN_FP8_WOVEN;
             landing->needed = true;
         }
+        for (uint32_t part = 0; part < landing->cuts; part++) {
+            uint32_t begin, end;
+            part_rows(landing, m, part, &begin, &end);
+            landing->saved_at[m][part] = at;
+            if (landed->tiled) at += kern_tile_saved(&stored, begin, end);
+        }
+        landing->saved_at[m][landing->cuts] = at;
     }
+}
+
+static size_t scratch_bytes(const struct eng_landing *landing)
+{
+    return landing->saved_at[MODEL_MATRIX_COUNT - 1][landing->cuts] +
+           landing->threads * landing->thread_bytes;
 }
 
 size_t eng_landing_bytes(const struct tier_store *store, const struct model_shape *shape,
@@ -41,7 +64,7 @@ size_t eng_landing_bytes(const struct tier_store *store, const struct model_shap
 {
     struct eng_landing landing;
     learn(&landing, store, shape, config);
-    return landing.threads * landing.scratch_bytes;
+    return scratch_bytes(&landing);
 }
 
 int eng_landing_init(struct eng_landing *landing, const struct tier_store *store,
@@ -49,16 +72,17 @@ int eng_landing_init(struct eng_landing *landing, const struct tier_store *store
                      struct base_err *err)
 {
     learn(landing, store, shape, config);
-    if (landing->scratch_bytes == 0) return 0;
-    landing->scratch = base_mem_alloc(&landing_tag, landing->threads * landing->scratch_bytes, 64);
+    const size_t bytes = scratch_bytes(landing);
+    if (bytes == 0) return 0;
+    landing->scratch = base_mem_alloc(&landing_tag, bytes, 64);
     if (landing->scratch) return 0;
     return base_err_set(err, -ENOMEM, "no memory for %zu bytes in which experts are rearranged",
-                        landing->threads * landing->scratch_bytes);
+                        bytes);
 }
 
 void eng_landing_fini(struct eng_landing *landing)
 {
-    base_mem_free(&landing_tag, landing->scratch, landing->threads * landing->scratch_bytes);
+    base_mem_free(&landing_tag, landing->scratch, scratch_bytes(landing));
     *landing = (struct eng_landing){ 0 };
 }
 
@@ -71,24 +95,39 @@ void eng_landing_share(struct eng_landing *landing, const struct eng_work *work)
 struct pass {
     const struct eng_landing *landing;
     void *const *parts;
-    uint32_t cuts;              /* of each matrix's rows */
 };
 
-/* Chunk = some rows of one matrix. */
-static void land_rows(void *context, uint32_t chunk, unsigned thread)
+/* Chunk = a part of one matrix. */
+static void save_part(void *context, uint32_t chunk, unsigned thread)
 {
     const struct pass *pass = context;
     const struct eng_landing *landing = pass->landing;
-    enum model_matrix m = (enum model_matrix)(chunk / pass->cuts);
+    const uint32_t m = chunk / landing->cuts, part = chunk % landing->cuts;
+    uint32_t begin, end;
+    (void)thread;
+    if (!landing->landed[m].tiled) return;
+    part_rows(landing, m, part, &begin, &end);
+    kern_tile_save(&landing->stored[m], pass->parts[2 * m], pass->parts[2 * m + 1], begin, end,
+                   (char *)landing->scratch + landing->saved_at[m][part]);
+}
+
+static void land_part(void *context, uint32_t chunk, unsigned thread)
+{
+    const struct pass *pass = context;
+    const struct eng_landing *landing = pass->landing;
+    const uint32_t m = chunk / landing->cuts, part = chunk % landing->cuts;
     const struct kern_matrix *stored = &landing->stored[m], *landed = &landing->landed[m];
     uint32_t begin, end;
     if (!landed->tiled && landed->dtype != KERN_FP8_WOVEN) return;
     char *data = pass->parts[2 * m], *scales = pass->parts[2 * m + 1];
     MUST(data && scales);
-    eng_work_rows(stored->rows, KERN_TILE_ROWS, pass->cuts, chunk % pass->cuts, &begin, &end);
+    part_rows(landing, m, part, &begin, &end);
     if (landed->tiled) {
-        kern_tile(stored, data, scales, begin, end,
-                  (char *)landing->scratch + thread * landing->scratch_bytes);
+        char *own = (char *)landing->scratch +
+                    landing->saved_at[MODEL_MATRIX_COUNT - 1][landing->cuts] +
+                    thread * landing->thread_bytes;
+        kern_tile_part(stored, data, scales, begin, end,
+                       (char *)landing->scratch + landing->saved_at[m][part], own);
     } else {
         kern_weave(data + (size_t)begin * stored->cols, (size_t)(end - begin) * stored->cols);
     }
@@ -98,7 +137,8 @@ static void land(void *context, uint32_t moe_layer, uint32_t expert, void *const
 {
     const struct eng_landing *landing = context;
     const struct eng_work *work = landing->work;
-    struct pass pass = { landing, parts, 1 };
+    struct pass pass = { landing, parts };
+    const uint32_t chunks = MODEL_MATRIX_COUNT * landing->cuts;
     uint64_t cost = 0;          /* a byte takes about as long as a multiply-add */
     (void)moe_layer, (void)expert;      /* all are alike: the store has one kind of expert */
     for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
@@ -106,12 +146,12 @@ static void land(void *context, uint32_t moe_layer, uint32_t expert, void *const
         cost += w->rows * (uint64_t)kern_row_bytes(w->dtype, w->cols);
     }
     if (!work) {
-        for (uint32_t m = 0; m < MODEL_MATRIX_COUNT; m++) land_rows(&pass, m, 0);
+        for (uint32_t i = 0; i < chunks; i++) save_part(&pass, i, 0);
+        for (uint32_t i = 0; i < chunks; i++) land_part(&pass, i, 0);
         return;
     }
-    pass.cuts = eng_work_parts(work, MODEL_MATRIX_COUNT, cost / MODEL_MATRIX_COUNT,
-                               landing->stored[0].rows, KERN_TILE_ROWS);
-    eng_work_run(work, MODEL_MATRIX_COUNT * pass.cuts, cost, land_rows, &pass);
+    if (landing->saves) eng_work_run(work, chunks, cost, save_part, &pass);
+    eng_work_run(work, chunks, cost, land_part, &pass);
 }
 
 struct tier_landing eng_landing_hook(struct eng_landing *landing)

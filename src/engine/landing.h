@@ -5,8 +5,9 @@
  * in an hbm that is memory of the host. A card's kernels take rows: there is no landing, as with
  * the other types.
  *
- * Owns scratch, for each compute thread one tile's. The hook is called by the tiers on the engine
- * thread; while an engine is open its compute threads help: what arrived last is waited for.
+ * Owns scratch: what the parts of an expert save of each other, and for each compute thread two
+ * tiles. The hook is called by the tiers on the engine thread; while an engine is open its compute
+ * threads help: what arrived last is waited for.
  */
 #ifndef ENGINE_LANDING_H
 #define ENGINE_LANDING_H
@@ -23,12 +24,19 @@
 #include "tiering/landing.h"
 #include "tiering/store.h"
 
+enum { ENG_LANDING_CUTS = 8 };  /* at most: more parts save more of each other */
+
 struct eng_landing {
     struct kern_matrix stored[MODEL_MATRIX_COUNT];  /* as the store has them, without addresses */
     struct kern_matrix landed[MODEL_MATRIX_COUNT];  /* as leases have them */
     bool needed;                /* else experts stay as they are */
-    void *scratch;              /* [threads], of tiles; else NULL */
-    size_t scratch_bytes;       /* of each */
+    bool saves;                 /* some matrix becomes tiles */
+    uint32_t cuts;              /* of each matrix's rows */
+    /* What each part of a matrix saves in scratch, and behind that each thread's own. NULL without
+     * tiles. */
+    void *scratch;
+    size_t saved_at[MODEL_MATRIX_COUNT][ENG_LANDING_CUTS + 1];
+    size_t thread_bytes;
     unsigned threads;
     const struct eng_work *work;        /* borrowed; NULL: the caller works alone */
 };

@@ -474,8 +474,8 @@ static void rearrange_one(void *context, uint32_t chunk, unsigned thread)
     struct grouped *one = &r->list->at[chunk];
     one->bad = !all_finite(&one->w);
     if (!r->tile) return;
-    kern_tile(&one->w, (void *)(uintptr_t)one->w.data, (void *)(uintptr_t)one->w.scales, 0,
-              one->w.rows, r->scratch + thread * r->scratch_bytes);
+    kern_tile(&one->w, (void *)(uintptr_t)one->w.data, (void *)(uintptr_t)one->w.scales,
+              r->scratch + thread * r->scratch_bytes);
 }
 
 static int rearrange(struct loader *loader)

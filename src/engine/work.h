@@ -32,7 +32,7 @@ struct eng_work {
 enum { ENG_ROW_UNIT = 8 };
 static inline uint32_t eng_work_unit(const struct kern_matrix *w)
 {
-    return w->tiled ? KERN_TILE_ROWS : ENG_ROW_UNIT;
+    return w->tiled ? kern_tile_rows(w->dtype) : ENG_ROW_UNIT;
 }
 
 /* Into how many parts of rows, `unit` together, each of `items` is cut; `cost` is an item's

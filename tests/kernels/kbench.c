@@ -215,7 +215,8 @@ static void product_chunk(void *context, uint32_t chunk, unsigned thread)
     (void)thread;
     void (*const product)(const struct kern_matmul *, uint32_t, uint32_t) =
         job->x16 ? job->ops->matmul_x16 : job->x8 ? job->ops->matmul_x8 : job->ops->matmul;
-    const uint32_t unit = w.tiled ? KERN_TILE_ROWS : w.rows / CHUNKS, units = w.rows / unit;
+    const uint32_t unit = w.tiled ? kern_tile_rows(w.dtype) : w.rows / CHUNKS;
+    const uint32_t units = w.rows / unit;
     product(&args, units * chunk / CHUNKS * unit, units * (chunk + 1) / CHUNKS * unit);
 }
 

@@ -278,54 +278,146 @@ static bool check_weave(struct kcase *c)
     return same_rows(c, &args, c->reference->matmul, c->set->matmul);
 }
 
-/* Tiles are those of the definition: rows of bytes by fours, INT4 codes moved up; scales one by
- * one, in whole tiles those of rows r and r + 16 as a pair. */
-static bool check_tile(struct kcase *c)
+/* A walk through tiles, byte by byte. */
+struct tiles_walk {
+    const uint8_t *data, *scales;
+    size_t data_bytes, at;
+};
+
+static uint8_t tiles_next(struct tiles_walk *walk)
 {
-    const uint32_t rows = 1 + below(c, 100), cols = 1 + below(c, 300);
-    struct kern_matrix w = { .dtype = below(c, 2) ? KERN_INT8 : KERN_INT4, .rows = rows,
-                             .cols = cols };
-    const size_t bytes = kern_row_bytes(w.dtype, cols);
-    uint8_t *data = codes(c, w.dtype, rows * bytes, 0);
-    group_scales(c, &w, 0);
-    const size_t groups = (cols + w.scale_cols - 1) / w.scale_cols, whole = bytes / 4 * 4;
-    uint8_t *scales = guard_get(rows * groups * 2, below(c, 16));
-    uint8_t *tiles = guard_get(rows * bytes, below(c, 64));
-    memcpy(scales, w.scales, rows * groups * 2);
-    memcpy(tiles, data, rows * bytes);
-    /* In one go or in two, the later rows first. */
-    const uint32_t cut = below(c, rows / KERN_TILE_ROWS + 1) * KERN_TILE_ROWS;
-    kern_tile(&w, tiles, scales, cut, rows, guard_get(kern_tile_scratch(&w), 0));
-    kern_tile(&w, tiles, scales, 0, cut, guard_get(kern_tile_scratch(&w), 0));
-    for (uint32_t n = 0; n < rows; n++) {
-        const uint32_t first = n / 32 * 32, count = rows - first < 32 ? rows - first : 32;
-        const uint8_t *tile = tiles + first * bytes, *scale = scales + first * groups * 2;
-        const uint32_t r = n - first;
-        for (size_t i = 0; i < bytes; i++) {
-            const size_t at = i < whole ? (i / 4 * count + r) * 4 + i % 4
-                                        : count * whole + r * (bytes - whole) + i - whole;
-            const uint8_t up = w.dtype == KERN_INT4 ? 0x88 : 0;
-            if (tile[at] == (data[n * bytes + i] ^ up)) continue;
-            snprintf(c->what, sizeof c->what, "rows=%u cols=%u: byte %zu of row %u", rows, cols, i,
-                     n);
-            return false;
+    const size_t at = walk->at++;
+    return at < walk->data_bytes ? walk->data[at] : walk->scales[at - walk->data_bytes];
+}
+
+/* Code `column` of a row, INT4 moved up by 8. */
+static uint8_t row_code(const struct kern_matrix *w, const uint8_t *row, size_t column)
+{
+    if (w->dtype == KERN_INT8) return row[column];
+    const uint8_t pair = row[column / 64 * 32 + column % 32] ^ 0x88;
+    return column % 64 < 32 ? pair & 15 : pair >> 4;
+}
+
+/* Whether the next byte of the walk has `column` of row r, in INT4 `column_high` of row r_high in
+ * its high nibble. */
+static bool same_byte(struct kcase *c, const struct kern_matrix *w, struct tiles_walk *walk,
+                      const uint8_t *data, uint32_t r, size_t column, uint32_t r_high,
+                      size_t column_high)
+{
+    const size_t bytes = kern_row_bytes(w->dtype, w->cols);
+    uint8_t wanted = row_code(w, data + r * bytes, column);
+    if (w->dtype == KERN_INT4)
+        wanted |= (uint8_t)(row_code(w, data + r_high * bytes, column_high) << 4);
+    const uint8_t got = tiles_next(walk);
+    if (got == wanted) return true;
+    snprintf(c->what, sizeof c->what, "rows=%u cols=%u %s by %u: %02x for %02x at row %u, %zu",
+             w->rows, w->cols, dtype_names[w->dtype], w->scale_cols, got, wanted, r, column);
+    return false;
+}
+
+/* `size` columns of rows [first, first + count). */
+static bool same_piece(struct kcase *c, const struct kern_matrix *w, struct tiles_walk *walk,
+                       const uint8_t *data, uint32_t first, uint32_t count, size_t column,
+                       size_t size)
+{
+    const bool int4 = w->dtype == KERN_INT4, whole = int4 && count == 64;
+    for (uint32_t i = 0; i < (whole ? count / 2 : count); i++) {
+        const uint32_t r = first + (whole ? i / 16 * 32 + i % 16 : i);
+        for (size_t k = 0; k < size; k += int4 && !whole ? 2 : 1) {
+            if (!same_byte(c, w, walk, data, r, column + k, whole ? r + 16 : r,
+                           column + k + (whole ? 0 : 1)))
+                return false;
         }
-        for (size_t g = 0; g < groups; g++) {
-            const uint32_t place = count < 32 ? r : r < 16 ? 2 * r : 2 * (r - 16) + 1;
-            if (!memcmp(scale + 2 * (g * count + place),
-                        (const uint8_t *)w.scales + 2 * (n * groups + g), 2))
-                continue;
-            snprintf(c->what, sizeof c->what, "rows=%u cols=%u: scale %zu of row %u", rows, cols,
-                     g, n);
+    }
+    return true;
+}
+
+static bool same_tile(struct kcase *c, const struct kern_matrix *w, struct tiles_walk *walk,
+                      const uint8_t *data, uint32_t first, uint32_t count)
+{
+    const bool int4 = w->dtype == KERN_INT4;
+    const size_t groups = (w->cols + w->scale_cols - 1) / w->scale_cols;
+    const size_t cols = int4 ? (w->cols + 63) / 64 * 64 : w->cols;
+    for (size_t k = 0; k < cols; k += w->scale_cols) {
+        const size_t end = k + w->scale_cols < cols ? k + w->scale_cols : cols;
+        for (size_t i = k; i < end; i += 4) {
+            if (!same_piece(c, w, walk, data, first, count, i, end - i < 4 ? end - i : 4))
+                return false;
+        }
+        for (uint32_t i = 0; k / w->scale_cols < groups && i < count; i++) {
+            const bool pairs = count == (int4 ? 64 : 32);
+            const uint32_t r = first + (pairs ? i / 32 * 32 + i % 32 / 2 + i % 2 * 16 : i);
+            const uint8_t *wanted =
+                (const uint8_t *)w->scales + 2 * (r * groups + k / w->scale_cols);
+            const uint8_t low = tiles_next(walk), high = tiles_next(walk);
+            if (low == wanted[0] && high == wanted[1]) continue;
+            snprintf(c->what, sizeof c->what, "rows=%u cols=%u %s: scale of row %u at %zu", w->rows,
+                     w->cols, dtype_names[w->dtype], r, k);
             return false;
         }
     }
     return true;
 }
 
+/* A matrix made into tiles in one go, or by parts in any order. */
+static void make_tiles(struct kcase *c, const struct kern_matrix *w, uint8_t *tiles,
+                       uint8_t *scales)
+{
+    enum { PARTS = 4 };
+    const uint32_t unit = kern_tile_rows(w->dtype), units = (w->rows + unit - 1) / unit;
+    uint32_t bound[PARTS + 1] = { 0 };
+    uint8_t *saved[PARTS];
+    if (below(c, 2)) {
+        kern_tile(w, tiles, scales, guard_get(kern_tile_scratch(w), 0));
+        return;
+    }
+    for (uint32_t i = 1; i <= PARTS; i++) {
+        const uint32_t left = units - bound[i - 1] / unit;
+        const uint32_t end = i == PARTS ? units : bound[i - 1] / unit + below(c, left + 1);
+        bound[i] = end * unit < w->rows ? end * unit : w->rows;
+        if (bound[i] == w->rows)        /* no part begins within the last tile */
+            for (; i < PARTS; i++) bound[i + 1] = w->rows;
+    }
+    for (uint32_t i = 0; i < PARTS; i++) {
+        if (bound[i] == bound[i + 1]) continue;
+        saved[i] = guard_get(kern_tile_saved(w, bound[i], bound[i + 1]), 0);
+        kern_tile_save(w, tiles, scales, bound[i], bound[i + 1], saved[i]);
+    }
+    const bool backwards = below(c, 2);
+    for (uint32_t i = 0; i < PARTS; i++) {
+        const uint32_t part = backwards ? PARTS - 1 - i : i;
+        if (bound[part] == bound[part + 1]) continue;
+        kern_tile_part(w, tiles, scales, bound[part], bound[part + 1], saved[part],
+                       guard_get(kern_tile_part_scratch(w), 0));
+    }
+}
+
+/* Tiles are those of the definition, byte for byte: the walk through units, written out. */
+static bool check_tile(struct kcase *c)
+{
+    const uint32_t rows = 1 + below(c, below(c, 3) ? 100 : 700), cols = 1 + below(c, 300);
+    struct kern_matrix w = { .dtype = below(c, 2) ? KERN_INT8 : KERN_INT4, .rows = rows,
+                             .cols = cols };
+    const size_t bytes = kern_row_bytes(w.dtype, cols);
+    uint8_t *data = codes(c, w.dtype, rows * bytes, 0);
+    group_scales(c, &w, 0);
+    const size_t groups = (cols + w.scale_cols - 1) / w.scale_cols;
+    uint8_t *scales = guard_get(rows * groups * 2, below(c, 16));
+    uint8_t *tiles = guard_get(rows * bytes, below(c, 64));
+    memcpy(scales, w.scales, rows * groups * 2);
+    memcpy(tiles, data, rows * bytes);
+    make_tiles(c, &w, tiles, scales);
+    struct tiles_walk walk = { tiles, scales, rows * bytes, 0 };
+    const uint32_t unit = kern_tile_rows(w.dtype);
+    for (uint32_t n = 0; n < rows; n += unit) {
+        if (!same_tile(c, &w, &walk, data, n, rows - n < unit ? rows - n : unit)) return false;
+    }
+    return true;
+}
+
 static bool check_matmul_x8(struct kcase *c)
 {
-    const uint32_t rows = 1 + below(c, 100), m = 1 + below(c, below(c, 2) ? 1 : 20);
+    const uint32_t rows = 1 + below(c, 150), m = 1 + below(c, below(c, 2) ? 1 : 20);
     const uint32_t cols = 1 + below(c, below(c, 4) ? 500 : 4000);
     struct kern_matrix w = { .dtype = below(c, 2) ? KERN_INT8 : KERN_INT4,
                              .rows = rows,

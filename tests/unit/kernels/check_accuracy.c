@@ -283,8 +283,8 @@ END_TEST
  * explains. */
 START_TEST(integer_activations_keep_24_bits)
 {
-    enum { ROWS = 37, COLS = 384 };
-    static uint8_t codes[ROWS * COLS], tiles[ROWS * COLS], scratch[KERN_TILE_ROWS * COLS];
+    enum { ROWS = 101, COLS = 384 };    /* whole tiles and not */
+    static uint8_t codes[ROWS * COLS], tiles[ROWS * COLS], scratch[8 * ROWS * COLS];
     static uint8_t row[8 * COLS];
     static uint16_t scales[ROWS * COLS / KERN_GROUP_SMALL];
     static uint16_t tile_scales[ROWS * COLS / KERN_GROUP_SMALL];
@@ -312,7 +312,7 @@ START_TEST(integer_activations_keep_24_bits)
         memcpy(tiles, codes, sizeof tiles);
         memcpy(tile_scales, scales, sizeof tile_scales);
         ck_assert(kern_tile_scratch(&w) <= sizeof scratch);
-        kern_tile(&w, tiles, tile_scales, 0, w.rows, scratch);
+        kern_tile(&w, tiles, tile_scales, scratch);
         w.tiled = true;
         ck_assert(kern_x8_bytes(COLS, KERN_X8_FULL) <= sizeof row);
         ops->to_x8(row, x, COLS, w.dtype, group, KERN_X8_FULL);
