@@ -109,6 +109,14 @@ VEC_INLINE float x8_scale(const struct x8_shape s, const struct x8_operands *x, 
     return scale;
 }
 
+/* Several rows take a line's first half, and its second when the tile is read again: from DRAM it
+ * comes with the first, or the stream has gaps (README.md). */
+VEC_INLINE void x8_fetch_half(const struct x8_shape s, const struct x8_operands *x,
+                              const uint8_t *line)
+{
+    if (s.count > 1 && x->half == 0) __builtin_prefetch(line + X8_REGISTER, 0, 3);
+}
+
 /* Group g of a span: its lines, then its scales. */
 VEC_INLINE void x8_group_int8(const struct x8_shape s, const uint8_t *lines, uint32_t g,
                               struct x8_operands *x)
@@ -127,6 +135,7 @@ VEC_INLINE void x8_group_int8(const struct x8_shape s, const uint8_t *lines, uin
         UNROLL for (uint32_t i = 0; i < X8_BATCH; i++)
         {
             struct ivec line[X8_HALVES];
+            x8_fetch_half(s, x, lines + i * X8_LINE);
             UNROLL for (uint32_t h = 0; h < s.halves; h++)
                 line[h] = ivec_int8(lines + i * X8_LINE + (x->half + h) * X8_REGISTER);
             UNROLL for (uint32_t m = 0; m < s.count; m++)
