@@ -174,6 +174,14 @@ static void land(struct tier_cache *c, uint32_t key, uint32_t slot)
     tier_story_span(c->story, "repack", begin_ns, end_ns, key);
 }
 
+/* Checking and landing take as long as a fast disk takes for what it was given: meanwhile it gets
+ * more. */
+static void feed_disk(void *context)
+{
+    struct tier_cache *c = context;
+    tier_io_feed(c->io);
+}
+
 /* All requests of a load are back. */
 static void load_end(struct tier_cache *c, struct tier_load *load)
 {
@@ -191,7 +199,7 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
         c->stats.read_errors++;
     } else if (c->verify_always || !(c->flags[key] & TIER_KEY_VERIFIED)) {
         uint64_t begin_ns = c->story->timeline ? base_clock_now_ns(c->clock) : 0;
-        rc = tier_store_check(&load->record, tier_slots_memory(&c->dram.slots, slot));
+        rc = tier_store_check(&load->record, tier_slots_memory(&c->dram.slots, slot), feed_disk, c);
         if (begin_ns) {
             tier_story_span(c->story, "check", begin_ns, base_clock_now_ns(c->clock), key);
         }
@@ -212,6 +220,7 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
     }
     c->flags[key] |= TIER_KEY_VERIFIED;
     land(c, key, slot);
+    feed_disk(c);
     tier_cache_prefetch_close(c, at);
     tier_cache_asked_end(c, at, load->end_ns);
     at->state = TIER_SLOT_READY;

@@ -123,6 +123,11 @@ int tier_io_reap(struct tier_io *io, struct tier_io_req **done, unsigned max, un
     return count;
 }
 
+void tier_io_feed(struct tier_io *io)
+{
+    if (io->in_flight > 0) tier_io_reap(io, NULL, 0, 0, 0);
+}
+
 int tier_io_memory_add(struct tier_io *io, void *memory, size_t bytes, size_t reserve)
 {
     if (!io->ops->memory_add) return -ENOTSUP;

@@ -120,6 +120,9 @@ int tier_io_submit(struct tier_io *io, struct tier_io_req *const *reqs, unsigned
 /* `min` above what is in flight means all of it. */
 int tier_io_reap(struct tier_io *io, struct tier_io_req **done, unsigned max, unsigned min,
                  uint64_t deadline_ns);
+/* Gives the disk what waits for room, without taking anything in: between two calls of reap that
+ * are far apart. */
+void tier_io_feed(struct tier_io *io);
 /* Registers memory that reads land in, of a range of `reserve` >= bytes of addresses; only while
  * nothing is in flight. 0; -ENOTSUP where there is no need; another -errno when the kernel refused:
  * reads still work, `buffers_refused` is set and `note` says what to set. */

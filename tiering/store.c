@@ -325,13 +325,19 @@ const uint64_t *tier_store_kind_bytes(const struct tier_store *store, uint32_t k
     return image->kinds[kind].part_bytes;
 }
 
-int tier_store_check(const struct tier_record *record, const void *slot)
+int tier_store_check(const struct tier_record *record, const void *slot,
+                     void (*between)(void *context), void *context)
 {
+    const uint64_t stretch = UINT64_C(1) << 20;     /* some 60 us of XXH3 */
     struct port_hash hash;
     port_hash_begin(&hash);
     for (unsigned p = 0; p < TIER_PARTS; p++) {
-        if (record->part_bytes[p] == 0) continue;
-        port_hash_add(&hash, (const char *)slot + record->part_offset[p], record->part_bytes[p]);
+        const char *part = (const char *)slot + record->part_offset[p];
+        for (uint64_t left = record->part_bytes[p], size; left > 0; left -= size, part += size) {
+            size = left < stretch ? left : stretch;
+            port_hash_add(&hash, part, size);
+            if (between) between(context);
+        }
     }
     return port_hash_end(&hash) == record->hash ? 0 : BASE_ECHECKSUM;
 }

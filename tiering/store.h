@@ -153,8 +153,10 @@ const uint64_t *tier_store_kind_bytes(const struct tier_store *store, uint32_t k
 /* Largest expert without pads. */
 uint64_t tier_store_expert_bytes(const struct tier_store *store);
 
-/* Checks the parts in a slot against the record's hash: 0 or BASE_ECHECKSUM. */
-int tier_store_check(const struct tier_record *record, const void *slot);
+/* Checks the parts in a slot against the record's hash: 0 or BASE_ECHECKSUM. `between` is called
+ * after each MiB; NULL: nothing is. */
+int tier_store_check(const struct tier_record *record, const void *slot,
+                     void (*between)(void *context), void *context);
 
 /* Reads every expert back and compares hashes (tier-pack verify). Bad ones are reported one by one;
  * returns their number, or a negative code when it could not run. */

@@ -331,7 +331,8 @@ static double take_in(struct disk *d)
             parts[p] = record.part_bytes[p] ? slot + record.part_offset[p] : NULL;
         }
         uint64_t begin = base_now_ns();
-        (void)tier_store_check(&record, slot);  /* some expert's bytes, by now in tiles */
+        /* Some expert's bytes, by now in tiles. */
+        (void)tier_store_check(&record, slot, NULL, NULL);
         uint64_t checked = base_now_ns();
         if (landing.land) landing.land(landing.context, 0, 0, parts);
         uint64_t landed = base_now_ns();

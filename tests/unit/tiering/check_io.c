@@ -443,6 +443,28 @@ START_TEST(deadlines_are_kept)
 }
 END_TEST
 
+/* One piece at a time is with the kernel: that the last one comes in is feed's doing. */
+START_TEST(feed_keeps_reads_going)
+{
+    static const char *const pairs[] = { "io.backend=io_uring", "io.depth=1", "io.chunk=64KiB",
+                                         NULL };
+    static _Alignas(4096) unsigned char room[ROOM];
+    struct tier_io *io = open_io(pairs, NULL);
+    if (!io) return;
+    struct tier_io_req req = { .to = room, .bytes = ROOM }, *one = &req, *done[1];
+    volatile unsigned char *last = room + ROOM - 1;
+    tier_io_file_add(io, path, NULL);
+    *last = (unsigned char)~content[ROOM - 1];
+    tier_io_submit(io, &one, 1);
+    const uint64_t until = base_now_ns() + UINT64_C(20000000000);
+    while (*last != content[ROOM - 1] && base_now_ns() < until) tier_io_feed(io);
+    ck_assert_uint_eq(*last, content[ROOM - 1]);
+    ck_assert_int_eq(tier_io_reap(io, done, 1, 1, UINT64_MAX), 1);
+    ck_assert_int_eq(memcmp(room, content, ROOM), 0);
+    tier_io_destroy(io);
+}
+END_TEST
+
 START_TEST(destroy_waits_for_what_is_in_flight)
 {
     for (unsigned i = 0; i < 5; i++) {
@@ -479,6 +501,7 @@ int main(void)
     tcase_add_test(tcase, wrong_requests_and_settings_are_refused);
     tcase_add_test(tcase, a_refusal_of_direct_reads_is_reported);
     tcase_add_test(tcase, deadlines_are_kept);
+    tcase_add_test(tcase, feed_keeps_reads_going);
     tcase_add_test(tcase, destroy_waits_for_what_is_in_flight);
     Suite *suite = suite_create("tiering/io");
     suite_add_tcase(suite, tcase);

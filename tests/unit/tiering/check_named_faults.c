@@ -159,7 +159,7 @@ static unsigned serve(struct tier *tier)
                     here.part_offset[p] = (uint64_t)((const char *)leases[i].parts[p] - first);
                 }
             }
-            ck_assert_int_eq(tier_store_check(&here, first), 0);
+            ck_assert_int_eq(tier_store_check(&here, first, NULL, NULL), 0);
         }
         tier_release(tier, leases, TOP_K);
         tier_step_end(tier);

@@ -95,7 +95,7 @@ static void compare_with_source(const struct tier_store *pack)
                 ck_assert_uint_eq(to.extents[0].offset % TIER_PAGE, 0);
                 ck_assert_uint_eq(to.hash, from.hash);
                 unsigned char *slot = slot_of(pack, &to);
-                ck_assert_int_eq(tier_store_check(&to, slot), 0);
+                ck_assert_int_eq(tier_store_check(&to, slot, NULL, NULL), 0);
                 for (unsigned p = 0; p < TIER_PARTS; p++) {
                     ck_assert_uint_eq(to.part_offset[p] % 64, 0);
                     ck_assert_mem_eq(slot + to.part_offset[p], wanted + from.part_offset[p],

@@ -127,11 +127,11 @@ static void compare_all(const char *folder, const char *path)
             ck_assert_uint_eq(record.layer, tier_store_layer_of(store, layer));
             ck_assert_uint_eq(record.bytes, tier_store_expert_bytes(store));
             fill_slot(store, &record, slot);
-            ck_assert_int_eq(tier_store_check(&record, slot), 0);
+            ck_assert_int_eq(tier_store_check(&record, slot, NULL, NULL), 0);
             compare_parts(files, &record, slot);
             uint64_t at = record.part_offset[layer % 2 ? 4 : 0] + expert % record.part_bytes[0];
             slot[at] ^= 0x10;
-            ck_assert_int_eq(tier_store_check(&record, slot), BASE_ECHECKSUM);
+            ck_assert_int_eq(tier_store_check(&record, slot, NULL, NULL), BASE_ECHECKSUM);
         }
     }
     ck_assert_int_eq(tier_store_verify(store, NULL, NULL, NULL, &err), 0);
