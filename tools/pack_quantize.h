@@ -16,7 +16,7 @@ struct quantize {
     uint32_t group;
     bool allow_larger; /* also where the new weights are not smaller: FP8 that becomes INT8 */
     unsigned threads;
-    const struct tier_store_progress *progress;
+    const struct tier_store_progress *progress; /* NULL: nobody hears of it */
 
     /* Found and filled by quantize_run. */
     struct model_shape shape;

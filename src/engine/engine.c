@@ -73,7 +73,7 @@ int eng_footprint(const struct eng_config *config, const struct model_shape *sha
     out->dense_bytes = need.bytes;
     limits.plan.ranks = ranks;
     limits.plan.on_device = on_device;
-    if (!on_device) eng_coding_choose(&limits.plan, config, shape, store, need.grouped);
+    if (!on_device) eng_coding_choose(&limits.plan, config, shape, store, need.grouped > 0);
     out->kv_bytes = limits.kv_bytes;
     out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);
     if (!on_device) {
@@ -279,9 +279,10 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     if (rc == 0 && args->shape->experts > 0) rc = learn_experts(eng, args, err);
     struct eng_weights_need need = { 0 };
     if (rc == 0) rc = eng_weights_plan(args->shape, args->files, &eng->core.ranks, &need, err);
-    if (rc == 0) rc = eng_coding_check(&eng->core, args->config, need.grouped, err);
+    if (rc == 0) rc = eng_coding_check(&eng->core, args->config, need.grouped > 0, err);
     if (rc == 0 && !args->device) {
-        eng_coding_choose(&eng->limits.plan, args->config, args->shape, args->store, need.grouped);
+        eng_coding_choose(&eng->limits.plan, args->config, args->shape, args->store,
+                          need.grouped > 0);
     }
     if (rc == 0) rc = start_threads(eng, args->config, err);
     if (rc == 0) {

@@ -115,6 +115,7 @@ static void layout_x8(struct eng_plan *p, struct layout *l, const struct model_s
     p->x8 = take(l, p->x8_bytes, 1);
 }
 
+/* Room for as many inputs, and for those of values, thread by thread. */
 static void layout_x16(struct eng_plan *p, struct layout *l, const struct model_shape *s,
                        const struct eng_plan_size *size)
 {

@@ -30,8 +30,8 @@ struct grouped {
 };
 
 struct grouped_list {
-    struct grouped *at;                 /* owned */
-    uint32_t count, room;
+    struct grouped *at;                 /* owned; NULL in the counting pass */
+    uint32_t count;
 };
 
 static struct base_mem_tag dense_tag = { .name = "dense" };
@@ -49,7 +49,6 @@ struct loader {
     uint64_t used;
     struct eng_reads reads;     /* of matrices, until all are known */
     struct grouped_list grouped;
-    bool has_grouped;
     char prefix[64];            /* "model.layers.3." */
 };
 
@@ -122,19 +121,6 @@ static void *note_part(struct loader *loader, const struct model_tensor *tensor,
     return loader->rc < 0 ? NULL : read.to;
 }
 
-static int grouped_add(struct grouped_list *list, const struct grouped *one)
-{
-    if (list->count == list->room) {
-        uint32_t room = list->room ? 2 * list->room : 64;
-        struct grouped *at = realloc(list->at, room * sizeof *at);
-        if (!at) return -ENOMEM;
-        list->at = at;
-        list->room = room;
-    }
-    list->at[list->count++] = *one;
-    return 0;
-}
-
 /* The scales of rows of an INT8 matrix lie behind them. */
 static void note_grouped(struct loader *loader, const struct model_tensor *weight,
                          const char *name, const struct eng_part *part, struct kern_matrix *out)
@@ -160,10 +146,10 @@ static void note_grouped(struct loader *loader, const struct model_tensor *weigh
     out->scale_rows = 1;
     out->scale_cols = is_large ? KERN_GROUP_LARGE : KERN_GROUP_SMALL;
     out->scales = note_part(loader, tensor, &rows);
-    loader->has_grouped = true;
-    if (loader->rc < 0 || !loader->memory || out->rows == 0) return;
-    loader->rc = grouped_add(&loader->grouped, &(struct grouped){ .w = *out, .scales = tensor });
-    out->tiled = loader->order.tile;
+    const uint32_t at = loader->grouped.count++;
+    if (loader->rc < 0 || !loader->grouped.at) return;
+    loader->grouped.at[at] = (struct grouped){ .w = *out, .scales = tensor };
+    out->tiled = loader->order.tile && out->rows > 0;
 }
 
 static int read_scale_table(struct loader *loader, const struct model_tensor *tensor,
@@ -444,7 +430,7 @@ int eng_weights_plan(const struct model_shape *shape, const struct model_files *
     if (!weights.layers) return -ENOMEM;
     struct loader loader = { .shape = shape, .files = files, .ranks = ranks, .err = err };
     int rc = walk(&loader, &weights);
-    *need = (struct eng_weights_need){ loader.used, loader.has_grouped };
+    *need = (struct eng_weights_need){ loader.used, loader.grouped.count };
     free(weights.layers);
     return rc;
 }
@@ -472,6 +458,7 @@ static void rearrange_one(void *context, uint32_t chunk, unsigned thread)
 {
     const struct rearranging *r = context;
     struct grouped *one = &r->list->at[chunk];
+    if (one->w.rows == 0) return;
     one->bad = !all_finite(&one->w);
     if (!r->tile) return;
     kern_tile(&one->w, (void *)(uintptr_t)one->w.data, (void *)(uintptr_t)one->w.scales,
@@ -516,7 +503,9 @@ int eng_weights_load(struct eng_weights *weights, const struct model_shape *shap
     weights->memory = base_mem_alloc(&dense_tag, bytes, WEIGHT_ALIGN);
     weights->bytes = bytes;
     weights->layer_count = shape->layers;
-    if (!weights->layers || !weights->memory) {
+    loader.grouped.at = calloc(need.grouped + 1, sizeof *loader.grouped.at);
+    if (!weights->layers || !weights->memory || !loader.grouped.at) {
+        free(loader.grouped.at);
         eng_weights_free(weights);
         return base_err_set(err, -ENOMEM, "%s: no memory for %" PRIu64 " bytes of dense weights",
                             shape->name, bytes);

@@ -54,7 +54,7 @@ struct eng_ranks;
 
 struct eng_weights_need {
     uint64_t bytes;             /* that load will take */
-    bool grouped;               /* some of them are INT8 */
+    uint32_t grouped;           /* matrices that are INT8 */
 };
 
 /* The order in memory of matrices that are multiplied and nothing else. */

@@ -166,26 +166,14 @@ END_TEST
 
 /* ------------------------------------------------------------------------- weights in INT8 -- */
 
-static void report(void *context, uint64_t done, uint64_t total)
-{
-    (void)context, (void)done, (void)total;
-}
-
-static int stop(void *context)
-{
-    (void)context;
-    return 0;
-}
-
 /* The model's dense weights become INT8. */
 static void quantise(void)
 {
-    const struct tier_store_progress silent = { report, stop, NULL };
     char to[3010];
     struct base_err err = { 0 };
     snprintf(to, sizeof to, "%s.int8", dir);
     struct quantize q = { .from = dir, .to = to, .dtype = KERN_DTYPE_COUNT, .dense = true,
-                          .group = 32, .allow_larger = true, .threads = 1, .progress = &silent };
+                          .group = 32, .allow_larger = true, .threads = 1 };
     ck_assert_msg(quantize_run(&q, &err) == 0, "%s", err.text);
     quantize_fini(&q);
     tiny_remove(dir);

@@ -40,20 +40,8 @@ static const char *source_of(const struct model *model)
     return path;
 }
 
-static void report(void *context, uint64_t done, uint64_t total)
-{
-    (void)context, (void)done, (void)total;
-}
-
-static int stop(void *context)
-{
-    (void)context;
-    return 0;
-}
-
 static void setup(void)
 {
-    const struct tier_store_progress silent = { report, stop, NULL };
     for (int i = 0; i < MODELS; i++) {
         struct base_err err = { 0 };
         tiny_folder(folders[i], sizeof folders[i], "check_tiles");
@@ -62,7 +50,7 @@ static void setup(void)
         struct quantize q = { .from = source_of(&models[i]), .to = quantised[i],
                               .dtype = models[i].dtype, .dense = models[i].dense,
                               .group = models[i].group,
-                              .allow_larger = true, .threads = 1, .progress = &silent };
+                              .allow_larger = true, .threads = 1 };
         ck_assert_msg(quantize_run(&q, &err) == 0, "%s", err.text);
         quantize_fini(&q);
     }
