@@ -20,8 +20,8 @@
  *
  * Tiles lie where their rows and scales lay and have as many bytes: they begin at the begin of the
  * rows' memory and go on in the scales' where that ends, in the middle of a tile as it may be. So a
- * tile lies further on than its rows did, where those of later tiles were. Checkpoints and packs
- * keep rows.
+ * tile lies further on than its rows did, where those of later tiles were. Checkpoints keep rows,
+ * packs either (tier-pack repack --order).
  */
 #ifndef KERNELS_TILE_H
 #define KERNELS_TILE_H

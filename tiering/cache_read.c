@@ -199,7 +199,8 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
         c->stats.read_errors++;
     } else if (c->verify_always || !(c->flags[key] & TIER_KEY_VERIFIED)) {
         uint64_t begin_ns = c->story->timeline ? base_clock_now_ns(c->clock) : 0;
-        rc = tier_store_check(&load->record, tier_slots_memory(&c->dram.slots, slot), feed_disk, c);
+        rc = tier_landing_check(&c->landing, &load->record,
+                                tier_slots_memory(&c->dram.slots, slot), feed_disk, c);
         if (begin_ns) {
             tier_story_span(c->story, "check", begin_ns, base_clock_now_ns(c->clock), key);
         }

@@ -16,12 +16,14 @@
 #define TIER_STATE_MAGIC "XPTSTATE"
 
 enum {
-    TIER_INDEX_VERSION = 1,
-    TIER_PACK_VERSION = 1,
+    TIER_INDEX_VERSION = 1,     /* of a checkpoint */
+    TIER_INDEX_VERSION_PACK = 2, /* parts have an order, record hashes are by stretches */
+    TIER_PACK_VERSION = 2,
     TIER_STATE_VERSION = 1,
     TIER_FORMAT_PARTS = 6,
     TIER_FORMAT_PAGE = 4096,
     TIER_FORMAT_PART_ALIGN = 64,
+    TIER_FORMAT_STRETCHES = 16,
     TIER_FILES_MAX = 65535,
     TIER_COPIES_MAX = 16,
 };
@@ -47,10 +49,17 @@ enum {
     TIER_TYPE_COUNT
 };
 
+/* In what order a matrix lies, its scales with it; never renumbered. */
+enum {
+    TIER_FORMAT_ROWS,
+    TIER_FORMAT_TILES,          /* as CPUs multiply INT8 and INT4 (kernels/tile.h); in packs */
+    TIER_FORMAT_ORDER_COUNT
+};
+
 struct tier_format_part {
     uint32_t type;              /* TIER_TYPE_NONE: the part does not exist, rows = cols = 0 */
     uint32_t rows, cols;
-    uint32_t zero;
+    uint32_t order;             /* version 1: 0 */
 };
 
 struct tier_format_header {
@@ -87,8 +96,9 @@ _Static_assert(sizeof(struct tier_format_file) == 40, "on-disk size");
 
 /* Experts in the order (moe layer, expert). A part's bytes follow from its type, rows and cols. */
 struct tier_format_expert {
-    uint64_t hash;              /* XXH3 of the parts' bytes in order */
-    uint64_t record_hash;       /* pack: XXH3 of the record with its padding; else 0 */
+    uint64_t hash;              /* XXH3 of the parts' bytes, each in rows, in order */
+    uint64_t record_hash;       /* pack: of the record with its padding, tier_image_stretch; else
+                                   0. Version 1: XXH3 of it in one */
     uint64_t offset[TIER_FORMAT_PARTS];
     uint16_t file[TIER_FORMAT_PARTS];   /* within the first copy */
     uint32_t zero;              /* in memory, of a caller's table: which sizes it has */
@@ -101,7 +111,7 @@ struct tier_format_pack {
     char magic[8];
     uint32_t version;
     uint32_t file, file_count;  /* which stripe of how many: record i is in file i % file_count */
-    uint32_t zero;
+    uint32_t order;             /* of the matrices */
     uint64_t experts_hash;      /* XXH3 over the hashes of all experts: which weights these are */
     uint64_t record_bytes;      /* of each; a multiple of a page */
     uint64_t record_count;      /* in this file */

@@ -140,6 +140,7 @@ static void derive(struct tier_store *store)
         store->parts[p].dtype = dtype < 0 ? MODEL_DTYPE_COUNT : (enum model_dtype)dtype;
         store->parts[p].rows = h->parts[p].rows;
         store->parts[p].cols = h->parts[p].cols;
+        store->parts[p].order = (enum tier_order)h->parts[p].order;
         if (p % 2 == 1 && h->parts[p].rows > 0) {
             store->parts[p].block_rows = h->block_rows;
             store->parts[p].block_cols = h->block_cols;
@@ -269,6 +270,11 @@ uint32_t tier_store_copies(const struct tier_store *store)
     return store->image.header->copies;
 }
 
+enum tier_order tier_store_order(const struct tier_store *store)
+{
+    return store->parts[0].order;
+}
+
 const struct tier_part *tier_store_parts(const struct tier_store *store)
 {
     return store->parts;
@@ -325,19 +331,54 @@ const uint64_t *tier_store_kind_bytes(const struct tier_store *store, uint32_t k
     return image->kinds[kind].part_bytes;
 }
 
-int tier_store_check(const struct tier_record *record, const void *slot,
-                     void (*between)(void *context), void *context)
+uint32_t tier_store_stretches(const struct tier_record *record)
 {
-    const uint64_t stretch = UINT64_C(1) << 20;     /* some 60 us of XXH3 */
+    if (record->record_bytes == 0) return 0;
+    uint64_t stretch = tier_image_stretch(record->record_bytes);
+    return (uint32_t)((record->record_bytes + stretch - 1) / stretch);
+}
+
+uint64_t tier_store_stretch_hash(const struct tier_record *record, const void *slot,
+                                 uint32_t stretch)
+{
+    uint64_t bytes = tier_image_stretch(record->record_bytes), begin = stretch * bytes;
+    MUST(begin < record->record_bytes);
+    if (bytes > record->record_bytes - begin) bytes = record->record_bytes - begin;
+    return port_hash64((const char *)slot + begin, bytes);
+}
+
+int tier_store_stretches_check(const struct tier_record *record, const uint64_t *hashes)
+{
+    uint64_t hash = port_hash64(hashes, tier_store_stretches(record) * sizeof *hashes);
+    return hash == record->record_hash ? 0 : BASE_ECHECKSUM;
+}
+
+static int check_parts(const struct tier_record *record, const void *slot,
+                       void (*between)(void *context), void *context)
+{
+    const uint64_t piece = UINT64_C(1) << 20;       /* some 60 us of XXH3 */
     struct port_hash hash;
     port_hash_begin(&hash);
     for (unsigned p = 0; p < TIER_PARTS; p++) {
         const char *part = (const char *)slot + record->part_offset[p];
         for (uint64_t left = record->part_bytes[p], size; left > 0; left -= size, part += size) {
-            size = left < stretch ? left : stretch;
+            size = left < piece ? left : piece;
             port_hash_add(&hash, part, size);
             if (between) between(context);
         }
     }
     return port_hash_end(&hash) == record->hash ? 0 : BASE_ECHECKSUM;
+}
+
+int tier_store_check(const struct tier_record *record, const void *slot,
+                     void (*between)(void *context), void *context)
+{
+    uint64_t hashes[TIER_STRETCHES];
+    const uint32_t count = tier_store_stretches(record);
+    if (count == 0) return check_parts(record, slot, between, context);
+    for (uint32_t i = 0; i < count; i++) {
+        hashes[i] = tier_store_stretch_hash(record, slot, i);
+        if (between) between(context);
+    }
+    return tier_store_stretches_check(record, hashes);
 }

@@ -62,7 +62,16 @@ struct tier_record {
     uint64_t part_offset[TIER_PARTS];       /* where each part begins in the slot */
     uint64_t part_bytes[TIER_PARTS];
     uint64_t bytes;                         /* sum of the parts */
-    uint64_t hash;                          /* XXH3-64 over the parts in order */
+    uint64_t hash;                          /* XXH3-64 over the parts, in rows, in order */
+    /* Of a pack: the whole record, which begins where the slot does, padding and all, and its
+     * checksum by stretches. 0: the parts have to match `hash`. */
+    uint64_t record_bytes, record_hash;
+};
+
+/* The order of a matrix's weights in memory, and that of its scales. */
+enum tier_order {
+    TIER_ORDER_ROWS,
+    TIER_ORDER_TILES,           /* kernels/tile.h: INT8 and INT4 as the CPU multiplies them */
 };
 
 /* Shape and type of one part, the same for every expert of the store; `cols` counts elements: a
@@ -71,6 +80,7 @@ struct tier_part {
     enum model_dtype dtype;
     uint32_t rows, cols;
     uint32_t block_rows, block_cols; /* of scales: weights that share one; else 0 */
+    enum tier_order order;
 };
 
 /* Opens an index and checks it against the files it points into. `path` may be NULL or empty: the
@@ -106,6 +116,11 @@ struct tier_pack_options {
     unsigned threads;
     uint64_t sync_bytes;        /* progress is made durable this often; 0 = 256 MiB */
     bool restart;               /* throw away what an earlier run left */
+    /* What the matrices become. Other than rows: INT8 and INT4 experts only, and `arrange` makes
+     * it of rows, in place, on any thread and several at once; 0 or a negative code. */
+    enum tier_order order;
+    int (*arrange)(void *context, void *const parts[TIER_PARTS]);
+    void *arrange_context;
 };
 
 /* Packs a checkpoint's experts, checking each against its hash. Killed at any moment, it goes on
@@ -131,6 +146,8 @@ uint32_t tier_store_sharers(const struct tier_store *store);    /* 1, likewise *
 bool tier_store_packed(const struct tier_store *store); /* into pack files, not the checkpoint */
 const struct tier_part *tier_store_parts(const struct tier_store *store);   /* [TIER_PARTS] */
 const char *tier_store_part_name(unsigned part);    /* "gate", "gate scales", ... */
+enum tier_order tier_store_order(const struct tier_store *store);   /* of all matrices */
+const char *tier_store_order_name(enum tier_order order);           /* "rows", "tiles" */
 
 /* Record of an expert; layer counts from 0 over the layers WITH experts ("moe layer"). Fills the
  * caller's struct: records are stored compactly. */
@@ -153,10 +170,18 @@ const uint64_t *tier_store_kind_bytes(const struct tier_store *store, uint32_t k
 /* Largest expert without pads. */
 uint64_t tier_store_expert_bytes(const struct tier_store *store);
 
-/* Checks the parts in a slot against the record's hash: 0 or BASE_ECHECKSUM. `between` is called
- * after each MiB; NULL: nothing is. */
+/* Checks what lies in a slot against the record's checksum: 0 or BASE_ECHECKSUM. `between` is
+ * called after each MiB or stretch; NULL: nothing is. */
 int tier_store_check(const struct tier_record *record, const void *slot,
                      void (*between)(void *context), void *context);
+
+/* The same by stretches, which several threads may take: at most TIER_STRETCHES, 0 where the record
+ * has but one checksum for all of it. The hashes of all, in order, are what is checked. */
+enum { TIER_STRETCHES = 16 };
+uint32_t tier_store_stretches(const struct tier_record *record);
+uint64_t tier_store_stretch_hash(const struct tier_record *record, const void *slot,
+                                 uint32_t stretch);
+int tier_store_stretches_check(const struct tier_record *record, const uint64_t *hashes);
 
 /* Reads every expert back and compares hashes (tier-pack verify). Bad ones are reported one by one;
  * returns their number, or a negative code when it could not run. */

@@ -15,6 +15,10 @@ static const uint64_t file_bytes_max = UINT64_C(1) << 50;
 
 _Static_assert((int)TIER_FORMAT_PARTS == (int)TIER_PARTS, "the format's parts are the store's");
 _Static_assert((int)TIER_FORMAT_PAGE == (int)TIER_PAGE, "the format's pages are the store's");
+_Static_assert((int)TIER_FORMAT_STRETCHES == (int)TIER_STRETCHES, "the format's are the store's");
+_Static_assert((int)TIER_FORMAT_ROWS == (int)TIER_ORDER_ROWS &&
+                   (int)TIER_FORMAT_TILES == (int)TIER_ORDER_TILES,
+               "the format's orders are the store's");
 
 static const struct {
     int dtype;
@@ -73,6 +77,17 @@ bool tier_image_block_fits(uint32_t type, uint32_t block_rows, uint32_t block_co
     return block_rows > 0 && block_cols > 0;
 }
 
+bool tier_image_order_fits(uint32_t type, uint32_t order)
+{
+    bool grouped = type == TIER_TYPE_I8 || type == TIER_TYPE_U8;
+    return order == TIER_FORMAT_ROWS || (order == TIER_FORMAT_TILES && grouped);
+}
+
+const char *tier_store_order_name(enum tier_order order)
+{
+    return order == TIER_ORDER_TILES ? "tiles" : "rows";
+}
+
 const char *tier_store_part_name(unsigned part)
 {
     static const char *const names[] = { "gate", "gate scales", "up",
@@ -92,6 +107,12 @@ uint64_t tier_image_checksum(const void *bytes, size_t size)
     port_hash_add(&hash, zeros, sizeof zeros);
     port_hash_add(&hash, (const char *)bytes + at + sizeof zeros, size - at - sizeof zeros);
     return port_hash_end(&hash);
+}
+
+uint64_t tier_image_stretch(uint64_t record_bytes)
+{
+    uint64_t pages = (record_bytes + TIER_PAGE - 1) / TIER_PAGE;
+    return (pages + TIER_FORMAT_STRETCHES - 1) / TIER_FORMAT_STRETCHES * TIER_PAGE;
 }
 
 uint64_t tier_image_pack_layout(const uint64_t part_bytes[TIER_PARTS], uint64_t at[TIER_PARTS])
@@ -117,10 +138,12 @@ static int check_frame(const struct tier_format_header *header, size_t size, con
         return base_err_set(err, BASE_EFORMAT, "%s: is no expert index: it does not begin with %s",
                             name, TIER_INDEX_MAGIC);
     }
-    if (header->version != TIER_INDEX_VERSION || header->header_bytes != sizeof *header) {
-        return base_err_set(err, BASE_EVERSION, "%s: has index version %u, this build reads %u: "
-                            "run `tier-pack index` again", name, header->version,
-                            TIER_INDEX_VERSION);
+    if (header->version < TIER_INDEX_VERSION || header->version > TIER_INDEX_VERSION_PACK ||
+        header->header_bytes != sizeof *header) {
+        return base_err_set(err, BASE_EVERSION, "%s: has index version %u, this build reads %u "
+                            "and, of packs, %u: run `tier-pack %s` again", name, header->version,
+                            TIER_INDEX_VERSION, TIER_INDEX_VERSION_PACK,
+                            header->kind == TIER_INDEX_PACK ? "repack" : "index");
     }
     if (header->index_bytes != size) {
         return base_err_set(err, BASE_EFORMAT, "%s: is %zu bytes long, its header says %llu: it "
@@ -180,6 +203,22 @@ static int check_counts(const struct tier_format_header *h, size_t size, const c
     if (wanted != size) {
         return base_err_set(err, BASE_EFORMAT, "%s: its tables take %llu bytes, the file has %zu",
                             name, (unsigned long long)wanted, size);
+    }
+    return 0;
+}
+
+/* All matrices have one order, scales that of theirs. */
+static int check_order(const struct tier_format_header *h, const char *name, struct base_err *err)
+{
+    const uint32_t order = h->parts[0].order;
+    const bool may = h->version >= TIER_INDEX_VERSION_PACK && h->kind == TIER_INDEX_PACK;
+    for (unsigned p = 0; p < TIER_PARTS; p++) {
+        if (h->parts[p].order == order && (order == TIER_FORMAT_ROWS || may) &&
+            tier_image_order_fits(h->parts[p & ~1u].type, order)) {
+            continue;
+        }
+        return base_err_set(err, BASE_EFORMAT, "%s: part %s of type %u has order %u", name,
+                            tier_store_part_name(p), h->parts[p].type, h->parts[p].order);
     }
     return 0;
 }
@@ -325,6 +364,7 @@ int tier_image_check(struct tier_image *image, const void *bytes, size_t size, c
     uint64_t experts = (uint64_t)h->layers * h->experts;
     image->names = (const void *)(image->experts + experts);
     rc = check_parts(image, name, err);
+    if (rc == 0) rc = check_order(h, name, err);
     if (rc == 0) rc = check_files(image, name, err);
     for (uint64_t i = 0; rc == 0 && i < experts; i++) {
         rc = check_expert(image, i, name, err);
@@ -406,4 +446,9 @@ void tier_image_record(const struct tier_image *image, const struct tier_format_
         record->part_bytes[p] = kind->part_bytes[p];
     }
     record->extent_count = extents;
+    if (h->kind == TIER_INDEX_PACK && h->version >= TIER_INDEX_VERSION_PACK) {
+        uint64_t layout[TIER_PARTS];
+        record->record_bytes = tier_image_pack_layout(kind->part_bytes, layout);
+        record->record_hash = from->record_hash;
+    }
 }

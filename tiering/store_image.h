@@ -42,6 +42,10 @@ void tier_image_record(const struct tier_image *image, const struct tier_format_
 /* Bytes of the slot that this record needs: the pages of its extents. */
 uint64_t tier_image_slot_bytes(const struct tier_record *record);
 
+/* Bytes of the stretches that a pack's record is hashed by: as many pages each, the last one what
+ * is left. The record's hash is XXH3 over the hashes of all. */
+uint64_t tier_image_stretch(uint64_t record_bytes);
+
 /* Where the parts lie in a pack's record, from its begin; returns the record's bytes. */
 uint64_t tier_image_pack_layout(const uint64_t part_bytes[TIER_PARTS], uint64_t at[TIER_PARTS]);
 
@@ -50,6 +54,8 @@ uint64_t tier_image_checksum(const void *bytes, size_t size);
 
 /* Types on disk and in memory; -1 for what an expert cannot have. */
 int tier_image_dtype(uint32_t type);
+/* Whether a matrix of this type may lie in this order. */
+bool tier_image_order_fits(uint32_t type, uint32_t order);
 uint32_t tier_image_type(enum model_dtype dtype);
 /* Element size of a type on disk; 0 for none. */
 uint32_t tier_image_type_bytes(uint32_t type);

@@ -78,6 +78,14 @@ static int plan(struct packer *p, struct base_err *err)
         return base_err_set(err, -EINVAL, "a pack lies in 1 to %d folders, not %u", TIER_COPIES_MAX,
                             o->dir_count);
     }
+    for (unsigned part = 0; part < TIER_PARTS; part += 2) {
+        if (tier_image_order_fits(h->parts[part].type, (uint32_t)o->order)) continue;
+        return base_err_set(err, BASE_EMISMATCH, "%s: experts of %s cannot be packed in tiles: "
+                            "INT8 and INT4 ones can, which `tier-pack quantize` makes",
+                            tier_store_index_path(p->source),
+                            model_dtype_name(tier_store_parts(p->source)[part].dtype));
+    }
+    MUST(o->order == TIER_ORDER_ROWS || o->arrange);
     p->files = o->dir_count;
     p->stripes = o->mode == TIER_PACK_STRIPE ? o->dir_count : 1;
     p->count = (uint64_t)h->layers * h->experts;
@@ -89,7 +97,8 @@ static int plan(struct packer *p, struct base_err *err)
         port_hash_add(&hash, &expert.hash, sizeof expert.hash);
     }
     p->experts_hash = port_hash_end(&hash);
-    uint64_t facts[] = { p->experts_hash, h->checksum, p->files, p->stripes, p->record_bytes };
+    uint64_t facts[] = { p->experts_hash, h->checksum, p->files, p->stripes, p->record_bytes,
+                         TIER_INDEX_VERSION_PACK, (uint64_t)o->order };
     p->plan_hash = port_hash64(facts, sizeof facts);
 
     p->state_bytes = sizeof *p->state + p->count * sizeof *p->record_hashes;
@@ -258,6 +267,7 @@ static int write_header(const struct packer *p, uint32_t file, struct base_err *
         .version = TIER_PACK_VERSION,
         .file = file % p->stripes,
         .file_count = p->stripes,
+        .order = (uint32_t)p->options->order,
         .experts_hash = p->experts_hash,
         .record_bytes = p->record_bytes,
         .record_count = records_in(p, file),
@@ -329,13 +339,36 @@ static int read_expert(const struct packer *p, uint64_t at, unsigned char *recor
                         tier_store_file_path(p->source, expert->file[0]));
 }
 
+static int arrange(const struct packer *p, unsigned char *record, struct base_err *err)
+{
+    void *parts[TIER_PARTS];
+    if (p->options->order == TIER_ORDER_ROWS) return 0;
+    for (unsigned part = 0; part < TIER_PARTS; part++) {
+        parts[part] = p->image->kind.part_bytes[part] > 0 ? record + p->layout[part] : NULL;
+    }
+    int rc = p->options->arrange(p->options->arrange_context, parts);
+    return rc < 0 ? base_err_set(err, rc, "experts cannot be rearranged: %s", base_err_name(rc))
+                  : 0;
+}
+
+static uint64_t record_hash(const unsigned char *record, uint64_t bytes)
+{
+    uint64_t hashes[TIER_FORMAT_STRETCHES], stretch = tier_image_stretch(bytes);
+    uint32_t count = 0;
+    for (uint64_t at = 0; at < bytes; at += stretch) {
+        hashes[count++] = port_hash64(record + at, bytes - at < stretch ? bytes - at : stretch);
+    }
+    return port_hash64(hashes, count * sizeof hashes[0]);
+}
+
 static int64_t pack_one(void *context, uint64_t item, unsigned char *record, struct base_err *err)
 {
     struct packer *p = context;
     uint64_t at = p->batch_first + item;
     int rc = read_expert(p, at, record, err);
+    if (rc == 0) rc = arrange(p, record, err);
     if (rc < 0) return rc;
-    p->record_hashes[at] = port_hash64(record, p->record_bytes);
+    p->record_hashes[at] = record_hash(record, p->record_bytes);
     for (uint32_t f = (uint32_t)(at % p->stripes); f < p->files; f += p->stripes) {
         rc = pwrite_whole(p->fds[f], record, p->record_bytes, record_offset(p, at));
         if (rc < 0) {
@@ -445,7 +478,11 @@ static int lay_out_index(const struct packer *p, char *const *names, struct pack
     index->names = (char *)(index->experts + p->count);
     *index->header = *from;
     index->header->index_bytes = index->size;
+    index->header->version = TIER_INDEX_VERSION_PACK;
     index->header->kind = TIER_INDEX_PACK;
+    for (unsigned part = 0; part < TIER_PARTS; part++) {
+        index->header->parts[part].order = (uint32_t)p->options->order;
+    }
     index->header->file_count = file_count;
     index->header->data_files = p->files;
     index->header->copies = p->files / p->stripes;
@@ -546,6 +583,7 @@ static int find_finished(const struct packer *p, struct base_err *err)
                 tier_image_check(&image, bytes, size, p->index_path, NULL) == 0 &&
                 image.header->kind == TIER_INDEX_PACK && image.header->data_files == p->files &&
                 image.header->copies == p->files / p->stripes &&
+                image.header->parts[0].order == (uint32_t)p->options->order &&
                 (uint64_t)image.header->layers * image.header->experts == p->count;
     for (uint64_t i = 0; same && i < p->count; i++) {
         struct tier_format_expert expert;

@@ -332,7 +332,7 @@ static double take_in(struct disk *d)
         }
         uint64_t begin = base_now_ns();
         /* Some expert's bytes, by now in tiles. */
-        (void)tier_store_check(&record, slot, NULL, NULL);
+        (void)tier_landing_check(&landing, &record, slot, NULL, NULL);
         uint64_t checked = base_now_ns();
         if (landing.land) landing.land(landing.context, 0, 0, parts);
         uint64_t landed = base_now_ns();

@@ -2,6 +2,9 @@
 #ifndef TOOLS_PACK_H
 #define TOOLS_PACK_H
 
+#include "kernels/kern.h"
+#include "model/expert.h"
+#include "model/shape.h"
 #include "tiering/store.h"
 #include "tools/cli.h"
 
@@ -9,7 +12,7 @@ struct pack_flags {
     const char *index;
     uint64_t threads;
     uint64_t sync_bytes;
-    const char *mode;
+    const char *mode, *order;
     struct cli_list to;
     bool quiet, json, restart;
     const char *rung, *text; /* quantize */
@@ -25,6 +28,14 @@ int pack_open(struct tier_store **store, const char *dir, struct base_err *err);
 struct tier_store_progress pack_progress(struct cli_progress *progress, const char *what);
 
 unsigned pack_threads(void);
+
+/* The matrices of an expert, which are rearranged as they are packed (pack_order.c). */
+struct pack_order {
+    struct kern_matrix matrices[MODEL_MATRIX_COUNT];
+};
+/* Has `options` pack the experts of `source` in this order; borrows `made`. */
+void pack_order(struct pack_order *made, struct tier_pack_options *options, enum tier_order order,
+                const struct tier_store *source, const struct model_shape *shape);
 
 /* The sub-command quantize (pack_quantize.c). */
 int pack_quantize(int count, char **arguments);

@@ -14,7 +14,7 @@
 #include "tools/cli.h"
 #include "tools/pack.h"
 
-struct pack_flags pack_flags = { .mode = "stripe", .group = 32 };
+struct pack_flags pack_flags = { .mode = "stripe", .order = "rows", .group = 32 };
 
 static volatile sig_atomic_t interrupted;
 
@@ -155,10 +155,12 @@ static void info_json(const struct tier_store *store)
     base_buf_init(&out);
     base_buf_puts(&out, "{\"index\":\"");
     base_buf_json_escape(&out, tier_store_index_path(store), strlen(tier_store_index_path(store)));
-    base_buf_printf(&out, "\",\"kind\":\"%s\",\"copies\":%u,\"layer_first\":%u,\"layers\":%u,"
+    base_buf_printf(&out, "\",\"kind\":\"%s\",\"order\":\"%s\",\"copies\":%u,"
+                    "\"layer_first\":%u,\"layers\":%u,"
                     "\"experts_per_layer\":%u,\"top_k\":%u,\"expert_bytes\":%llu,"
                     "\"slot_bytes\":%llu,\"extents_per_expert\":%.3f,\"parts\":[",
-                    tier_store_packed(store) ? "pack" : "checkpoint", tier_store_copies(store),
+                    tier_store_packed(store) ? "pack" : "checkpoint",
+                    tier_store_order_name(tier_store_order(store)), tier_store_copies(store),
                     tier_store_layer_first(store), tier_store_layers(store),
                     tier_store_experts(store), tier_store_top_k(store),
                     (unsigned long long)tier_store_expert_bytes(store),
@@ -188,8 +190,10 @@ static void info_text(const struct tier_store *store)
     uint64_t experts = (uint64_t)tier_store_layers(store) * tier_store_experts(store);
     printf("index    %s\n", tier_store_index_path(store));
     if (tier_store_packed(store)) {
-        printf("points   into %u pack files, %u %s of each expert\n", tier_store_files(store),
-               tier_store_copies(store), tier_store_copies(store) == 1 ? "copy" : "copies");
+        printf("points   into %u pack files, %u %s of each expert, in %s\n",
+               tier_store_files(store), tier_store_copies(store),
+               tier_store_copies(store) == 1 ? "copy" : "copies",
+               tier_store_order_name(tier_store_order(store)));
     } else {
         printf("points   into the checkpoint's %u files\n", tier_store_files(store));
     }
@@ -230,6 +234,8 @@ static int run_repack(int count, char **arguments)
     struct base_err err = { 0 };
     struct cli_progress bar;
     struct tier_store *source;
+    struct model_shape shape;
+    struct pack_order made;
     struct tier_pack_options options = {
         .dirs = pack_flags.to.text,
         .dir_count = pack_flags.to.count,
@@ -244,8 +250,16 @@ static int run_repack(int count, char **arguments)
     } else if (strcmp(pack_flags.mode, "stripe") != 0) {
         return cli_misuse("--mode %s: wanted stripe or mirror", pack_flags.mode);
     }
-    int rc = pack_open(&source, arguments[0], &err);
+    enum tier_order order = TIER_ORDER_ROWS;
+    if (strcmp(pack_flags.order, "tiles") == 0) {
+        order = TIER_ORDER_TILES;
+    } else if (strcmp(pack_flags.order, "rows") != 0) {
+        return cli_misuse("--order %s: wanted rows or tiles", pack_flags.order);
+    }
+    int rc = model_shape_load(&shape, arguments[0], &err);
+    if (rc == 0) rc = pack_open(&source, arguments[0], &err);
     if (rc < 0) return cli_fail(1, &err);
+    pack_order(&made, &options, order, source, &shape);
     struct tier_store_progress progress = pack_progress(&bar, "packing");
     rc = tier_store_repack(source, &options, &progress, &err);
     cli_progress_end(&bar);
@@ -286,6 +300,8 @@ static const struct cli_flag repack_flags[] = {
       "folder of the pack; may be repeated, one a disk" },
     { "mode", CLI_TEXT, &pack_flags.mode, "MODE",
       "several folders: stripe (default) adds up their bandwidth, mirror survives a bad disk" },
+    { "order", CLI_TEXT, &pack_flags.order, "ORDER",
+      "rows (default), or tiles: INT8 and INT4 as CPUs multiply them, not for cards" },
     { "threads", CLI_UINT, &pack_flags.threads, "N", "readers; 0 = one per core, at most 16" },
     { "sync", CLI_BYTES, &pack_flags.sync_bytes, "SIZE",
       "make progress durable this often (256MiB)" },
@@ -329,7 +345,8 @@ static const struct cli_command commands[] = {
           "Every expert becomes one record that begins on a page, so that one read brings it. The\n"
           "checkpoint stays: its other weights are read from it. Stopped or killed, the same "
           "command\n"
-          "goes on where it was.",
+          "goes on where it was. With --order tiles INT8 and INT4 experts (quantize) need not be\n"
+          "rearranged each time they are read to be multiplied on CPUs.",
       .arguments_min = 1,
       .arguments_max = 1,
       .flags = repack_flags,

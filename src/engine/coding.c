@@ -10,7 +10,8 @@ struct kern_matrix eng_coding_expert(const struct tier_store *store, const struc
                                  .rows = m == MODEL_DOWN ? s->hidden : s->expert_width,
                                  .cols = m == MODEL_DOWN ? s->expert_width : s->hidden,
                                  .scale_rows = scales->block_rows,
-                                 .scale_cols = scales->block_cols };
+                                 .scale_cols = scales->block_cols,
+                                 .tiled = part->order == TIER_ORDER_TILES };
 }
 
 /* Whether all matrices of an expert take bf16, gate and up the same rows of it. */

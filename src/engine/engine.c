@@ -138,6 +138,12 @@ static int learn_experts(struct eng *eng, const struct eng_open_args *args, stru
                 tier_store_index_path(store), 2 * m, part->rows, part->cols,
                 model_dtype_name(part->dtype), bare ? " without scales" : "", w->rows, w->cols);
         }
+        if (args->device && w->tiled) {
+            return base_err_set(err, BASE_EMISMATCH,
+                                "%s: its experts lie in tiles, as CPUs multiply them, and a card "
+                                "takes rows: `tier-pack repack` without --order makes such a pack",
+                                tier_store_index_path(store));
+        }
         if (!args->device) *w = args->landing->landed[m];
     }
     return 0;

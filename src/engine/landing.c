@@ -35,7 +35,9 @@ static void learn(struct eng_landing *landing, const struct tier_store *store,
         const struct kern_matrix stored = eng_coding_expert(store, shape, (enum model_matrix)m);
         struct kern_matrix *landed = &landing->landed[m];
         landing->stored[m] = *landed = stored;
-        if (kern_dtype_grouped(stored.dtype)) {
+        if (stored.tiled) {
+            /* A pack that has them as they run. */
+        } else if (kern_dtype_grouped(stored.dtype)) {
             const size_t bytes = kern_tile_part_scratch(&stored);
             if (bytes > landing->thread_bytes) landing->thread_bytes = bytes;
             landed->tiled = landing->needed = landing->saves = true;
@@ -47,7 +49,7 @@ static void learn(struct eng_landing *landing, const struct tier_store *store,
             uint32_t begin, end;
             part_rows(landing, m, part, &begin, &end);
             landing->saved_at[m][part] = at;
-            if (landed->tiled) at += kern_tile_saved(&stored, begin, end);
+            if (landed->tiled && !stored.tiled) at += kern_tile_saved(&stored, begin, end);
         }
         landing->saved_at[m][landing->cuts] = at;
     }
@@ -154,8 +156,30 @@ static void land(void *context, uint32_t moe_layer, uint32_t expert, void *const
     eng_work_run(work, chunks, cost, land_part, &pass);
 }
 
+struct shared {
+    void (*run)(void *work, uint32_t piece, bool here);
+    void *work;
+};
+
+static void run_shared(void *context, uint32_t chunk, unsigned thread)
+{
+    const struct shared *shared = context;
+    shared->run(shared->work, chunk, thread == 0);
+}
+
+static void share(void *context, uint32_t count, uint64_t bytes,
+                  void (*run)(void *work, uint32_t piece, bool here), void *work)
+{
+    const struct eng_landing *landing = context;
+    struct shared shared = { run, work };
+    if (landing->work) {
+        eng_work_run(landing->work, count, bytes, run_shared, &shared);
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) run(work, i, true);
+}
+
 struct tier_landing eng_landing_hook(struct eng_landing *landing)
 {
-    if (!landing->needed) return (struct tier_landing){ 0 };
-    return (struct tier_landing){ land, landing };
+    return (struct tier_landing){ landing->needed ? land : NULL, share, landing };
 }

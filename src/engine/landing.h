@@ -3,7 +3,7 @@
  * processor gains by it, from woven rows (kernels/weave.h). So what is read is rearranged in its
  * slot as it lands (tiering/landing.h), and leases of the CPU read that from then on, in dram and
  * in an hbm that is memory of the host. A card's kernels take rows: there is no landing, as with
- * the other types.
+ * the other types, and with a pack that has INT8 and INT4 in tiles already.
  *
  * Owns scratch: what the parts of an expert save of each other, and for each compute thread two
  * tiles. The hook is called by the tiers on the engine thread; while an engine is open its compute
@@ -50,7 +50,8 @@ int eng_landing_init(struct eng_landing *landing, const struct tier_store *store
                      struct base_err *err);
 void eng_landing_fini(struct eng_landing *landing);     /* accepts a zeroed one */
 
-/* For tier_open: lands nothing if the experts stay as they are. Borrows `landing`. */
+/* For tier_open: lands nothing if the experts stay as they are, but the threads of the time help to
+ * check them. Borrows `landing`. */
 struct tier_landing eng_landing_hook(struct eng_landing *landing);
 /* These threads help from now on, not more than init was told of; NULL: they go. By the thread that
  * calls the tiers. */

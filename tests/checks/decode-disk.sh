@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # decode with 30% of the model's bytes as memory: 0.85 of the disk's limit; gpt-oss-20b's routing beside Belady's bytes
-# usage: PYTHON=... decode-disk [FOLDER]: keeps the models there for another run (21 GB); root, for a memory cgroup
+# usage: PYTHON=... decode-disk [FOLDER]: keeps the models there for another run (28 GB); root, for a memory cgroup
 # (tests/peers/decode_disk says what is measured, and how; the ratio to llama.cpp is the check `peers`)
 set -euo pipefail
 cd "$EXPERTIER_SOURCE"
@@ -11,8 +11,10 @@ if [ ! -d "$work/int8" ]; then
     model_of model baseline
     "$bin/tier-pack" quantize --quiet "$work/model" "$work/int8" --to int8 --dense --group 128 --allow-larger >/dev/null
 fi
+[ -f "$work/int8-tiles/expertier.index" ] ||
+    "$bin/tier-pack" repack "$work/int8" --to "$work/int8-tiles" --order tiles --quiet
 bad=0
-"$python" tests/peers/decode_disk uniform "$work/int8" --build "$EXPERTIER_BUILD" --rounds "${ROUNDS:-5}" \
+"$python" tests/peers/decode_disk uniform "$work/int8" --pack "$work/int8-tiles" --build "$EXPERTIER_BUILD" --rounds "${ROUNDS:-5}" \
     --set engine.activations=int8 || bad=1
 routing=${EXPERTIER_DATA:-/nowhere}/routing/gptoss20b_dev.jsonl.xz
 if [ -f "$routing" ]; then

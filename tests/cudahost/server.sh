@@ -135,6 +135,15 @@ for machine in CUDAHOST_MEMORY=8 CUDAHOST_DEVICES=0; do
     grep -E '(tiers.hbm.capacity|device cuda)' "$work/refused" | tail -n 1 | grep . || fail "$machine: $(cat "$work/refused")"
 done
 
+echo '== experts in tiles are the CPU'"'"'s alone'
+"$bin/tier-pack" quantize --to int4 --quiet "$model" "$work/int4" >/dev/null
+"$bin/tier-pack" repack "$work/int4" --to "$work/tiles" --order tiles --quiet
+code=0
+timeout 60 "$emulated" --model "$work/int4" --port 0 "${card[@]}" --set "tiers.nvme.index=$work/tiles/expertier.index" \
+    >"$work/refused" 2>&1 || code=$?
+[ $code = 1 ] && grep -q 'experts lie in tiles, as CPUs multiply them, and a card takes rows' "$work/refused" ||
+    fail "tiles on a card: exit code $code: $(cat "$work/refused")"
+
 echo '== nothing works any more: every request is told, the warm set saved, the process ends'
 for fail in 700@kernel:900 719@copy:120; do # an illegal address, a launch that failed
     rm -f "$work/warm"

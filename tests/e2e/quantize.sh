@@ -63,6 +63,14 @@ done
 "$bin/tier-pack" repack "$work/int4-32" --to "$work/pack" --quiet
 [ "$(nats "$work/int4-32")" = "$(nats "$work/int4-32" "tiers.nvme.index=$work/pack/expertier.index")" ] ||
     fail 'other bits from the pack'
+"$bin/tier-pack" repack "$work/int4-32" --to "$work/tiles-a" --to "$work/tiles-b" --order tiles --quiet
+tiles=$work/tiles-a/expertier.index
+"$bin/tier-pack" verify "$work/int4-32" --index "$tiles" --json | grep -q '"bad":0' || fail 'verify in tiles'
+"$bin/tier-pack" info "$work/int4-32" --index "$tiles" --json | grep -q '"order":"tiles"' || fail 'info'
+[ "$(nats "$work/int4-32")" = "$(nats "$work/int4-32" "tiers.nvme.index=$tiles")" ] ||
+    fail 'other bits from the pack in tiles'
+refuse 1 'holds an index or a pack of something else' "$bin/tier-pack" repack "$work/int4-32" \
+    --to "$work/tiles-a" --to "$work/tiles-b" --quiet
 
 # The same command writes the same bytes, whatever the threads.
 quantize --to int4 --threads 1 "$model" "$work/again" >/dev/null

@@ -11,6 +11,7 @@
 #include "kernels/kern.h"
 #include "tests/support/make_tiny.h"
 #include "tests/support/run_stack.h"
+#include "tools/pack.h"
 #include "tools/pack_quantize.h"
 
 enum { TOKENS = 24, SETTINGS_MAX = 8 };
@@ -83,8 +84,8 @@ static struct run_answer *submit(struct run *run, const char *prompt, uint64_t s
 static const char *const text = "The kernel is the part of the system that";
 
 /* What a generation came to, as one number. */
-static uint64_t hash_of(int model, const char *activations, const char *const *settings,
-                        bool neighbours)
+static uint64_t hash_from(int model, const char *activations, const char *const *settings,
+                          bool neighbours, bool in_tiles)
 {
     static struct run run;
     static struct tier_snapshot s;
@@ -102,9 +103,15 @@ static uint64_t hash_of(int model, const char *activations, const char *const *s
     ck_assert_uint_eq(answer->token_count, TOKENS);
     uint64_t hash = answer->rows_hash;
     tier_snapshot(run.stack.tier, &s);
-    ck_assert(s.io.landing_seconds > 0);
+    ck_assert((s.io.landing_seconds > 0) != in_tiles);
     run_close(&run);
     return hash;
+}
+
+static uint64_t hash_of(int model, const char *activations, const char *const *settings,
+                        bool neighbours)
+{
+    return hash_from(model, activations, settings, neighbours, false);
 }
 
 static const char *const modes[] = { "f32", "bf16", "int8" };
@@ -163,6 +170,59 @@ START_TEST(nothing_but_the_weights_shows)
 }
 END_TEST
 
+/* -- packs ------------------------------------------------------------------------------------ */
+
+static void repack(int model, const char *to)
+{
+    struct pack_order made;
+    struct model_shape shape;
+    struct tier_store *store;
+    struct base_err err = { 0 };
+    const char *const dirs[] = { to };
+    struct tier_pack_options options = { .dirs = dirs, .dir_count = 1, .threads = 2 };
+    int rc = model_shape_load(&shape, quantised[model], &err);
+    if (rc == 0) rc = tier_store_open(&store, quantised[model], NULL, &shape, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    pack_order(&made, &options, TIER_ORDER_TILES, store, &shape);
+    rc = tier_store_repack(store, &options, NULL, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    tier_store_close(store);
+}
+
+/* Nothing is rearranged then, and the bits are the same. */
+START_TEST(a_pack_may_have_tiles)
+{
+    static const char *const plain[] = { "tiers.dram.capacity=100%", NULL };
+    char to[3000], index[3040];
+    snprintf(to, sizeof to, "%.2990s/pack", folders[_i]);
+    snprintf(index, sizeof index, "tiers.nvme.index=%s/expertier.index", to);
+    const char *const variants_of[][SETTINGS_MAX] = {
+        { index, "tiers.dram.capacity=50%", "engine.threads=2", NULL },
+        { index, "tiers.dram.capacity=50%", "engine.cpu_mask=avx2",
+          "io.faults=seed=5,eio=0.01,flip=0.01,short=0.01", NULL },
+        { index, "tiers.hbm.capacity=50%", "tiers.dram.capacity=50%", "tiers.hbm.sim_bandwidth=0",
+          "io.backend=threads", NULL },
+    };
+    repack(_i, to);
+    /* Other engines' leases read rows. */
+    struct tier_store *store;
+    char why[500];
+    ck_assert_int_eq(tier_lib_folder_open(&store, quantised[_i], strchr(index, '=') + 1, why,
+                                          sizeof why), BASE_EMISMATCH);
+    ck_assert_msg(strstr(why, "lie in tiles"), "%s", why);
+    ck_assert_ptr_null(store);
+    for (int mode = 0; mode < MODES; mode++) {
+        uint64_t hash = hash_of(_i, modes[mode], plain, false);
+        for (int v = 0; v < 3; v++) {
+            ck_assert_msg(hash_from(_i, modes[mode], variants_of[v], v % 2, true) == hash,
+                          "model %d, %s, %s: other bits from a pack in tiles", _i, modes[mode],
+                          variants_of[v][2]);
+        }
+    }
+    tiny_remove(to);
+}
+END_TEST
+
 /* -- what they compute ------------------------------------------------------------------------ */
 
 /* Logits of a prompt's positions; caller frees. */
@@ -217,6 +277,7 @@ int main(void)
     tcase_add_unchecked_fixture(tests, setup, teardown);
     tcase_add_loop_test(tests, near_to_what_they_were_made_from, 0, MODELS * MODES);
     tcase_add_loop_test(tests, nothing_but_the_weights_shows, 0, MODELS * MODES);
+    tcase_add_loop_test(tests, a_pack_may_have_tiles, 0, MODELS);
     tcase_set_timeout(tests, 200);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);

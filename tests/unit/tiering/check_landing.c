@@ -56,11 +56,21 @@ struct run {
     struct tier_io_config io;
     const struct tier_store *store;
     struct tier *tier;
-    uint64_t landed[KEYS], calls;
+    uint64_t landed[KEYS], calls, shared;
     unsigned leased[KEYS];
     struct tier_lease leases[SETS_MAX][EXPERTS];
     uint32_t counts[SETS_MAX], sets;
 };
+
+/* Threads that help, as far as tiers can tell: pieces in any order, some of them here. */
+static void share(void *context, uint32_t count, uint64_t bytes,
+                  void (*run)(void *work, uint32_t piece, bool here), void *work)
+{
+    struct run *r = context;
+    NEED(count > 0 && bytes > 0);
+    for (uint32_t i = 0; i < count; i++) run(work, (i + count / 2) % count, i % 3 > 0);
+    r->shared++;
+}
 
 /* Added to every byte of a part: done twice it is not what it is done once. */
 static unsigned char added(uint32_t key, int part)
@@ -144,10 +154,10 @@ static void begin(struct run *r)
 {
     struct tier_open_args args = { .config = &r->config, .io = &r->io, .top_k = TOP_K,
                                    .store = (struct tier_store *)r->store,
-                                   .landing = { land, r } };
+                                   .landing = { land, share, r } };
     struct base_err err = { 0 };
     memset(r->landed, 0, sizeof r->landed);
-    r->calls = 0;
+    r->calls = r->shared = 0;
     int rc = tier_open(&r->tier, &args, &err);
     ck_assert_msg(rc == 0, "%s, seed %d", err.text, seed);
 }
@@ -467,6 +477,7 @@ START_TEST(mirrors_land_the_good_copy)
     check_calls(&r);
     tier_snapshot(r.tier, &s);
     ck_assert_uint_eq(s.io.mirror_reads, KEYS / 2);
+    ck_assert_uint_ge(r.shared, KEYS + KEYS / 2);
     ck_assert_uint_eq(r.calls, KEYS);
     tier_close(r.tier);
     tier_store_close(pack);

@@ -10,9 +10,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "base/rng.h"
+#include "port/hash.h"
 #include "tests/support/make_tiny.h"
 #include "tiering/store.h"
+#include "tiering/store_image.h"
 
 enum { DIRS = 3 };
 
@@ -302,6 +305,79 @@ START_TEST(other_weights_make_a_pack_stale)
 }
 END_TEST
 
+/* As packs were before records had stretches: one checksum of all, and the parts have to match
+ * theirs when they are read. */
+START_TEST(packs_of_version_1_are_read)
+{
+    struct tier_pack_options options = to_dirs(0, 1, TIER_PACK_STRIPE);
+    struct tier_store *pack;
+    struct base_err err = { 0 };
+    char path[3100], *bytes;
+    size_t size;
+    repack(&options);
+    snprintf(path, sizeof path, "%s/expertier.index", dirs[0]);
+    ck_assert_int_eq(open_pack(&pack, 0, &err), 0);
+    ck_assert_int_eq(base_file_read(&bytes, &size, path, 1 << 24, &err), 0);
+    struct tier_format_header *header = (void *)bytes;
+    ck_assert_uint_eq(header->version, TIER_INDEX_VERSION_PACK);
+    struct tier_format_expert *experts =
+        (void *)(bytes + sizeof *header + header->file_count * sizeof(struct tier_format_file));
+    header->version = TIER_INDEX_VERSION;
+    for (uint32_t i = 0; i < header->layers * header->experts; i++) {
+        struct tier_record record;
+        tier_store_record(pack, i / header->experts, i % header->experts, &record);
+        ck_assert_uint_gt(tier_store_stretches(&record), 1);
+        unsigned char *slot = slot_of(pack, &record);
+        experts[i].record_hash = port_hash64(slot, record.record_bytes);
+        free(slot);
+    }
+    header->checksum = tier_image_checksum(bytes, size);
+    FILE *file = fopen(path, "wb");
+    ck_assert(file && fwrite(bytes, 1, size, file) == size);
+    ck_assert_int_eq(fclose(file), 0);
+    free(bytes);
+    tier_store_close(pack);
+    ck_assert_msg(open_pack(&pack, 0, &err) == 0, "%s", err.text);
+    struct tier_record record;
+    tier_store_record(pack, 0, 0, &record);
+    ck_assert_uint_eq(tier_store_stretches(&record), 0);
+    compare_with_source(pack);
+    ck_assert_int_eq(tier_store_verify(pack, NULL, NULL, NULL, &err), 0);
+    ck_assert_uint_eq(tier_store_weights_hash(pack), tier_store_weights_hash(source));
+    tier_store_close(pack);
+    repack(&options);           /* it is there already */
+}
+END_TEST
+
+/* Any byte of a record in memory, its padding too; and in any order of the stretches. */
+START_TEST(a_flipped_bit_in_a_slot_is_caught)
+{
+    struct tier_pack_options options = to_dirs(0, 1, TIER_PACK_STRIPE);
+    struct tier_record record;
+    struct tier_store *pack;
+    struct base_err err;
+    struct base_rng rng;
+    repack(&options);
+    ck_assert_int_eq(open_pack(&pack, 0, &err), 0);
+    tier_store_record(pack, 1, 3, &record);
+    unsigned char *slot = slot_of(pack, &record);
+    base_rng_init(&rng, 3);
+    for (int round = 0; round < 2000; round++) {
+        uint64_t hashes[TIER_STRETCHES], at = base_rng_below(&rng, record.record_bytes);
+        unsigned char bit = (unsigned char)(1u << base_rng_below(&rng, 8));
+        slot[at] ^= bit;
+        for (uint32_t i = tier_store_stretches(&record); i-- > 0;)
+            hashes[i] = tier_store_stretch_hash(&record, slot, i);
+        ck_assert_int_eq(tier_store_stretches_check(&record, hashes), BASE_ECHECKSUM);
+        ck_assert_int_eq(tier_store_check(&record, slot, NULL, NULL), BASE_ECHECKSUM);
+        slot[at] ^= bit;
+    }
+    ck_assert_int_eq(tier_store_check(&record, slot, NULL, NULL), 0);
+    free(slot);
+    tier_store_close(pack);
+}
+END_TEST
+
 START_TEST(a_bad_source_is_not_packed)
 {
     struct tier_pack_options options = to_dirs(0, 1, TIER_PACK_STRIPE);
@@ -326,6 +402,8 @@ int main(void)
     tcase_add_test(tcase, killed_at_any_moment_it_goes_on);
     tcase_add_test(tcase, what_does_not_fit_is_refused);
     tcase_add_test(tcase, other_weights_make_a_pack_stale);
+    tcase_add_test(tcase, packs_of_version_1_are_read);
+    tcase_add_test(tcase, a_flipped_bit_in_a_slot_is_caught);
     tcase_add_test(tcase, a_bad_source_is_not_packed);
     Suite *suite = suite_create("tiering/pack");
     suite_add_tcase(suite, tcase);

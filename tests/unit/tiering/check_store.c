@@ -336,7 +336,11 @@ BREAK(cut_header, BASE_EFORMAT, image->size = 100)
 BREAK(cut_tail, BASE_EFORMAT, image->size -= 1)
 BREAK(grown, BASE_EFORMAT, memset(image->bytes + image->size, 0, 8); image->size += 8)
 BREAK(magic, BASE_EFORMAT, image->bytes[0] = 'Y')
-BREAK(version, BASE_EVERSION, HEADER->version = 2)
+BREAK(version, BASE_EVERSION, HEADER->version = 3)
+BREAK(version_none, BASE_EVERSION, HEADER->version = 0)
+BREAK(order, BASE_EFORMAT, HEADER->parts[0].order = TIER_FORMAT_TILES)
+BREAK(order_all, BASE_EFORMAT, for (int p = 0; p < TIER_PARTS; p++) HEADER->parts[p].order = 1)
+BREAK(order_of_scales, BASE_EFORMAT, HEADER->parts[3].order = 7)
 BREAK(header_bytes, BASE_EVERSION, HEADER->header_bytes = 192)
 BREAK(kind, BASE_EFORMAT, HEADER->kind = 9)
 BREAK(no_layers, BASE_EFORMAT, HEADER->layers = 0)
@@ -373,6 +377,7 @@ BREAK(file_header, BASE_ESTALE, FILES[0].header_hash ^= 1)
 
 static int (*const breaks[])(struct image *image) = {
     break_empty, break_cut_header, break_cut_tail, break_grown, break_magic, break_version,
+    break_version_none, break_order, break_order_all, break_order_of_scales,
     break_header_bytes, break_kind, break_no_layers, break_many_layers, break_many_experts,
     break_one_more_expert, break_top_k, break_step, break_no_files, break_many_files, break_copies,
     break_data_files, break_names, break_hidden, break_part_type, break_part_rows,
