@@ -3,9 +3,10 @@
  *
  * A register of a tile holds four columns of sixteen rows, or of 32 in nibbles, a line two of them.
  * The four codes of an operand row are broadcast to all lanes, so a group's sums end up one row a
- * lane, and one conversion and one multiply-add serve 512 weights in groups of 32. A single operand
- * row takes whole lines: both registers share its broadcasts, and a matrix is one stream of memory.
- * Several take one half of the lines after the other, and share loads and unpacking of weights.
+ * lane, and one conversion and one multiply-add serve 512 weights in groups of 32. Few operand rows
+ * take whole lines: both registers share their broadcasts, and a matrix is one stream of memory.
+ * Where sums of all would not have room in registers they take one half of the lines after the
+ * other, and share loads and unpacking of weights.
  *
  * High nibbles need not be unpacked: the sums of whole bytes are those of the low nibbles and
  * VEC_INT4_HIGH times those of the high ones, and what is left without the former is exact. */
@@ -17,6 +18,7 @@ enum {
     X8_BATCH = KERN_GROUP_SMALL / KERN_TILE_COLS,       /* lines of a small group */
     X8_SPAN_GROUPS = KERN_X8_SPAN / KERN_GROUP_SMALL,
     X8_ROWS = 2,        /* of a lane */
+    X8_FEW = 8,         /* operand rows, at most, that wait for weights from DRAM */
     X8_SPAN_BYTES = KERN_X8_SPAN / KERN_TILE_COLS * X8_LINE +
                     X8_SPAN_GROUPS * X8_HALVES * X8_ROWS * KERN_LANES * 2, /* at most */
 };
@@ -61,7 +63,7 @@ struct x8_sums {
  * processor's prefetcher follows ascending addresses (README.md). */
 VEC_INLINE void x8_in_order(const struct x8_shape s)
 {
-    if (s.count == 1) __asm__ volatile("" ::: "memory");
+    if (s.halves == X8_HALVES) __asm__ volatile("" ::: "memory");
 }
 
 /* Totals wait in memory where several rows' sums want the registers; the compiler would rather keep
@@ -114,7 +116,8 @@ VEC_INLINE float x8_scale(const struct x8_shape s, const struct x8_operands *x, 
 VEC_INLINE void x8_fetch_half(const struct x8_shape s, const struct x8_operands *x,
                               const uint8_t *line)
 {
-    if (s.count > 1 && x->half == 0) __builtin_prefetch(line + X8_REGISTER, 0, 3);
+    const bool half = s.count > 1 && s.halves < X8_HALVES && x->half == 0;
+    if (half) __builtin_prefetch(line + X8_REGISTER, 0, 3);
 }
 
 /* Group g of a span: its lines, then its scales. */
@@ -343,7 +346,9 @@ VEC_INLINE void x8_dots(const struct x8_shape s, const struct kern_matmul *args,
     x->half = half;
     UNROLL for (uint32_t r = 0; r < s.count; r++)
     {
-        x->at[r] = (const uint8_t *)args->x8 + (m + r) * args->x8_stride;
+        /* The last one stands in for those beyond it. */
+        const uint32_t row = m + r < args->m ? m + r : args->m - 1;
+        x->at[r] = (const uint8_t *)args->x8 + row * args->x8_stride;
         UNROLL for (uint32_t h = 0; h < s.halves; h++)
         {
             UNROLL for (uint32_t v = 0; v < x8_lane_rows(s.dtype); v++)
@@ -387,7 +392,7 @@ VEC_INLINE void x8_tile_rows(const struct x8_shape s, const struct kern_matmul *
     for (uint32_t half = 0; half < X8_HALVES; half += s.halves) {
         struct x8_operands x;
         x8_dots(s, args, t, half, m, &x);
-        for (uint32_t i = 0; i < s.count; i++) {
+        for (uint32_t i = 0; i < s.count && m + i < args->m; i++) {
             UNROLL for (uint32_t j = 0; j < s.halves * lane_rows; j++)
                 x8_store(args->y + (m + i) * args->y_stride,
                          x.total[i][j / lane_rows][j % lane_rows],
@@ -396,27 +401,45 @@ VEC_INLINE void x8_tile_rows(const struct x8_shape s, const struct kern_matmul *
     }
 }
 
+VEC_INLINE struct x8_shape x8_shape(enum kern_dtype dtype, uint32_t group, uint32_t digits,
+                                    uint32_t count, bool few)
+{
+    const uint32_t halves = few || count == 1 ? VEC_X8_HALVES : 1;
+    return (struct x8_shape){ dtype, group, digits, halves, count };
+}
+
+/* A tile against all operand rows: few take whole lines, as many as have room for their sums,
+ * for they wait for DRAM, of many only the first do. Where four or eight go together, so do three
+ * and seven. */
+VEC_INLINE void x8_rows(enum kern_dtype dtype, uint32_t group, uint32_t digits, bool few,
+                        const struct kern_matmul *args, const struct x8_tile *t,
+                        uint32_t row_begin, uint32_t row_end)
+{
+    const uint32_t share = dtype == KERN_INT4 ? VEC_X8_INT4_SUMS : 1;
+    const uint32_t most = few ? VEC_X8_SUMS / (X8_HALVES * digits * share)
+                              : (digits == KERN_X8_FAST ? VEC_X8_ROWS_FAST : VEC_X8_ROWS_FULL) /
+                                    share;
+    uint32_t m = 0;
+    for (; most > 1 && m + most <= args->m + (most > 2); m += most)
+        x8_tile_rows(x8_shape(dtype, group, digits, most, few), args, t, m, row_begin, row_end);
+    for (; most > 4 && m + 4 <= args->m + 1; m += 4)
+        x8_tile_rows(x8_shape(dtype, group, digits, 4, few), args, t, m, row_begin, row_end);
+    for (; most > 2 && m + 2 <= args->m; m += 2)
+        x8_tile_rows(x8_shape(dtype, group, digits, 2, few), args, t, m, row_begin, row_end);
+    for (; m < args->m; m++)
+        x8_tile_rows(x8_shape(dtype, group, digits, 1, few), args, t, m, row_begin, row_end);
+}
+
 VEC_INLINE void x8_product(const struct kern_matmul *args, enum kern_dtype dtype, uint32_t group,
                            uint32_t digits, uint32_t row_begin, uint32_t row_end)
 {
-    const uint32_t share = dtype == KERN_INT4 ? VEC_X8_INT4_SUMS : 1;
-    const uint32_t most = (digits == KERN_X8_FAST ? VEC_X8_ROWS_FAST : VEC_X8_ROWS_FULL) / share;
     const uint32_t rows = kern_tile_rows(dtype);
     for (uint32_t n = row_begin / rows * rows; n < row_end; n += rows) {
         const struct x8_tile t = x8_tile_at(args->w, dtype, group, n);
-        uint32_t m = 0;
-        for (; most > 1 && args->m - m >= most; m += most)
-            x8_tile_rows((struct x8_shape){ dtype, group, digits, 1, most }, args, &t, m,
-                         row_begin, row_end);
-        for (; most > 4 && args->m - m >= 4; m += 4)
-            x8_tile_rows((struct x8_shape){ dtype, group, digits, 1, 4 }, args, &t, m, row_begin,
-                         row_end);
-        for (; most > 2 && args->m - m >= 2; m += 2)
-            x8_tile_rows((struct x8_shape){ dtype, group, digits, 1, 2 }, args, &t, m, row_begin,
-                         row_end);
-        for (; m < args->m; m++)
-            x8_tile_rows((struct x8_shape){ dtype, group, digits, VEC_X8_HALVES, 1 }, args, &t, m,
-                         row_begin, row_end);
+        if (VEC_X8_SUMS > 0 && args->m <= X8_FEW)
+            x8_rows(dtype, group, digits, true, args, &t, row_begin, row_end);
+        else
+            x8_rows(dtype, group, digits, false, args, &t, row_begin, row_end);
     }
 }
 
