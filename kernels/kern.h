@@ -64,7 +64,8 @@ enum kern_dtype {
  * blocks of 64 columns in 32 bytes: byte b of a block holds column b in its low nibble and column
  * 32 + b in its high one. The pad's codes do not matter.
  *
- * FP8 woven: for matmul alone; whole cuts of 128 columns with scales, no NaN.
+ * FP8 woven: for matmul alone; whole cuts of 128 columns with scales, no NaN. Not row-major:
+ * kernels/weave.h.
  *
  * `tiled`: INT8 or INT4 as kern_tile left it (kernels/tile.h); for matmul_x8 alone. */
 struct kern_matrix {
@@ -89,7 +90,8 @@ static inline bool kern_dtype_grouped(enum kern_dtype dtype)
 }
 
 /* y[m][n] for n in [row_begin, row_end), all m. Strides in elements. Ranges of a multiple of 12
- * rows (at m <= 2, of 4; of tiles, of 32) are the fastest; the bits do not depend on them. */
+ * rows (at m <= 2, of 4; of tiles, of 32; of long woven rows, of 16) are the fastest; the bits do
+ * not depend on them. */
 struct kern_matmul {
     const struct kern_matrix *w;
     const float *x;             /* [m][cols], stride x_stride */

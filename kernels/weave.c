@@ -7,13 +7,40 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
 bool kern_weave_takes(const struct kern_matrix *w)
 {
     return w->dtype == KERN_FP8_E4M3 && w->cols > 0 && w->cols % KERN_WOVEN_CUT == 0 &&
            w->scale_rows > 0 && w->scale_cols == KERN_WOVEN_CUT;
+}
+
+static void weave_two(uint8_t a, uint8_t b, uint8_t to[2])
+{
+    to[0] = (uint8_t)((a & 0x0f) << 4 | (b & 0x0f));
+    to[1] = (uint8_t)((a & 0x80) | (b & 0x70) | (b & 0x80) >> 4 | (a & 0x70) >> 4);
+}
+
+/* May be in place. */
+static void weave_piece(uint8_t *to, const uint8_t *at)
+{
+    uint8_t from[KERN_WOVEN];
+    memcpy(from, at, sizeof from);
+    for (int d = 0; d < KERN_WOVEN / 4; d++) {
+        weave_two(from[16 + d], from[48 + d], to + 4 * d);
+        weave_two(from[d], from[32 + d], to + 4 * d + 2);
+    }
+}
+
+/* `rows` rows as a group; a single one may be woven in place. */
+static void weave_group(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols)
+{
+    for (uint32_t r = 0; r < rows; r++) {
+        for (uint32_t k = 0; k < cols; k += KERN_WOVEN, from += KERN_WOVEN)
+            weave_piece(to + kern_woven_at((size_t)rows * KERN_WOVEN_CUT, k) + r * KERN_WOVEN_CUT,
+                        from);
+    }
 }
 
 #if defined(__x86_64__)
@@ -30,36 +57,46 @@ bool kern_weave_pays(const struct kern_ops *ops)
     return (ops == &kern_ops_avx512 || ops == &kern_ops_avx512_bf16) && takes_subnormals();
 }
 
-/* Upper nibbles of `high` and lower ones of `low`. */
-static __m128i nibbles(__m128i high, __m128i low)
+/* weave_group where products of woven weights pay. Bytes a of codes 0, 1 and b of codes 2, 3 become
+ * both of weave_two's by matrices of bits, low ones in the lower half: a row of a matrix has the
+ * bits that are added up for one of the result, the highest first in the lowest byte. Of several
+ * rows those of the next group are prefetched. */
+__attribute__((target("avx512f,avx512bw,avx512vbmi,gfni"))) static void
+weave_group_fast(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols)
 {
-    const __m128i mask = _mm_set1_epi8(0x0f);
-    return _mm_or_si128(_mm_andnot_si128(mask, high), _mm_and_si128(mask, low));
-}
-
-/* Sixteen times: low = emmm a, emmm b; high = sa, eee b, sb, eee a. */
-static void weave_two(__m128i a, __m128i b, __m128i *low, __m128i *high)
-{
-    const __m128i signs = _mm_set1_epi8((char)0x88);
-    const __m128i ab = nibbles(a, _mm_srli_epi16(b, 4)), ba = nibbles(b, _mm_srli_epi16(a, 4));
-    *low = nibbles(_mm_slli_epi16(a, 4), b);
-    *high = _mm_or_si128(_mm_and_si128(signs, ab), _mm_andnot_si128(signs, ba));
-}
-
-static void weave_piece(uint8_t *piece)
-{
-    __m128i *const at = (__m128i *)(void *)piece;
-    const __m128i c0 = _mm_loadu_si128(at), c1 = _mm_loadu_si128(at + 1);
-    const __m128i c2 = _mm_loadu_si128(at + 2), c3 = _mm_loadu_si128(at + 3);
-    __m128i low02, high02, low13, high13;
-    weave_two(c0, c2, &low02, &high02);
-    weave_two(c1, c3, &low13, &high13);
-    const __m128i upper[2] = { _mm_unpacklo_epi8(low02, high02), _mm_unpackhi_epi8(low02, high02) };
-    const __m128i lower[2] = { _mm_unpacklo_epi8(low13, high13), _mm_unpackhi_epi8(low13, high13) };
-    for (int i = 0; i < 2; i++) {
-        _mm_storeu_si128(at + 2 * i, _mm_unpacklo_epi16(lower[i], upper[i]));
-        _mm_storeu_si128(at + 2 * i + 1, _mm_unpackhi_epi16(lower[i], upper[i]));
+    const long long low_a = 0x0000000001020408, high_a = 0x1020400000000080;
+    const long long low_b = 0x0102040800000000, high_b = 0x0000008010204000;
+    const __m512i a = _mm512_setr_epi64(low_a, low_a, low_a, low_a, high_a, high_a, high_a, high_a);
+    const __m512i b = _mm512_setr_epi64(low_b, low_b, low_b, low_b, high_b, high_b, high_b, high_b);
+    const size_t group = (size_t)rows * cols, step = (size_t)rows * KERN_WOVEN_CUT;
+    uint8_t order[KERN_WOVEN];
+    for (uint8_t d = 0; d < KERN_WOVEN / 4; d++) {
+        order[4 * d] = 16 + d;          /* low, then high of codes 1 and 3 */
+        order[4 * d + 1] = 48 + d;
+        order[4 * d + 2] = d;           /* of codes 0 and 2 */
+        order[4 * d + 3] = 32 + d;
     }
+    const __m512i by_dword = _mm512_loadu_si512(order);
+    for (uint32_t r = 0; r < rows; r++) {
+        uint8_t *cut = to + (size_t)r * KERN_WOVEN_CUT;
+        for (uint32_t k = 0; k < cols; k += KERN_WOVEN_CUT, cut += step) {
+            for (uint32_t i = 0; i < KERN_WOVEN_CUT; i += KERN_WOVEN, from += KERN_WOVEN) {
+                const __m256i c01 = _mm256_loadu_si256((const void *)from);
+                const __m256i c23 = _mm256_loadu_si256((const void *)(from + KERN_WOVEN / 2));
+                if (rows > 1) __builtin_prefetch(from + group, 1, 2);
+                const __m512i bytes = _mm512_xor_si512(
+                    _mm512_gf2p8affine_epi64_epi8(_mm512_broadcast_i64x4(c01), a, 0),
+                    _mm512_gf2p8affine_epi64_epi8(_mm512_broadcast_i64x4(c23), b, 0));
+                _mm512_storeu_si512(cut + i, _mm512_permutexvar_epi8(by_dword, bytes));
+            }
+        }
+    }
+}
+
+static bool fast(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni");
 }
 #else
 bool kern_weave_pays(const struct kern_ops *ops)
@@ -68,27 +105,30 @@ bool kern_weave_pays(const struct kern_ops *ops)
     return false;
 }
 
-static void weave_two(uint8_t a, uint8_t b, uint8_t to[2])
+static bool fast(void)
 {
-    to[0] = (uint8_t)((a & 0x0f) << 4 | (b & 0x0f));
-    to[1] = (uint8_t)((a & 0x80) | (b & 0x70) | (b & 0x80) >> 4 | (a & 0x70) >> 4);
+    return false;
 }
 
-static void weave_piece(uint8_t *piece)
+static void weave_group_fast(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols)
 {
-    uint8_t from[KERN_WOVEN];
-    memcpy(from, piece, sizeof from);
-    for (int d = 0; d < KERN_WOVEN / 4; d++) {
-        weave_two(from[16 + d], from[48 + d], piece + 4 * d);
-        weave_two(from[d], from[32 + d], piece + 4 * d + 2);
-    }
+    weave_group(to, from, rows, cols);
 }
 #endif
 
-void kern_weave(void *codes, size_t bytes)
+void kern_weave(void *codes, uint32_t rows, uint32_t cols, void *scratch)
 {
-    uint8_t *const at = codes;
-    MUST(bytes % KERN_WOVEN == 0);
-    for (size_t i = 0; i < bytes; i += KERN_WOVEN)
-        weave_piece(at + i);
+    const uint32_t whole = kern_weave_rows(cols);
+    const bool is_fast = fast();
+    uint8_t *at = codes;
+    MUST(cols % KERN_WOVEN_CUT == 0);
+    for (uint32_t n = 0; n < rows; n += whole) {
+        const uint32_t count = rows - n < whole ? rows - n : whole;
+        const size_t bytes = (size_t)count * cols;
+        uint8_t *to = whole > 1 ? scratch : at;
+        if (is_fast) weave_group_fast(to, at, count, cols);
+        else weave_group(to, at, count, cols);
+        if (to != at) memcpy(at, to, bytes);
+        at += bytes;
+    }
 }

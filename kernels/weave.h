@@ -1,7 +1,17 @@
-/* Woven FP8: the order of the bits of FP8 weights that the AVX-512 set multiplies from fastest.
+/* Woven FP8: the order of FP8 weights that the AVX-512 set multiplies from fastest, where subnormal
+ * operands cost nothing.
  *
- * Four codes of one row, 16 columns apart, share a dword. e4m3 is a sign s, an exponent eeee and a
- * fraction mmm; of columns d, 16 + d, 32 + d, 48 + d of 64 (codes 0..3) dword d is
+ * Long rows stand in groups of kern_weave_rows (the last group has those that are left). Of a group
+ * first come the first 128 columns of each row, then the next 128 of each and so on:
+ *
+ *   cut 0 of row 0 | cut 0 of row 1 | ... | cut 1 of row 0 | cut 1 of row 1 | ...
+ *
+ * So a group is multiplied in the order of memory, and its rows share what is loaded of the
+ * activations. Other rows stand one after the other, groups of one.
+ *
+ * A cut is two pieces of 64 columns, in which four codes, 16 columns apart, share a dword. e4m3 is
+ * a sign s, an exponent eeee and a fraction mmm; of columns d, 16 + d, 32 + d, 48 + d of 64 (codes
+ * 0..3) dword d is
  *
  *   bit   31 | 30..28 | 27 | 26..24 | 23..20 | 19..16 | 15 | 14..12 | 11 | 10..8  | 7..4   | 3..0
  *         s0 | eee 2  | s2 | eee 0  | emmm 0 | emmm 2 | s1 | eee 3  | s3 | eee 1  | emmm 1 | emmm 3
@@ -13,7 +23,8 @@
  * which none looks anything up (README.md has what that gives).
  *
  * A NaN becomes 480: checkpoints that hold one are refused when they are read or indexed. Files
- * keep rows; the cuts, the order of sums and the bits of products are those of rows.
+ * keep rows; the cuts, the order of sums and the bits of products are those of rows. A matrix has
+ * as many bytes as in rows, and a group lies where its rows lay.
  */
 #ifndef KERNELS_WEAVE_H
 #define KERNELS_WEAVE_H
@@ -21,6 +32,7 @@
 #include "kernels/kern.h"
 
 enum { KERN_WOVEN = 64, KERN_WOVEN_CUT = 128 };
+enum { KERN_WOVEN_ROWS = 16, KERN_WOVEN_LONG = 4096 };
 #define KERN_WOVEN_MASK UINT32_C(0x87f00000)
 #define KERN_WOVEN_UP 0x1p120f
 
@@ -31,7 +43,42 @@ bool kern_weave_takes(const struct kern_matrix *w);
  * floats that are subnormal, which costs some processors a hundred cycles each. */
 bool kern_weave_pays(const struct kern_ops *ops);
 
-/* `bytes` FP8 codes, whole pieces of KERN_WOVEN, in place. Any thread; any alignment. */
-void kern_weave(void *codes, size_t bytes);
+/* Rows of a whole group: sixteen where a row of activations takes more than half of the first-level
+ * cache, so that it must serve many rows each time it comes from the second-level one. Single rows
+ * are woven in less time (README.md). */
+static inline uint32_t kern_weave_rows(uint32_t cols)
+{
+    return cols > KERN_WOVEN_LONG ? KERN_WOVEN_ROWS : 1;
+}
+
+/* Bytes of scratch for weaving rows of `cols` columns; none for single rows. */
+static inline size_t kern_weave_scratch(uint32_t cols)
+{
+    return kern_weave_rows(cols) > 1 ? (size_t)kern_weave_rows(cols) * cols : 0;
+}
+
+/* Weaves rows of `cols` codes, whole cuts, in place: whole groups, or all up to the end of their
+ * matrix. Any thread, each with a scratch of its own; any alignment. */
+void kern_weave(void *codes, uint32_t rows, uint32_t cols, void *scratch);
+
+/* Bytes from a cut of row n of woven w to its next one. */
+static inline size_t kern_woven_step(const struct kern_matrix *w, uint32_t n)
+{
+    const uint32_t rows = kern_weave_rows(w->cols), left = w->rows - (n & ~(rows - 1));
+    return (size_t)(left < rows ? left : rows) * KERN_WOVEN_CUT;
+}
+
+/* The first piece of row n of woven w. */
+static inline const uint8_t *kern_woven_row(const struct kern_matrix *w, uint32_t n)
+{
+    const uint32_t r = n & (kern_weave_rows(w->cols) - 1);
+    return (const uint8_t *)w->data + (size_t)(n - r) * w->cols + (size_t)r * KERN_WOVEN_CUT;
+}
+
+/* Where the piece of column k lies from the first one of its row on. */
+static inline size_t kern_woven_at(size_t step, uint32_t k)
+{
+    return k / KERN_WOVEN_CUT * step + k % KERN_WOVEN_CUT / KERN_WOVEN * KERN_WOVEN;
+}
 
 #endif

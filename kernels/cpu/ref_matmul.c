@@ -17,11 +17,14 @@ static float tree(float lanes[KERN_LANES])
 static void dot_lanes(float lanes[KERN_LANES], const struct kern_matrix *w, uint32_t n,
                       const float *x, uint32_t k0, uint32_t k1)
 {
+    const bool woven = w->dtype == KERN_FP8_WOVEN;
     const uint8_t *row = (const uint8_t *)w->data + n * kern_row_bytes(w->dtype, w->cols);
     for (uint64_t k = k0; k < k1; k += KERN_LANES) {
+        const uint64_t first = woven ? k % KERN_WOVEN : k;
+        if (woven) row = kern_woven_row(w, n) + kern_woven_at(kern_woven_step(w, n), (uint32_t)k);
         for (uint32_t j = 0; j < KERN_LANES; j++) {
             if (k + j < k1) {
-                lanes[j] = fmaf(scalar_weight(w->dtype, row, k + j), x[k + j], lanes[j]);
+                lanes[j] = fmaf(scalar_weight(w->dtype, row, first + j), x[k + j], lanes[j]);
             } else {
                 lanes[j] = fmaf(0.0f, 0.0f, lanes[j]);
             }

@@ -76,18 +76,17 @@ static inline int scalar_int4_high(uint8_t byte)
     return scalar_int4_low(byte >> 4);
 }
 
-/* Code `index` of a row of woven FP8: what the mask of weave.h leaves, made 2^120 larger. */
-static inline float scalar_from_woven(const uint8_t *row, size_t index)
+/* Column `index` of a piece of woven FP8: what the mask of weave.h leaves, made 2^120 larger. */
+static inline float scalar_from_woven(const uint8_t *piece, size_t index)
 {
-    const size_t piece = index / KERN_WOVEN * KERN_WOVEN, dword = index % 16;
-    const uint32_t code = index % KERN_WOVEN / 16;
-    uint32_t bits = base_le_load32(row + piece + 4 * dword);
+    const size_t dword = index % 16, code = index / 16;
+    uint32_t bits = base_le_load32(piece + 4 * dword);
     if (code >= 2) bits = (bits & 0x0f0f0f0fu) << 4 | (bits >> 4 & 0x0f0f0f0fu);
     if (code % 2) bits <<= 16;
     return scalar_from_bits(bits & KERN_WOVEN_MASK) * KERN_WOVEN_UP;
 }
 
-/* Weight `index` of a row, unscaled. */
+/* Weight `index` of a row, unscaled; of woven ones `row` is a piece. */
 static inline float scalar_weight(enum kern_dtype dtype, const void *row, size_t index)
 {
     const uint8_t *bytes = row;

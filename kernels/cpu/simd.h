@@ -1,7 +1,7 @@
 /* The operations of kern.h over sixteen lanes, written once for AVX2 and AVX-512: a file includes
  * vec_avx2.h or vec_avx512.h, then this, and fills its table from these statics. Private to
- * kernels/cpu; the parts stand in simd_matmul.h (products; it takes in
- * simd_fp8.h, simd_panel.h and simd_x8.h), simd_mla.h and simd_vector.h.
+ * kernels/cpu; the parts stand in simd_matmul.h (products; it takes in simd_fp8.h, simd_woven.h and
+ * simd_panel.h), simd_x8.h, simd_mla.h and simd_vector.h.
  *
  * Invariant: same bits as ref_*.c for every input. What is free is only which outputs are worked on
  * together and where running sums wait between visits.
@@ -36,7 +36,8 @@ VEC_INLINE size_t row_bytes(enum kern_dtype dtype, uint32_t cols)
     return cols * dtype_bytes(dtype);
 }
 
-/* Sixteen weights of a row from column k on, unscaled; INT4, woven: k is a multiple of 16. */
+/* Sixteen weights of a row from column k on, unscaled; INT4, woven: k is a multiple of 16. Of woven
+ * ones `row` is woven_row_at. */
 VEC_INLINE struct vec weight_load(enum kern_dtype dtype, const uint8_t *row, size_t k)
 {
     enum { HALF = KERN_INT4_BLOCK / 2 };

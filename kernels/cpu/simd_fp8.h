@@ -1,5 +1,5 @@
 /* FP8 with a scale each 128 columns against one operand row, or a few, 64 codes at a time: in rows
- * or woven (kernels/weave.h). Part of simd.h.
+ * or woven (kernels/weave.h). Part of simd.h; groups of woven rows against one: simd_woven.h.
  *
  * Four cuts of one row are worked on together: their sums are independent of one another, so the
  * multiply-adds need not wait, and the row stays one stream to the prefetcher. The codes that
@@ -183,54 +183,48 @@ VEC_INLINE void fp8_fetch(const struct fp8_four *four, uint32_t k, uint32_t end)
 }
 
 /* Up to a cut's end: total[r] = fma(row r times x over [k, end), scale, total[r]). */
-VEC_INLINE void fp8_four_cut(enum fp8_form form, const struct vec_fp8 *tables,
-                             const struct fp8_four *four, const float *x, uint32_t k,
-                             uint32_t end, struct vec total[FP8_ROWS])
+VEC_INLINE void fp8_four_cut(const struct vec_fp8 *tables, const struct fp8_four *four,
+                             const float *x, uint32_t k, uint32_t end, struct vec total[FP8_ROWS])
 {
     const size_t cut = k / FP8_CUT;
-    const uint32_t aligned = fp8_aligned(form, k) < end ? fp8_aligned(form, k) : end;
     struct vec sum[FP8_ROWS];
     fp8_fetch(four, k, end);
-    UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++)
-    {
-        sum[r] = vec_zero();
-        if (k < aligned) sum[r] = fp8_rest(form, tables, four->row[r], x, k, aligned, sum[r]);
-    }
-    for (k = aligned; end - k >= FP8_STEP; k += FP8_STEP) {
+    UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++) sum[r] = vec_zero();
+    for (; end - k >= FP8_STEP; k += FP8_STEP) {
         struct vec value[4];
         UNROLL for (uint32_t i = 0; i < 4; i++) value[i].all = vec_once(x + k + i * KERN_LANES);
         UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++)
         {
             struct vec weights[4];
-            fp8_decode(form, tables, four->row[r] + k, weights);
+            vec_from_fp8_table(tables, four->row[r] + k, weights);
             UNROLL for (uint32_t i = 0; i < 4; i++) sum[r] = vec_fma(weights[i], value[i], sum[r]);
         }
     }
     UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++)
     {
         const float scale = scalar_scale(KERN_FP8_E4M3, four->scales[r], cut);
-        if (k < end) sum[r] = fp8_rest(form, tables, four->row[r], x, k, end, sum[r]);
+        if (k < end)
+            sum[r] = fp8_rest(FP8_ROWS_OF_CODES, tables, four->row[r], x, k, end, sum[r]);
         total[r] = vec_fma(sum[r], vec_set1(scale), total[r]);
     }
 }
 
-VEC_INLINE void fp8_four_dots(enum fp8_form form, const struct vec_fp8 *tables,
-                              const struct fp8_four *four, const float *x, uint32_t k0,
-                              uint32_t k1, float out[FP8_ROWS])
+VEC_INLINE void fp8_four_dots(const struct vec_fp8 *tables, const struct fp8_four *four,
+                              const float *x, uint32_t k0, uint32_t k1, float out[FP8_ROWS])
 {
     struct vec total[FP8_ROWS];
     UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++) total[r] = vec_zero();
     for (uint32_t k = k0; k < k1;) {
         const uint32_t end = cpu_cut_end(k, k1, FP8_CUT);
-        fp8_four_cut(form, tables, four, x, k, end, total);
+        fp8_four_cut(tables, four, x, k, end, total);
         k = end;
     }
     UNROLL for (uint32_t r = 0; r < FP8_ROWS; r++) out[r] = vec_tree(total[r]);
 }
 
 /* Rows four by four; returns the first that is left. */
-VEC_INLINE uint32_t fp8_fours(enum fp8_form form, const struct kern_matmul *args,
-                              uint32_t row_begin, uint32_t row_end)
+VEC_INLINE uint32_t fp8_fours(const struct kern_matmul *args, uint32_t row_begin,
+                              uint32_t row_end)
 {
     const struct vec_fp8 tables = vec_fp8_tables();
     uint32_t n = row_begin;
@@ -245,8 +239,7 @@ VEC_INLINE uint32_t fp8_fours(enum fp8_form form, const struct kern_matmul *args
         float *y = args->y + n;
         for (uint32_t i = 0; i < args->k_blocks; i++) {
             float part[FP8_ROWS];
-            fp8_four_dots(form, &tables, &four, args->x,
-                          cpu_range_begin(args->w, i, args->k_blocks),
+            fp8_four_dots(&tables, &four, args->x, cpu_range_begin(args->w, i, args->k_blocks),
                           cpu_range_begin(args->w, i + 1, args->k_blocks), part);
             for (uint32_t r = 0; r < FP8_ROWS; r++) y[r] = i ? y[r] + part[r] : part[r];
         }
@@ -272,7 +265,7 @@ static __attribute__((noinline)) void woven_head(const struct kern_matmul *args,
                                                  float sums[][KERN_LANES])
 {
     const struct vec_fp8 tables = vec_fp8_tables();
-    const uint8_t *row = row_at(args->w, KERN_FP8_WOVEN, n);
+    const uint8_t *row = woven_row_at(args->w, n, k);
     for (uint32_t m = 0; m < args->m; m++) {
         const float *x = args->x + m * args->x_stride;
         const struct vec zero = vec_zero();
@@ -286,7 +279,10 @@ VEC_INLINE void fp8_share_row(enum fp8_form form, uint32_t m_count, const struct
                               const struct kern_matmul *args, uint32_t n, uint32_t k, uint32_t end,
                               bool first, float total[][KERN_LANES])
 {
-    const uint8_t *row = row_at(args->w, KERN_FP8_E4M3, n), *scales = scalar_scales(args->w, n);
+    const bool woven = form != FP8_ROWS_OF_CODES;
+    const size_t apart = woven ? woven_apart(args->w, n) : 0;
+    const uint8_t *row = woven ? woven_row_at(args->w, n, k) : row_at(args->w, KERN_FP8_E4M3, n);
+    const uint8_t *scales = scalar_scales(args->w, n);
     struct vec all[FP8_SHARE_M];
     UNROLL for (uint32_t m = 0; m < m_count; m++) all[m] = first ? vec_zero() : vec_load(total[m]);
     while (k < end) {
@@ -317,6 +313,7 @@ VEC_INLINE void fp8_share_row(enum fp8_form form, uint32_t m_count, const struct
             k = cut_end;
         }
         UNROLL for (uint32_t m = 0; m < m_count; m++) all[m] = vec_fma(sum[m], scale, all[m]);
+        row += apart;
     }
     UNROLL for (uint32_t m = 0; m < m_count; m++) vec_store(total[m], all[m]);
 }
@@ -379,6 +376,7 @@ FP8_SHARES_OF(fp8_share, FP8_ROWS_OF_CODES)
 FP8_SHARES_OF(woven_share, FP8_WOVEN)
 FP8_SHARE_OF(woven_share, FP8_WOVEN, 1)
 FP8_SHARES_OF(small_share, FP8_WOVEN_SMALL)
+FP8_SHARE_OF(small_share, FP8_WOVEN_SMALL, 1)
 
 /* Up to FP8_SHARE_M operand rows; one only of woven weights. */
 static __attribute__((noinline)) void fp8_product_few(enum fp8_form form,
@@ -391,19 +389,18 @@ static __attribute__((noinline)) void fp8_product_few(enum fp8_form form,
                                 fp8_share_6, fp8_share_7, fp8_share_8 },
         [FP8_WOVEN] = { woven_share_1, woven_share_2, woven_share_3, woven_share_4, woven_share_5,
                         woven_share_6, woven_share_7, woven_share_8 },
-        [FP8_WOVEN_SMALL] = { NULL, small_share_2, small_share_3, small_share_4, small_share_5,
-                              small_share_6, small_share_7, small_share_8 },
+        [FP8_WOVEN_SMALL] = { small_share_1, small_share_2, small_share_3, small_share_4,
+                              small_share_5, small_share_6, small_share_7, small_share_8 },
     };
     _Alignas(64) struct fp8_share s;
     s.args = args;
     by_count[form][args->m - 1](&s, row_begin, row_end);
 }
 
-/* One operand row: row after row of weights, or four by four where they are long. */
+/* One operand row: row after row of weights. */
 VEC_INLINE void fp8_rows(enum fp8_form form, const struct kern_matmul *args, uint32_t row_begin,
                          uint32_t row_end)
 {
-    if (args->w->cols > FP8_LONG) row_begin = fp8_fours(form, args, row_begin, row_end);
     for (uint32_t n = row_begin; n < row_end; n++) {
         float sum = 0;
         for (uint32_t i = 0; i < args->k_blocks; i++) {
@@ -416,46 +413,12 @@ VEC_INLINE void fp8_rows(enum fp8_form form, const struct kern_matmul *args, uin
     }
 }
 
+/* The same, four by four where they are long. */
 static __attribute__((noinline)) void fp8_product_one(const struct kern_matmul *args,
                                                       uint32_t row_begin, uint32_t row_end)
 {
+    if (args->w->cols > FP8_LONG) row_begin = fp8_fours(args, row_begin, row_end);
     fp8_rows(FP8_ROWS_OF_CODES, args, row_begin, row_end);
-}
-
-/* x times 2^120, exactly; false where it would not be a float or is none. */
-VEC_INLINE bool woven_enlarge(float *to, const float *x, uint32_t n)
-{
-    struct vec_magnitude most = vec_magnitude_zero();
-    for (uint32_t k = 0; k < n; k += KERN_LANES) {
-        const struct vec value = vec_load(x + k);
-        most = vec_magnitude_most(most, value);
-        vec_store(to + k, vec_mul(value, vec_set1(KERN_WOVEN_UP)));
-    }
-    return vec_magnitude_below(most, 0x1p8f);
-}
-
-enum { WOVEN_ROOM = 20480 }; /* floats for which there is room on a stack */
-
-/* Woven weights come out 2^-120 too small: against an x that is 2^120 as large each multiply-add
- * gives the bits that the values give. */
-static __attribute__((noinline)) void woven_product(const struct kern_matmul *args,
-                                                    uint32_t row_begin, uint32_t row_end)
-{
-    _Alignas(64) float x[WOVEN_ROOM];
-    const uint32_t cols = args->w->cols;
-    struct kern_matmul enlarged = *args;
-    enlarged.x = x;
-    enlarged.x_stride = cols;
-    bool fits = (size_t)args->m * cols <= WOVEN_ROOM;
-    for (uint32_t m = 0; fits && m < args->m; m++)
-        fits = woven_enlarge(x + (size_t)m * cols, args->x + m * args->x_stride, cols);
-    if (!fits) {
-        fp8_product_few(FP8_WOVEN, args, row_begin, row_end);
-    } else if (args->m > 1) {
-        fp8_product_few(FP8_WOVEN_SMALL, &enlarged, row_begin, row_end);
-    } else {
-        fp8_rows(FP8_WOVEN_SMALL, &enlarged, row_begin, row_end);
-    }
 }
 
 #else

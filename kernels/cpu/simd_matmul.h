@@ -17,6 +17,20 @@ VEC_INLINE const uint8_t *row_at(const struct kern_matrix *w, enum kern_dtype dt
     return (const uint8_t *)w->data + n * row_bytes(dtype, w->cols);
 }
 
+/* How much further apart the cuts of woven row n lie than in a row. */
+VEC_INLINE size_t woven_apart(const struct kern_matrix *w, uint32_t n)
+{
+    return kern_weave_rows(w->cols) == 1 ? 0 : kern_woven_step(w, n) - KERN_WOVEN_CUT;
+}
+
+/* Woven row n as it looks from within the cut of column k, where its columns lie side by side; from
+ * the next cut it lies woven_apart further. */
+VEC_INLINE const uint8_t *woven_row_at(const struct kern_matrix *w, uint32_t n, uint32_t k)
+{
+    if (kern_weave_rows(w->cols) == 1) return row_at(w, KERN_FP8_WOVEN, n);
+    return kern_woven_row(w, n) + k / KERN_WOVEN_CUT * woven_apart(w, n);
+}
+
 /* Sixteen columns from k on, added to the lanes of each row. */
 VEC_INLINE void dot_step(enum kern_dtype dtype, uint32_t count, const uint8_t *const *row, size_t k,
                          const float *x, struct vec *lanes)
@@ -44,7 +58,10 @@ VEC_INLINE void dot_cuts(const struct kern_matrix *w, enum kern_dtype dtype, boo
         const size_t whole = cut + (end - cut) / KERN_LANES * KERN_LANES;
         struct vec lanes[VEC_GEMV_ROWS];
         UNROLL for (uint32_t r = 0; r < count; r++)
+        {
             lanes[r] = vec_zero();
+            if (dtype == KERN_FP8_WOVEN) row[r] = woven_row_at(w, n + r * step, (uint32_t)cut);
+        }
         size_t k = cut;
         /* FP8 codes are nearly always normal numbers, whose decoding is shorter. */
         for (; dtype == KERN_FP8_E4M3 && k + 2 * KERN_LANES <= whole; k += 2 * KERN_LANES) {
@@ -79,6 +96,7 @@ VEC_INLINE void dot_cuts(const struct kern_matrix *w, enum kern_dtype dtype, boo
 }
 
 #include "kernels/cpu/simd_fp8.h"
+#include "kernels/cpu/simd_woven.h"
 
 /* out[r] = dot of row n + r * step with x over [k0, k1), for `count` rows. */
 VEC_INLINE void dot_rows(const struct kern_matrix *w, enum kern_dtype dtype, bool scaled,

@@ -83,8 +83,11 @@ VEC_INLINE void panel_fill(float *panel, const struct chunk *chunk, const struct
     for (uint32_t r = 0; r < padded; r++) {
         float *to = panel + (size_t)(r / width) * chunk->steps * stride + r % width * KERN_LANES;
         uint32_t k = chunk->k0;
-        for (uint32_t cut = 0; r < count && cut < chunk->cuts; cut++) {
-            to = cut_decode(to, stride, dtype, row_at(w, dtype, n + r), k, chunk->cut_end[cut]);
+        const bool woven = dtype == KERN_FP8_WOVEN && r < count;
+        const uint8_t *row = woven ? woven_row_at(w, n + r, k) : row_at(w, dtype, n + r);
+        const size_t apart = woven ? woven_apart(w, n + r) : 0;
+        for (uint32_t cut = 0; r < count && cut < chunk->cuts; cut++, row += apart) {
+            to = cut_decode(to, stride, dtype, row, k, chunk->cut_end[cut]);
             k = chunk->cut_end[cut];
         }
         for (uint32_t step = 0; r >= count && step < chunk->steps; step++)
@@ -237,12 +240,27 @@ static __attribute__((noinline)) void chunk_tiles_scaled(struct panels *p, const
     chunk_tiles(p, true, x, x_stride, m_count, n_count);
 }
 
+/* Prefetches the chunk's cuts of `count` rows from n on of groups of woven ones. */
+VEC_INLINE void woven_fetch(const struct chunk *chunk, const struct kern_matrix *w, uint32_t n,
+                            uint32_t count)
+{
+    for (uint32_t k = chunk->k0; k < chunk->k1; k = cpu_cut_end(k, chunk->k1, KERN_WOVEN_CUT)) {
+        for (uint32_t r = n; r < n + count && r < w->rows; r++) {
+            const uint8_t *cut = woven_row_at(w, r, k) + k / KERN_WOVEN_CUT * KERN_WOVEN_CUT;
+            __builtin_prefetch(cut, 0, 2);
+            __builtin_prefetch(cut + KERN_WOVEN, 0, 2);
+        }
+    }
+}
+
 /* One chunk for a block of m_count x n_count outputs; x points at its first column. */
 VEC_INLINE void chunk_multiply(struct panels *p, const struct kern_matrix *w, enum kern_dtype dtype,
                                bool scaled, const float *x, size_t x_stride, uint32_t m_count,
                                uint32_t n, uint32_t n_count)
 {
-    if (p->after) {
+    if (p->after && dtype == KERN_FP8_WOVEN && kern_weave_rows(w->cols) > 1) {
+        woven_fetch(&p->chunk, w, n + n_count, n_count);
+    } else if (p->after) {
         const size_t bytes = n_count * row_bytes(dtype, p->chunk.k1 - p->chunk.k0);
         for (size_t at = 0; at < bytes; at += PANEL_LINE) __builtin_prefetch(p->after + at, 0, 2);
         p->after += bytes;

@@ -16,8 +16,10 @@
 /* Loops over registers must vanish before registers are assigned. */
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
+#define UNROLL_LONG UNROLL
 #else
 #define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL_LONG _Pragma("GCC unroll 16")
 #endif
 
 /* Tiles of a register-blocked product: 4 x 6 outputs, 24 of 32 registers; with scales 3 x 4, sums
@@ -271,10 +273,30 @@ VEC_INLINE __m512i vec_woven_swap(__m512i bits)
     return _mm512_gf2p8affine_epi64_epi8(bits, _mm512_set1_epi64(0x1020408001020408), 0);
 }
 
-/* A piece of 64 codes of woven FP8 (kernels/weave.h) as four vectors, 2^-120 of their values. */
-VEC_INLINE void vec_from_woven_small(const uint8_t *piece, struct vec to[4])
+/* A piece of woven FP8 (kernels/weave.h) and its codes 2 and 3 by vec_woven_swap, as four vectors,
+ * 2^-120 of their values. */
+VEC_INLINE void vec_woven_decode(__m512i bits, __m512i swapped, struct vec to[4])
 {
     const __m512i mask = _mm512_set1_epi32((int)KERN_WOVEN_MASK);
+    to[0].all = _mm512_castsi512_ps(_mm512_and_si512(bits, mask));
+    to[1].all = _mm512_castsi512_ps(_mm512_and_si512(_mm512_slli_epi32(bits, 16), mask));
+    to[2].all = _mm512_castsi512_ps(_mm512_and_si512(swapped, mask));
+    to[3].all = _mm512_castsi512_ps(_mm512_and_si512(_mm512_slli_epi32(swapped, 16), mask));
+}
+
+/* 64 codes, loaded once and in the order in which these calls stand: the processor's prefetcher
+ * follows that. */
+VEC_INLINE void vec_from_woven_once(const uint8_t *piece, struct vec to[4])
+{
+    const char(*const line)[64] = (const void *)piece;
+    __m512i bits;
+    __asm__ volatile("vmovdqu64 %1, %0" : "=v"(bits) : "m"(*line));
+    vec_woven_decode(bits, vec_woven_swap(bits), to);
+}
+
+/* The same where few lines are under way. */
+VEC_INLINE void vec_from_woven_small(const uint8_t *piece, struct vec to[4])
+{
     /* Loaded twice, which the empty statement hides from the compiler: of lines that come from DRAM
      * Zen 4 then keeps more under way (README.md). */
     const uint8_t *again = piece;
@@ -282,11 +304,7 @@ VEC_INLINE void vec_from_woven_small(const uint8_t *piece, struct vec to[4])
     __m512i bits = _mm512_loadu_si512(piece), swapped = _mm512_loadu_si512(again);
     __asm__("" : "+v"(bits));
     __asm__("" : "+v"(swapped));
-    swapped = vec_woven_swap(swapped);
-    to[0].all = _mm512_castsi512_ps(_mm512_and_si512(bits, mask));
-    to[1].all = _mm512_castsi512_ps(_mm512_and_si512(_mm512_slli_epi32(bits, 16), mask));
-    to[2].all = _mm512_castsi512_ps(_mm512_and_si512(swapped, mask));
-    to[3].all = _mm512_castsi512_ps(_mm512_and_si512(_mm512_slli_epi32(swapped, 16), mask));
+    vec_woven_decode(bits, vec_woven_swap(swapped), to);
 }
 
 /* One of the four, its values. */

@@ -42,6 +42,8 @@ static void learn(struct eng_landing *landing, const struct tier_store *store,
             if (bytes > landing->thread_bytes) landing->thread_bytes = bytes;
             landed->tiled = landing->needed = landing->saves = true;
         } else if (eng_landing_weaves(config) && kern_weave_takes(&stored)) {
+            const size_t bytes = kern_weave_scratch(stored.cols);
+            if (bytes > landing->thread_bytes) landing->thread_bytes = bytes;
             landed->dtype = KERN_FP8_WOVEN;
             landing->needed = true;
         }
@@ -124,14 +126,14 @@ static void land_part(void *context, uint32_t chunk, unsigned thread)
     char *data = pass->parts[2 * m], *scales = pass->parts[2 * m + 1];
     MUST(data && scales);
     part_rows(landing, m, part, &begin, &end);
+    char *own = (char *)landing->scratch +
+                landing->saved_at[MODEL_MATRIX_COUNT - 1][landing->cuts] +
+                thread * landing->thread_bytes;
     if (landed->tiled) {
-        char *own = (char *)landing->scratch +
-                    landing->saved_at[MODEL_MATRIX_COUNT - 1][landing->cuts] +
-                    thread * landing->thread_bytes;
         kern_tile_part(stored, data, scales, begin, end,
                        (char *)landing->scratch + landing->saved_at[m][part], own);
     } else {
-        kern_weave(data + (size_t)begin * stored->cols, (size_t)(end - begin) * stored->cols);
+        kern_weave(data + (size_t)begin * stored->cols, end - begin, stored->cols, own);
     }
 }
 

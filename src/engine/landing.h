@@ -6,8 +6,8 @@
  * the other types, and with a pack that has INT8 and INT4 in tiles already.
  *
  * Owns scratch: what the parts of an expert save of each other, and for each compute thread two
- * tiles. The hook is called by the tiers on the engine thread; while an engine is open its compute
- * threads help: what arrived last is waited for.
+ * tiles or a group of woven rows. The hook is called by the tiers on the engine thread; while an
+ * engine is open its compute threads help: what arrived last is waited for.
  */
 #ifndef ENGINE_LANDING_H
 #define ENGINE_LANDING_H
@@ -32,8 +32,8 @@ struct eng_landing {
     bool needed;                /* else experts stay as they are */
     bool saves;                 /* some matrix becomes tiles */
     uint32_t cuts;              /* of each matrix's rows */
-    /* What each part of a matrix saves in scratch, and behind that each thread's own. NULL without
-     * tiles. */
+    /* What each part of a matrix saves in scratch, and behind that each thread's own. NULL where
+     * experts stay as they are. */
     void *scratch;
     size_t saved_at[MODEL_MATRIX_COUNT][ENG_LANDING_CUTS + 1];
     size_t thread_bytes;

@@ -247,7 +247,7 @@ static void block_run(void *context, uint32_t chunk, unsigned thread)
     uint32_t column = block_column(b, own), begin, end;
     size_t x16_stride = 0;
     const uint16_t *x16 = block_x16(b, own, &x16_stride);
-    eng_work_rows(hidden, ENG_ROW_UNIT, b->parts, chunk % b->parts, &begin, &end);
+    eng_work_rows(hidden, eng_work_unit(&b->list[own]), b->parts, chunk % b->parts, &begin, &end);
     for (uint32_t to = 0; to < n; to++) {
         struct eng_share share = eng_ranks_share_of(hidden, n, to);
         uint32_t from = begin > share.begin ? begin : share.begin;

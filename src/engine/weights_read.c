@@ -59,9 +59,11 @@ static uint64_t row_bytes_of(const struct eng_read *read)
     return read->tensor->shape[1] * model_dtype_bytes(read->tensor->dtype);
 }
 
+/* Whole groups of woven rows. */
 static uint64_t piece_rows(const struct eng_read *read)
 {
-    return PIECE_BYTES / (row_bytes_of(read) + 1) + 1;
+    return PIECE_BYTES / (row_bytes_of(read) + 1) / KERN_WOVEN_ROWS * KERN_WOVEN_ROWS +
+           KERN_WOVEN_ROWS;
 }
 
 static uint64_t pieces_of(const struct eng_read *read)
@@ -117,6 +119,16 @@ static int check_fp8(const struct reader_team *team, const struct eng_read *read
                         (part->row + i / cols) * read->tensor->shape[1] + part->col + i % cols);
 }
 
+static int weave(const struct reader_team *team, const struct eng_read *read, struct base_err *err)
+{
+    const uint32_t cols = read->part.col_end - read->part.col;
+    void *scratch = malloc(kern_weave_scratch(cols));
+    if (!scratch) return base_err_set(err, -ENOMEM, "%s: no memory to weave weights", team->name);
+    kern_weave(read->to, read->part.row_end - read->part.row, cols, scratch);
+    free(scratch);
+    return 0;
+}
+
 static int read_piece(const struct reader_team *team, const struct eng_read *whole, uint64_t piece,
                       struct base_err *err)
 {
@@ -133,7 +145,7 @@ static int read_piece(const struct reader_team *team, const struct eng_read *who
                                          (read.part.row_end - read.part.row) * cols * size,
                                          read.to, err);
     if (rc == 0 && read.tensor->dtype == MODEL_F8_E4M3) rc = check_fp8(team, &read, err);
-    if (rc == 0 && read.weave) kern_weave(read.to, (read.part.row_end - read.part.row) * cols);
+    if (rc == 0 && read.weave) rc = weave(team, &read, err);
     return rc;
 }
 

@@ -12,6 +12,7 @@
 #include "kernels/kern.h"
 #include "kernels/par.h"
 #include "kernels/tile.h"
+#include "kernels/weave.h"
 
 struct eng_work {
     const struct kern_ops *ops;
@@ -32,6 +33,8 @@ struct eng_work {
 enum { ENG_ROW_UNIT = 8 };
 static inline uint32_t eng_work_unit(const struct kern_matrix *w)
 {
+    if (w->dtype == KERN_FP8_WOVEN && kern_weave_rows(w->cols) > ENG_ROW_UNIT)
+        return kern_weave_rows(w->cols);
     return w->tiled ? kern_tile_rows(w->dtype) : ENG_ROW_UNIT;
 }
 

@@ -215,7 +215,8 @@ static void product_chunk(void *context, uint32_t chunk, unsigned thread)
     (void)thread;
     void (*const product)(const struct kern_matmul *, uint32_t, uint32_t) =
         job->x16 ? job->ops->matmul_x16 : job->x8 ? job->ops->matmul_x8 : job->ops->matmul;
-    const uint32_t unit = w.tiled ? kern_tile_rows(w.dtype) : w.rows / CHUNKS;
+    uint32_t unit = w.tiled ? kern_tile_rows(w.dtype) : w.rows / CHUNKS;
+    if (w.dtype == KERN_FP8_WOVEN && unit < kern_weave_rows(w.cols)) unit = kern_weave_rows(w.cols);
     const uint32_t units = w.rows / unit;
     product(&args, units * chunk / CHUNKS * unit, units * (chunk + 1) / CHUNKS * unit);
 }
@@ -228,14 +229,18 @@ static void product_run(void *context, uint32_t sample)
 }
 
 enum { BF16_DIGITS = 16 }; /* of weight_types: activations are bf16 */
+enum { ROWS = 1536, COLS = 2048, COLS_LONG = 7168, ROWS_CACHED = 128, M_MAX = 128 };
 
+/* COLS columns, or as many as is said. */
 static const struct {
     const char *name;
     enum kern_dtype dtype;
-    uint32_t scale, digits;
+    uint32_t scale, digits, cols;
 } weight_types[] = {
     { "fp8 128x128", KERN_FP8_E4M3, 128 },
     { "fp8 woven", KERN_FP8_WOVEN, 128 },
+    { "fp8 7168", KERN_FP8_E4M3, 128, .cols = COLS_LONG },
+    { "woven 7168", KERN_FP8_WOVEN, 128, .cols = COLS_LONG },
     { "int8 32", KERN_INT8, KERN_GROUP_SMALL, KERN_X8_FULL },
     { "int8 128", KERN_INT8, KERN_GROUP_LARGE, KERN_X8_FULL },
     { "int4 32", KERN_INT4, KERN_GROUP_SMALL, KERN_X8_FULL },
@@ -285,18 +290,17 @@ static void product_line(struct product_job *job, const char *type, unsigned thr
            100 * flops / (b->fma_rate * threads));
 }
 
-enum { ROWS = 1536, COLS = 2048, ROWS_CACHED = 128, M_MAX = 128 };
-
 /* Products of weight type t: what stays the same over row counts, and the activations. */
 static void product_prepare(struct product_job *job, size_t t)
 {
     static float scales[ROWS * COLS / KERN_GROUP_SMALL]; /* bf16 pairs, for groups */
     static uint8_t x8[M_MAX * (COLS * 6 + COLS / 8)] __attribute__((aligned(64)));
     static uint16_t x16[M_MAX * COLS] __attribute__((aligned(64)));
+    MUST(!weight_types[t].cols || !weight_types[t].digits);
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++)
         scales[i] = 0.01f;
     job->w = (struct kern_matrix){ .dtype = weight_types[t].dtype, .rows = ROWS_CACHED,
-                                   .cols = COLS };
+                                   .cols = weight_types[t].cols ? weight_types[t].cols : COLS };
     if (weight_types[t].digits == BF16_DIGITS) {
         const size_t elements = kern_x16_elements(COLS, 1);
         MUST(sizeof x16 >= job->m * elements * sizeof *x16);

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/le.h"
 #include "base/must.h"
 #include "base/rng.h"
 #include "kernels/kern.h"
@@ -231,25 +232,65 @@ static bool check_matmul_fp8(struct kcase *c)
     return same_products(c, w, 1 + below(c, 9));
 }
 
+/* The bits of a dword of woven codes, as kernels/weave.h has them. */
+static uint32_t woven_dword(const uint8_t *code)
+{
+    static const uint8_t two[2][2] = { { 1, 3 }, { 0, 2 } };
+    uint32_t bits = 0;
+    for (int i = 0; i < 2; i++) {
+        const uint8_t a = code[16 * two[i][0]], b = code[16 * two[i][1]];
+        const uint32_t signs = (uint32_t)(a >> 7) << 15 | (uint32_t)(b >> 7) << 11;
+        const uint32_t upper = (b >> 4 & 7u) << 12 | (a >> 4 & 7u) << 8;
+        bits |= (signs | upper | (a & 15u) << 4 | (b & 15u)) << 16 * i;
+    }
+    return bits;
+}
+
+/* Of long rows groups of sixteen, cut by cut; in one go or in two, the later rows first. */
+static bool woven_as_defined(struct kcase *c, uint8_t *woven, const uint8_t *codes_of_rows,
+                             uint32_t rows, uint32_t cols)
+{
+    const uint32_t group = cols > 4096 ? 16 : 1, cut = below(c, rows / group + 1) * group;
+    memcpy(woven, codes_of_rows, (size_t)rows * cols);
+    kern_weave(woven + (size_t)cut * cols, rows - cut, cols,
+               guard_get(kern_weave_scratch(cols), 0));
+    kern_weave(woven, cut, cols, guard_get(kern_weave_scratch(cols), below(c, 64)));
+    for (uint32_t n = 0; n < rows; n++) {
+        const uint32_t first = n / group * group, left = rows - first;
+        const size_t count = left < group ? left : group;
+        for (uint32_t k = 0; k < cols; k += k % 64 == 15 ? 49 : 1) {
+            const size_t at = (size_t)first * cols + (k / 128 * count + n - first) * 128 +
+                              k % 128 / 64 * 64 + 4 * (k % 64);
+            if (base_le_load32(woven + at) == woven_dword(codes_of_rows + (size_t)n * cols + k))
+                continue;
+            snprintf(c->what, sizeof c->what, "rows=%u cols=%u: codes of row %u from column %u on",
+                     rows, cols, n, k);
+            return false;
+        }
+    }
+    return true;
+}
+
 /* Woven weights give the bits of the rows that they were, whatever x holds. */
 static bool check_weave(struct kcase *c)
 {
-    const uint32_t rows = 1 + below(c, 40), m = 1 + below(c, below(c, 2) ? 1 : 20);
-    const uint32_t cols = KERN_WOVEN_CUT * (1 + below(c, below(c, 4) ? 20 : 180));
+    static const uint32_t scale_rows[] = { 8, 16, 24, 64, 128 };
+    const uint32_t rows = 1 + below(c, 60), m = 1 + below(c, below(c, 2) ? 1 : 20);
+    const uint32_t cols = KERN_WOVEN_CUT * (1 + below(c, below(c, 4) ? 50 : 180));
     struct kern_matrix w = { .dtype = KERN_FP8_E4M3, .rows = rows, .cols = cols,
-                             .scale_rows = 1 + below(c, 5), .scale_cols = KERN_WOVEN_CUT };
+                             .scale_rows = below(c, 3) ? scale_rows[below(c, 5)] : 1 + below(c, 5),
+                             .scale_cols = KERN_WOVEN_CUT };
     const size_t bytes = (size_t)rows * cols;
     const uint32_t strips = cols / KERN_WOVEN_CUT, temper = temper_of(c);
     uint8_t *codes_of_rows = codes(c, w.dtype, bytes, 0), *woven = guard_get(bytes, below(c, 64));
     for (size_t i = 0; i < bytes; i++) {
         if ((codes_of_rows[i] & 0x7f) == 0x7f) codes_of_rows[i] ^= 1;
     }
-    memcpy(woven, codes_of_rows, bytes);
     if (!kern_weave_takes(&w)) {
         snprintf(c->what, sizeof c->what, "rows=%u cols=%u are not taken", rows, cols);
         return false;
     }
-    kern_weave(woven, bytes);
+    if (!woven_as_defined(c, woven, codes_of_rows, rows, cols)) return false;
     w.data = codes_of_rows;
     w.scales = floats(c, (size_t)((rows + w.scale_rows - 1) / w.scale_rows) * strips, 1);
     struct kern_matmul args = { .w = &w, .m = m, .x_stride = cols + below(c, 5),
