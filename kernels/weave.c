@@ -22,7 +22,6 @@ static void weave_two(uint8_t a, uint8_t b, uint8_t to[2])
     to[1] = (uint8_t)((a & 0x80) | (b & 0x70) | (b & 0x80) >> 4 | (a & 0x70) >> 4);
 }
 
-/* May be in place. */
 static void weave_piece(uint8_t *to, const uint8_t *at)
 {
     uint8_t from[KERN_WOVEN];
@@ -33,7 +32,7 @@ static void weave_piece(uint8_t *to, const uint8_t *at)
     }
 }
 
-/* `rows` rows as a group; a single one may be woven in place. */
+/* `rows` rows as a group. */
 static void weave_group(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols)
 {
     for (uint32_t r = 0; r < rows; r++) {
@@ -59,8 +58,8 @@ bool kern_weave_pays(const struct kern_ops *ops)
 
 /* weave_group where products of woven weights pay. Bytes a of codes 0, 1 and b of codes 2, 3 become
  * both of weave_two's by matrices of bits, low ones in the lower half: a row of a matrix has the
- * bits that are added up for one of the result, the highest first in the lowest byte. Of several
- * rows those of the next group are prefetched. */
+ * bits that are added up for one of the result, the highest first in the lowest byte. The rows of
+ * the next group are prefetched. */
 __attribute__((target("avx512f,avx512bw,avx512vbmi,gfni"))) static void
 weave_group_fast(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols)
 {
@@ -83,7 +82,7 @@ weave_group_fast(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols)
             for (uint32_t i = 0; i < KERN_WOVEN_CUT; i += KERN_WOVEN, from += KERN_WOVEN) {
                 const __m256i c01 = _mm256_loadu_si256((const void *)from);
                 const __m256i c23 = _mm256_loadu_si256((const void *)(from + KERN_WOVEN / 2));
-                if (rows > 1) __builtin_prefetch(from + group, 1, 2);
+                __builtin_prefetch(from + group, 1, 2);
                 const __m512i bytes = _mm512_xor_si512(
                     _mm512_gf2p8affine_epi64_epi8(_mm512_broadcast_i64x4(c01), a, 0),
                     _mm512_gf2p8affine_epi64_epi8(_mm512_broadcast_i64x4(c23), b, 0));
@@ -118,17 +117,15 @@ static void weave_group_fast(uint8_t *to, const uint8_t *from, uint32_t rows, ui
 
 void kern_weave(void *codes, uint32_t rows, uint32_t cols, void *scratch)
 {
-    const uint32_t whole = kern_weave_rows(cols);
     const bool is_fast = fast();
     uint8_t *at = codes;
     MUST(cols % KERN_WOVEN_CUT == 0);
-    for (uint32_t n = 0; n < rows; n += whole) {
-        const uint32_t count = rows - n < whole ? rows - n : whole;
+    for (uint32_t n = 0; n < rows; n += KERN_WOVEN_ROWS) {
+        const uint32_t count = rows - n < KERN_WOVEN_ROWS ? rows - n : KERN_WOVEN_ROWS;
         const size_t bytes = (size_t)count * cols;
-        uint8_t *to = whole > 1 ? scratch : at;
-        if (is_fast) weave_group_fast(to, at, count, cols);
-        else weave_group(to, at, count, cols);
-        if (to != at) memcpy(at, to, bytes);
+        if (is_fast) weave_group_fast(scratch, at, count, cols);
+        else weave_group(scratch, at, count, cols);
+        memcpy(at, scratch, bytes);
         at += bytes;
     }
 }

@@ -1,13 +1,13 @@
 /* Woven FP8: the order of FP8 weights that the AVX-512 set multiplies from fastest, where subnormal
  * operands cost nothing.
  *
- * Long rows stand in groups of kern_weave_rows (the last group has those that are left). Of a group
- * first come the first 128 columns of each row, then the next 128 of each and so on:
+ * Rows stand in groups of sixteen (the last group has those that are left). Of a group first come
+ * the first 128 columns of each row, then the next 128 of each and so on:
  *
  *   cut 0 of row 0 | cut 0 of row 1 | ... | cut 1 of row 0 | cut 1 of row 1 | ...
  *
  * So a group is multiplied in the order of memory, and its rows share what is loaded of the
- * activations. Other rows stand one after the other, groups of one.
+ * activations.
  *
  * A cut is two pieces of 64 columns, in which four codes, 16 columns apart, share a dword. e4m3 is
  * a sign s, an exponent eeee and a fraction mmm; of columns d, 16 + d, 32 + d, 48 + d of 64 (codes
@@ -32,7 +32,7 @@
 #include "kernels/kern.h"
 
 enum { KERN_WOVEN = 64, KERN_WOVEN_CUT = 128 };
-enum { KERN_WOVEN_ROWS = 16, KERN_WOVEN_LONG = 4096 };
+enum { KERN_WOVEN_ROWS = 16 };         /* of a whole group */
 #define KERN_WOVEN_MASK UINT32_C(0x87f00000)
 #define KERN_WOVEN_UP 0x1p120f
 
@@ -43,18 +43,10 @@ bool kern_weave_takes(const struct kern_matrix *w);
  * floats that are subnormal, which costs some processors a hundred cycles each. */
 bool kern_weave_pays(const struct kern_ops *ops);
 
-/* Rows of a whole group: sixteen where a row of activations takes more than half of the first-level
- * cache, so that it must serve many rows each time it comes from the second-level one. Single rows
- * are woven in less time (README.md). */
-static inline uint32_t kern_weave_rows(uint32_t cols)
-{
-    return cols > KERN_WOVEN_LONG ? KERN_WOVEN_ROWS : 1;
-}
-
-/* Bytes of scratch for weaving rows of `cols` columns; none for single rows. */
+/* Bytes of scratch for weaving rows of `cols` columns. */
 static inline size_t kern_weave_scratch(uint32_t cols)
 {
-    return kern_weave_rows(cols) > 1 ? (size_t)kern_weave_rows(cols) * cols : 0;
+    return (size_t)KERN_WOVEN_ROWS * cols;
 }
 
 /* Weaves rows of `cols` codes, whole cuts, in place: whole groups, or all up to the end of their
@@ -64,14 +56,14 @@ void kern_weave(void *codes, uint32_t rows, uint32_t cols, void *scratch);
 /* Bytes from a cut of row n of woven w to its next one. */
 static inline size_t kern_woven_step(const struct kern_matrix *w, uint32_t n)
 {
-    const uint32_t rows = kern_weave_rows(w->cols), left = w->rows - (n & ~(rows - 1));
+    const uint32_t rows = KERN_WOVEN_ROWS, left = w->rows - (n & ~(rows - 1));
     return (size_t)(left < rows ? left : rows) * KERN_WOVEN_CUT;
 }
 
 /* The first piece of row n of woven w. */
 static inline const uint8_t *kern_woven_row(const struct kern_matrix *w, uint32_t n)
 {
-    const uint32_t r = n & (kern_weave_rows(w->cols) - 1);
+    const uint32_t r = n % KERN_WOVEN_ROWS;
     return (const uint8_t *)w->data + (size_t)(n - r) * w->cols + (size_t)r * KERN_WOVEN_CUT;
 }
 

@@ -73,27 +73,13 @@ VEC_INLINE void fp8_sums(uint32_t cuts, const struct vec_fp8 *tables, const uint
     }
 }
 
-/* The same of woven ones, line after line: decoding is over before it pays to look ahead. */
-VEC_INLINE void woven_sums(enum fp8_form form, uint32_t cuts, const uint8_t *row, const float *x,
-                           size_t k, struct vec sum[FP8_CUTS])
-{
-    UNROLL for (uint32_t s = 0; s < cuts * FP8_CUT / FP8_STEP; s++)
-    {
-        struct vec values[4];
-        fp8_decode(form, NULL, row + k + s * FP8_STEP, values);
-        fp8_add(values, x + k + s * FP8_STEP, &sum[s / (FP8_CUT / FP8_STEP)]);
-    }
-}
-
 /* total + `cuts` whole cuts from column k on. */
-VEC_INLINE struct vec fp8_cuts(enum fp8_form form, uint32_t cuts, const struct vec_fp8 *tables,
-                               const uint8_t *row, const uint8_t *scales, const float *x, size_t k,
-                               struct vec total)
+VEC_INLINE struct vec fp8_cuts(uint32_t cuts, const struct vec_fp8 *tables, const uint8_t *row,
+                               const uint8_t *scales, const float *x, size_t k, struct vec total)
 {
     struct vec sum[FP8_CUTS];
     UNROLL for (uint32_t i = 0; i < cuts; i++) sum[i] = vec_zero();
-    if (form == FP8_ROWS_OF_CODES) fp8_sums(cuts, tables, row, x, k, sum);
-    else woven_sums(form, cuts, row, x, k, sum);
+    fp8_sums(cuts, tables, row, x, k, sum);
     UNROLL for (uint32_t i = 0; i < cuts; i++)
     {
         const float scale = scalar_scale(KERN_FP8_E4M3, scales, k / FP8_CUT + i);
@@ -142,8 +128,8 @@ VEC_INLINE struct vec fp8_part(enum fp8_form form, const struct vec_fp8 *tables,
     return vec_fma(sum, vec_set1(scale), total);
 }
 
-VEC_INLINE float fp8_dot(enum fp8_form form, const struct kern_matrix *w, uint32_t n,
-                         const float *x, uint32_t k0, uint32_t k1)
+VEC_INLINE float fp8_dot(const struct kern_matrix *w, uint32_t n, const float *x, uint32_t k0,
+                         uint32_t k1)
 {
     enum { STRIDE = FP8_CUTS * FP8_CUT };
     const struct vec_fp8 tables = vec_fp8_tables();
@@ -152,20 +138,22 @@ VEC_INLINE float fp8_dot(enum fp8_form form, const struct kern_matrix *w, uint32
     uint32_t k = k0;
     if (k % FP8_CUT && k < k1) {
         const uint32_t end = cpu_cut_end(k, k1, FP8_CUT);
-        total = fp8_part(form, &tables, row, scales, x, k, end, total);
+        total = fp8_part(FP8_ROWS_OF_CODES, &tables, row, scales, x, k, end, total);
         k = end;
     }
     for (; k1 - k >= STRIDE; k += STRIDE)
-        total = fp8_cuts(form, FP8_CUTS, &tables, row, scales, x, k, total);
+        total = fp8_cuts(FP8_CUTS, &tables, row, scales, x, k, total);
     if (k1 - k >= 2 * FP8_CUT) {
-        total = fp8_cuts(form, 2, &tables, row, scales, x, k, total);
+        total = fp8_cuts(2, &tables, row, scales, x, k, total);
         k += 2 * FP8_CUT;
     }
     if (k1 - k >= FP8_CUT) {
-        total = fp8_cuts(form, 1, &tables, row, scales, x, k, total);
+        total = fp8_cuts(1, &tables, row, scales, x, k, total);
         k += FP8_CUT;
     }
-    if (k < k1) total = fp8_part(form, &tables, row, scales, x, k, k1, total);
+    if (k < k1) {
+        total = fp8_part(FP8_ROWS_OF_CODES, &tables, row, scales, x, k, k1, total);
+    }
     return vec_tree(total);
 }
 
@@ -398,13 +386,12 @@ static __attribute__((noinline)) void fp8_product_few(enum fp8_form form,
 }
 
 /* One operand row: row after row of weights. */
-VEC_INLINE void fp8_rows(enum fp8_form form, const struct kern_matmul *args, uint32_t row_begin,
-                         uint32_t row_end)
+VEC_INLINE void fp8_rows(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
 {
     for (uint32_t n = row_begin; n < row_end; n++) {
         float sum = 0;
         for (uint32_t i = 0; i < args->k_blocks; i++) {
-            const float part = fp8_dot(form, args->w, n, args->x,
+            const float part = fp8_dot(args->w, n, args->x,
                                        cpu_range_begin(args->w, i, args->k_blocks),
                                        cpu_range_begin(args->w, i + 1, args->k_blocks));
             sum = i ? sum + part : part;
@@ -418,7 +405,7 @@ static __attribute__((noinline)) void fp8_product_one(const struct kern_matmul *
                                                       uint32_t row_begin, uint32_t row_end)
 {
     if (args->w->cols > FP8_LONG) row_begin = fp8_fours(args, row_begin, row_end);
-    fp8_rows(FP8_ROWS_OF_CODES, args, row_begin, row_end);
+    fp8_rows(args, row_begin, row_end);
 }
 
 #else

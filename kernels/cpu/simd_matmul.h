@@ -20,14 +20,13 @@ VEC_INLINE const uint8_t *row_at(const struct kern_matrix *w, enum kern_dtype dt
 /* How much further apart the cuts of woven row n lie than in a row. */
 VEC_INLINE size_t woven_apart(const struct kern_matrix *w, uint32_t n)
 {
-    return kern_weave_rows(w->cols) == 1 ? 0 : kern_woven_step(w, n) - KERN_WOVEN_CUT;
+    return kern_woven_step(w, n) - KERN_WOVEN_CUT;
 }
 
 /* Woven row n as it looks from within the cut of column k, where its columns lie side by side; from
  * the next cut it lies woven_apart further. */
 VEC_INLINE const uint8_t *woven_row_at(const struct kern_matrix *w, uint32_t n, uint32_t k)
 {
-    if (kern_weave_rows(w->cols) == 1) return row_at(w, KERN_FP8_WOVEN, n);
     return kern_woven_row(w, n) + k / KERN_WOVEN_CUT * woven_apart(w, n);
 }
 

@@ -258,7 +258,7 @@ VEC_INLINE void chunk_multiply(struct panels *p, const struct kern_matrix *w, en
                                bool scaled, const float *x, size_t x_stride, uint32_t m_count,
                                uint32_t n, uint32_t n_count)
 {
-    if (p->after && dtype == KERN_FP8_WOVEN && kern_weave_rows(w->cols) > 1) {
+    if (p->after && dtype == KERN_FP8_WOVEN) {
         woven_fetch(&p->chunk, w, n + n_count, n_count);
     } else if (p->after) {
         const size_t bytes = n_count * row_bytes(dtype, p->chunk.k1 - p->chunk.k0);

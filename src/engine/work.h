@@ -33,8 +33,7 @@ struct eng_work {
 enum { ENG_ROW_UNIT = 8 };
 static inline uint32_t eng_work_unit(const struct kern_matrix *w)
 {
-    if (w->dtype == KERN_FP8_WOVEN && kern_weave_rows(w->cols) > ENG_ROW_UNIT)
-        return kern_weave_rows(w->cols);
+    if (w->dtype == KERN_FP8_WOVEN) return KERN_WOVEN_ROWS;
     return w->tiled ? kern_tile_rows(w->dtype) : ENG_ROW_UNIT;
 }
 

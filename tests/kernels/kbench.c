@@ -216,7 +216,7 @@ static void product_chunk(void *context, uint32_t chunk, unsigned thread)
     void (*const product)(const struct kern_matmul *, uint32_t, uint32_t) =
         job->x16 ? job->ops->matmul_x16 : job->x8 ? job->ops->matmul_x8 : job->ops->matmul;
     uint32_t unit = w.tiled ? kern_tile_rows(w.dtype) : w.rows / CHUNKS;
-    if (w.dtype == KERN_FP8_WOVEN && unit < kern_weave_rows(w.cols)) unit = kern_weave_rows(w.cols);
+    if (w.dtype == KERN_FP8_WOVEN && unit < KERN_WOVEN_ROWS) unit = KERN_WOVEN_ROWS;
     const uint32_t units = w.rows / unit;
     product(&args, units * chunk / CHUNKS * unit, units * (chunk + 1) / CHUNKS * unit);
 }

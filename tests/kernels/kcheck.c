@@ -246,11 +246,11 @@ static uint32_t woven_dword(const uint8_t *code)
     return bits;
 }
 
-/* Of long rows groups of sixteen, cut by cut; in one go or in two, the later rows first. */
+/* Groups of sixteen rows, cut by cut; in one go or in two, the later rows first. */
 static bool woven_as_defined(struct kcase *c, uint8_t *woven, const uint8_t *codes_of_rows,
                              uint32_t rows, uint32_t cols)
 {
-    const uint32_t group = cols > 4096 ? 16 : 1, cut = below(c, rows / group + 1) * group;
+    const uint32_t group = KERN_WOVEN_ROWS, cut = below(c, rows / group + 1) * group;
     memcpy(woven, codes_of_rows, (size_t)rows * cols);
     kern_weave(woven + (size_t)cut * cols, rows - cut, cols,
                guard_get(kern_weave_scratch(cols), 0));

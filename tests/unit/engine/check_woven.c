@@ -28,7 +28,7 @@ static void setup(void)
     static const char *const files[] = { "tokenizer.json", "tokenizer_config.json" };
     struct tiny_options options = tiny_defaults();
     options.block = KERN_WOVEN_CUT;
-    options.hidden = KERN_WOVEN_LONG + KERN_WOVEN_CUT;
+    options.hidden = 33 * KERN_WOVEN_CUT;
     options.layers = 2;
     options.dense_width = 2176;
     options.expert_width = 40;
