@@ -15,6 +15,13 @@ struct tier_span {
     uint64_t ns;                    /* in all, without it */
 };
 
+/* In all, up to the latest end: at any moment that of a kind is no more than that of several kinds
+ * which it is one of. */
+static inline uint64_t tier_span_ns(const struct tier_span *span)
+{
+    return span->ns + (span->open ? span->last_ns - span->begin_ns : 0);
+}
+
 static inline void tier_span_begin(struct tier_span *span, uint64_t now_ns)
 {
     if (span->open) return;

@@ -64,12 +64,12 @@ static void fill_io(struct tier *t, struct tier_io_metrics *m)
     m->copy_latency = s->copy_latency;
     m->reconfigurations = t->reconfigurations;
     const struct tier_cache *c = &t->cache;
-    uint64_t waited = 0;
+    uint64_t waited = 0, busy = tier_span_ns(&c->transfers);
     for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) waited += t->waits_ns[w];
-    m->overlap_ratio = c->transfers.ns > waited ? 1 - (double)waited / (double)c->transfers.ns : 0;
-    m->read_busy_seconds = seconds(c->reads.ns);
-    m->copy_busy_seconds = seconds(c->copies.ns);
-    m->transfer_busy_seconds = seconds(c->transfers.ns);
+    m->overlap_ratio = busy > waited ? 1 - (double)waited / (double)busy : 0;
+    m->read_busy_seconds = seconds(tier_span_ns(&c->reads));
+    m->copy_busy_seconds = seconds(tier_span_ns(&c->copies));
+    m->transfer_busy_seconds = seconds(busy);
     m->take_in_seconds = seconds(c->take_in_ns);
     m->landing_seconds = seconds(c->landing_ns);
     m->wait_demand_seconds = seconds(t->waits_ns[TIER_WAIT_DEMAND]);

@@ -509,8 +509,24 @@ START_TEST(time_under_way_is_a_union)
     ck_assert_uint_eq(span.ns, 50);
     tier_span_begin(&span, 1000);
     tier_span_seen(&span, 1007);
+    ck_assert_uint_eq(tier_span_ns(&span), 57);
     tier_span_end(&span);
     ck_assert_uint_eq(span.ns, 57);
+    ck_assert_uint_eq(tier_span_ns(&span), 57);
+}
+END_TEST
+
+/* Reads that ended while a copy is still under way are in what is told of both, too. */
+START_TEST(time_of_one_kind_is_in_that_of_all)
+{
+    struct tier_span all = { 0 }, reads = { 0 };
+    tier_span_begin(&all, 10);
+    tier_span_begin(&reads, 20);
+    tier_span_seen(&reads, 70);
+    tier_span_seen(&all, 70);
+    tier_span_end(&reads);
+    ck_assert_uint_eq(tier_span_ns(&reads), 50);
+    ck_assert_uint_eq(tier_span_ns(&all), 60);
 }
 END_TEST
 
@@ -688,6 +704,7 @@ int main(void)
     tcase_add_test(rules, settings_without_effect_are_refused);
     tcase_add_test(rules, hits_wait_for_nothing);
     tcase_add_test(rules, time_under_way_is_a_union);
+    tcase_add_test(rules, time_of_one_kind_is_in_that_of_all);
     tcase_add_test(rules, late_prefetch_becomes_demand);
     tcase_add_test(rules, hbm_over_dram);
     tcase_add_test(rules, bad_expert_is_quarantined_and_named);
