@@ -90,7 +90,7 @@ static inline bool kern_dtype_grouped(enum kern_dtype dtype)
 }
 
 /* y[m][n] for n in [row_begin, row_end), all m. Strides in elements. Ranges of a multiple of 12
- * rows (at m <= 2, of 4; of tiles, of 32; of long woven rows, of 16) are the fastest; the bits do
+ * rows (at m <= 2, of 4; of tiles, of 32; of woven rows, of 16) are the fastest; the bits do
  * not depend on them. */
 struct kern_matmul {
     const struct kern_matrix *w;

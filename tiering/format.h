@@ -53,7 +53,6 @@ enum {
 enum {
     TIER_FORMAT_ROWS,
     TIER_FORMAT_TILES,          /* as CPUs multiply INT8 and INT4 (kernels/tile.h); in packs */
-    TIER_FORMAT_ORDER_COUNT
 };
 
 struct tier_format_part {

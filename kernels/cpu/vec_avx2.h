@@ -30,7 +30,7 @@ enum { VEC_MLA_HEADS = 4, VEC_MLA_TOKENS = 3, VEC_MLA_COLUMNS = 2 };
 /* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
  * for their sums, and the halves of a line that a single one takes together. */
 enum { VEC_X8_ROWS_FAST = 2, VEC_X8_ROWS_FULL = 1, VEC_X8_ROWS_MOST = 2, VEC_X8_HALVES = 1 };
-enum { VEC_X8_SUMS = 0 };
+enum { VEC_X8_SUMS = 0 };       /* few take halves, too */
 enum { VEC_X8_INT4_SUMS = 1 };
 enum { VEC_INT4_HIGH = 1 }; /* high nibbles are multiplied shifted */
 
