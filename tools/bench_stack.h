@@ -80,7 +80,8 @@ struct bench_memory {
 };
 int bench_memory_open(struct bench_memory *memory, unsigned threads);   /* -1: no memory */
 void bench_memory_close(struct bench_memory *memory);
-/* Bytes a second; of five times through all of it the best one, or the median. */
+/* Bytes a second, of one stream a thread or of four, whichever is faster; of five times through all
+ * of it the best one, or the median. */
 double bench_memory_read(struct bench_memory *memory, bool best);
 /* The best of five, all at once. */
 double bench_memory_rate(unsigned threads);
