@@ -53,7 +53,7 @@ static bool takes_subnormals(void)
 
 bool kern_weave_pays(const struct kern_ops *ops)
 {
-    return (ops == &kern_ops_avx512 || ops == &kern_ops_avx512_bf16) && takes_subnormals();
+    return ops != kern_ops_variant(KERN_CPU_REFERENCE) && takes_subnormals();
 }
 
 /* weave_group where products of woven weights pay. Bytes a of codes 0, 1 and b of codes 2, 3 become
@@ -61,7 +61,7 @@ bool kern_weave_pays(const struct kern_ops *ops)
  * bits that are added up for one of the result, the highest first in the lowest byte. The rows of
  * the next group are prefetched. */
 __attribute__((target("avx512f,avx512bw,avx512vbmi,gfni"))) static void
-weave_group_fast(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols)
+weave_group_avx512(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols)
 {
     const long long low_a = 0x0000000001020408, high_a = 0x1020400000000080;
     const long long low_b = 0x0102040800000000, high_b = 0x0000008010204000;
@@ -92,10 +92,54 @@ weave_group_fast(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols)
     }
 }
 
-static bool fast(void)
+/* The same where there are but 32 bytes to a register: codes 0 and 2 in the lower half, 1 and 3 in
+ * the upper one, until each dword has both. */
+__attribute__((target("avx2"))) static void weave_piece_avx2(uint8_t *to, const uint8_t *from)
 {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni");
+    const __m256i nibble = _mm256_set1_epi8(0x0f);
+    const __m256i a = _mm256_loadu_si256((const void *)from);
+    const __m256i b = _mm256_loadu_si256((const void *)(from + KERN_WOVEN / 2));
+    const __m256i low = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(a, nibble), 4),
+                                        _mm256_and_si256(b, nibble));
+    const __m256i high = _mm256_or_si256(
+        _mm256_or_si256(_mm256_and_si256(a, _mm256_set1_epi8((char)0x80)),
+                        _mm256_and_si256(b, _mm256_set1_epi8(0x70))),
+        _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(b, 4), _mm256_set1_epi8(0x08)),
+                        _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(0x07))));
+    /* Of the first and the last eight dwords: their upper halves, then their lower ones. */
+    const __m256i first = _mm256_unpacklo_epi8(low, high), last = _mm256_unpackhi_epi8(low, high);
+    const __m256i upper = _mm256_permute2x128_si256(first, last, 0x20);
+    const __m256i lower = _mm256_permute2x128_si256(first, last, 0x31);
+    const __m256i even = _mm256_unpacklo_epi16(lower, upper);
+    const __m256i odd = _mm256_unpackhi_epi16(lower, upper);
+    _mm256_storeu_si256((void *)to, _mm256_permute2x128_si256(even, odd, 0x20));
+    _mm256_storeu_si256((void *)(to + KERN_WOVEN / 2),
+                        _mm256_permute2x128_si256(even, odd, 0x31));
+}
+
+__attribute__((target("avx2"))) static void weave_group_avx2(uint8_t *to, const uint8_t *from,
+                                                             uint32_t rows, uint32_t cols)
+{
+    const size_t group = (size_t)rows * cols, step = (size_t)rows * KERN_WOVEN_CUT;
+    for (uint32_t r = 0; r < rows; r++) {
+        uint8_t *cut = to + (size_t)r * KERN_WOVEN_CUT;
+        for (uint32_t k = 0; k < cols; k += KERN_WOVEN_CUT, cut += step) {
+            for (uint32_t i = 0; i < KERN_WOVEN_CUT; i += KERN_WOVEN, from += KERN_WOVEN) {
+                __builtin_prefetch(from + group, 1, 2);
+                weave_piece_avx2(cut + i, from);
+            }
+        }
+    }
+}
+
+typedef void weave_fn(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols);
+
+static weave_fn *fastest(void)
+{
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("gfni"))
+        return weave_group_avx512;
+    return __builtin_cpu_supports("avx2") ? weave_group_avx2 : weave_group;
 }
 #else
 bool kern_weave_pays(const struct kern_ops *ops)
@@ -104,27 +148,23 @@ bool kern_weave_pays(const struct kern_ops *ops)
     return false;
 }
 
-static bool fast(void)
-{
-    return false;
-}
+typedef void weave_fn(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols);
 
-static void weave_group_fast(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_t cols)
+static weave_fn *fastest(void)
 {
-    weave_group(to, from, rows, cols);
+    return weave_group;
 }
 #endif
 
 void kern_weave(void *codes, uint32_t rows, uint32_t cols, void *scratch)
 {
-    const bool is_fast = fast();
+    weave_fn *const group = fastest();
     uint8_t *at = codes;
     MUST(cols % KERN_WOVEN_CUT == 0);
     for (uint32_t n = 0; n < rows; n += KERN_WOVEN_ROWS) {
         const uint32_t count = rows - n < KERN_WOVEN_ROWS ? rows - n : KERN_WOVEN_ROWS;
         const size_t bytes = (size_t)count * cols;
-        if (is_fast) weave_group_fast(scratch, at, count, cols);
-        else weave_group(scratch, at, count, cols);
+        group(scratch, at, count, cols);
         memcpy(at, scratch, bytes);
         at += bytes;
     }

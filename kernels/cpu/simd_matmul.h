@@ -146,6 +146,9 @@ VEC_INLINE void product_few(const struct kern_matmul *args, enum kern_dtype dtyp
         product_rows(args, dtype, scaled, 1, n, 1);
 }
 
+#if !defined(VEC_FP8_TABLES)
+#include "kernels/cpu/simd_woven_avx2.h"
+#endif
 #include "kernels/cpu/simd_panel.h"
 
 VEC_INLINE void product(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
@@ -162,6 +165,11 @@ VEC_INLINE void product(const struct kern_matmul *args, enum kern_dtype dtype, b
         } else if (args->m == 1) {
             fp8_product_one(args, row_begin, row_end);
         }
+        return;
+    }
+#else
+    if (dtype == KERN_FP8_WOVEN && args->m > 0 && args->m <= WOVEN_M) {
+        woven_product(args, row_begin, row_end);
         return;
     }
 #endif

@@ -275,8 +275,11 @@ static bool woven_as_defined(struct kcase *c, uint8_t *woven, const uint8_t *cod
 static bool check_weave(struct kcase *c)
 {
     static const uint32_t scale_rows[] = { 8, 16, 24, 64, 128 };
-    const uint32_t rows = 1 + below(c, 60), m = 1 + below(c, below(c, 2) ? 1 : 20);
-    const uint32_t cols = KERN_WOVEN_CUT * (1 + below(c, below(c, 4) ? 50 : 180));
+    const bool tall = below(c, 4) == 0; /* several groups that are worked on together */
+    const uint32_t rows = 1 + below(c, tall ? 250 : 60);
+    const uint32_t m = 1 + below(c, below(c, 2) ? 1 : 20);
+    const uint32_t cuts = tall ? 6 : below(c, 4) ? 50 : 180;
+    const uint32_t cols = KERN_WOVEN_CUT * (1 + below(c, cuts));
     struct kern_matrix w = { .dtype = KERN_FP8_E4M3, .rows = rows, .cols = cols,
                              .scale_rows = below(c, 3) ? scale_rows[below(c, 5)] : 1 + below(c, 5),
                              .scale_cols = KERN_WOVEN_CUT };
