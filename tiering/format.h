@@ -53,6 +53,7 @@ enum {
 enum {
     TIER_FORMAT_ROWS,
     TIER_FORMAT_TILES,          /* as CPUs multiply INT8 and INT4 (kernels/tile.h); in packs */
+    TIER_FORMAT_WOVEN,          /* as some multiply FP8 (kernels/weave.h); in packs */
 };
 
 struct tier_format_part {

@@ -23,9 +23,10 @@ int tier_lib_folder_open(struct tier_store **out, const char *dir, const char *i
     struct base_err err = { 0 };
     int rc = tier_store_open(out, dir, index, NULL, &err);
     if (rc == 0 && tier_store_order(*out) != TIER_ORDER_ROWS) {
-        rc = base_err_set(&err, BASE_EMISMATCH, "%s: its experts lie in %s, as Expertier's CPU "
-                          "kernels take them: pack them in rows", tier_store_index_path(*out),
-                          tier_store_order_name(tier_store_order(*out)));
+        rc = base_err_set(&err, BASE_EMISMATCH, "%s: its experts %s, as Expertier's CPU kernels "
+                          "take them: pack them in rows", tier_store_index_path(*out),
+                          tier_store_order(*out) == TIER_ORDER_WOVEN ? "are woven"
+                                                                     : "lie in tiles");
         tier_store_close(*out);
         *out = NULL;
     }

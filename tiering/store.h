@@ -72,6 +72,7 @@ struct tier_record {
 enum tier_order {
     TIER_ORDER_ROWS,
     TIER_ORDER_TILES,           /* kernels/tile.h: INT8 and INT4 as the CPU multiplies them */
+    TIER_ORDER_WOVEN,           /* kernels/weave.h: FP8 as the CPU multiplies it by f32 */
 };
 
 /* Shape and type of one part, the same for every expert of the store; `cols` counts elements: a
@@ -147,7 +148,7 @@ bool tier_store_packed(const struct tier_store *store); /* into pack files, not 
 const struct tier_part *tier_store_parts(const struct tier_store *store);   /* [TIER_PARTS] */
 const char *tier_store_part_name(unsigned part);    /* "gate", "gate scales", ... */
 enum tier_order tier_store_order(const struct tier_store *store);   /* of all matrices */
-const char *tier_store_order_name(enum tier_order order);           /* "rows", "tiles" */
+const char *tier_store_order_name(enum tier_order order);           /* "rows", "tiles", "woven" */
 
 /* Record of an expert; layer counts from 0 over the layers WITH experts ("moe layer"). Fills the
  * caller's struct: records are stored compactly. */

@@ -17,7 +17,8 @@ _Static_assert((int)TIER_FORMAT_PARTS == (int)TIER_PARTS, "the format's parts ar
 _Static_assert((int)TIER_FORMAT_PAGE == (int)TIER_PAGE, "the format's pages are the store's");
 _Static_assert((int)TIER_FORMAT_STRETCHES == (int)TIER_STRETCHES, "the format's are the store's");
 _Static_assert((int)TIER_FORMAT_ROWS == (int)TIER_ORDER_ROWS &&
-                   (int)TIER_FORMAT_TILES == (int)TIER_ORDER_TILES,
+                   (int)TIER_FORMAT_TILES == (int)TIER_ORDER_TILES &&
+                   (int)TIER_FORMAT_WOVEN == (int)TIER_ORDER_WOVEN,
                "the format's orders are the store's");
 
 static const struct {
@@ -77,15 +78,28 @@ bool tier_image_block_fits(uint32_t type, uint32_t block_rows, uint32_t block_co
     return block_rows > 0 && block_cols > 0;
 }
 
-bool tier_image_order_fits(uint32_t type, uint32_t order)
+bool tier_image_order_fits(const struct tier_format_header *h, unsigned p, uint32_t order)
 {
-    bool grouped = type == TIER_TYPE_I8 || type == TIER_TYPE_U8;
-    return order == TIER_FORMAT_ROWS || (order == TIER_FORMAT_TILES && grouped);
+    enum { CUT = 128 }; /* columns of a woven row that share a scale (kernels/weave.h) */
+    const struct tier_format_part *matrix = &h->parts[p];
+    switch (order) {
+    case TIER_FORMAT_ROWS:
+        return true;
+    case TIER_FORMAT_TILES:
+        return matrix->type == TIER_TYPE_I8 || matrix->type == TIER_TYPE_U8;
+    case TIER_FORMAT_WOVEN:
+        return matrix->type == TIER_TYPE_F8_E4M3 && matrix->cols > 0 && matrix->cols % CUT == 0 &&
+               h->parts[p + 1].type != TIER_TYPE_NONE && h->block_rows > 0 && h->block_cols == CUT;
+    default:
+        return false;
+    }
 }
 
 const char *tier_store_order_name(enum tier_order order)
 {
-    return order == TIER_ORDER_TILES ? "tiles" : "rows";
+    static const char *const names[] = { "rows", "tiles", "woven" };
+    MUST((unsigned)order < sizeof names / sizeof *names);
+    return names[order];
 }
 
 const char *tier_store_part_name(unsigned part)
@@ -214,7 +228,7 @@ static int check_order(const struct tier_format_header *h, const char *name, str
     const bool may = h->version >= TIER_INDEX_VERSION_PACK && h->kind == TIER_INDEX_PACK;
     for (unsigned p = 0; p < TIER_PARTS; p++) {
         if (h->parts[p].order == order && (order == TIER_FORMAT_ROWS || may) &&
-            tier_image_order_fits(h->parts[p & ~1u].type, order)) {
+            tier_image_order_fits(h, p & ~1u, order)) {
             continue;
         }
         return base_err_set(err, BASE_EFORMAT, "%s: part %s of type %u has order %u", name,

@@ -54,8 +54,8 @@ uint64_t tier_image_checksum(const void *bytes, size_t size);
 
 /* Types on disk and in memory; -1 for what an expert cannot have. */
 int tier_image_dtype(uint32_t type);
-/* Whether a matrix of this type may lie in this order. */
-bool tier_image_order_fits(uint32_t type, uint32_t order);
+/* Whether the matrix of part p, which is even, may lie in this order. */
+bool tier_image_order_fits(const struct tier_format_header *h, unsigned p, uint32_t order);
 uint32_t tier_image_type(enum model_dtype dtype);
 /* Element size of a type on disk; 0 for none. */
 uint32_t tier_image_type_bytes(uint32_t type);

@@ -79,7 +79,13 @@ static int plan(struct packer *p, struct base_err *err)
                             o->dir_count);
     }
     for (unsigned part = 0; part < TIER_PARTS; part += 2) {
-        if (tier_image_order_fits(h->parts[part].type, (uint32_t)o->order)) continue;
+        if (tier_image_order_fits(h, part, (uint32_t)o->order)) continue;
+        if (o->order == TIER_ORDER_WOVEN) {
+            return base_err_set(err, BASE_EMISMATCH, "%s: its experts cannot be packed woven: "
+                                "FP8 ones can, with scales of blocks of 128 columns and rows of "
+                                "whole blocks",
+                                tier_store_index_path(p->source));
+        }
         return base_err_set(err, BASE_EMISMATCH, "%s: experts of %s cannot be packed in tiles: "
                             "INT8 and INT4 ones can, which `tier-pack quantize` makes",
                             tier_store_index_path(p->source),

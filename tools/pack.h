@@ -31,6 +31,7 @@ unsigned pack_threads(void);
 
 /* The matrices of an expert, which are rearranged as they are packed (pack_order.c). */
 struct pack_order {
+    enum tier_order order;
     struct kern_matrix matrices[MODEL_MATRIX_COUNT];
 };
 /* Has `options` pack the experts of `source` in this order; borrows `made`. */

@@ -1,22 +1,40 @@
-/* Packs whose experts lie as the CPU multiplies them: repack --order tiles. */
+/* Packs whose experts lie as the CPU multiplies them: repack --order tiles, or woven. */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "engine/coding.h"
 #include "kernels/tile.h"
+#include "kernels/weave.h"
 #include "tools/pack.h"
+
+static int tile(const struct kern_matrix *w, void *data, void *scales)
+{
+    void *scratch = malloc(kern_tile_scratch(w));
+    if (!scratch) return -ENOMEM;
+    kern_tile(w, data, scales, scratch);
+    free(scratch);
+    return 0;
+}
+
+static int weave(const struct kern_matrix *w, void *data)
+{
+    void *scratch = malloc(kern_weave_scratch(w->cols));
+    if (!scratch) return -ENOMEM;
+    kern_weave(data, w->rows, w->cols, scratch);
+    free(scratch);
+    return 0;
+}
 
 static int arrange(void *context, void *const parts[TIER_PARTS])
 {
     const struct pack_order *order = context;
-    for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
+    int rc = 0;
+    for (int m = 0; m < MODEL_MATRIX_COUNT && rc == 0; m++) {
         const struct kern_matrix *w = &order->matrices[m];
-        void *scratch = malloc(kern_tile_scratch(w));
-        if (!scratch) return -ENOMEM;
-        kern_tile(w, parts[2 * m], parts[2 * m + 1], scratch);
-        free(scratch);
+        rc = order->order == TIER_ORDER_WOVEN ? weave(w, parts[2 * m])
+                                              : tile(w, parts[2 * m], parts[2 * m + 1]);
     }
-    return 0;
+    return rc;
 }
 
 void pack_order(struct pack_order *made, struct tier_pack_options *options, enum tier_order order,
@@ -25,6 +43,7 @@ void pack_order(struct pack_order *made, struct tier_pack_options *options, enum
     options->order = order;
     options->arrange = arrange;
     options->arrange_context = made;
+    made->order = order;
     for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
         made->matrices[m] = eng_coding_expert(source, shape, m);
     }

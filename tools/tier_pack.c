@@ -190,7 +190,7 @@ static void info_text(const struct tier_store *store)
     uint64_t experts = (uint64_t)tier_store_layers(store) * tier_store_experts(store);
     printf("index    %s\n", tier_store_index_path(store));
     if (tier_store_packed(store)) {
-        printf("points   into %u pack files, %u %s of each expert, in %s\n",
+        printf("points   into %u pack files, %u %s of each expert, order: %s\n",
                tier_store_files(store), tier_store_copies(store),
                tier_store_copies(store) == 1 ? "copy" : "copies",
                tier_store_order_name(tier_store_order(store)));
@@ -253,8 +253,10 @@ static int run_repack(int count, char **arguments)
     enum tier_order order = TIER_ORDER_ROWS;
     if (strcmp(pack_flags.order, "tiles") == 0) {
         order = TIER_ORDER_TILES;
+    } else if (strcmp(pack_flags.order, "woven") == 0) {
+        order = TIER_ORDER_WOVEN;
     } else if (strcmp(pack_flags.order, "rows") != 0) {
-        return cli_misuse("--order %s: wanted rows or tiles", pack_flags.order);
+        return cli_misuse("--order %s: wanted rows, tiles or woven", pack_flags.order);
     }
     int rc = model_shape_load(&shape, arguments[0], &err);
     if (rc == 0) rc = pack_open(&source, arguments[0], &err);
@@ -301,7 +303,8 @@ static const struct cli_flag repack_flags[] = {
     { "mode", CLI_TEXT, &pack_flags.mode, "MODE",
       "several folders: stripe (default) adds up their bandwidth, mirror survives a bad disk" },
     { "order", CLI_TEXT, &pack_flags.order, "ORDER",
-      "rows (default), or tiles: INT8 and INT4 as CPUs multiply them, not for cards" },
+      "rows (default); as CPUs multiply them, not for cards: tiles for INT8 and INT4, woven for "
+      "FP8 with f32 activations" },
     { "threads", CLI_UINT, &pack_flags.threads, "N", "readers; 0 = one per core, at most 16" },
     { "sync", CLI_BYTES, &pack_flags.sync_bytes, "SIZE",
       "make progress durable this often (256MiB)" },

@@ -6,7 +6,8 @@ struct kern_matrix eng_coding_expert(const struct tier_store *store, const struc
                                      int m)
 {
     const struct tier_part *part = &tier_store_parts(store)[2 * m], *scales = part + 1;
-    return (struct kern_matrix){ .dtype = eng_weights_dtype(part->dtype),
+    const bool woven = part->order == TIER_ORDER_WOVEN;
+    return (struct kern_matrix){ .dtype = woven ? KERN_FP8_WOVEN : eng_weights_dtype(part->dtype),
                                  .rows = m == MODEL_DOWN ? s->hidden : s->expert_width,
                                  .cols = m == MODEL_DOWN ? s->expert_width : s->hidden,
                                  .scale_rows = scales->block_rows,

@@ -127,7 +127,8 @@ static int learn_experts(struct eng *eng, const struct eng_open_args *args, stru
         struct kern_matrix *w = &eng->core.expert[m];
         *w = eng_coding_expert(store, s, m);
         eng->core.expert_scaled[m] = scales->rows > 0;
-        bool needs_scales = w->dtype == KERN_FP8_E4M3 || kern_dtype_grouped(w->dtype);
+        bool woven = w->dtype == KERN_FP8_WOVEN;
+        bool needs_scales = w->dtype == KERN_FP8_E4M3 || woven || kern_dtype_grouped(w->dtype);
         bool bare = needs_scales && scales->rows == 0;
         if (w->dtype == KERN_DTYPE_COUNT || bare || part->rows != w->rows ||
             (size_t)part->cols * model_dtype_bytes(part->dtype) !=
@@ -138,10 +139,17 @@ static int learn_experts(struct eng *eng, const struct eng_open_args *args, stru
                 tier_store_index_path(store), 2 * m, part->rows, part->cols,
                 model_dtype_name(part->dtype), bare ? " without scales" : "", w->rows, w->cols);
         }
-        if (args->device && w->tiled) {
+        if (args->device && (w->tiled || woven)) {
             return base_err_set(err, BASE_EMISMATCH,
-                                "%s: its experts lie in tiles, as CPUs multiply them, and a card "
-                                "takes rows: `tier-pack repack` without --order makes such a pack",
+                                "%s: its experts %s, as CPUs multiply them, and a card takes "
+                                "rows: `tier-pack repack` without --order makes such a pack",
+                                tier_store_index_path(store), woven ? "are woven" : "lie in tiles");
+        }
+        if (woven && args->config->activations != ENG_ACTIVATIONS_F32) {
+            return base_err_set(err, BASE_EMISMATCH,
+                                "%s: its experts are woven, for f32 activations, and others take "
+                                "rows: leave engine.activations at f32, or make a pack with "
+                                "`tier-pack repack` without --order",
                                 tier_store_index_path(store));
         }
         if (!args->device) *w = args->landing->landed[m];

@@ -35,7 +35,7 @@ static void learn(struct eng_landing *landing, const struct tier_store *store,
         const struct kern_matrix stored = eng_coding_expert(store, shape, (enum model_matrix)m);
         struct kern_matrix *landed = &landing->landed[m];
         landing->stored[m] = *landed = stored;
-        if (stored.tiled) {
+        if (stored.tiled || stored.dtype == KERN_FP8_WOVEN) {
             /* A pack that has them as they run. */
         } else if (kern_dtype_grouped(stored.dtype)) {
             const size_t bytes = kern_tile_part_scratch(&stored);
@@ -122,7 +122,7 @@ static void land_part(void *context, uint32_t chunk, unsigned thread)
     const uint32_t m = chunk / landing->cuts, part = chunk % landing->cuts;
     const struct kern_matrix *stored = &landing->stored[m], *landed = &landing->landed[m];
     uint32_t begin, end;
-    if (!landed->tiled && landed->dtype != KERN_FP8_WOVEN) return;
+    if (landed->tiled == stored->tiled && landed->dtype == stored->dtype) return;
     char *data = pass->parts[2 * m], *scales = pass->parts[2 * m + 1];
     MUST(data && scales);
     part_rows(landing, m, part, &begin, &end);

@@ -38,7 +38,9 @@ refuse 1 'do not match their checksum' "$bin/tier-pack" verify "$model" \
     --index "$work/stripe-a/expertier.index"
 refuse 1 'experts of F8_E4M3 cannot be packed in tiles' "$bin/tier-pack" repack "$model" --index "$index" \
     --to "$work/c" --order tiles
-refuse 2 'rows or tiles' "$bin/tier-pack" repack "$model" --to "$work/c" --order columns
+refuse 1 'experts cannot be packed woven' "$bin/tier-pack" repack "$model" --index "$index" \
+    --to "$work/c" --order woven
+refuse 2 'rows, tiles or woven' "$bin/tier-pack" repack "$model" --to "$work/c" --order columns
 refuse 2 '--to' "$bin/tier-pack" repack "$model" --index "$index"
 refuse 2 'stripe or mirror' "$bin/tier-pack" repack "$model" --to "$work/c" --mode both
 refuse 2 '' "$bin/tier-pack" index
