@@ -1,5 +1,5 @@
-/* Woven FP8: the order of FP8 weights that the AVX-512 set multiplies from fastest, where subnormal
- * operands cost nothing.
+/* Woven FP8: the order of FP8 weights that the AVX-512 and the AVX2 set multiply from fastest, where
+ * subnormal operands cost nothing.
  *
  * Rows stand in groups of sixteen (the last group has those that are left). Of a group first come
  * the first 128 columns of each row, then the next 128 of each and so on:
@@ -22,8 +22,9 @@
  * the nibbles of each byte swapped codes 2 and 3. So 64 codes become floats by seven operations, of
  * which none looks anything up (README.md has what that gives).
  *
- * A NaN becomes 480: checkpoints that hold one are refused when they are read or indexed. Files
- * keep rows; the cuts, the order of sums and the bits of products are those of rows. A matrix has
+ * A NaN becomes 480: checkpoints that hold one are refused when they are read or indexed. Checkpoints
+ * keep rows, packs may have either; the cuts, the order of sums and the bits of products are those
+ * of rows. A matrix has
  * as many bytes as in rows, and a group lies where its rows lay.
  */
 #ifndef KERNELS_WEAVE_H

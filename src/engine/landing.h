@@ -3,7 +3,7 @@
  * processor gains by it, from woven rows (kernels/weave.h). So what is read is rearranged in its
  * slot as it lands (tiering/landing.h), and leases of the CPU read that from then on, in dram and
  * in an hbm that is memory of the host. A card's kernels take rows: there is no landing, as with
- * the other types, and with a pack that has INT8 and INT4 in tiles already.
+ * the other types, and with a pack that has experts in tiles or woven already.
  *
  * Owns scratch: what the parts of an expert save of each other, and for each compute thread two
  * tiles or a group of woven rows. The hook is called by the tiers on the engine thread; while an
