@@ -22,10 +22,9 @@
  * the nibbles of each byte swapped codes 2 and 3. So 64 codes become floats by seven operations, of
  * which none looks anything up (README.md has what that gives).
  *
- * A NaN becomes 480: checkpoints that hold one are refused when they are read or indexed. Checkpoints
- * keep rows, packs may have either; the cuts, the order of sums and the bits of products are those
- * of rows. A matrix has
- * as many bytes as in rows, and a group lies where its rows lay.
+ * A NaN becomes 480: checkpoints that hold one are refused when they are read or indexed.
+ * Checkpoints keep rows, packs may have either; the cuts, the order of sums and the bits of products
+ * are those of rows. A matrix has as many bytes as in rows, and a group lies where its rows lay.
  */
 #ifndef KERNELS_WEAVE_H
 #define KERNELS_WEAVE_H
