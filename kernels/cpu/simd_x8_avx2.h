@@ -12,7 +12,7 @@ enum {
     X8_REGS = 4,        /* of a line */
     X8_REG_BYTES = X8_LINE / X8_REGS,
     X8_REG_ROWS = X8_REG_BYTES / KERN_TILE_COLS,
-    X8_AHEAD = 2176,    /* bytes from what is multiplied to what is fetched (README.md) */
+    X8_AHEAD = 2176,    /* bytes, of INT4 twice, from what is multiplied to what is fetched */
     X8_TOGETHER = 8,    /* operand rows that go through a span of weights one after the other */
     X8_SHARING = 4,     /* of these, at most, those that share what is loaded of it */
     X8_PARTS = 2,       /* sums: of the first digit, and of the two others joined */
@@ -163,12 +163,15 @@ VEC_INLINE void x8_start(const struct x8_shape s, const struct x8_operand *x, ui
     }
 }
 
-/* Each cache line once, by the first of the registers that lie in it. */
+/* Fetches each cache line once: both of a line where all its registers go together, else with the
+ * first register that lies in it. */
 VEC_INLINE void x8_ahead(const struct x8_shape s, const uint8_t *line, uint32_t reg)
 {
-    if (reg % 2 != 0) return;
-    __builtin_prefetch(line + X8_AHEAD, 0, 3);
-    if (s.regs == X8_REGS) __builtin_prefetch(line + X8_AHEAD + 64, 0, 3);
+    const bool both = x8_waiting(s) == X8_REGS;
+    const uint8_t *at = line + (s.dtype == KERN_INT4 ? 2 * X8_AHEAD : X8_AHEAD);
+    if (reg % (both ? X8_REGS : 2) != 0) return;
+    __builtin_prefetch(at, 0, 3);
+    if (both) __builtin_prefetch(at + 2 * X8_REG_BYTES, 0, 3);
 }
 
 /* Four columns, those of `line` of the group, of one operand row, which begin at `x`. */
