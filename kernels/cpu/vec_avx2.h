@@ -27,12 +27,7 @@ enum { VEC_GEMV_ROWS = 4, VEC_TRANSPOSE = 4 };
  * registers of columns. */
 enum { VEC_MLA_HEADS = 4, VEC_MLA_TOKENS = 3, VEC_MLA_COLUMNS = 2 };
 
-/* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
- * for their sums, and the halves of a line that a single one takes together. */
-enum { VEC_X8_ROWS_FAST = 2, VEC_X8_ROWS_FULL = 1, VEC_X8_ROWS_MOST = 2, VEC_X8_HALVES = 1 };
-enum { VEC_X8_SUMS = 0 };       /* few take halves, too */
-enum { VEC_X8_INT4_SUMS = 1 };
-enum { VEC_INT4_HIGH = 1 }; /* high nibbles are multiplied shifted */
+#define VEC_X8_PRODUCTS "kernels/cpu/simd_x8_avx2.h"
 
 struct vec {
     __m256 low, high;
@@ -276,89 +271,6 @@ VEC_INLINE __m256 vec_fp8_usual_half(const void *from)
 VEC_INLINE struct vec vec_from_fp8_usual(const uint8_t *from)
 {
     return (struct vec){ vec_fp8_usual_half(from), vec_fp8_usual_half(from + 8) };
-}
-
-/* Sixteen i32 lanes: sums of four products of bytes. */
-struct ivec {
-    __m256i low, high;
-};
-
-VEC_INLINE struct ivec ivec_load(const int8_t *codes)
-{
-    return (struct ivec){ _mm256_loadu_si256((const void *)codes),
-                          _mm256_loadu_si256((const void *)(codes + 32)) };
-}
-
-/* What a group's sums start with: INT4 weights are moved up so that they are not negative. */
-VEC_INLINE struct ivec ivec_start(enum kern_dtype dtype, const uint8_t *start)
-{
-    int32_t value = 0;
-    if (dtype == KERN_INT4) memcpy(&value, start, sizeof value);
-    return (struct ivec){ _mm256_set1_epi32(value), _mm256_set1_epi32(value) };
-}
-
-/* 64 INT8 weights. */
-VEC_INLINE struct ivec ivec_int8(const uint8_t *from)
-{
-    return (struct ivec){ _mm256_loadu_si256((const void *)from),
-                          _mm256_loadu_si256((const void *)(from + 32)) };
-}
-
-/* The low and the high nibbles of 64 bytes. */
-VEC_INLINE void ivec_int4(const uint8_t *from, struct ivec *low_to, struct ivec *high_to)
-{
-    const struct ivec pairs = ivec_int8(from);
-    const __m256i nibble = _mm256_set1_epi8(15);
-    low_to->low = _mm256_and_si256(pairs.low, nibble);
-    low_to->high = _mm256_and_si256(pairs.high, nibble);
-    high_to->low = _mm256_and_si256(_mm256_srli_epi16(pairs.low, 4), nibble);
-    high_to->high = _mm256_and_si256(_mm256_srli_epi16(pairs.high, 4), nibble);
-}
-
-/* The second are the sums of high nibbles already: twice 255 x 127 is more than sixteen bits hold,
- * so nibbles are taken apart. */
-VEC_INLINE struct ivec ivec_int4_high(struct ivec low, struct ivec high)
-{
-    (void)low;
-    return high;
-}
-
-VEC_INLINE struct ivec ivec_int4_lowered(struct ivec a)
-{
-    return a;
-}
-
-/* 32 products as sixteen sums. Signed: |w| times x with w's sign; 128 x 127 x 2 fits. */
-VEC_INLINE __m256i ivec_pairs(enum kern_dtype dtype, __m256i w, __m256i x)
-{
-    if (dtype == KERN_INT4) return _mm256_maddubs_epi16(w, x);
-    return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-}
-
-VEC_INLINE __m256i ivec_pair_sums(__m256i pairs, __m256i sum)
-{
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-
-/* Four codes, the same in every lane. */
-VEC_INLINE struct ivec ivec_four(const uint8_t *codes)
-{
-    int32_t four;
-    memcpy(&four, codes, sizeof four);
-    return (struct ivec){ _mm256_set1_epi32(four), _mm256_set1_epi32(four) };
-}
-
-/* sum += in each lane the products of four weights and four codes. */
-VEC_INLINE struct ivec ivec_dot(enum kern_dtype dtype, struct ivec w, struct ivec x,
-                                struct ivec sum)
-{
-    return (struct ivec){ ivec_pair_sums(ivec_pairs(dtype, w.low, x.low), sum.low),
-                          ivec_pair_sums(ivec_pairs(dtype, w.high, x.high), sum.high) };
-}
-
-VEC_INLINE struct vec ivec_float(struct ivec a)
-{
-    return (struct vec){ _mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high) };
 }
 
 /* Eight floats in a register: without the empty statement the compiler would rather read memory

@@ -31,9 +31,11 @@ enum { VEC_GEMV_ROWS = 4, VEC_TRANSPOSE = 8 };
  * registers of columns. */
 enum { VEC_MLA_HEADS = 8, VEC_MLA_TOKENS = 3, VEC_MLA_COLUMNS = 2 };
 
-/* Products of tiles (simd_x8.h): operand rows that share a load of weights, as many as have room
- * for their sums, the halves of a line that few of them take together, and the sums up to which
- * they do. */
+#define VEC_X8_PRODUCTS "kernels/cpu/simd_x8_vnni.h"
+
+/* Products of tiles (simd_x8_vnni.h): operand rows that share a load of weights, as many as have
+ * room for their sums, the halves of a line that few of them take together, and the sums up to
+ * which they do. */
 enum { VEC_X8_ROWS_FAST = 8, VEC_X8_ROWS_FULL = 4, VEC_X8_ROWS_MOST = 8, VEC_X8_HALVES = 2 };
 enum { VEC_X8_SUMS = 16 };
 enum { VEC_X8_INT4_SUMS = 2 };  /* times as many of them: so many fewer rows */
