@@ -150,6 +150,9 @@ VEC_INLINE void product_few(const struct kern_matmul *args, enum kern_dtype dtyp
 #include "kernels/cpu/simd_woven_avx2.h"
 #endif
 #include "kernels/cpu/simd_panel.h"
+#if defined(VEC_TILE_HALVES)
+#include "kernels/cpu/simd_few.h"
+#endif
 
 VEC_INLINE void product(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
                         uint32_t row_begin, uint32_t row_end)
@@ -170,6 +173,15 @@ VEC_INLINE void product(const struct kern_matmul *args, enum kern_dtype dtype, b
 #else
     if (dtype == KERN_FP8_WOVEN && args->m > 0 && args->m <= WOVEN_M) {
         woven_product(args, row_begin, row_end);
+        return;
+    }
+#endif
+#if defined(VEC_TILE_HALVES)
+    if (dtype == KERN_FP8_E4M3 && scaled && args->w->scale_cols == FP8_CUT && args->m > 1 &&
+        args->m <= FEW_M) {
+        if (args->m == 2) few_2(args, row_begin, row_end);
+        else if (args->m == 3) few_3(args, row_begin, row_end);
+        else few_4(args, row_begin, row_end);
         return;
     }
 #endif

@@ -25,6 +25,12 @@ struct panels {
     const uint8_t *after; /* weights to prefetch while those before them are decoded, or NULL */
 };
 
+#if defined(VEC_TILE_HALVES)
+#include "kernels/cpu/simd_halves.h"
+#else
+#include "kernels/cpu/simd_tiles.h"
+#endif
+
 /* The next chunk from k0 on: as many cuts as fit. */
 VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, enum kern_dtype dtype,
                             bool scaled, uint32_t n, uint32_t n_count, uint32_t k0, uint32_t k1)
@@ -38,8 +44,7 @@ VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, en
         const uint32_t steps = (end - k0 + KERN_LANES - 1) / KERN_LANES;
         if (chunk->steps + steps > PANEL_STEPS)
             break;
-        for (uint32_t r = 0; scaled && r < PANEL_N; r++)
-            chunk->scale[chunk->cuts][r] = r < n_count ? scale_at(w, dtype, n + r, k0) : 0.0f;
+        if (scaled) panel_scales(chunk->scale[chunk->cuts], w, dtype, n, n_count, k0);
         chunk->cut_end[chunk->cuts++] = end;
         chunk->steps += steps;
         k0 = end;
@@ -47,181 +52,50 @@ VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, en
     chunk->k1 = k0;
 }
 
-/* Columns [k, end) of one row, decoded; sixteen floats every `stride`. Returns where the next
- * go. */
-VEC_INLINE float *cut_decode(float *to, size_t stride, enum kern_dtype dtype, const uint8_t *row,
+/* Columns [k, end) of one row, decoded into a tile `width` rows wide. Returns where the next go. */
+VEC_INLINE float *cut_decode(float *to, uint32_t width, enum kern_dtype dtype, const uint8_t *row,
                              uint32_t k, uint32_t end)
 {
     const bool woven = dtype == KERN_FP8_WOVEN, fp8 = woven || dtype == KERN_FP8_E4M3;
+    const size_t stride = (size_t)width * KERN_LANES;
     for (; woven && k % KERN_WOVEN && k < end; k += KERN_LANES, to += stride)
-        vec_store(to, weight_load(dtype, row, k));
+        panel_store(to, width, weight_load(dtype, row, k));
     for (; fp8 && k + FP8_STEP <= end; k += FP8_STEP, to += 4 * stride) {
         struct vec values[4];
-        fp8_step(dtype, row + k, values);
-        UNROLL for (uint32_t i = 0; i < 4; i++) vec_store(to + i * stride, values[i]);
+        panel_fp8(dtype, row + k, values);
+        UNROLL for (uint32_t i = 0; i < 4; i++) panel_store(to + i * stride, width, values[i]);
     }
     for (; dtype == KERN_FP8_E4M3 && k + 2 * KERN_LANES <= end; k += 2 * KERN_LANES) {
         const bool usual = vec_fp8_usual(&row, 1, k);
         for (uint32_t i = k; i < k + 2 * KERN_LANES; i += KERN_LANES, to += stride)
-            vec_store(to, usual ? vec_from_fp8_usual(row + i) : vec_from_fp8(row + i));
+            panel_store(to, width, usual ? vec_from_fp8_usual(row + i) : vec_from_fp8(row + i));
     }
     for (; k + KERN_LANES <= end; k += KERN_LANES, to += stride)
-        vec_store(to, weight_load(dtype, row, k));
+        panel_store(to, width, weight_load(dtype, row, k));
     if (k < end) {
-        vec_store(to, weight_load_part(dtype, row, k, end - k));
+        panel_store(to, width, weight_load_part(dtype, row, k, end - k));
         to += stride;
     }
     return to;
 }
 
-/* Rows [n, n + count) over the chunk, filled up with a row of zeros to an even number. */
+/* Rows [n, n + count) over the chunk, filled up with a row of zeros as panel_rows says. */
 VEC_INLINE void panel_fill(float *panel, const struct chunk *chunk, const struct kern_matrix *w,
-                           enum kern_dtype dtype, uint32_t width, uint32_t n, uint32_t count)
+                           enum kern_dtype dtype, uint32_t widest, uint32_t n, uint32_t count)
 {
-    const size_t stride = (size_t)width * KERN_LANES;
-    const uint32_t padded = (count + 1) / 2 * 2;
-    for (uint32_t r = 0; r < padded; r++) {
-        float *to = panel + (size_t)(r / width) * chunk->steps * stride + r % width * KERN_LANES;
+    for (uint32_t r = 0; r < panel_rows(count); r++) {
+        uint32_t width;
+        float *to = panel_row(panel, chunk->steps, widest, count, r, &width);
         uint32_t k = chunk->k0;
         const bool woven = dtype == KERN_FP8_WOVEN && r < count;
         const uint8_t *row = woven ? woven_row_at(w, n + r, k) : row_at(w, dtype, n + r);
         const size_t apart = woven ? woven_apart(w, n + r) : 0;
         for (uint32_t cut = 0; r < count && cut < chunk->cuts; cut++, row += apart) {
-            to = cut_decode(to, stride, dtype, row, k, chunk->cut_end[cut]);
+            to = cut_decode(to, width, dtype, row, k, chunk->cut_end[cut]);
             k = chunk->cut_end[cut];
         }
         for (uint32_t step = 0; r >= count && step < chunk->steps; step++)
-            vec_store(to + step * stride, vec_zero());
-    }
-}
-
-/* The registers of a tile. */
-struct tile {
-    struct vec at[VEC_TILE_M][VEC_TILE_N];
-};
-
-/* Adds the products of a cut of `count` columns; x points at its first column. */
-VEC_INLINE void tile_cut(uint32_t rows, uint32_t cols, uint32_t width, uint32_t count,
-                         struct tile *sums, const float *w, const float *x, size_t x_stride)
-{
-    for (uint32_t step = 0; step < count / KERN_LANES; step++) {
-        vec_tile_step(rows, cols, sums->at, w, x, x_stride);
-        w += width * KERN_LANES;
-        x += KERN_LANES;
-    }
-    if (count % KERN_LANES) {
-        float rest[VEC_TILE_M * KERN_LANES];
-        for (uint32_t m = 0; m < rows; m++)
-            vec_store(rest + m * KERN_LANES, vec_load_part(x + m * x_stride, count % KERN_LANES));
-        vec_tile_step(rows, cols, sums->at, w, rest, KERN_LANES);
-    }
-}
-
-VEC_INLINE void tile_zero(uint32_t rows, uint32_t cols, struct tile *t)
-{
-    UNROLL for (uint32_t m = 0; m < rows; m++) {
-        UNROLL for (uint32_t n = 0; n < cols; n++) t->at[m][n] = vec_zero();
-    }
-}
-
-/* What the chunks before this one gave. */
-VEC_INLINE void tile_load(uint32_t rows, uint32_t cols, struct tile *t, bool first,
-                          const float *total)
-{
-    tile_zero(rows, cols, t);
-    if (first) return;
-    UNROLL for (uint32_t m = 0; m < rows; m++) {
-        UNROLL for (uint32_t n = 0; n < cols; n++)
-            t->at[m][n] = vec_load(total + (m * PANEL_N + n) * KERN_LANES);
-    }
-}
-
-VEC_INLINE void tile_store(uint32_t rows, uint32_t cols, const struct tile *t, float *total)
-{
-    UNROLL for (uint32_t m = 0; m < rows; m++) {
-        UNROLL for (uint32_t n = 0; n < cols; n++)
-            vec_store(total + (m * PANEL_N + n) * KERN_LANES, t->at[m][n]);
-    }
-}
-
-/* rows x cols outputs over the chunk, which is one cut; x points at its first column. */
-VEC_INLINE void tile_multiply(uint32_t rows, uint32_t cols, const struct chunk *chunk,
-                              const float *w, const float *x, size_t x_stride, float *total)
-{
-    struct tile sums;
-    tile_load(rows, cols, &sums, chunk->first, total);
-    tile_cut(rows, cols, VEC_TILE_N, chunk->k1 - chunk->k0, &sums, w, x, x_stride);
-    tile_store(rows, cols, &sums, total);
-}
-
-/* The same with scales: for each cut total = fma(cut, scale, total). Where there are registers
- * enough the totals stay in them over the chunk, beside the sums; so the tile is smaller. */
-VEC_INLINE void tile_multiply_scaled(uint32_t rows, uint32_t cols, const struct chunk *chunk,
-                                     uint32_t n, const float *w, const float *x, size_t x_stride,
-                                     float *total)
-{
-    struct tile totals;
-    uint32_t k = chunk->k0;
-    tile_load(rows, cols, &totals, chunk->first, total);
-    for (uint32_t cut = 0; cut < chunk->cuts; cut++) {
-        const uint32_t count = chunk->cut_end[cut] - k;
-        struct tile sums;
-        tile_zero(rows, cols, &sums);
-        tile_cut(rows, cols, VEC_SCALED_N, count, &sums, w, x, x_stride);
-        UNROLL for (uint32_t i = 0; i < cols; i++)
-        {
-            const struct vec scale = vec_set1(chunk->scale[cut][n + i]);
-            UNROLL for (uint32_t m = 0; m < rows; m++)
-                totals.at[m][i] = vec_fma(sums.at[m][i], scale, totals.at[m][i]);
-        }
-        w += (count + KERN_LANES - 1) / KERN_LANES * (VEC_SCALED_N * KERN_LANES);
-        x += count;
-        k += count;
-    }
-    tile_store(rows, cols, &totals, total);
-}
-
-VEC_INLINE void tile_any(uint32_t rows, uint32_t cols, bool scaled, const struct chunk *chunk,
-                         uint32_t n, const float *w, const float *x, size_t x_stride, float *total)
-{
-    if (scaled) {
-        tile_multiply_scaled(rows, cols, chunk, n, w, x, x_stride, total);
-    } else {
-        tile_multiply(rows, cols, chunk, w, x, x_stride, total);
-    }
-}
-
-/* One tile of operand rows against all weight tiles, of which the last may be narrower. */
-VEC_INLINE void tiles_multiply(struct panels *p, uint32_t rows, bool scaled, uint32_t m,
-                               uint32_t n_count, const float *x, size_t x_stride)
-{
-    const uint32_t widest = scaled ? VEC_SCALED_N : VEC_TILE_N, narrow = widest > 4 ? 4 : 2;
-    for (uint32_t n = 0; n < n_count; n += widest) {
-        const uint32_t left = n_count - n;
-        const float *w = p->w + (size_t)n * p->chunk.steps * KERN_LANES;
-        float *total = p->total + (m * PANEL_N + n) * KERN_LANES;
-        if (left > narrow) {
-            tile_any(rows, widest, scaled, &p->chunk, n, w, x, x_stride, total);
-        } else if (left > 2) {
-            tile_any(rows, narrow, scaled, &p->chunk, n, w, x, x_stride, total);
-        } else {
-            tile_any(rows, 2, scaled, &p->chunk, n, w, x, x_stride, total);
-        }
-    }
-}
-
-/* Tiles of about the same number of operand rows each. */
-VEC_INLINE void chunk_tiles(struct panels *p, bool scaled, const float *x, size_t x_stride,
-                            uint32_t m_count, uint32_t n_count)
-{
-    const uint32_t most = scaled ? VEC_SCALED_M : VEC_TILE_M, tiles = (m_count + most - 1) / most;
-    for (uint32_t i = 0; i < tiles; i++) {
-        const uint32_t m = m_count * i / tiles, rows = m_count * (i + 1) / tiles - m;
-        const float *operand = x + m * x_stride;
-        if (rows == 1) tiles_multiply(p, 1, scaled, m, n_count, operand, x_stride);
-        if (rows == 2) tiles_multiply(p, 2, scaled, m, n_count, operand, x_stride);
-        if (rows == 3) tiles_multiply(p, 3, scaled, m, n_count, operand, x_stride);
-        if (rows == 4 && most >= 4) tiles_multiply(p, 4, scaled, m, n_count, operand, x_stride);
+            panel_store(to + (size_t)step * width * KERN_LANES, width, vec_zero());
     }
 }
 
@@ -302,12 +176,8 @@ VEC_INLINE void product_block(const struct kern_matmul *args, enum kern_dtype dt
                            m_count, n, n_count, cpu_range_begin(args->w, i, args->k_blocks),
                            cpu_range_begin(args->w, i + 1, args->k_blocks));
                 for (uint32_t r = 0; r < m_count; r++) {
-                    float *y = args->y + (m + r) * args->y_stride + n;
-                    const float *total = p.total + (size_t)r * PANEL_N * KERN_LANES;
-                    for (uint32_t c = 0; c < n_count; c++) {
-                        const float part = vec_tree(vec_load(total + c * KERN_LANES));
-                        y[c] = i ? y[c] + part : part;
-                    }
+                    panel_put(args->y + (m + r) * args->y_stride + n,
+                              p.total + (size_t)r * PANEL_N * KERN_LANES, n_count, i > 0);
                 }
             }
         }

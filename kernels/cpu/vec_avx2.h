@@ -19,8 +19,9 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
-/* Tile of a register-blocked product: 3 x 2 outputs of two registers, 12 of 16 registers. */
-enum { VEC_TILE_M = 3, VEC_TILE_N = 2, VEC_SCALED_M = 3, VEC_SCALED_N = 2 };
+/* Tile of a register-blocked product (simd_halves.h): half of the lanes of 3 x 3 outputs. */
+#define VEC_TILE_HALVES 1
+enum { VEC_TILE_M = 3, VEC_TILE_N = 3, VEC_SCALED_M = 3, VEC_SCALED_N = 3 };
 enum { VEC_GEMV_ROWS = 4, VEC_TRANSPOSE = 4 };
 
 /* Tiles of latent attention: scores of heads x tokens, 12 sums in 16 registers; values of heads x
@@ -273,6 +274,31 @@ VEC_INLINE struct vec vec_from_fp8_usual(const uint8_t *from)
     return (struct vec){ vec_fp8_usual_half(from), vec_fp8_usual_half(from + 8) };
 }
 
+/* True when none of 64 codes is a NaN. */
+VEC_INLINE bool vec_fp8_numbers(const uint8_t *from)
+{
+    const __m256i sign = _mm256_set1_epi8((char)0x80), nan = _mm256_set1_epi8((char)0xff);
+    const __m256i low = _mm256_or_si256(_mm256_loadu_si256((const void *)from), sign);
+    const __m256i high = _mm256_or_si256(_mm256_loadu_si256((const void *)(from + 32)), sign);
+    const __m256i highest = _mm256_cmpeq_epi8(_mm256_max_epu8(low, high), nan);
+    return _mm256_testz_si256(highest, highest);
+}
+
+/* vec_from_fp8 for codes that are no NaN: the bits in place, 2^-120 of the value, made as large as
+ * that. */
+VEC_INLINE __m256 vec_fp8_number_half(const void *from)
+{
+    const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(from));
+    const __m256i placed = _mm256_and_si256(_mm256_slli_epi32(wide, 20),
+                                            _mm256_set1_epi32((int)KERN_WOVEN_MASK));
+    return _mm256_mul_ps(_mm256_castsi256_ps(placed), _mm256_set1_ps(KERN_WOVEN_UP));
+}
+
+VEC_INLINE struct vec vec_from_fp8_number(const uint8_t *from)
+{
+    return (struct vec){ vec_fp8_number_half(from), vec_fp8_number_half(from + 8) };
+}
+
 /* Eight floats in a register: without the empty statement the compiler would rather read memory
  * once for each use, and a tile is bound by its loads. */
 VEC_INLINE __m256 vec_half_once(const float *from)
@@ -294,10 +320,23 @@ VEC_INLINE struct reg reg_zero(void)
     return (struct reg){ _mm256_setzero_ps() };
 }
 
+/* In a register of its own. */
+VEC_INLINE struct reg reg_once(struct reg a)
+{
+    __asm__("" : "+x"(a.all));
+    return a;
+}
+
 /* In a register, as in vec_half_once. */
 VEC_INLINE struct reg reg_load(const float *from)
 {
     return (struct reg){ vec_half_once(from) };
+}
+
+/* Where memory may stay an operand. */
+VEC_INLINE struct reg reg_peek(const float *from)
+{
+    return (struct reg){ _mm256_loadu_ps(from) };
 }
 
 VEC_INLINE struct reg reg_set1(const float *from)
@@ -357,27 +396,6 @@ VEC_INLINE void vec_tree_eight(float *to, const float *from)
     const __m256 sums = _mm256_shuffle_ps(a, b, 0x88);  /* 0, 2, 4, 6, 1, 3, 5, 7 */
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(sums, order));
-}
-
-/* sum[m][n] = fma(w[n], x[m], sum[m][n]): half by half, so that 12 sums, 2 weights and 1 operand
- * fit the 16 registers and nothing is loaded twice. */
-VEC_INLINE void vec_tile_step(uint32_t rows, uint32_t cols,
-                              struct vec sum[VEC_TILE_M][VEC_TILE_N], const float *w,
-                              const float *x, size_t x_stride)
-{
-    (void)cols; /* always VEC_TILE_N */
-    const __m256 low_0 = vec_half_once(w), low_1 = vec_half_once(w + 16);
-    UNROLL for (uint32_t m = 0; m < rows; m++) {
-        const __m256 value = vec_half_once(x + m * x_stride);
-        sum[m][0].low = _mm256_fmadd_ps(low_0, value, sum[m][0].low);
-        sum[m][1].low = _mm256_fmadd_ps(low_1, value, sum[m][1].low);
-    }
-    const __m256 high_0 = vec_half_once(w + 8), high_1 = vec_half_once(w + 24);
-    UNROLL for (uint32_t m = 0; m < rows; m++) {
-        const __m256 value = vec_half_once(x + m * x_stride + 8);
-        sum[m][0].high = _mm256_fmadd_ps(high_0, value, sum[m][0].high);
-        sum[m][1].high = _mm256_fmadd_ps(high_1, value, sum[m][1].high);
-    }
 }
 
 VEC_INLINE __m256i vec_bf16_half(__m256 a)
