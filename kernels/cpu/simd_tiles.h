@@ -5,8 +5,9 @@
 enum { VEC_TILE_PARTS = 1 };
 
 /* Rows of a panel for `count` of a matrix. */
-VEC_INLINE uint32_t panel_rows(uint32_t count)
+VEC_INLINE uint32_t panel_rows(uint32_t widest, uint32_t count)
 {
+    (void)widest;
     return (count + 1) / 2 * 2;
 }
 
