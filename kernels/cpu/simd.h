@@ -1,7 +1,7 @@
 /* The operations of kern.h over sixteen lanes, written once for AVX2 and AVX-512: a file includes
  * vec_avx2.h or vec_avx512.h, then this, and fills its table from these statics. Private to
- * kernels/cpu; the parts stand in simd_matmul.h (products; it takes in simd_fp8.h, simd_woven.h and
- * simd_panel.h), simd_x8.h, simd_mla.h and simd_vector.h.
+ * kernels/cpu; the parts stand in simd_matmul.h (products; it takes in simd_fp8.h, simd_woven.h,
+ * simd_panel.h with its tiles and simd_few.h), simd_x8.h, simd_mla.h and simd_vector.h.
  *
  * Invariant: same bits as ref_*.c for every input. What is free is only which outputs are worked on
  * together and where running sums wait between visits.

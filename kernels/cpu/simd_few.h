@@ -57,6 +57,7 @@ VEC_INLINE void few_rows(uint32_t rows, uint32_t m_count, struct few *f, uint32_
     }
     for (uint32_t cut_end; k < end; k = cut_end) {
         cut_end = cpu_cut_end(k, end, FP8_CUT);
+        const float *x = args->x + k;
         struct vec sum[FEW_PAIR][FEW_M];
         bool numbers = cut_end - k == FP8_CUT;
         UNROLL for (uint32_t i = 0; i < rows; i++)
@@ -66,11 +67,12 @@ VEC_INLINE void few_rows(uint32_t rows, uint32_t m_count, struct few *f, uint32_
                       vec_fp8_numbers(row[i] + k + FP8_STEP);
         }
         if (__builtin_expect(numbers, 1)) {
-            for (uint32_t at = k; at < k + FP8_CUT; at += KERN_LANES) {
+            UNROLL for (uint32_t at = 0; at < FP8_CUT; at += KERN_LANES)
+            {
                 struct vec weights[FEW_PAIR];
                 UNROLL for (uint32_t i = 0; i < rows; i++)
-                    weights[i] = vec_from_fp8_number(row[i] + at);
-                few_step(rows, m_count, weights, args->x + at, args->x_stride, sum);
+                    weights[i] = vec_from_fp8_number(row[i] + k + at);
+                few_step(rows, m_count, weights, x + at, args->x_stride, sum);
             }
         } else {
             few_rest(rows, m_count, args, row, k, cut_end, sum);

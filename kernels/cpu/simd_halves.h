@@ -1,34 +1,33 @@
 /* Tiles of outputs where a register holds half of the sixteen lanes. Part of simd.h.
  *
- * One half after the other: so a tile of four operand rows by three rows of weights has twelve
- * sums in registers, which seven loads a step feed, where both halves together would leave room
- * for 3 x 2 and take ten. Against scales 3 x 3: what is stored beside multiply-adds costs as much
- * as they do, and where nine sums end at once it costs less than where twelve do (README.md).
+ * Against scales, one half after the other: so a tile of 3 x 3 outputs has nine sums in registers,
+ * which six loads a step feed. Twelve (4 x 3) are slower: what is stored beside multiply-adds costs
+ * as much as they do, and the more where many sums end at once (README.md). Without scales, and
+ * where a tile has few outputs, both halves together: 3 x 2.
  *
- * A panel is tiles of three rows, then of two: [tile][step][half][row of the tile][lane]. */
+ * A panel is tiles of the widest kind, then of two rows: [tile][step][half][row][lane]. */
 
-enum { VEC_TILE_PARTS = 2, HALF_WIDEST = 3, HALF_BOTH = 6 };
+enum { VEC_TILE_PARTS = 2, HALF_BOTH = 6 };
 
 /* Rows of a panel for `count` of a matrix. */
-VEC_INLINE uint32_t panel_rows(uint32_t count)
+VEC_INLINE uint32_t panel_rows(uint32_t widest, uint32_t count)
 {
-    return count == 1 ? 2 : count;
+    return widest == 2 || count == 1 ? (count + 1) / 2 * 2 : count;
 }
 
 /* Of `count` rows, those in tiles of three. */
-VEC_INLINE uint32_t half_threes(uint32_t count)
+VEC_INLINE uint32_t half_threes(uint32_t widest, uint32_t count)
 {
-    const uint32_t twos = (HALF_WIDEST - count % HALF_WIDEST) % HALF_WIDEST * 2;
-    return count > twos ? count - twos : 0;
+    const uint32_t twos = (3 - count % 3) % 3 * 2;
+    return widest == 3 && count > twos ? count - twos : 0;
 }
 
 /* Where row r of a panel of `count` begins, and the width of its tile. */
 VEC_INLINE float *panel_row(float *panel, uint32_t steps, uint32_t widest, uint32_t count,
                             uint32_t r, uint32_t *width)
 {
-    const uint32_t threes = half_threes(count);
+    const uint32_t threes = half_threes(widest, count);
     const uint32_t first = r < threes ? r / 3 * 3 : threes + (r - threes) / 2 * 2;
-    (void)widest;
     *width = r < threes ? 3 : 2;
     return panel + (size_t)first * steps * KERN_LANES + (r - first) * REG_LANES;
 }
@@ -233,7 +232,7 @@ VEC_INLINE void tile_any(uint32_t rows, uint32_t cols, bool scaled, const struct
 VEC_INLINE void tiles_multiply(struct panels *p, uint32_t rows, bool scaled, uint32_t m,
                                uint32_t n_count, const float *x, size_t x_stride)
 {
-    const uint32_t threes = half_threes(n_count);
+    const uint32_t threes = half_threes(scaled ? VEC_SCALED_N : VEC_TILE_N, n_count);
     const size_t step = (size_t)p->chunk.steps * KERN_LANES;
     float *total = p->total + m * PANEL_N * KERN_LANES;
     uint32_t n = 0;

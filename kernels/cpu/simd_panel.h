@@ -19,7 +19,7 @@ struct chunk {
 
 /* The floats stand first: vectors that cross lines cost 6%. */
 struct panels {
-    float w[PANEL_N * PANEL_K];                     /* [tile][step][row of the tile][lane] */
+    float w[PANEL_N * PANEL_K];                     /* in tiles: simd_tiles.h, simd_halves.h */
     float total[PANEL_M * PANEL_N * KERN_LANES];    /* [m][n][lane] */
     struct chunk chunk;
     const uint8_t *after; /* weights to prefetch while those before them are decoded, or NULL */
@@ -83,7 +83,8 @@ VEC_INLINE float *cut_decode(float *to, uint32_t width, enum kern_dtype dtype, c
 VEC_INLINE void panel_fill(float *panel, const struct chunk *chunk, const struct kern_matrix *w,
                            enum kern_dtype dtype, uint32_t widest, uint32_t n, uint32_t count)
 {
-    for (uint32_t r = 0; r < panel_rows(count); r++) {
+    const uint32_t rows = panel_rows(widest, count);
+    for (uint32_t r = 0; r < rows; r++) {
         uint32_t width;
         float *to = panel_row(panel, chunk->steps, widest, count, r, &width);
         uint32_t k = chunk->k0;

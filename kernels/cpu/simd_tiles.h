@@ -3,8 +3,9 @@
  * A panel is tiles of rows, the last one filled up: [tile][step][row of the tile][lane]. */
 
 /* Rows of a panel for `count` of a matrix. */
-VEC_INLINE uint32_t panel_rows(uint32_t count)
+VEC_INLINE uint32_t panel_rows(uint32_t widest, uint32_t count)
 {
+    (void)widest;
     return (count + 1) / 2 * 2;
 }
 

@@ -19,9 +19,10 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
-/* Tile of a register-blocked product (simd_halves.h): half of the lanes of 3 x 3 outputs. */
+/* Tile of a register-blocked product (simd_halves.h): 3 x 2 outputs of two registers, or half of
+ * the lanes of 3 x 3. */
 #define VEC_TILE_HALVES 1
-enum { VEC_TILE_M = 3, VEC_TILE_N = 3, VEC_SCALED_M = 3, VEC_SCALED_N = 3 };
+enum { VEC_TILE_M = 3, VEC_TILE_N = 2, VEC_SCALED_M = 3, VEC_SCALED_N = 3 };
 enum { VEC_GEMV_ROWS = 4, VEC_TRANSPOSE = 4 };
 
 /* Tiles of latent attention: scores of heads x tokens, 12 sums in 16 registers; values of heads x
