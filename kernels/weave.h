@@ -1,4 +1,4 @@
-/* Woven FP8: the order of FP8 weights that the AVX-512 and the AVX2 set multiply from fastest, where
+/* Woven FP8: the order of FP8 weights that the AVX-512 and AVX2 sets multiply from fastest, where
  * subnormal operands cost nothing.
  *
  * Rows stand in groups of sixteen (the last group has those that are left). Of a group first come
@@ -23,8 +23,9 @@
  * which none looks anything up (README.md has what that gives).
  *
  * A NaN becomes 480: checkpoints that hold one are refused when they are read or indexed.
- * Checkpoints keep rows, packs may have either; the cuts, the order of sums and the bits of products
- * are those of rows. A matrix has as many bytes as in rows, and a group lies where its rows lay.
+ * Checkpoints keep rows, packs may have either; the cuts, the order of sums and the bits of
+ * products are those of rows. A matrix has as many bytes as in rows, and a group lies where its
+ * rows lay.
  */
 #ifndef KERNELS_WEAVE_H
 #define KERNELS_WEAVE_H
