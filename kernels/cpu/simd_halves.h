@@ -161,7 +161,7 @@ VEC_INLINE void half_cut(uint32_t rows, uint32_t cols, uint32_t parts, uint32_t 
     const size_t whole = count / KERN_LANES * KERN_LANES;
     /* Else the compiler adds up addresses for each step of each row, and has no room for them. */
     UNROLL for (uint32_t m = 0; m < rows; m++) __asm__("" : "+r"(t->x[m]));
-    UNROLL for (size_t at = 0; at < whole; at += KERN_LANES)
+    for (size_t at = 0; at < whole; at += KERN_LANES)
         half_step(rows, cols, parts, t, w + at * cols, t->x, at);
     if (whole < count) {
         float rest[VEC_SCALED_M][KERN_LANES];
