@@ -244,20 +244,6 @@ VEC_INLINE void tiles_multiply(struct panels *p, uint32_t rows, bool scaled, uin
                  total + n * KERN_LANES);
 }
 
-/* Tiles of about the same number of operand rows each. */
-VEC_INLINE void chunk_tiles(struct panels *p, bool scaled, const float *x, size_t x_stride,
-                            uint32_t m_count, uint32_t n_count)
-{
-    const uint32_t tiles = (m_count + VEC_SCALED_M - 1) / VEC_SCALED_M;
-    for (uint32_t i = 0; i < tiles; i++) {
-        const uint32_t m = m_count * i / tiles, rows = m_count * (i + 1) / tiles - m;
-        const float *operand = x + m * x_stride;
-        if (rows == 1) tiles_multiply(p, 1, scaled, m, n_count, operand, x_stride);
-        if (rows == 2) tiles_multiply(p, 2, scaled, m, n_count, operand, x_stride);
-        if (rows == 3) tiles_multiply(p, 3, scaled, m, n_count, operand, x_stride);
-    }
-}
-
 /* The sums of `count` outputs side by side, eight at a time; the last eight may overlap those
  * before them. */
 VEC_INLINE void panel_sums(float *to, const float *total, uint32_t count)

@@ -31,6 +31,21 @@ struct panels {
 #include "kernels/cpu/simd_tiles.h"
 #endif
 
+/* Tiles of about the same number of operand rows each. */
+VEC_INLINE void chunk_tiles(struct panels *p, bool scaled, const float *x, size_t x_stride,
+                            uint32_t m_count, uint32_t n_count)
+{
+    const uint32_t most = scaled ? VEC_SCALED_M : VEC_TILE_M, tiles = (m_count + most - 1) / most;
+    for (uint32_t i = 0; i < tiles; i++) {
+        const uint32_t m = m_count * i / tiles, rows = m_count * (i + 1) / tiles - m;
+        const float *operand = x + m * x_stride;
+        if (rows == 1) tiles_multiply(p, 1, scaled, m, n_count, operand, x_stride);
+        if (rows == 2) tiles_multiply(p, 2, scaled, m, n_count, operand, x_stride);
+        if (rows == 3) tiles_multiply(p, 3, scaled, m, n_count, operand, x_stride);
+        if (rows == 4 && most >= 4) tiles_multiply(p, 4, scaled, m, n_count, operand, x_stride);
+    }
+}
+
 /* The next chunk from k0 on: as many cuts as fit. */
 VEC_INLINE void chunk_begin(struct chunk *chunk, const struct kern_matrix *w, enum kern_dtype dtype,
                             bool scaled, uint32_t n, uint32_t n_count, uint32_t k0, uint32_t k1)
