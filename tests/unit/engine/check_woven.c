@@ -155,6 +155,17 @@ START_TEST(a_pack_may_be_woven)
         ck_assert_msg(outcome(whole_cuts, settings_of[v], false) == hash,
                       "%s, %s: other bits from a woven pack", settings_of[v][1], settings_of[v][2]);
     }
+    static const char *const others[] = { "bf16", "int8" };
+    for (int i = 0; i < 2; i++) {
+        static struct run run;
+        struct base_err err = { 0 };
+        char activations[40];
+        snprintf(activations, sizeof activations, "engine.activations=%s", others[i]);
+        const char *const settings[] = { index, activations, "tiers.dram.capacity=50%", NULL };
+        ck_assert_int_eq(run_try_open(&run, whole_cuts, settings, &err), BASE_EMISMATCH);
+        ck_assert_msg(strstr(err.text, "are woven, for f32 activations"), "%s", err.text);
+        run_close(&run);
+    }
     /* Other engines' leases read rows. */
     struct tier_store *store;
     char why[500];
