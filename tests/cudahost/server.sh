@@ -2,19 +2,21 @@
 # The whole server on the emulated card, models/pebble with a quarter of its experts in hbm and half in
 # dram: the CPU's greedy tokens, the same bits under any schedule, counts that replay exactly; a call of
 # CUDA that fails ends the step's requests, one after which nothing works ends the process, warm set saved.
-#   server.sh [TOKENS of an answer [SCHEDULES]]
+#   server.sh [TOKENS of an answer [SCHEDULES]]       from 100 schedules on every prompt below
 # shellcheck source=tests/e2e/support.sh
 . "${EXPERTIER_SOURCE:?}/tests/e2e/support.sh"
 tokens=${1:-2}
-schedules=${2:-20}
+schedules=${2:-10}
 answer_s=600 # kernels run thread by thread
 emulated=$EXPERTIER_BUILD/tests/cudahost/tier-server-emulated
 card=(--set tiers.hbm.device=cuda --set tiers.hbm.capacity=25% --set tiers.dram.capacity=50%
     --set scheduler.max_model_len=96 --set scheduler.max_num_seqs=4 --set engine.threads=1)
 greedy='"temperature": 0, "logprobs": 0, "ignore_eos": true'
 
-prompts=('In the beginning' '#include <' 'The LORD said' 'int main(' 'ls -l' 'And God' 'the file' struct 'of the'
-    'return -1;' David '#define' kernel 'the king' void memory Jesus static mount 'He said')
+prompts=('In the beginning' '#include <' 'The LORD said' David 'ls -l' 'And God' 'the file' 'int main(' struct 'of the'
+    'return -1;' '#define' kernel 'the king' void memory Jesus static mount 'He said')
+david=3
+if [ "$schedules" -lt 100 ]; then prompts=("${prompts[@]:0:8}"); fi
 
 picked() { grep -o '"tokens":\[[^]]*\]' "$1" || fail "no tokens: $(cat "$1")"; }
 plain='"temperature": 0, "ignore_eos": true'
@@ -121,7 +123,7 @@ for fail in 1@kernel:700 2@copy:90; do
     complete David 12 "$greedy" >"$work/failed"
     grep -q '"message":"pebble: device cuda: .* failed in this step","type":"server_error"' "$work/failed" || fail "$fail: no error with the reason: $(cat "$work/failed")"
     ask David "$tokens" "$work/next"
-    [ "$(picked "$work/next")" = "$(picked "$work/cpu/10")" ] || fail "$fail: after it $(cat "$work/next")"
+    [ "$(picked "$work/next")" = "$(picked "$work/cpu/$david")" ] || fail "$fail: after it $(cat "$work/next")"
     stop_server
     content
     echo "$fail: $(grep -o '"message":"[^"]*"' "$work/failed")"
@@ -174,7 +176,7 @@ for fail in 700@kernel:900 719@copy:120; do # an illegal address, a launch that 
     done
     grep -q 'restored in' "$work/server.log" || fail "$fail: nothing was restored"
     ask David "$tokens" "$work/next"
-    [ "$(picked "$work/next")" = "$(picked "$work/cpu/10")" ] || fail "$fail: after the restart $(cat "$work/next")"
+    [ "$(picked "$work/next")" = "$(picked "$work/cpu/$david")" ] || fail "$fail: after the restart $(cat "$work/next")"
     stop_server
     content
     echo "$fail: exit code 1 after $ms ms, $saved experts saved; $(grep -o 'warm .*restored in.*' "$work/server.log")"

@@ -14,7 +14,7 @@
 #include "tools/pack.h"
 #include "tools/pack_quantize.h"
 
-enum { TOKENS = 24, SETTINGS_MAX = 8 };
+enum { TOKENS = 12, SETTINGS_MAX = 8 };
 
 static const struct model {
     const char *from;           /* NULL: pebble; else below tests/golden */
