@@ -21,7 +21,7 @@ nats() { # MODEL SETTING...
     "$bin/tier-run" --model "$from" --perplexity "$work/text" --quiet "${@/#/--set=}"
 }
 
-head -c 1500 "$EXPERTIER_SOURCE/README.md" >"$work/text"
+head -c 800 "$EXPERTIER_SOURCE/README.md" >"$work/text"
 for group in 32 128; do
     quantize --to int4 --group $group --json --text "$work/text" "$model" "$work/int4-$group" >"$work/report"
     grep -q '"group":'$group',"expert_bytes_before":49176,' "$work/report" || fail "$(cat "$work/report")"
@@ -55,7 +55,7 @@ for kind in int4-32 all; do
         fail "$kind: bf16 activations change nothing"
 done
 # The reference is slow: a piece of the text.
-head -c 500 "$EXPERTIER_SOURCE/README.md" >"$work/text"
+head -c 300 "$EXPERTIER_SOURCE/README.md" >"$work/text"
 for mode in f32 bf16 int8; do
     [ "$(nats "$work/int4-32" engine.activations=$mode)" = \
         "$(nats "$work/int4-32" engine.cpu_mask=reference engine.activations=$mode)" ] || fail 'reference'

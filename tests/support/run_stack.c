@@ -43,17 +43,39 @@ static uint64_t mix(uint64_t hash, uint32_t word)
     return hash ^ (hash >> 29);
 }
 
+/* Whether the row was there before: a sequence that was sent back is computed again, to the same
+ * bits. */
+static bool row_again(struct run_answer *answer, uint32_t position, uint64_t row)
+{
+    if (position < answer->hashed) {
+        ck_assert_msg(answer->row_hashes[position] == row, "position %u: other bits when it is computed again",
+                      position);
+        answer->rows_again++;
+        return true;
+    }
+    answer->row_hashes = realloc(answer->row_hashes, (position + 1) * sizeof *answer->row_hashes);
+    ck_assert_ptr_nonnull(answer->row_hashes);
+    /* Without prompt_logits the first row is not that of position 0. */
+    memset(answer->row_hashes + answer->hashed, 0,
+           (position - answer->hashed) * sizeof *answer->row_hashes);
+    answer->row_hashes[position] = row;
+    answer->hashed = position + 1;
+    return false;
+}
+
 static void on_logits(void *context, uint64_t request, uint32_t position, const float *logits,
                       uint32_t vocab)
 {
     struct run *run = context;
     struct run_answer *answer = answer_of(run, request);
-    answer->rows_hash = mix(answer->rows_hash, position);
+    uint64_t row = mix(1, position);
     for (uint32_t i = 0; i < vocab; i++) {
         uint32_t bits;
         memcpy(&bits, &logits[i], sizeof bits);
-        answer->rows_hash = mix(answer->rows_hash, bits);
+        row = mix(row, bits);
     }
+    if (!row_again(answer, position, row))
+        answer->rows_hash = mix(mix(answer->rows_hash, (uint32_t)row), (uint32_t)(row >> 32));
     if (!run->keep_rows) return;
     if (position >= answer->row_positions) {
         answer->rows = realloc(answer->rows, (size_t)(position + 1) * vocab * sizeof *answer->rows);
@@ -131,6 +153,7 @@ void run_close(struct run *run)
         free(run->answers[i].tokens);
         free(run->answers[i].text);
         free(run->answers[i].rows);
+        free(run->answers[i].row_hashes);
     }
     if (run_comm && run_comm->rank > 0) return;
     snprintf(path, sizeof path, "%s/experts.index", run->folder);

@@ -1,6 +1,6 @@
-/* Same bits: every logit of a generation of 200 tokens is the same whatever the size of the DRAM
- * tier, the way of reading, the number of threads, the op set, the cut of the prompt and the
- * neighbours. */
+/* Same bits: every logit of a generation is the same whatever the size of the DRAM tier, the way of
+ * reading, the number of threads, the op set, the cut of the prompt and the neighbours.
+ *   check_engine_bits [TOKENS]      default 80 */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +10,9 @@
 #include "tests/support/run_stack.h"
 #include "tiering/io.h"
 
-enum { TOKENS = 200, SETTINGS_MAX = 8 };
+enum { SETTINGS_MAX = 8 };
+
+static uint32_t tokens_wanted = 80;
 
 struct variant {
     const char *settings[SETTINGS_MAX];
@@ -38,20 +40,36 @@ static struct run_answer *submit(struct run *run, const char *prompt, uint64_t s
     return answer;
 }
 
-/* What the generation came to, as one number; 0 where this machine cannot run the variant. */
+/* KV blocks for fewer than all four: some are sent back and computed again. */
+static const char few_blocks[] = "kv.capacity";
+
+/* What the generation came to, as one number. */
 static uint64_t hash_of(const struct variant *variant)
 {
     static struct run run;
-    run_open(&run, run_pebble(), variant->settings);
+    char capacity[64];
+    const char *settings[SETTINGS_MAX];
+    bool few = false;
+    for (int i = 0; i < SETTINGS_MAX; i++) {
+        settings[i] = variant->settings[i];
+        if (settings[i] != few_blocks) continue;
+        few = true;
+        snprintf(capacity, sizeof capacity, "%s=%uKiB", few_blocks, 4 * tokens_wanted);
+        settings[i] = capacity;
+    }
+    run_open(&run, run_pebble(), settings);
     if (variant->neighbours) {
         submit(&run, "In the beginning God created", 7, 60);
-        submit(&run, "#include <stdio.h>\n\nint main(void)\n{", 8, TOKENS + 20);
+        submit(&run, "#include <stdio.h>\n\nint main(void)\n{", 8, tokens_wanted + 20);
     }
-    struct run_answer *answer = submit(&run, text, 3, TOKENS);
-    if (variant->neighbours) submit(&run, "Pour installer le paquet, il faut", 9, TOKENS);
+    struct run_answer *answer = submit(&run, text, 3, tokens_wanted);
+    if (variant->neighbours) submit(&run, "Pour installer le paquet, il faut", 9, tokens_wanted);
     run_finish(&run);
-    ck_assert_uint_eq(answer->token_count, TOKENS);
-    uint64_t hash = answer->rows_hash;
+    ck_assert_uint_eq(answer->token_count, tokens_wanted);
+    const uint64_t hash = answer->rows_hash;
+    uint32_t again = 0;
+    for (uint32_t i = 0; i < run.answer_count; i++) again += run.answers[i].rows_again;
+    ck_assert_msg(few == (again > 0), "%u rows were computed again", again);
     run_close(&run);
     return hash;
 }
@@ -118,8 +136,7 @@ START_TEST(cuts_and_op_sets_do_not_show)
         { { "policy.eviction=lru_global", "tiers.dram.capacity=15%", NULL }, true },
         { { "kv.block_tokens=1", "tiers.dram.capacity=25%", NULL }, true },
         { { "kv.block_tokens=23", "tiers.dram.capacity=25%", NULL }, true },
-        /* Too few KV blocks for all four: some are sent back and computed again. */
-        { { "kv.capacity=2MiB", "tiers.dram.capacity=25%", NULL }, true },
+        { { few_blocks, "tiers.dram.capacity=25%", NULL }, true },
     };
     ck_assert_msg(hash_of(&variants[_i]) == plain_hash(), "%s: other bits",
                   variants[_i].settings[0]);
@@ -139,7 +156,7 @@ START_TEST(bf16_keeps_its_own_bits)
             "scheduler.max_chunked_prefill_tokens=3", NULL }, true },
         { { "engine.activations=bf16", "engine.cpu_mask=avx2", "tiers.dram.capacity=25%", NULL },
           true },
-        { { "engine.activations=bf16", "kv.capacity=2MiB", "tiers.dram.capacity=25%", NULL },
+        { { "engine.activations=bf16", few_blocks, "tiers.dram.capacity=25%", NULL },
           true },
     };
     static uint64_t hash;
@@ -150,8 +167,13 @@ START_TEST(bf16_keeps_its_own_bits)
 }
 END_TEST
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc == 2) tokens_wanted = (uint32_t)strtoul(argv[1], NULL, 10);
+    if (argc > 2 || tokens_wanted == 0) {
+        fputs("usage: check_engine_bits [TOKENS]\n", stderr);
+        return 2;
+    }
     Suite *suite = suite_create("bits");
     TCase *tests = tcase_create("same");
     tcase_add_loop_test(tests, tiers_and_backends_do_not_show, 0, 18);
