@@ -139,6 +139,13 @@ static const float *gather(const struct pass *pass, uint32_t first, uint32_t cou
     return tile;
 }
 
+/* How many of the `left` pairs of an expert go together next: tiles of about the same size. */
+static uint32_t tile_of(uint32_t left)
+{
+    uint32_t tiles = (left + ENG_TILE - 1) / ENG_TILE;
+    return (left + tiles - 1) / tiles;
+}
+
 /* Chunk = some rows of gate and up of one expert, for all its tokens. */
 static void run_in(void *context, uint32_t chunk, unsigned thread)
 {
@@ -151,8 +158,9 @@ static void run_in(void *context, uint32_t chunk, unsigned thread)
     if (begin == end) return;
     struct kern_matrix gate = part_matrix(core, run->lease, MODEL_GATE);
     struct kern_matrix up = part_matrix(core, run->lease, MODEL_UP);
-    for (uint32_t i = 0; i < run->count; i += ENG_TILE) {
-        uint32_t first = run->first + i, m = run->count - i < ENG_TILE ? run->count - i : ENG_TILE;
+    for (uint32_t i = 0, m; i < run->count; i += m) {
+        uint32_t first = run->first + i;
+        m = tile_of(run->count - i);
         const float *x = gather(pass, first, m, thread);
         float *gated = plan->pair_gate + (size_t)first * width;
         float *raised = plan->pair_up + (size_t)first * width;
@@ -221,9 +229,9 @@ static void runs_add(void *context, uint32_t chunk, unsigned thread)
     for (uint32_t r = 0; r < pass->runs; r++) {
         const struct eng_run *run = &plan->runs[r];
         struct kern_matrix down = part_matrix(core, run->lease, MODEL_DOWN);
-        for (uint32_t i = 0; i < run->count; i += ENG_TILE) {
+        for (uint32_t i = 0, m; i < run->count; i += m) {
             uint32_t first = run->first + i;
-            uint32_t m = run->count - i < ENG_TILE ? run->count - i : ENG_TILE;
+            m = tile_of(run->count - i);
             struct kern_matmul product = down_product(core, &down, first, tile, m);
             eng_multiply(&core->work, &product, begin, end);
             for (uint32_t t = 0; t < m; t++) {

@@ -17,7 +17,9 @@
 struct eng_ranks;
 
 enum {
-    ENG_TILE = 16,              /* tokens of one expert taken through its matrices together */
+    /* Tokens of one expert taken through its matrices together, at most: as many as one panel of
+     * decoded weights meets (kernels/cpu/simd_panel.h). */
+    ENG_TILE = 48,
     ENG_VALUES_TILE = 48,       /* tokens whose latent outputs are rounded together */
 };
 
