@@ -48,8 +48,8 @@ static uint64_t mix(uint64_t hash, uint32_t word)
 static bool row_again(struct run_answer *answer, uint32_t position, uint64_t row)
 {
     if (position < answer->hashed) {
-        ck_assert_msg(answer->row_hashes[position] == row, "position %u: other bits when it is computed again",
-                      position);
+        ck_assert_msg(answer->row_hashes[position] == row,
+                      "position %u: other bits when it is computed again", position);
         answer->rows_again++;
         return true;
     }

@@ -163,6 +163,8 @@ START_TEST(nothing_but_the_weights_shows)
         return;
     }
     for (int v = 0; v < VARIANTS; v++) {
+        /* INT8 has every other of them with bf16, INT4 the rest; with integers the other way. */
+        if (_i % MODES > 0 && (v + _i % MODES + model) % 2 == 0) continue;
         ck_assert_msg(hash_of(model, mode, variants[v].settings, variants[v].neighbours) == hash,
                       "model %d, %s, %s %s: other bits", model, mode, variants[v].settings[0],
                       variants[v].settings[1]);
