@@ -453,10 +453,14 @@ static void show_head(const struct port_json *now, const struct port_json *befor
             text_of(now, "version"), text_of(now, "state"), number(now, "up_seconds"),
             number(now, "steps"));
     fprintf(to, "requests: %.0f running, %.0f waiting, %.0f finished, %.0f failed, "
-            "%.0f cancelled\n",
+            "%.0f cancelled",
             number(engine, "running_requests"), number(engine, "waiting_requests"),
             number(engine, "finished_requests"), number(engine, "failed_requests"),
             number(engine, "cancelled_requests"));
+    if (number(engine, "preempted_requests") > 0)
+        fprintf(to, ", %.0f times one lost its KV blocks",
+                number(engine, "preempted_requests"));
+    fputc('\n', to);
     fprintf(to, "tokens:   %.0f prompt, %.0f generated", number(engine, "prompt_tokens"),
             number(engine, "generated_tokens"));
     show_rate(to, "prompt tok/s", rate(now, before, "engine", "prompt_tokens"));

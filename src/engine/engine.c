@@ -744,6 +744,7 @@ static void publish(struct eng *eng)
     struct eng_metrics *m = &eng->metrics;
     m->running_requests = eng->scheduler.running_count;
     m->waiting_requests = eng->scheduler.waiting_count;
+    m->preempted_requests = eng->scheduler.preempted;
     m->kv_used_blocks = eng->limits.kv_blocks - eng->core.kv.free_count;
     m->kv_touched_bytes = eng_kv_touched_bytes(&eng->core.kv);
     if (pthread_mutex_trylock(&eng->published_lock) != 0) return;

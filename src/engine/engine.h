@@ -194,6 +194,8 @@ uint32_t eng_tokens_max(const struct eng *eng);
     M(generated_tokens, COUNTER, "tokens", "tokens generated")                                    \
     M(running_requests, GAUGE, "requests", "requests in the batch")                               \
     M(waiting_requests, GAUGE, "requests", "requests that wait for a place")                      \
+    M(preempted_requests, COUNTER, "requests", "times a request lost its KV blocks to others "    \
+      "and was computed again")                                                                   \
     M(finished_requests, COUNTER, "requests", "requests that ended with an answer")               \
     M(failed_requests, COUNTER, "requests", "requests that ended with an error")                  \
     M(cancelled_requests, COUNTER, "requests", "requests whose client left")                      \

@@ -68,8 +68,12 @@ static uint64_t hash_of(const struct variant *variant)
     ck_assert_uint_eq(answer->token_count, tokens_wanted);
     const uint64_t hash = answer->rows_hash;
     uint32_t again = 0;
+    struct eng_metrics metrics;
+    eng_snapshot(run.stack.engine, &metrics);
     for (uint32_t i = 0; i < run.answer_count; i++) again += run.answers[i].rows_again;
-    ck_assert_msg(few == (again > 0), "%u rows were computed again", again);
+    ck_assert_msg(few == (again > 0) && few == (metrics.preempted_requests > 0),
+                  "%u rows were computed again, %llu times a sequence was sent back", again,
+                  (unsigned long long)metrics.preempted_requests);
     run_close(&run);
     return hash;
 }
