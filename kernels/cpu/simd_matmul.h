@@ -177,11 +177,8 @@ VEC_INLINE void product(const struct kern_matmul *args, enum kern_dtype dtype, b
     }
 #endif
 #if defined(VEC_TILE_HALVES)
-    if (dtype == KERN_FP8_E4M3 && scaled && args->w->scale_cols == FP8_CUT && args->m > 1 &&
-        args->m <= FEW_M) {
-        if (args->m == 2) few_2(args, row_begin, row_end);
-        else if (args->m == 3) few_3(args, row_begin, row_end);
-        else few_4(args, row_begin, row_end);
+    if (few_takes(args, dtype, scaled)) {
+        few_product(dtype, args, row_begin, row_end);
         return;
     }
 #endif
