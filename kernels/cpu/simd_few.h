@@ -226,8 +226,8 @@ VEC_INLINE void few_product(enum kern_dtype dtype, const struct kern_matmul *arg
     }
 }
 
-/* Whether such a product has its place here. FP8 takes so long to decode that from five operand rows
- * on a panel is better; two operand rows against other weights are as fast one after the other. */
+/* Whether such a product has its place here. FP8 takes so long to decode that from five operand
+ * rows on a panel is better; two operand rows against other weights do no worse one by one. */
 VEC_INLINE bool few_takes(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled)
 {
     if (dtype == KERN_FP8_E4M3)
