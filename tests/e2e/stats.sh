@@ -92,3 +92,15 @@ refused --once --watch
 refused --count 2
 stats --help | grep -q 'missed' || fail 'no help on orders'
 stop_server
+
+echo '== too few KV blocks are told'
+start_server --set kv.capacity=320KiB --set kv.block_tokens=16
+pids=''
+for prompt in 'In the beginning God created' '#include <stdio.h>' 'The kernel is'; do
+    complete "$prompt" 80 '"temperature": 0, "ignore_eos": true' >/dev/null & pids+=" $!"
+done
+# shellcheck disable=SC2086
+wait $pids
+stats --once >"$work/once"
+grep -E '^requests: .* 3 finished, .*, [1-9][0-9]* times one lost its KV blocks$' "$work/once" || fail "$(cat "$work/once")"
+stop_server
