@@ -27,9 +27,10 @@ struct run_answer {
     uint32_t pieces;
     float *rows;                /* logits by position when run->keep_rows; [positions][vocab] */
     uint32_t row_positions;     /* highest position seen + 1 */
-    uint64_t rows_hash;         /* over position and bits of every row, in order, each once */
+    uint64_t rows_hash;         /* over position and bits of every row, in order; again only if
+                                 * the bits are others */
     uint64_t *row_hashes;       /* [position] of those up to `hashed` */
-    uint32_t hashed, rows_again;        /* rows_again: computed again, to the same bits */
+    uint32_t hashed, rows_again;        /* rows_again: computed again */
     uint32_t cancel_after;      /* pieces, from inside the callback; 0 = never */
 };
 
