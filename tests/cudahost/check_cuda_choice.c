@@ -18,7 +18,7 @@
 
 enum {
     PROMPTS = SMALL_PROMPTS,
-    FEW_PROMPTS = 5,
+    FEW_PROMPTS = 3,
     PEBBLE_ANSWER = 2,
     ASKED = 3,                  /* of the small model at once */
     ANSWER = 5,
