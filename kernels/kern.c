@@ -66,6 +66,7 @@ static bool has_avx2(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
+#if defined(KERN_WITH_AVX512)
 /* With byte tables and integer dot products (Ice Lake, Zen 4 and later): without them AVX-512 won
  * nothing over AVX2. */
 static bool has_avx512(void)
@@ -76,6 +77,7 @@ static bool has_avx512(void)
            __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512vnni") &&
            __builtin_cpu_supports("gfni");
 }
+#endif
 #endif
 
 const struct kern_ops *kern_ops_variant(enum kern_cpu variant)
@@ -90,7 +92,7 @@ const struct kern_ops *kern_ops_variant(enum kern_cpu variant)
 #endif
         break;
     case KERN_CPU_AVX512:
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(KERN_WITH_AVX512)
         if (has_avx512())
             return __builtin_cpu_supports("avx512bf16") ? &kern_ops_avx512_bf16 : &kern_ops_avx512;
 #endif
@@ -101,7 +103,7 @@ const struct kern_ops *kern_ops_variant(enum kern_cpu variant)
 
 bool kern_ops_has_dot_bf16(const struct kern_ops *ops)
 {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(KERN_WITH_AVX512)
     return ops == &kern_ops_avx512_bf16;
 #else
     (void)ops;

@@ -1,5 +1,6 @@
 #include "kernels/weave.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/must.h"
@@ -43,12 +44,21 @@ static void weave_group(uint8_t *to, const uint8_t *from, uint32_t rows, uint32_
 }
 
 #if defined(__x86_64__)
-/* On Intel's cores a multiply-add with a subnormal operand is left to microcode. */
+/* On Intel's cores a multiply-add with a subnormal operand is left to microcode. Products ask, and
+ * in a virtual machine cpuid costs microseconds: it is asked once. */
 static bool takes_subnormals(void)
 {
-    unsigned eax, name[3];
-    return __get_cpuid(0, &eax, &name[0], &name[2], &name[1]) &&
-           !memcmp(name, "AuthenticAMD", sizeof name);
+    enum { UNKNOWN, TAKES, LEAVES };
+    static _Atomic int known = UNKNOWN;
+    int answer = atomic_load_explicit(&known, memory_order_relaxed);
+    if (answer == UNKNOWN) {
+        unsigned eax, name[3];
+        const bool amd = __get_cpuid(0, &eax, &name[0], &name[2], &name[1]) &&
+                         !memcmp(name, "AuthenticAMD", sizeof name);
+        answer = amd ? TAKES : LEAVES;
+        atomic_store_explicit(&known, answer, memory_order_relaxed);
+    }
+    return answer == TAKES;
 }
 
 bool kern_weave_pays(const struct kern_ops *ops)

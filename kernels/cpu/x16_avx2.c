@@ -6,8 +6,12 @@
 
 #include "kernels/cpu/simd_x16.h"
 
+#include "kernels/cpu/simd_x16_avx2.h"
+
 void kern_avx2_matmul_x16(const struct kern_matmul *args, uint32_t row_begin, uint32_t row_end)
 {
+    x16_check(args, row_begin, row_end);
+    if (x16_wide_takes(args) && x16_wide_product(args, row_begin, row_end)) return;
     simd_matmul_x16(args, row_begin, row_end);
 }
 
