@@ -137,9 +137,11 @@ VEC_INLINE void x16_wide_range(struct x16_wide_shape s, const struct x16_wide *w
     const struct kern_matrix *w = wide->args->w;
     const uint8_t *from[X16_WIDE_STREAMS], *scales[X16_WIDE_STREAMS];
     const float *x[X16_WIDE_TOGETHER];
-    UNROLL for (uint32_t g = 0; g < s.streams; g++) scales[g] = scalar_scales(w, n + g * apart);
     UNROLL for (uint32_t g = 0; g < s.streams; g++)
-        from[g] = x16_row_at(w, s.dtype, n + g * apart) + (s.dtype == KERN_BF16 ? 2 : 1) * (size_t)k;
+    {
+        scales[g] = scalar_scales(w, n + g * apart);
+        from[g] = x16_row_at(w, s.dtype, n + g * apart) + x16_at(s.dtype, k);
+    }
     UNROLL for (uint32_t i = 0; i < s.count; i++)
         x[i] = wide->x + (size_t)(m + i) * w->cols + k;
     x16_wide_zero(s, totals);
