@@ -9,8 +9,9 @@
 
 #include "predictor/adviser.h"
 #include "tests/support/campaign.h"
+#include "tests/support/sanitized.h"
 
-enum { TOKENS = 80 };
+enum { TOKENS = SANITIZED ? 30 : 80 };
 
 static struct run run;
 

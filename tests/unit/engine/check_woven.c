@@ -11,10 +11,11 @@
 #include "kernels/weave.h"
 #include "tests/support/make_tiny.h"
 #include "tests/support/run_stack.h"
+#include "tests/support/sanitized.h"
 #include "tiering/libtiering.h"
 #include "tools/pack.h"
 
-enum { TOKENS = 12, SETTINGS_MAX = 8 };
+enum { TOKENS = SANITIZED ? 6 : 12, SETTINGS_MAX = 8 };
 
 static bool weaves(void)
 {
@@ -102,8 +103,10 @@ enum { VARIANTS = sizeof variants / sizeof variants[0] };
 START_TEST(nothing_shows)
 {
     const char *model = _i ? long_rows : run_pebble();
-    const uint64_t hash = outcome(model, variants[0], true);
-    for (int v = 1; v < VARIANTS; v++) {
+    /* Instrumented, the reference takes longer than all the others; the plain build runs it. */
+    const int first = SANITIZED ? 1 : 0;
+    const uint64_t hash = outcome(model, variants[first], true);
+    for (int v = first + 1; v < VARIANTS; v++) {
         ck_assert_msg(outcome(model, variants[v], true) == hash, "%s: %s %s: other bits", model,
                       variants[v][0], variants[v][1]);
     }

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "port/hash.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/tier_settings.h"
 #include "tests/support/tiny_store.h"
 #include "tiering/tiering.h"
@@ -23,7 +24,8 @@
     } while (0)
 static int seed;
 
-enum { EXPERTS = 16, TOP_K = 4, LAYERS = 3, KEYS = LAYERS * EXPERTS, SETS_MAX = 6, SEEDS = 90 };
+enum { EXPERTS = 16, TOP_K = 4, LAYERS = 3, KEYS = LAYERS * EXPERTS, SETS_MAX = 6 };
+enum { SEEDS = SANITIZED ? 30 : 90 };
 
 static char dir[3000], warm_path[3100];
 static struct tier_store *store;
