@@ -8,16 +8,25 @@ static float zeroed(float x)
     return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x;
 }
 
-/* Subnormal after rounding: below the least normal number with the exponent unbounded, which a
- * double shows: nothing that it rounds lies so near the bound. */
+/* Whether ab + c is subnormal after rounding, below the least normal number with the exponent
+ * unbounded. A double has the product exactly; where it rounds the sum onto the bound, what it left
+ * away decides (Knuth's two-sum). */
+static bool sum_tiny(float a, float b, float c)
+{
+    const double bound = 0x1p-126 - 0x1p-151;
+    const double product = (double)a * (double)b, addend = (double)c, sum = product + addend;
+    const double part = sum - product;
+    const double rest = (product - (sum - part)) + (addend - part);
+    return fabs(sum) < bound || (fabs(sum) == bound && (sum > 0 ? rest < 0 : rest > 0));
+}
+
 static float fma_zeroed(float a, float b, float c)
 {
     a = zeroed(a);
     b = zeroed(b);
     c = zeroed(c);
     const float sum = fmaf(a, b, c);
-    const bool tiny = fabs((double)a * (double)b + (double)c) < 0x1p-126 - 0x1p-151;
-    return tiny ? copysignf(0.0f, sum) : sum;
+    return sum_tiny(a, b, c) ? copysignf(0.0f, sum) : sum;
 }
 
 /* Sums of two normal numbers are exact where they are that small. */

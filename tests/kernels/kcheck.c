@@ -582,6 +582,37 @@ static bool check_matmul_x16(struct kcase *c)
     return same_rows(c, &args, c->reference->matmul_x16, c->set->matmul_x16);
 }
 
+/* A total that begins as the least normal number and loses just more than half a step below it: what
+ * is left is subnormal after rounding, though a double rounds it to the bound. */
+static bool check_x16_bound(struct kcase *c)
+{
+    enum { CUT = 128, COLS = 2 * CUT, ONE = 0x38 };
+    const uint32_t m = 1 + below(c, 12);
+    uint8_t *codes_of_row = guard_get(COLS, 0);
+    float *scales = floats(c, 2, 0), *x = floats(c, COLS, 0);
+    memset(codes_of_row, 0, COLS);
+    memset(x, 0, COLS * sizeof *x);
+    codes_of_row[0] = codes_of_row[CUT] = codes_of_row[CUT + 1] = ONE;
+    x[0] = 0x1p-63f, scales[0] = 0x1p-63f;
+    x[CUT] = -0x1p-75f, x[CUT + 1] = -0x1p-87f, scales[1] = 0x1.ffe002p-77f;
+    const struct kern_matrix w = { .dtype = KERN_FP8_E4M3, .rows = 1, .cols = COLS, .scale_rows = 1,
+                                   .scale_cols = CUT, .data = codes_of_row, .scales = scales };
+    struct kern_matmul args = { .w = &w, .m = m, .y_stride = 1, .k_blocks = 1 };
+    args.x16_stride = kern_x16_elements(COLS, 1);
+    uint16_t *x16 = guard_get(m * args.x16_stride * 2, 0);
+    for (uint32_t i = 0; i < m; i++)
+        c->reference->to_x16(x16 + i * args.x16_stride, x, &w, 1);
+    float wanted = 1;
+    args.x16 = x16;
+    args.m = 1;
+    args.y = &wanted;
+    c->reference->matmul_x16(&args, 0, 1);
+    args.m = m;
+    if (wanted == 0) return same_rows(c, &args, c->reference->matmul_x16, c->set->matmul_x16);
+    snprintf(c->what, sizeof c->what, "the reference gives %a, not 0", wanted);
+    return false;
+}
+
 static bool check_matmul_t(struct kcase *c)
 {
     const uint32_t rows = 1 + below(c, 40), cols = 1 + below(c, 400);
@@ -820,7 +851,7 @@ static const struct {
     { "matmul_fp8", check_matmul_fp8, 200 },
     { "to_x8", check_to_x8, 400 },     { "highest", check_highest, 400 },
     { "shares", check_shares, 400 },   { "matmul_x16", check_matmul_x16, 1500 },
-    { "to_x16", check_to_x16, 400 },
+    { "to_x16", check_to_x16, 400 },     { "x16_bound", check_x16_bound, 40 },
 };
 
 /* Number of failed cases of one op set. */
