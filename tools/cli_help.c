@@ -30,12 +30,18 @@ const char *cli_flag_form(const struct cli_flag *flag, char *to, size_t size)
     return to;
 }
 
-/* Writes words up to WIDTH columns; lines after the first begin at `indent`. Newlines in the text
- * stay, and lines that begin with a blank (examples) are kept as they are. */
+/* Writes words up to WIDTH columns; lines after the first begin at `indent`. Lines that begin with
+ * a blank (examples) are kept as they are, and so are empty ones; other newlines are blanks. */
 static void print_wrapped(FILE *to, const char *text, unsigned column, unsigned indent)
 {
+    bool kept = false;              /* the line is one of those */
     while (*text) {
+        if (*text == '\n' && !kept && column > 0 && text[1] != '\n' && text[1] != ' ') {
+            text++;
+            continue;
+        }
         if (*text == '\n') {
+            kept = false;
             fputc('\n', to);
             text++;
             column = 0;
@@ -48,6 +54,7 @@ static void print_wrapped(FILE *to, const char *text, unsigned column, unsigned 
                 size_t line = strcspn(text, "\n");
                 fwrite(text, 1, line, to);
                 text += line;
+                kept = true;
                 continue;
             }
         }
