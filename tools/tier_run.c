@@ -122,8 +122,13 @@ static void print_stats(const struct eng_stack *stack, const struct answer *answ
     static struct tier_snapshot snapshot;       /* too large for the stack */
     char first[16];
     tier_snapshot(stack->tier, &snapshot);
-    fprintf(stderr, "\n\nprompt %" PRIu64 " tokens, first token after %s", prompt_tokens,
-            base_str_duration(first, sizeof first, answer->first_ns - start_ns));
+    fprintf(stderr, "\n\nprompt %" PRIu64 " tokens, ", prompt_tokens);
+    if (answer->tokens == 0) {
+        fputs("no token came", stderr);
+    } else {
+        fprintf(stderr, "first token after %s",
+                base_str_duration(first, sizeof first, answer->first_ns - start_ns));
+    }
     if (answer->tokens > 1 && answer->last_ns > answer->first_ns) {
         double seconds = (double)(answer->last_ns - answer->first_ns) / 1e9;
         fprintf(stderr, "; %u tokens, %.1f tokens/s", answer->tokens,
@@ -188,8 +193,9 @@ static int answer_prompt(struct eng_stack *stack, const char *prompt, struct bas
     if (rc == 0 && answer.finish == ENG_FAILED) {
         rc = base_err_set(err, BASE_EQUARANTINE, "%s", answer.error);
     }
-    if (!flags.quiet) print_stats(stack, &answer, count, start_ns);
-    putchar('\n');
+    if (rc == 0 && !flags.quiet) print_stats(stack, &answer, count, start_ns);
+    if (rc == 0 || answer.tokens > 0) putchar('\n');
+    if (rc == 0 && interrupted) rc = base_err_set(err, -ECANCELED, "stopped on request");
     return rc;
 }
 
@@ -269,6 +275,9 @@ static int run(int count, char **arguments)
         return cli_misuse("--top-p must be above 0 and at most 1");
     }
     if (flags.temperature < 0.0) return cli_misuse("--temperature must not be negative");
+    if (flags.max_tokens < 1 || flags.max_tokens > UINT32_MAX) {
+        return cli_misuse("--max-tokens: at least 1");
+    }
     if (flags.perplexity && (flags.prompt || flags.chat || flags.trace || flags.profile)) {
         return cli_misuse("--perplexity reads its file: it takes no --prompt, --chat, --trace or "
                           "--profile");
