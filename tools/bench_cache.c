@@ -11,6 +11,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <malloc.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +35,13 @@ static struct {
 } flags = { .dir = ".", .policy = "lru", .draw = "even", .layers = 58, .experts = 256, .top_k = 8,
             .lookups = 1000000 };
 static int draw_kind;
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
 
 struct result {
     double median_ns, p99_ns, mean_ns;  /* of one lookup */
@@ -250,6 +258,7 @@ static int measure(struct tier *tier, struct result *result, struct base_err *er
                               layer);
             break;
         }
+        if (rc == 0 && interrupted) rc = base_err_set(err, -ECANCELED, "stopped on request");
     }
     result->allocated_bytes = heap_bytes() - before;
     if (rc == 0) summarize(result, times, count, release_ns);
@@ -349,6 +358,10 @@ static int run(int count, char **arguments)
                      strerror(errno));
         return cli_fail(1, &err);
     }
+    /* The folder goes away also when the user has enough. */
+    struct sigaction action = { .sa_handler = on_signal };
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
     int rc = bench(folder, &result, &err);
     if (rc == 0) report(&result);
     remove_model(folder);

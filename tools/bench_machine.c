@@ -101,8 +101,8 @@ static int measure_batch(struct bench_stack *b, struct probe *p, struct point *p
         if (rc < 0) return rc;
         if (p->steps == 0) {
             return base_err_set(err, BASE_ECONFIG,
-                                "no step generated for %u sequences at once: is "
-                                "scheduler.max_num_seqs that small?",
+                                "no step generated for %u sequences at once: --tokens or "
+                                "scheduler.max_num_seqs is too small for that",
                                 point->batch);
         }
         layer[round] = experts[round] = distinct[round] = 0;

@@ -51,4 +51,14 @@ refuse 1 'config.json' "$bin/tier-pack" info "$work"
 grep -q '"fio_skipped":"--no-fio"' "$work/bench.json" || fail "bench: $(cat "$work/bench.json")"
 refuse 2 '--depth' "$bin/tier-bench" io --depth none
 [ -z "$(find "$work" -name 'tier-bench*')" ] || fail 'the bench left its file'
+# Interrupted, it takes its folder along. A script's children begin deaf to SIGINT, not to SIGTERM.
+"$bin/tier-bench" cache --dir "$work" --lookups 100000000 >"$work/out" 2>&1 & bench=$!
+for _ in $(seq 200); do
+    [ -n "$(find "$work" -name 'expertier.index' -path '*tier-bench-cache*')" ] && break
+    sleep 0.02
+done
+kill -TERM "$bench"
+code=0; wait "$bench" || code=$?
+[ "$code" = 1 ] && grep -q 'stopped on request' "$work/out" || fail "exit code $code: $(cat "$work/out")"
+[ -z "$(find "$work" -name 'tier-bench*')" ] || fail 'the interrupted bench left its folder'
 echo ok

@@ -582,8 +582,8 @@ static bool check_matmul_x16(struct kcase *c)
     return same_rows(c, &args, c->reference->matmul_x16, c->set->matmul_x16);
 }
 
-/* A total that begins as the least normal number and loses just more than half a step below it: what
- * is left is subnormal after rounding, though a double rounds it to the bound. */
+/* A total that begins as the least normal number and loses just more than half a step below it:
+ * what is left is subnormal after rounding, though a double rounds it to the bound. */
 static bool check_x16_bound(struct kcase *c)
 {
     enum { CUT = 128, COLS = 2 * CUT, ONE = 0x38 };
