@@ -97,6 +97,8 @@ const struct kern_ops *kern_ops_variant(enum kern_cpu variant)
             return __builtin_cpu_supports("avx512bf16") ? &kern_ops_avx512_bf16 : &kern_ops_avx512;
 #endif
         break;
+    case KERN_CPU_BEST:
+        break;
     }
     return NULL;
 }

@@ -206,9 +206,9 @@ struct kern_ops {
 /* Shares that are added up together: few enough for a sum in f32. */
 #define KERN_SHARE_BLOCK 512
 
-enum kern_cpu { KERN_CPU_REFERENCE = 0, KERN_CPU_AVX2 = 1, KERN_CPU_AVX512 = 2 };
+enum kern_cpu { KERN_CPU_REFERENCE, KERN_CPU_AVX2, KERN_CPU_AVX512, KERN_CPU_BEST };
 
-/* The best table this machine can run, at most `cap` (option kernels.cpu_mask). Static storage. */
+/* The best table this machine can run, at most `cap` (option engine.cpu_mask). Static storage. */
 const struct kern_ops *kern_ops_cpu(enum kern_cpu cap);
 /* A given table, or NULL if this machine (or build) cannot run it: for tests and benchmarks. */
 const struct kern_ops *kern_ops_variant(enum kern_cpu variant);

@@ -149,7 +149,7 @@ static int world_open(struct world *w, const char *path, struct base_err *err)
  * the `ahead` layers before it, and lies in memory, not in a cache. */
 static double measure_gates(void)
 {
-    const struct kern_ops *ops = kern_ops_cpu(KERN_CPU_AVX512);
+    const struct kern_ops *ops = kern_ops_cpu(KERN_CPU_BEST);
     double ns[BENCH_ROUNDS_MAX], spread;
     size_t each = experts * hidden;
     uint16_t *weights = calloc(layers * each, sizeof *weights);

@@ -197,7 +197,7 @@ int quantize_matrix(struct quantize *q, const struct model_tensor *tensor, enum 
                     uint8_t *codes, uint8_t *scales, struct kern_quant_error *error,
                     struct base_err *err)
 {
-    struct rows r = { .q = q, .dtype = dtype, .ops = kern_ops_cpu(KERN_CPU_AVX512),
+    struct rows r = { .q = q, .dtype = dtype, .ops = kern_ops_cpu(KERN_CPU_BEST),
                       .codes = codes, .scales = scales };
     int rc = read_matrix(q, tensor, &r.from, err);
     if (rc == 0) {

@@ -30,8 +30,8 @@ struct eng_ranks;
 #define ENG_OPTIONS(O) \
     O(threads, UINT, "engine.threads", "0", "0..1024", "threads", \
       "compute threads; 0 = all cores this process may use") \
-    O(cpu_mask, ENUM, "engine.cpu_mask", "avx512", "reference|avx2|avx512", "", \
-      "best instruction set to use; results are the same bits with each") \
+    O(cpu_mask, ENUM, "engine.cpu_mask", "auto", "reference|avx2|avx512|auto", "", \
+      "best instruction set to use; auto: what this CPU has; results are the same bits with each") \
     O(activations, ENUM, "engine.activations", "f32", "f32|bf16|int8", "", \
       "inputs of products with weights; f32 is as exact as f32 sums are, bf16 rounds those of " \
       "BF16 and FP8 matrices, int8 also those of INT8 and INT4 ones, of which there must be some") \

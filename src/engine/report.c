@@ -44,8 +44,8 @@ void eng_report_trace(struct tier_report *report, const struct pred_trace_config
 void eng_report_ops(struct tier_report *report, const char *requested, const char *used)
 {
     struct tier_report_row *row = tier_report_add(report, "engine.cpu_mask", requested);
-    bool less = strcmp(requested, used) != 0;
-    tier_report_note(row, less ? TIER_DEGRADED : TIER_ACTIVE, "%s%s", used,
+    const bool best = strcmp(requested, "auto") == 0, less = strcmp(requested, used) != 0;
+    tier_report_note(row, less && !best ? TIER_DEGRADED : TIER_ACTIVE, "%s%s", used,
                      less ? ": the best that this CPU and build have; the bits are the same" : "");
 }
 

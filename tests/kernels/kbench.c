@@ -638,7 +638,7 @@ int kbench_floor(const char *type)
                                    .ops = kern_ops_variant(KERN_CPU_REFERENCE) };
         product_prepare(&job, t);
         product_times(&job, 1, true, twin);
-        job.ops = kern_ops_cpu(KERN_CPU_AVX512);
+        job.ops = kern_ops_cpu(KERN_CPU_BEST);
         product_prepare(&job, t);
         product_times(&job, 1, true, cached);
         slower += cached[0].median > twin[0].median;

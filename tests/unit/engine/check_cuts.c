@@ -154,7 +154,7 @@ END_TEST
 int main(void)
 {
     Suite *suite = suite_create("cuts");
-    set = kern_ops_cpu(KERN_CPU_AVX512);
+    set = kern_ops_cpu(KERN_CPU_BEST);
     TCase *tests = tcase_create("cuts");
     tcase_add_test(tests, greedy_takes_the_lowest_id_among_equals);
     tcase_add_test(tests, cuts_agree_with_a_plain_sort);

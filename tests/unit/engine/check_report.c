@@ -279,6 +279,7 @@ START_TEST(trace_and_op_set)
     eng_report_trace(&report, &trace, &m, true);
     eng_report_ops(&report, "avx2", "avx2");
     eng_report_ops(&report, "avx512", "reference");
+    eng_report_ops(&report, "auto", "avx2");
     static const struct {
         enum tier_state state;
         const char *note;
@@ -286,6 +287,7 @@ START_TEST(trace_and_op_set)
         { TIER_OFF, "nothing is recorded" }, { TIER_ACTIVE, "2 KiB written, without gaps" },
         { TIER_ACTIVE, "a sample" }, { TIER_DEGRADED, "10 of 100 records lost" },
         { TIER_ACTIVE, "avx2" }, { TIER_DEGRADED, "reference: the best that this CPU" },
+        { TIER_ACTIVE, "avx2: the best that this CPU" },
     };
     ck_assert_uint_eq(report.count, sizeof wanted / sizeof wanted[0]);
     for (uint32_t i = 0; i < report.count; i++) {

@@ -140,7 +140,7 @@ END_TEST
 int main(void)
 {
     Suite *suite = suite_create("sampler");
-    set = kern_ops_cpu(KERN_CPU_AVX512);
+    set = kern_ops_cpu(KERN_CPU_BEST);
     TCase *tests = tcase_create("sampler");
     tcase_add_test(tests, greedy_takes_the_lowest_of_the_best);
     tcase_add_loop_test(tests, draws_follow_the_probabilities, 0, 7);

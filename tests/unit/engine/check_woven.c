@@ -19,7 +19,7 @@ enum { TOKENS = SANITIZED ? 6 : 12, SETTINGS_MAX = 8 };
 
 static bool weaves(void)
 {
-    return kern_weave_pays(kern_ops_cpu(KERN_CPU_AVX512));
+    return kern_weave_pays(kern_ops_cpu(KERN_CPU_BEST));
 }
 
 static char folder[3000], long_rows[3010], whole_cuts[3010], pack[3010];
