@@ -160,7 +160,8 @@ static const struct said *latest(const struct pred_adviser *a, uint32_t layer)
 
 static struct bin *bin_of(struct pred_adviser *a, uint32_t kind, float raw)
 {
-    int at = (int)floorf((raw + BINS / 8.0f) * 4);
+    const float beyond = (float)BINS;       /* of either end, and what an int holds */
+    int at = (int)floorf((fminf(fmaxf(raw, -beyond), beyond) + BINS / 8.0f) * 4);
     return &a->bins[kind][at < 0 ? 0 : at >= BINS ? BINS - 1 : at];
 }
 
@@ -226,9 +227,12 @@ static void rows_combine(struct pred_adviser *a, uint32_t layer, uint32_t known)
             if (a->scores[e] > NOTHING) a->none[e] -= log1pf(expf(a->scores[e]));
         }
     }
-    /* Back to log-odds: P = 1 - exp(none), P / (1 - P) = exp(-none) - 1. */
+    /* Back to log-odds: P = 1 - exp(none), P / (1 - P) = exp(-none) - 1; of many rows that is more
+     * than a float holds. */
     for (uint32_t e = 0; e < a->experts; e++) {
-        a->scores[e] = a->none[e] < -1e-6f ? logf(expm1f(-a->none[e])) : -20;
+        a->scores[e] = a->none[e] < -20      ? -a->none[e]
+                       : a->none[e] < -1e-6f ? logf(expm1f(-a->none[e]))
+                                             : -20;
     }
 }
 

@@ -46,8 +46,11 @@ void pred_popularity_learn(struct pred_popularity *pop, uint32_t layer, const ui
                            uint32_t top_k)
 {
     float *p = pop->p + (size_t)layer * pop->experts;
-    uint32_t seen = ++pop->seen[layer];
-    uint32_t memory = seen + 32 < POPULARITY_TOKENS ? seen + 32 : POPULARITY_TOKENS;
+    if (pop->seen[layer] < UINT32_MAX - ODDS_EVERY) pop->seen[layer]++;
+    else pop->seen[layer] -= ODDS_EVERY - 1;    /* some months of tokens: it stays there */
+    uint32_t seen = pop->seen[layer];
+    uint32_t memory = seen < POPULARITY_TOKENS ? seen + 32 : POPULARITY_TOKENS;
+    if (memory > POPULARITY_TOKENS) memory = POPULARITY_TOKENS;
     float rate = 1.0f / (float)memory;
     pred_lanes()->scale(p, 1.0f - rate, pop->experts);
     for (uint32_t k = 0; k < top_k; k++) p[ids[k]] += rate;
@@ -145,8 +148,8 @@ void pred_keyed_fini(struct pred_keyed *keyed)
 
 static size_t set_of(const struct pred_keyed *keyed, uint64_t key)
 {
-    uint64_t mixed = (key ^ key >> 32) * UINT64_C(0x9e3779b97f4a7c15);
-    return (size_t)((mixed >> 20) % keyed->sets) * PRED_KEYED_WAYS;
+    uint64_t hash = (key ^ key >> 32) * UINT64_C(0x9e3779b97f4a7c15);
+    return (size_t)((hash >> 20) % keyed->sets) * PRED_KEYED_WAYS;
 }
 
 /* The key's place, or SIZE_MAX. */
@@ -158,6 +161,31 @@ static size_t place_of(struct pred_keyed *keyed, uint64_t key)
         if (keyed->keys[i] == key) return keyed->latest = i;
     }
     return SIZE_MAX;
+}
+
+/* The finaliser of MurmurHash3. */
+static uint32_t mixed(uint32_t x)
+{
+    x = (x ^ x >> 16) * UINT32_C(0x85ebca6b);
+    x = (x ^ x >> 13) * UINT32_C(0xc2b2ae35);
+    return x ^ x >> 16;
+}
+
+/* Layer 0 of a place as if its key had been seen once less: counts shrink with `seen`, so that
+ * their shares stay and none is above it. Which of them round down is drawn from all of the counts:
+ * they are others each time, and the same wherever the same was learned. */
+static void wear(struct pred_keyed *keyed, size_t place)
+{
+    uint16_t *seen = keyed->seen + place * keyed->layers;
+    uint16_t *counts = keyed->counts + place * keyed->layers * keyed->kept;
+    uint32_t all = seen[0];
+    for (uint32_t i = 0; i < keyed->kept; i++) all = mixed(all + counts[i]);
+    for (uint32_t i = 0; i < keyed->kept; i++) {
+        all = mixed(all + i);
+        const uint32_t drawn = all % seen[0];
+        counts[i] = (uint16_t)((counts[i] * (seen[0] - 1u) + drawn) / seen[0]);
+    }
+    seen[0]--;
 }
 
 /* Only layer 0 decides about places: it is learned first, the other layers follow it. */
@@ -174,7 +202,7 @@ static size_t place_take(struct pred_keyed *keyed, uint64_t key)
     /* The one that would leave is worn down first: a key seen often survives many newcomers. */
     uint16_t *seen = keyed->seen + least * keyed->layers;
     if (keyed->keys[least] != 0 && seen[0] > 1) {
-        seen[0]--;
+        wear(keyed, least);
         return SIZE_MAX;
     }
     size_t rows = keyed->layers;
@@ -189,7 +217,7 @@ static void count_expert(uint16_t *experts, uint16_t *counts, uint32_t kept, uin
 {
     int at = pred_lanes()->find(experts, counts, (uint16_t)expert, kept);
     if (at >= 0) {
-        counts[at]++;
+        if (counts[at] < UINT16_MAX) counts[at]++;  /* a loaded file may say anything */
         return;
     }
     uint32_t least = 0;
@@ -217,7 +245,7 @@ void pred_keyed_learn(struct pred_keyed *keyed, uint64_t key, uint32_t layer, co
         if (keyed->experts) {
             count_expert(keyed->experts + row * keyed->kept, counts, keyed->kept, ids[k]);
         } else {
-            counts[ids[k]]++;
+            if (counts[ids[k]] < UINT16_MAX) counts[ids[k]]++;
         }
     }
     if (++keyed->seen[row] < KEY_SEEN_MAX) return;

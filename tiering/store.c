@@ -60,8 +60,8 @@ static int check_shape(const struct tier_store *store, const struct model_shape 
         const char *name;
         uint32_t ours, theirs;
     } pairs[] = {
-        { "first layer with experts", h->layer_first, shape->dense_layers },
-        { "step between them", h->layer_step, shape->moe_layer_freq ? shape->moe_layer_freq : 1 },
+        { "first layer with experts", h->layer_first, model_shape_moe_first(shape) },
+        { "step between them", h->layer_step, model_shape_moe_step(shape) },
         { "number of them", h->layers, model_shape_moe_layers(shape) },
         { "experts per layer", h->experts, shape->experts },
         { "experts per token", h->top_k, shape->top_k },

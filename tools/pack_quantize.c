@@ -29,7 +29,7 @@ static double rms(const struct kern_quant_error *errors, size_t count, size_t st
 
 static uint32_t layer_of(const struct model_shape *shape, uint32_t moe_layer)
 {
-    return shape->dense_layers + moe_layer * (shape->moe_layer_freq ? shape->moe_layer_freq : 1);
+    return model_shape_moe_first(shape) + moe_layer * model_shape_moe_step(shape);
 }
 
 struct quality {

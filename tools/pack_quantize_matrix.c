@@ -23,8 +23,7 @@ bool quantize_name_of(const struct model_shape *shape, const char *tensor,
     if (layer >= shape->layers || !model_shape_is_moe(shape, layer) || expert >= shape->experts) {
         return false;
     }
-    uint32_t step = shape->moe_layer_freq ? shape->moe_layer_freq : 1;
-    name->moe_layer = (layer - shape->dense_layers) / step;
+    name->moe_layer = (layer - model_shape_moe_first(shape)) / model_shape_moe_step(shape);
     name->expert = expert;
     for (int m = 0; m < MODEL_MATRIX_COUNT; m++) {
         size_t size = strlen(matrices[m]);

@@ -177,6 +177,10 @@ static void check_groups(struct reader *r, const struct model_shape *s)
               "or 0");
         return;
     }
+    if (s->groups > MODEL_GROUPS_MAX) {
+        fault(r, BASE_EVERSION, "n_group, %u, is more than the %d groups that a gate can have here",
+              s->groups, MODEL_GROUPS_MAX);
+    }
     if (s->experts % s->groups != 0) {
         fault(r, BASE_EMISMATCH, "n_routed_experts, %u, is no multiple of n_group, %u", s->experts,
               s->groups);

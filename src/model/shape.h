@@ -17,6 +17,7 @@ enum model_family { MODEL_DEEPSEEK_V2, MODEL_DEEPSEEK_V3 };
 enum model_scoring { MODEL_SCORE_SOFTMAX, MODEL_SCORE_SIGMOID };
 /* greedy: top-k of all. group_max: group score = best in group (V2). noaux_tc: group score = sum of
  * the two best biased scores (V3). */
+enum { MODEL_GROUPS_MAX = 64 }; /* what the gates of kernels/ have room for */
 enum model_topk { MODEL_TOPK_GREEDY, MODEL_TOPK_GROUP_MAX, MODEL_TOPK_NOAUX };
 
 struct model_yarn {
@@ -68,10 +69,21 @@ int model_shape_load(struct model_shape *shape, const char *dir, struct base_err
 int model_shape_parse(struct model_shape *shape, const char *json, size_t size, const char *name,
                       struct base_err *err);
 
+/* The MoE layers are the multiples of moe_layer_freq from first_k_dense_replace on, the step being
+ * counted from layer 0. Source: the reference modeling_deepseek.py of V2/V3. */
+static inline uint32_t model_shape_moe_step(const struct model_shape *shape)
+{
+    return shape->moe_layer_freq ? shape->moe_layer_freq : 1;
+}
+static inline uint32_t model_shape_moe_first(const struct model_shape *shape)
+{
+    const uint32_t step = model_shape_moe_step(shape);
+    return (shape->dense_layers + step - 1) / step * step;
+}
 static inline bool model_shape_is_moe(const struct model_shape *shape, uint32_t layer)
 {
-    return shape->experts > 0 && layer >= shape->dense_layers &&
-           (layer - shape->dense_layers) % (shape->moe_layer_freq ? shape->moe_layer_freq : 1) == 0;
+    return shape->experts > 0 && layer >= model_shape_moe_first(shape) &&
+           layer % model_shape_moe_step(shape) == 0;
 }
 static inline uint32_t model_shape_moe_layers(const struct model_shape *shape)
 {

@@ -106,6 +106,25 @@ START_TEST(deepseek_v2_lite_is_read)
 }
 END_TEST
 
+/* Layers with experts are multiples of moe_layer_freq, from first_k_dense_replace on. */
+START_TEST(moe_layers_are_counted_from_layer_0)
+{
+    static const struct {
+        uint32_t dense, step, first, count;
+    } cases[] = { { 3, 1, 3, 7 }, { 1, 2, 2, 4 }, { 2, 2, 2, 4 }, { 0, 3, 0, 4 }, { 4, 3, 6, 2 } };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct model_shape s = { .layers = 10, .experts = 8, .dense_layers = cases[i].dense,
+                                 .moe_layer_freq = cases[i].step };
+        ck_assert_uint_eq(model_shape_moe_first(&s), cases[i].first);
+        ck_assert_uint_eq(model_shape_moe_layers(&s), cases[i].count);
+        for (uint32_t l = 0; l < s.layers; l++) {
+            ck_assert_int_eq(model_shape_is_moe(&s, l),
+                             l >= cases[i].dense && l % cases[i].step == 0);
+        }
+    }
+}
+END_TEST
+
 START_TEST(absent_keys_have_hugging_face_defaults)
 {
     struct model_shape s;
@@ -197,7 +216,7 @@ static const struct broken {
     { "topk_method", "\"best\"", BASE_EVERSION, "best" },
     { "n_group", "7", BASE_EMISMATCH, "n_group" },
     { "n_group", "null", BASE_EFORMAT, "n_group" },
-    { "n_group", "256", BASE_EMISMATCH, "two best" },
+    { "n_group", "128", BASE_EVERSION, "more than the 64 groups" },
     { "topk_group", "9", BASE_EMISMATCH, "topk_group" },
     { "num_experts_per_tok", "129", BASE_EMISMATCH, "num_experts_per_tok" },
     { "num_experts_per_tok", "0", BASE_EMISMATCH, "num_experts_per_tok" },
@@ -304,6 +323,7 @@ int main(void)
     tcase_add_test(tcase, deepseek_v3_is_read);
     tcase_add_test(tcase, deepseek_v2_lite_is_read);
     tcase_add_test(tcase, absent_keys_have_hugging_face_defaults);
+    tcase_add_test(tcase, moe_layers_are_counted_from_layer_0);
     tcase_add_test(tcase, rope_agrees_with_transformers);
     tcase_add_test(tcase, broken_configs_get_one_sentence);
     tcase_add_test(tcase, folder_gives_name_and_both_files_eos);

@@ -6,6 +6,7 @@
 #include "predictor/edit.h"
 #include "predictor/import.h"
 #include "predictor/score.h"
+#include "predictor/tables.h"
 #include "tests/unit/predictor/support.h"
 
 enum { LAYERS = 4, EXPERTS = 24, TOP_K = 3, TOKENS = 50 };
@@ -518,6 +519,37 @@ START_TEST(covers_what_is_claimed)
 }
 END_TEST
 
+/* A key that newcomers to its full set wear down as fast as it is seen: what it says of an expert
+ * stays a share, and the right one, however long that goes on. */
+START_TEST(worn_keys_keep_their_shares)
+{
+    enum { KEYS = PRED_KEYED_WAYS, OFTEN = 900, SHARES = 4 };
+    static const float wanted[SHARES] = { 0.5f, 0.25f, 0.125f, 0.125f };
+    const struct pred_shape shape = { .layers = 1, .experts = _i ? 24 : 40, .top_k = 1 };
+    struct pred_keyed keyed;
+    struct base_rng rng;
+    base_rng_init(&rng, 9);
+    ck_assert_int_eq(pred_keyed_init(&keyed, &shape, KEYS), 0);
+    for (uint64_t key = 2; key <= KEYS; key++) {
+        for (uint32_t i = 0, id = 0; i < OFTEN; i++) pred_keyed_learn(&keyed, key, 0, &id, 1);
+    }
+    for (uint32_t round = 0; round < 100000; round++) {
+        const uint64_t drawn = base_rng_below(&rng, 8);
+        const uint32_t id = drawn < 4 ? 0 : drawn < 6 ? 1 : drawn < 7 ? 2 : 3;
+        pred_keyed_learn(&keyed, 1, 0, &id, 1);
+        if (round > OFTEN / 2) pred_keyed_learn(&keyed, 1000 + round, 0, &id, 1);
+        if (round % 1000 != 999) continue;
+        float p[64] = { 0 };
+        ck_assert_uint_gt(pred_keyed_sharpen(&keyed, 1, 0, 0, p, shape.experts), OFTEN / 4);
+        for (uint32_t e = 0; e < SHARES; e++) {
+            ck_assert_msg(fabsf(p[e] - wanted[e]) < 0.12f, "round %u: share of expert %u is %g",
+                          round, e, (double)p[e]);
+        }
+    }
+    pred_keyed_fini(&keyed);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("predictor/predictors");
@@ -526,6 +558,7 @@ int main(void)
     tcase_add_checked_fixture(made_up, support_begin, support_end);
     tcase_add_test(made_up, rules_are_learned);
     tcase_add_test(made_up, frozen_tables_stay);
+    tcase_add_loop_test(made_up, worn_keys_keep_their_shares, 0, 2);
     tcase_add_test(made_up, a_change_of_domain_is_followed);
     tcase_add_test(made_up, memory_is_bounded);
     tcase_add_test(made_up, saved_and_loaded);
