@@ -61,10 +61,24 @@ struct cuda_dev {
     unsigned host_region_count;
 };
 
+/* Codes that not every toolkit has a name for. */
+enum {
+    CODE_NVLINK_UNCORRECTABLE = 220,
+    CODE_CONTAINED = 226,
+    CODE_TENSOR_MEMORY_LEAK = 721,
+    CODE_MPS_CLIENT_TERMINATED = 810,
+    CODE_EXTERNAL_DEVICE = 911,
+};
+
 /* After these no call of the process succeeds any more (CUDA Runtime API, cudaError_t). */
 static bool code_sticky(cudaError_t code)
 {
-    switch (code) {
+    switch ((int)code) {
+    case CODE_NVLINK_UNCORRECTABLE:
+    case CODE_CONTAINED:
+    case CODE_TENSOR_MEMORY_LEAK:
+    case CODE_MPS_CLIENT_TERMINATED:
+    case CODE_EXTERNAL_DEVICE:
     case cudaErrorIllegalAddress:
     case cudaErrorLaunchTimeout:
     case cudaErrorAssert:

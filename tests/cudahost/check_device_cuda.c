@@ -231,10 +231,11 @@ static const char *run(uint64_t seed, unsigned fail_at, int code)
 /* The n-th call fails, for every n of a run and for errors that are sticky and that are not. */
 static const char *run_faults(uint64_t seed, unsigned calls, unsigned stride)
 {
-    static const int codes[] = { cudaErrorInvalidValue, cudaErrorIllegalAddress };
+    static const int codes[] = { cudaErrorInvalidValue, cudaErrorIllegalAddress,
+                                 cudaErrorContained };
     static char text[320];
     for (unsigned n = 1 + (unsigned)seed % stride; n <= calls; n += stride) {
-        for (unsigned i = 0; i < 2; i++) {
+        for (unsigned i = 0; i < sizeof codes / sizeof *codes; i++) {
             const char *what = run(seed, n, codes[i]);
             if (!what) continue;
             snprintf(text, sizeof text, "call %u gives %d: %s", n, codes[i], what);

@@ -67,7 +67,8 @@ bool code_sticky(int code)
 {
     return code == cudaErrorIllegalAddress || code == cudaErrorLaunchFailure ||
            code == cudaErrorECCUncorrectable || code == cudaErrorMisalignedAddress ||
-           code == cudaErrorIllegalInstruction || code == cudaErrorAssert;
+           code == cudaErrorIllegalInstruction || code == cudaErrorAssert ||
+           code == cudaErrorContained;
 }
 
 /* The context is gone: nothing that was asked for happens any more. */
