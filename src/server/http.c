@@ -113,6 +113,7 @@ static enum MHD_Result send_stream(struct exchange *x)
     add_header(response, "Cache-Control", "no-cache");
     add_header(response, "X-Accel-Buffering", "no");
     x->status = MHD_HTTP_OK;
+    srv_hub_stream(&x->srv->hub, x->session);
     enum MHD_Result queued = MHD_queue_response(x->connection, MHD_HTTP_OK, response);
     MHD_destroy_response(response);
     return queued;

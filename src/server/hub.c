@@ -48,7 +48,7 @@ static void resume_ready(struct srv_hub *hub)
         if (!s->parked) {
             continue;
         }
-        if (s->ask.stream && now - s->quiet_since_ns >= hub->keep_alive_ns) {
+        if (s->streams && now - s->quiet_since_ns >= hub->keep_alive_ns) {
             s->keep_alive_due = true;
         }
         if (is_ready(hub, s)) {
@@ -194,6 +194,13 @@ bool srv_hub_park(struct srv_hub *hub, struct srv_session *s, void (*park)(void 
     }
     pthread_mutex_unlock(&hub->lock);
     return parks;
+}
+
+void srv_hub_stream(struct srv_hub *hub, struct srv_session *s)
+{
+    pthread_mutex_lock(&hub->lock);
+    s->streams = true;
+    pthread_mutex_unlock(&hub->lock);
 }
 
 void srv_hub_shut(struct srv_hub *hub)

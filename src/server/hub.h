@@ -47,6 +47,8 @@ void srv_hub_leave(struct srv_hub *hub, struct srv_session *session);
 /* Calls `park(context)` and returns true, unless there is something to do at once. */
 bool srv_hub_park(struct srv_hub *hub, struct srv_session *session, void (*park)(void *context),
                   void *context);
+/* The stream has begun: from now on it is kept alive. Before, there is nothing to say it in. */
+void srv_hub_stream(struct srv_hub *hub, struct srv_session *session);
 /* Nothing waits any more: every parked connection is resumed and none parks again. */
 void srv_hub_shut(struct srv_hub *hub);
 unsigned srv_hub_count(struct srv_hub *hub);

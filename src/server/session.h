@@ -51,7 +51,8 @@ struct srv_session {
     bool joined;
     bool parked;
     bool hung_up;
-    bool keep_alive_due;
+    bool streams;               /* the stream has begun */
+    bool keep_alive_due;        /* never before it has */
     uint64_t quiet_since_ns;
     int fd;
     void (*unpark)(void *context);
