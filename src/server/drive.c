@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -208,6 +209,10 @@ static void *drive(void *context)
     }
     atomic_store(&d->over, true);
     end_all(d, -ESHUTDOWN, "the server stopped before the answer was complete");
+    while (atomic_load(&d->held) > 0) {     /* they counted themselves before they saw `stop` */
+        sched_yield();
+        end_all(d, -ESHUTDOWN, "the server stopped before the answer was complete");
+    }
     srv_hub_news(d->hub);
     return NULL;
 }
@@ -247,7 +252,7 @@ int srv_drive_open(struct srv_drive *d, struct eng *engine, struct srv_hub *hub,
     return 0;
 }
 
-void srv_drive_close(struct srv_drive *d)
+void srv_drive_stop(struct srv_drive *d)
 {
     if (d->running) {
         atomic_store(&d->stop, true);
@@ -255,6 +260,11 @@ void srv_drive_close(struct srv_drive *d)
         pthread_join(d->thread, NULL);
         d->running = false;
     }
+}
+
+void srv_drive_close(struct srv_drive *d)
+{
+    srv_drive_stop(d);
     if (d->wake_fd >= 0) {
         close(d->wake_fd);
         d->wake_fd = -1;
@@ -277,7 +287,7 @@ int srv_drive_run(struct srv_drive *d, struct srv_drive_job *job)
 {
     struct srv_drive_job *expected = NULL;
     struct timespec at;
-    if (!d->running || atomic_load(&d->over)) return -ESHUTDOWN;
+    if (atomic_load(&d->over)) return -ESHUTDOWN;
     sem_init(&job->done, 0, 0);
     MUST(atomic_compare_exchange_strong(&d->job, &expected, job));
     poke(d);
@@ -303,6 +313,12 @@ int srv_drive_submit(struct srv_drive *d, struct srv_session *s)
     if (atomic_fetch_add(&d->held, 1) >= d->held_max) {
         atomic_fetch_sub(&d->held, 1);
         return -EBUSY;
+    }
+    /* Counted first: the thread either is not told to stop yet and sees the count when it is, or
+     * this sees that it was. */
+    if (atomic_load(&d->stop)) {
+        atomic_fetch_sub(&d->held, 1);
+        return -ESHUTDOWN;
     }
     MUST(base_ring_many_push(&d->submissions, &s));    /* it has room for held_max */
     poke(d);

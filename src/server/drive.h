@@ -53,7 +53,10 @@ struct srv_drive {
 
 int srv_drive_open(struct srv_drive *drive, struct eng *engine, struct srv_hub *hub,
                    unsigned held_max, struct base_err *err);
-/* Tells every session that the server stops, then ends the thread. */
+/* Tells every session that the server stops, then ends the thread. Others may go on to call what is
+ * below: they are refused. */
+void srv_drive_stop(struct srv_drive *drive);
+/* Stops it if that was not done. Nobody else may call anything any more. */
 void srv_drive_close(struct srv_drive *drive);
 
 /* Runs a job on the engine thread and waits for it; one at a time. 0, or -ESHUTDOWN: it was not
@@ -61,7 +64,8 @@ void srv_drive_close(struct srv_drive *drive);
 int srv_drive_run(struct srv_drive *drive, struct srv_drive_job *job);
 
 /* Any thread. Hands over the engine side's reference. -EBUSY when held_max sessions are there,
- * -ESHUTDOWN when the engine has failed; the reference then stays with the caller. */
+ * -ESHUTDOWN when the engine has failed or the drive was stopped; the reference then stays with the
+ * caller. */
 int srv_drive_submit(struct srv_drive *drive, struct srv_session *session);
 /* Any thread: some session's `cancelled` was set. */
 void srv_drive_cancelled(struct srv_drive *drive);

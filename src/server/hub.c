@@ -206,7 +206,9 @@ void srv_hub_stream(struct srv_hub *hub, struct srv_session *s)
 void srv_hub_shut(struct srv_hub *hub)
 {
     atomic_store(&hub->closing, true);
-    poke(hub->news_fd);
+    pthread_mutex_lock(&hub->lock);
+    resume_ready(hub);          /* here: the HTTP library must not be stopped with one parked */
+    pthread_mutex_unlock(&hub->lock);
 }
 
 unsigned srv_hub_count(struct srv_hub *hub)

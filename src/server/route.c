@@ -37,9 +37,21 @@ static void models(struct srv *srv, const struct srv_request *request, struct sr
     srv_render_models(&reply->body, srv->model.name, srv->started, srv->model.tokens_max);
 }
 
+static void refuse_draining(struct srv_reply *reply)
+{
+    struct srv_fault fault = { 0 };
+    srv_fault_set(&fault, 503, "server_error", "draining", NULL,
+                  "the server is shutting down and takes no new requests");
+    srv_reply_fault(reply, &fault);
+}
+
 static void refuse_busy(struct srv *srv, int rc, struct srv_reply *reply)
 {
     struct srv_fault fault = { 0 };
+    if (rc == -ESHUTDOWN && srv_failed(srv) == 0) {
+        refuse_draining(reply);
+        return;
+    }
     if (rc == -EBUSY) {
         srv_hub_count_up(&srv->hub, refused_requests);
         srv_fault_set(&fault, 429, "rate_limit_error", "too_many_requests", NULL,
@@ -59,9 +71,7 @@ static void generate(struct srv *srv, enum srv_endpoint endpoint,
 {
     struct srv_fault fault = { 0 };
     if (atomic_load(&srv->draining)) {
-        srv_fault_set(&fault, 503, "server_error", "draining", NULL,
-                      "the server is shutting down and takes no new requests");
-        srv_reply_fault(reply, &fault);
+        refuse_draining(reply);
         return;
     }
     struct srv_ask ask;

@@ -201,7 +201,7 @@ void srv_close(struct srv *srv)
     }
     atomic_store(&srv->draining, true);
     if (srv->drive_open) {
-        srv_drive_close(&srv->drive);
+        srv_drive_stop(&srv->drive);
         /* Clients that read are told how it ended; the others are cut off. */
         for (int ms = 0; ms < CLOSE_FLUSH_MS && srv_hub_count(&srv->hub) > 0; ms += 10) {
             struct timespec pause = { .tv_nsec = 10000000 };
@@ -215,6 +215,10 @@ void srv_close(struct srv *srv)
     srv_http_close(srv->http);
     if (srv->hub_open) {
         srv_hub_close(&srv->hub);
+    }
+    /* Last: requests came, and clients left, as long as there were HTTP and watch threads. */
+    if (srv->drive_open) {
+        srv_drive_close(&srv->drive);
     }
     pthread_mutex_destroy(&srv->change_lock);
     pthread_mutex_destroy(&srv->settings_lock);
