@@ -39,6 +39,23 @@ static const char *too_deep(const char *text, size_t size)
     return NULL;
 }
 
+size_t port_json_values(const char *text, size_t size)
+{
+    size_t count = 1;
+    bool in_string = false;
+    for (size_t i = 0; i < size; i++) {
+        char c = text[i];
+        if (in_string) {
+            if (c == '\\') i++;
+            if (c == '"') in_string = false;
+            continue;
+        }
+        if (c == '"') in_string = true;
+        if (c == ',' || c == '[' || c == '{') count++;
+    }
+    return count;
+}
+
 static int refuse_depth(const char *text, const char *at, const char *name, struct base_err *err)
 {
     int line = 1, column = 1;

@@ -19,6 +19,9 @@ struct port_json;               /* one value; the root owns the document */
  * BASE_EFORMAT with "name:line:column: ...", or -ENOMEM. */
 int port_json_parse(struct port_json **out, const char *text, size_t size, const char *name,
                     struct base_err *err);
+/* How many values a text has, found by a look at its bytes alone: at least as many as are there, as
+ * an array or object counts twice when it is empty. For limits before the text is parsed. */
+size_t port_json_values(const char *text, size_t size);
 /* Reads a whole file, at most `size_max` bytes (-EFBIG beyond), and parses it. */
 int port_json_load(struct port_json **out, const char *path, size_t size_max, struct base_err *err);
 void port_json_free(struct port_json *root);

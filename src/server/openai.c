@@ -609,6 +609,10 @@ int srv_ask_parse(struct srv_ask *ask, enum srv_endpoint endpoint, const char *b
     *fault = (struct srv_fault){ 0 };
     ask->sampling = (struct eng_sampling){ .temperature = 1, .top_p = 1 };
     struct base_err err = { 0 };
+    if (port_json_values(body, size) > SRV_VALUES_MAX) {
+        return REFUSE(fault, "invalid_json", NULL, "the request body has more than %d JSON values "
+                      "(an empty array or object counts twice)", SRV_VALUES_MAX);
+    }
     int rc = port_json_parse(&ask->body, body, size, "request body", &err);
     if (rc == -ENOMEM) {
         return srv_fault_set(fault, 503, "server_error", "out_of_memory", NULL, "out of memory");
@@ -642,16 +646,50 @@ int srv_ask_parse(struct srv_ask *ask, enum srv_endpoint endpoint, const char *b
     return 0;
 }
 
-void srv_ask_fini(struct srv_ask *ask)
+/* Frees the body and all that points into it but the stop strings. */
+static void free_body(struct srv_ask *ask)
 {
-    for (size_t i = 0; i < ask->message_count; i++) {
+    for (size_t i = 0; ask->message_texts && i < ask->message_count; i++) {
         free(ask->message_texts[i]);
     }
     free(ask->message_texts);
     free(ask->messages);
-    free(ask->ids);
     port_json_free(ask->body);
+    ask->message_texts = NULL;
+    ask->messages = NULL;
+    ask->message_count = 0;
+    ask->prompt = ask->model = NULL;
+    ask->body = NULL;
+}
+
+void srv_ask_fini(struct srv_ask *ask)
+{
+    free_body(ask);
+    free(ask->ids);
+    free(ask->stop_texts);
     *ask = (struct srv_ask){ 0 };
+}
+
+/* A parsed body takes many times its bytes, an answer many seconds: what is still needed of it is
+ * copied. */
+static int settle(struct srv_ask *ask, struct srv_fault *fault)
+{
+    size_t bytes = 0;
+    for (uint32_t i = 0; i < ask->stop_count; i++) {
+        bytes += strlen(ask->stops[i]) + 1;
+    }
+    char *to = bytes > 0 ? malloc(bytes) : NULL;
+    if (bytes > 0 && !to) {
+        return srv_fault_set(fault, 503, "server_error", "out_of_memory", NULL, "out of memory");
+    }
+    ask->stop_texts = to;
+    for (uint32_t i = 0; i < ask->stop_count; i++) {
+        size_t size = strlen(ask->stops[i]) + 1;
+        ask->stops[i] = memcpy(to, ask->stops[i], size);
+        to += size;
+    }
+    free_body(ask);
+    return 0;
 }
 
 static int make_ids(struct srv_ask *ask, const struct srv_model *model, struct srv_fault *fault)
@@ -717,5 +755,5 @@ int srv_ask_tokenize(struct srv_ask *ask, const struct srv_model *model, struct 
     if (!ask->seeded && getrandom(&ask->sampling.seed, sizeof ask->sampling.seed, 0) < 0) {
         ask->sampling.seed = (uint64_t)(uintptr_t)ask ^ ask->id_count;
     }
-    return 0;
+    return settle(ask, fault);
 }

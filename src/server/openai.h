@@ -39,7 +39,7 @@ enum srv_endpoint { SRV_COMPLETION, SRV_CHAT };
 
 struct srv_ask {
     enum srv_endpoint endpoint;
-    struct port_json *body;             /* owns every text below */
+    struct port_json *body;             /* owns every text below, until srv_ask_tokenize */
     const char *model;                  /* NULL = not given */
     struct model_message *messages;     /* chat */
     char **message_texts;               /* joined content parts, or NULL */
@@ -52,12 +52,16 @@ struct srv_ask {
     struct eng_sampling sampling;
     bool seeded;
     const char *stops[SRV_STOPS_MAX];
+    char *stop_texts;                   /* theirs, from srv_ask_tokenize on */
     uint32_t stop_count;
     bool stream;
     bool include_usage;
     bool logprobs;
     bool ignore_eos;
 };
+
+/* The most values of a body: what it takes while it is read is at most 45 MiB then. */
+enum { SRV_VALUES_MAX = 262144 };
 
 /* 0, or -EINVAL with the fault; -ENOMEM counts as a fault too. The ask needs srv_ask_fini either
  * way. */
@@ -75,7 +79,8 @@ struct srv_model {
 };
 
 /* Checks the model's name, makes the ids, fills max_tokens with what is left when it was not given
- * (completions: 16, as the API says), and refuses what does not fit. */
+ * (completions: 16, as the API says), and refuses what does not fit. Then the body is freed with
+ * the texts in it: ids and stop strings stay. */
 int srv_ask_tokenize(struct srv_ask *ask, const struct srv_model *model, struct srv_fault *fault);
 
 #endif

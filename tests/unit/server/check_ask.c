@@ -215,6 +215,56 @@ START_TEST(deep_nesting_is_refused)
 }
 END_TEST
 
+/* [1,{},{},...] in a member that is ignored; `count` values in all, the body, the prompt and the
+ * array too. */
+static void parse_many(size_t count, int rc)
+{
+    static const char head[] = "{\"prompt\":\"x\",\"metadata\":{\"a\":[1", tail[] = "]}}";
+    char *body = malloc(sizeof head + 3 * count + sizeof tail), *at = body;
+    ck_assert_ptr_nonnull(body);
+    at += sprintf(at, "%s", head);
+    for (size_t values = 6; values < count; values += 2) at += sprintf(at, ",%s", "{}");
+    at += sprintf(at, "%s", tail);
+    ck_assert_int_eq(srv_ask_parse(&ask, SRV_COMPLETION, body, (size_t)(at - body), &fault), rc);
+    free(body);
+}
+
+START_TEST(more_values_than_memory_is_meant_for_are_refused)
+{
+    parse_many(SRV_VALUES_MAX, 0);
+    srv_ask_fini(&ask);
+    parse_many(SRV_VALUES_MAX + 2, -EINVAL);
+    ck_assert_int_eq(fault.status, 400);
+    ck_assert_str_eq(fault.code, "invalid_json");
+    ck_assert_msg(strstr(fault.message, "more than 262144 JSON values"), "%s", fault.message);
+    srv_ask_fini(&ask);
+    /* In a string they are none. */
+    ck_assert_uint_eq(port_json_values("[\"a,[{\\\",\",2]", 14), 3);
+}
+END_TEST
+
+START_TEST(the_body_is_freed_before_the_answer)
+{
+    static const struct srv_model model = { .name = "pebble", .vocab = 100, .tokens_max = 50 };
+    ck_assert_int_eq(parse(SRV_COMPLETION, "{\"prompt\":[1,2,3],\"model\":\"pebble\","
+                           "\"stop\":[\"END\",\"\\n\"],\"metadata\":{\"a\":[1,2]}}"), 0);
+    ck_assert_ptr_nonnull(ask.body);
+    ck_assert_int_eq(srv_ask_tokenize(&ask, &model, &fault), 0);
+    ck_assert_ptr_null(ask.body);
+    ck_assert_ptr_null(ask.model);
+    ck_assert_uint_eq(ask.id_count, 3);
+    ck_assert_uint_eq(ask.ids[2], 3);
+    ck_assert_uint_eq(ask.stop_count, 2);
+    ck_assert_str_eq(ask.stops[0], "END");
+    ck_assert_str_eq(ask.stops[1], "\n");
+    srv_ask_fini(&ask);
+    ck_assert_int_eq(parse(SRV_COMPLETION, "{\"prompt\":[1,2,3]}"), 0);
+    ck_assert_int_eq(srv_ask_tokenize(&ask, &model, &fault), 0);
+    ck_assert_ptr_null(ask.body);
+    ck_assert_uint_eq(ask.stop_count, 0);
+}
+END_TEST
+
 /* Any damage to a good body is either accepted or refused with a sentence; nothing crashes. */
 START_TEST(damaged_bodies_are_survived)
 {
@@ -255,6 +305,8 @@ int main(void)
     tcase_add_loop_test(cases, bad_requests_get_one_clear_sentence, 0,
                         (int)(sizeof bad / sizeof bad[0]));
     tcase_add_test(cases, deep_nesting_is_refused);
+    tcase_add_test(cases, more_values_than_memory_is_meant_for_are_refused);
+    tcase_add_test(cases, the_body_is_freed_before_the_answer);
     tcase_add_loop_test(cases, damaged_bodies_are_survived, 0, 4);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
