@@ -127,9 +127,14 @@ static void read_again(struct srv *srv)
     if (rc == 0) rc = cli_server_config_check(next, NULL, note, sizeof note, &err);
     if (rc < 0) {
         base_log(BASE_LOG_ERROR, "server", "settings not changed: %s by=SIGHUP", err.text);
-    } else if (srv_change_apply(srv, next, "SIGHUP", NULL, &err) == 0) {
-        base_log(BASE_LOG_INFO, "server", "settings read again from %s",
-                 cli_server_config_name(&source));
+    } else {
+        srv_change_begin(srv, NULL);
+        rc = srv_change_apply(srv, next, "SIGHUP", NULL, &err);
+        srv_change_end(srv);
+        if (rc == 0) {
+            base_log(BASE_LOG_INFO, "server", "settings read again from %s",
+                     cli_server_config_name(&source));
+        }
     }
     free(next);
 }

@@ -30,13 +30,11 @@ static void get(struct srv *srv, struct srv_settings *settings, struct srv_reply
     reply->type = "application/yaml";
 }
 
-/* The body says what shall be otherwise, as YAML (or JSON, which is YAML too). */
-static void put(struct srv *srv, struct srv_settings *settings, const struct srv_request *request,
-                struct srv_reply *reply)
+static void put_locked(struct srv *srv, struct srv_settings *settings,
+                       const struct srv_request *request, struct srv_reply *reply)
 {
     struct base_option_group groups[SRV_SETTINGS_GROUPS];
     struct base_err err = { 0 };
-    srv_change_current(srv, settings);
     size_t count = srv_settings_groups(settings, groups);
     int rc = port_yaml_parse(request->body, request->size, "request body", groups, count, &err);
     if (rc < 0) {
@@ -52,6 +50,16 @@ static void put(struct srv *srv, struct srv_settings *settings, const struct srv
     } else if (rc < 0) {
         fail(reply, 409, "config_refused", err.text);
     }
+}
+
+/* The body says what shall be otherwise, as YAML (or JSON, which is YAML too): than what holds when
+ * its turn comes, so that a change before it stays. */
+static void put(struct srv *srv, struct srv_settings *settings, const struct srv_request *request,
+                struct srv_reply *reply)
+{
+    srv_change_begin(srv, settings);
+    put_locked(srv, settings, request, reply);
+    srv_change_end(srv);
 }
 
 void srv_admin_route(struct srv *srv, const struct srv_request *request, struct srv_reply *reply)

@@ -76,6 +76,17 @@ bool srv_change_idle(void *context)
 
 /* -- any other thread ------------------------------------------------------------------------- */
 
+void srv_change_begin(struct srv *srv, struct srv_settings *out)
+{
+    pthread_mutex_lock(&srv->change_lock);
+    if (out) srv_change_current(srv, out);
+}
+
+void srv_change_end(struct srv *srv)
+{
+    pthread_mutex_unlock(&srv->change_lock);
+}
+
 static int apply_locked(struct srv *srv, const struct srv_settings *to, struct found *found,
                         struct base_err *err)
 {
@@ -117,9 +128,7 @@ int srv_change_apply(struct srv *srv, const struct srv_settings *to, const char 
 {
     struct found found = { .report = report, .source = source };
     if (report) base_buf_puts(report, "[");
-    pthread_mutex_lock(&srv->change_lock);
     int rc = apply_locked(srv, to, &found, err);
-    pthread_mutex_unlock(&srv->change_lock);
     if (report) base_buf_puts(report, "]");
     if (rc < 0) {
         srv_hub_count_up(&srv->hub, refused_changes);

@@ -13,10 +13,15 @@ struct srv;
 /* What holds now. Any thread. */
 void srv_change_current(struct srv *srv, struct srv_settings *out);
 
-/* Makes `to` hold and logs each key that changes; `source` says who asked ("SIGHUP"). Appends the
- * changes to `report` as a JSON array unless it is NULL. Waits for the running step. 0, or
- * BASE_ECONFIG (a key needs a restart, or settings contradict each other), BASE_EBUDGET, -ESHUTDOWN
- * ... with the sentence. Any thread but the engine's. */
+/* Begins a change: what holds now, which no other change alters until srv_change_end. `out` may be
+ * NULL: for settings that do not start from those. Waits for a change that is under way. */
+void srv_change_begin(struct srv *srv, struct srv_settings *out);
+void srv_change_end(struct srv *srv);
+
+/* Between begin and end: makes `to` hold and logs each key that changes; `source` says who asked
+ * ("SIGHUP"). Appends the changes to `report` as a JSON array unless it is NULL. Waits for the
+ * running step. 0, or BASE_ECONFIG (a key needs a restart, or settings contradict each other),
+ * BASE_EBUDGET, -ESHUTDOWN ... with the sentence. Any thread but the engine's. */
 int srv_change_apply(struct srv *srv, const struct srv_settings *to, const char *source,
                      struct base_buf *report, struct base_err *err);
 

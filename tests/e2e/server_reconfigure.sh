@@ -163,4 +163,24 @@ echo "resident $full KiB with all experts, $small KiB with a quarter of the slot
 ask_all "$work/changed"; wait_all
 for i in "${!prompts[@]}"; do cmp "$work/plain/$i" "$work/changed/$i" || fail "prompt $i after it grew again"; done
 stop_server
+
+echo '== a PUT keeps what a SIGHUP changed before it'
+# Steps of some reads' time: both changes wait for one, the PUT behind the SIGHUP.
+cp "$work/a.yaml" "$work/slow.yaml"
+start_server --config "$work/slow.yaml" --set io.throttle_latency=100ms
+find_admin
+curl -sN --max-time 60 -o /dev/null "$url/v1/completions" \
+    -d '{"prompt": "In the beginning", "max_tokens": 400, "ignore_eos": true, "stream": true}' & client=$!
+for _ in $(seq 100); do [ "$(number expertier_engine_running_requests)" != 1 ] || break; sleep 0.05; done
+changed() { grep -c "setting changed: $1" "$work/server.log" || true; }
+for round in 1 2 3; do
+    policy=lru; [ $((round % 2)) = 1 ] && policy=lfu
+    printf 'policy: {eviction: %s}\n' "$policy" | cat "$work/a.yaml" - >"$work/slow.yaml"
+    kill -HUP "$server"; sleep 0.02
+    [ "$(put "prefetch: {inflight: $((10 + round))MiB}")" = 200 ] || fail "PUT: $(cat "$work/put")"
+    for _ in $(seq 100); do [ "$(changed 'policy.eviction: .*by=SIGHUP')" != "$round" ] || break; sleep 0.05; done
+    config | grep -qx "  eviction: $policy" || fail "round $round: the PUT undid the SIGHUP: $(config | grep eviction)"
+done
+kill "$client"; wait "$client" 2>/dev/null || true
+stop_server
 echo 'all holds'
