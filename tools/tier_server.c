@@ -267,9 +267,12 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     struct srv_socket socket = { .fd = -1 };
     char admin[SRV_ADMIN_PATH] = "";
     int admin_fd = -1;
+    struct cli_server_source source = source_of(NULL);
+    char *command_line = cli_server_config_command_line(&source);
     struct srv *srv = NULL;
     bool open = false;
-    int rc = srv_bind(&socket, &config.server, err);
+    int rc = command_line ? srv_bind(&socket, &config.server, err)
+                          : base_err_set(err, -ENOMEM, "out of memory");
     if (rc < 0) goto done;
     rc = eng_stack_print_footprint(args, stderr, err);
     if (rc < 0) goto done;
@@ -282,7 +285,7 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     rc = catch_signals(err);
     if (rc == 0) rc = open_admin(&socket, admin, &admin_fd, err);
     if (rc < 0) goto done;
-    struct srv_open_args open_args = { &config, &stack, &socket, admin_fd };
+    struct srv_open_args open_args = { &config, &stack, &socket, admin_fd, command_line };
     rc = srv_open(&srv, &open_args, err);
     if (rc < 0) goto done;
     if (admin[0]) fprintf(stderr, "admin socket %s\n", admin);
@@ -299,6 +302,7 @@ done:
     if (admin_fd >= 0) close(admin_fd);
     if (admin[0]) unlink(admin);
     if (open) eng_stack_close(&stack);
+    free(command_line);
     return rc;
 }
 
@@ -322,9 +326,8 @@ static int check_config(const struct cli_server_source *source)
         }
     }
     if (flags.check_config) printf("%s: valid\n", cli_server_config_name(source));
-    if (!flags.diff) return EXIT_SUCCESS;
-    rc = cli_server_config_diff(&config, stdout, &err);
-    return rc < 0 ? cli_fail(EXIT_FAILURE, &err) : EXIT_SUCCESS;
+    if (flags.diff) cli_server_config_diff(source->running, &config, stdout);
+    return EXIT_SUCCESS;
 }
 
 /* What is wrong with the settings; where only this build or machine is, that much is said. */
@@ -338,6 +341,28 @@ static int refuse_config(struct cli_server_source *source, struct base_err *err)
                         "build cannot do all of it:\n", cli_server_config_name(source));
     }
     return cli_fail(EXIT_MISUSE, err);
+}
+
+/* The server is found by what the file and the command line say of its place, whatever else they
+ * say; then the file is read again as that server would. */
+static int run_diff(struct cli_server_source *source)
+{
+    static struct cli_server_running running;
+    struct cli_server_source place = *source;
+    struct base_err err = { 0 };
+    int code;
+    place.schema_only = true;
+    if (cli_server_config_read(&config, &place, &err) < 0) return cli_fail(EXIT_MISUSE, &err);
+    source->running = &running;
+    if (cli_server_config_ask(&running, &config, &err) < 0) {
+        code = cli_fail(EXIT_FAILURE, &err);
+    } else if (cli_server_config_read(&config, source, &err) < 0) {
+        code = refuse_config(source, &err);
+    } else {
+        code = check_config(source);
+    }
+    cli_server_config_forget(&running);
+    return code;
 }
 
 static int run(int count, char **arguments)
@@ -360,16 +385,17 @@ static int run(int count, char **arguments)
         base_option_print_reference(stdout, groups, group_count);
         return EXIT_SUCCESS;
     }
+    if (flags.schema_only && !flags.check_config) {
+        return cli_misuse("--schema-only goes with --check-config: a server that starts obeys all");
+    }
     struct cli_server_source source = source_of(flags.diff ? flags.diff : flags.config);
+    if (flags.diff && !flags.print_config) return run_diff(&source);
     if (cli_server_config_read(&config, &source, &err) < 0) return refuse_config(&source, &err);
     if (flags.print_config) {
         base_option_print_yaml(stdout, groups, group_count, true);
         return EXIT_SUCCESS;
     }
-    if (flags.schema_only && !flags.check_config) {
-        return cli_misuse("--schema-only goes with --check-config: a server that starts obeys all");
-    }
-    if (flags.check_config || flags.diff) {
+    if (flags.check_config) {
         return check_config(&source);
     }
     if (!flags.model) {

@@ -16,8 +16,21 @@ static void fail(struct srv_reply *reply, int status, const char *code, const ch
     srv_reply_fault(reply, &fault);
 }
 
-static void get(struct srv *srv, struct srv_settings *settings, struct srv_reply *reply)
+/* What holds; or what the command line says, which a file does not change. */
+static void get(struct srv *srv, struct srv_settings *settings, const struct srv_request *request,
+                struct srv_reply *reply)
 {
+    const char *from = request->argument(request->context, "from");
+    if (from && strcmp(from, "command_line") == 0) {
+        base_buf_puts(&reply->body, srv->command_line);
+        reply->status = 200;
+        reply->type = "text/plain; charset=utf-8";
+        return;
+    }
+    if (from) {
+        fail(reply, 400, "invalid_value", "'from' must be command_line, or left out");
+        return;
+    }
     srv_change_current(srv, settings);
     char *yaml = srv_settings_yaml(settings);
     if (!yaml) {
@@ -82,7 +95,7 @@ void srv_admin_route(struct srv *srv, const struct srv_request *request, struct 
     } else if (is_put) {
         put(srv, settings, request, reply);
     } else {
-        get(srv, settings, reply);
+        get(srv, settings, request, reply);
     }
     free(settings);
 }

@@ -132,6 +132,7 @@ int srv_open(struct srv **out, const struct srv_open_args *args, struct base_err
     pthread_mutex_init(&srv->settings_lock, NULL);
     srv->config = args->settings->server;
     srv->stack = args->stack;
+    srv->command_line = args->command_line ? args->command_line : "";
     snprintf(srv->model_name, sizeof srv->model_name, "%s",
              srv->config.model_name[0] ? srv->config.model_name : args->stack->shape.name);
     srv->model = (struct srv_model){

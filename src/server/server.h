@@ -95,6 +95,7 @@ struct srv_open_args {
     struct eng_stack *stack;            /* borrowed; its engine belongs to the server until close */
     const struct srv_socket *socket;    /* taken over when open succeeds */
     int admin_fd;                       /* a listening unix socket, taken over too; -1 = none */
+    const char *command_line;           /* KEY=VALUE a line, over every file; borrowed */
 };
 
 /* Starts the threads and listens. 0 or a negative code with a sentence. */

@@ -30,6 +30,7 @@ struct srv {
     /* What holds now: changed by one change at a time, read under settings_lock. */
     pthread_mutex_t change_lock, settings_lock;
     struct srv_settings *settings;
+    const char *command_line;
 };
 
 #endif

@@ -109,6 +109,18 @@ grep -q 'the running server' "$work/err" || fail "--diff asked nobody: $(cat "$w
 grep -qx 'live *policy.eviction: lru_with_prediction -> lfu' "$work/out" || fail "--diff: $(cat "$work/out")"
 grep -qx 'restart *io.depth: 32 -> 8' "$work/out" || fail "--diff: $(cat "$work/out")"
 ! grep -q 'tiers.dram.capacity' "$work/out" || fail "--diff names what is the same: $(cat "$work/out")"
+# The running server's command line stays over the file, as at SIGHUP, and what finds it is no setting.
+! grep -q 'tiers.nvme.index\|trace.path\|server.' "$work/out" || fail "--diff: $(cat "$work/out")"
+[ "$(curl -sS --unix-socket "$admin" 'http://x/tier/config?from=command_line')" = \
+    "tiers.nvme.index=$work/expertier.index
+server.port=0
+trace.path=$work/routing.trace" ] || fail 'what the command line says'
+port=${url##*:}
+"$bin/tier-server" --diff "$work/a.yaml" --port "$port" >"$work/out" 2>"$work/err" || fail "--diff: $(cat "$work/err")"
+[ ! -s "$work/out" ] || fail "nothing is other than at the start: $(cat "$work/out")"
+"$bin/tier-server" --diff "$work/a.yaml" --port "$port" --set io.depth=8 --set tiers.nvme.index= >"$work/out" 2>"$work/err"
+grep -qx 'restart *io.depth: 32 -> 8' "$work/out" && grep -q '^restart *tiers.nvme.index' "$work/out" ||
+    fail "--diff with settings of its own: $(cat "$work/out")"
 "$bin/tier-server" --check-config --config "$work/b.yaml" --model "$model" \
     --set "tiers.nvme.index=$work/expertier.index" >"$work/out" || fail '--check-config with the model'
 refuse() { # SAYS [argument...]
