@@ -350,11 +350,26 @@ static int join_parts(const struct port_json *parts, size_t index, char **joined
     return 0;
 }
 
+/* Context of the walk over a message. */
+struct each_message_key {
+    bool tool;                  /* the answer of a tool */
+    struct srv_fault *fault;
+};
+
 static int message_key(void *context, const char *key, size_t key_size,
                        const struct port_json *value)
 {
     static const char *const known[] = { "role", "content", "name", "refusal", "annotations" };
+    const struct each_message_key *c = context;
     (void)key_size;
+    /* Says which call it answers, and agents send it always; the text has no place for it. */
+    if (c->tool && strcmp(key, "tool_call_id") == 0 && !is(value, PORT_JSON_NULL)) {
+        return is(value, PORT_JSON_STRING)
+                   ? 0
+                   : REFUSE(c->fault, "invalid_type", "messages",
+                            "a message's 'tool_call_id' must be a string, not %s",
+                            type_name(value));
+    }
     if (port_json_type(value) == PORT_JSON_NULL ||
         (is(value, PORT_JSON_ARRAY) && port_json_count(value) == 0)) {
         return 0;
@@ -364,7 +379,7 @@ static int message_key(void *context, const char *key, size_t key_size,
             return 0;
         }
     }
-    return REFUSE((struct srv_fault *)context, "unsupported_parameter", "messages",
+    return REFUSE(c->fault, "unsupported_parameter", "messages",
                   "a message's '%.40s' is not supported; 'role' and 'content' are", key);
 }
 
@@ -378,11 +393,12 @@ static int read_message(struct srv_ask *ask, size_t index, const struct port_jso
                       "messages[%zu] must be an object with 'role' and 'content', not %s", index,
                       type_name(value));
     }
-    int rc = port_json_each(value, message_key, fault);
+    const char *role = port_json_text(port_json_get(value, "role"), NULL);
+    struct each_message_key context = { role && strcmp(role, "tool") == 0, fault };
+    int rc = port_json_each(value, message_key, &context);
     if (rc < 0) {
         return rc;
     }
-    const char *role = port_json_text(port_json_get(value, "role"), NULL);
     for (size_t i = 0; role && i < sizeof roles / sizeof roles[0]; i++) {
         if (strcmp(role, roles[i]) == 0) {
             message->role = i == 1 ? "system" : roles[i];

@@ -75,15 +75,18 @@ START_TEST(chat_with_parts_and_roles)
         "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},"
         "{\"type\":\"text\",\"text\":\"b\"}],\"name\":\"x\"},"
         "{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":null,\"refusal\":null},"
-        "{\"role\":\"user\",\"content\":[]}],"
+        "{\"role\":\"user\",\"content\":[]},"
+        "{\"role\":\"tool\",\"tool_call_id\":\"call_1\",\"content\":\"21 degrees\"}],"
         "\"max_completion_tokens\":9,\"max_tokens\":9,\"stop\":\"###\",\"logprobs\":true,"
         "\"top_logprobs\":0,\"tools\":[],\"tool_choice\":\"none\",\"store\":false,"
         "\"response_format\":{\"type\":\"text\"},\"modalities\":[\"text\"]}"), 0);
-    ck_assert_uint_eq(ask.message_count, 4);
+    ck_assert_uint_eq(ask.message_count, 5);
     ck_assert_str_eq(ask.messages[0].role, "system");
     ck_assert_str_eq(ask.messages[1].text, "ab");
     ck_assert_uint_eq(ask.messages[1].size, 2);
     ck_assert_uint_eq(ask.messages[3].size, 0);
+    ck_assert_str_eq(ask.messages[4].role, "tool");
+    ck_assert_str_eq(ask.messages[4].text, "21 degrees");
     ck_assert_uint_eq(ask.max_tokens, 9);
     ck_assert_str_eq(ask.stops[0], "###");
     ck_assert(ask.logprobs);
@@ -175,6 +178,10 @@ static const struct {
       "\"image_url\":{}}]}]}", "messages", "not type 'image_url'" },
     { SRV_CHAT, "{\"messages\":[{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{}]}]}",
       "messages", "'tool_calls' is not supported" },
+    { SRV_CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\",\"tool_call_id\":\"1\"}]}",
+      "messages", "'tool_call_id' is not supported" },
+    { SRV_CHAT, "{\"messages\":[{\"role\":\"tool\",\"content\":\"x\",\"tool_call_id\":1}]}",
+      "messages", "'tool_call_id' must be a string, not an integer" },
     { SRV_CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],\"tools\":[{}]}", "tools",
       "not supported" },
     { SRV_CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}],"
