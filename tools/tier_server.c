@@ -170,15 +170,64 @@ static int serve(struct srv *srv)
     return srv_failed(srv);
 }
 
+static void log_lines(const char *area, char *text)
+{
+    char *rest = NULL;
+    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+        base_log(BASE_LOG_INFO, area, "%s", line + strspn(line, " "));
+    }
+}
+
+/* Several lines for stderr: plain, or each a line of the log where that is JSON. */
+struct talk {
+    FILE *to;                   /* print here; NULL when memory is short */
+    char *text;
+    size_t size;
+};
+
+static void talk_begin(struct talk *talk)
+{
+    *talk = (struct talk){ .to = stderr };
+    if (flags.log_json) talk->to = open_memstream(&talk->text, &talk->size);
+}
+
+static void talk_end(struct talk *talk, const char *area)
+{
+    if (!talk->to || talk->to == stderr) return;
+    fclose(talk->to);
+    log_lines(area, talk->text);
+    free(talk->text);
+}
+
+static int print_footprint(const struct eng_stack_args *args, struct base_err *err)
+{
+    struct talk talk;
+    talk_begin(&talk);
+    int rc = talk.to ? eng_stack_print_footprint(args, talk.to, err)
+                     : base_err_set(err, -ENOMEM, "out of memory");
+    talk_end(&talk, "memory");
+    return rc;
+}
+
+static int give_up(int exit_code, const struct base_err *err)
+{
+    if (!flags.log_json) return cli_fail(exit_code, err);
+    base_log(BASE_LOG_ERROR, "server", "%s", err->text[0] ? err->text : base_err_name(err->code));
+    return exit_code;
+}
+
 /* What became of every setting is said once at start, what there is less of also in the log;
  * /tier/stats keeps saying it. */
 static void report(struct eng_stack *stack)
 {
     static struct tier_snapshot snapshot;       /* both too large for the stack */
     static struct tier_report all;
+    struct talk talk;
     tier_snapshot(stack->tier, &snapshot);
     eng_report(&all, stack, &stack->config, &snapshot);
-    eng_report_print(stderr, &all);
+    talk_begin(&talk);
+    if (talk.to) eng_report_print(talk.to, &all);
+    talk_end(&talk, "report");
     for (uint32_t i = 0; i < all.count; i++) {
         const struct tier_report_row *row = &all.rows[i];
         if (row->state != TIER_DEGRADED && row->state != TIER_REFUSED) continue;
@@ -191,16 +240,14 @@ static void report(struct eng_stack *stack)
 static void report_topology(void)
 {
     struct base_err err = { 0 };
-    char *text = NULL, *line, *rest;
+    char *text = NULL;
     size_t size = 0;
     FILE *to = open_memstream(&text, &size);
     if (!to) return;
     int rc = port_topo_describe(to, &err);
     fclose(to);
     if (rc < 0) base_log(BASE_LOG_WARN, "topology", "%s", err.text);
-    for (line = strtok_r(text, "\n", &rest); rc == 0 && line; line = strtok_r(NULL, "\n", &rest)) {
-        base_log(BASE_LOG_INFO, "topology", "%s", line);
-    }
+    else log_lines("topology", text);
     free(text);
 }
 
@@ -249,7 +296,7 @@ static int run_rank(const struct eng_stack_args *args, struct base_err *err)
     static struct eng_stack stack;
     signal(SIGTERM, SIG_IGN);
     signal(SIGINT, SIG_IGN);
-    int rc = eng_stack_print_footprint(args, stderr, err);
+    int rc = print_footprint(args, err);
     if (rc == 0) rc = eng_stack_open(&stack, args, err);
     if (rc < 0) return rc;
     report(&stack);
@@ -259,6 +306,16 @@ static int run_rank(const struct eng_stack_args *args, struct base_err *err)
     if (why) rc = stopped(why, BASE_EDEVICE, err);
     eng_stack_close(&stack);
     return rc;
+}
+
+static void announce(const struct srv_socket *socket, const char *admin)
+{
+    struct talk talk;
+    talk_begin(&talk);
+    if (!talk.to) return;
+    if (admin[0]) fprintf(talk.to, "admin socket %s\n", admin);
+    fprintf(talk.to, "listening on %s\n", socket->url);
+    talk_end(&talk, "server");
 }
 
 static int run_server(const struct eng_stack_args *args, struct base_err *err)
@@ -274,7 +331,7 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     int rc = command_line ? srv_bind(&socket, &config.server, err)
                           : base_err_set(err, -ENOMEM, "out of memory");
     if (rc < 0) goto done;
-    rc = eng_stack_print_footprint(args, stderr, err);
+    rc = print_footprint(args, err);
     if (rc < 0) goto done;
     rc = eng_stack_open(&stack, args, err);
     if (rc < 0) goto done;
@@ -288,8 +345,7 @@ static int run_server(const struct eng_stack_args *args, struct base_err *err)
     struct srv_open_args open_args = { &config, &stack, &socket, admin_fd, command_line };
     rc = srv_open(&srv, &open_args, err);
     if (rc < 0) goto done;
-    if (admin[0]) fprintf(stderr, "admin socket %s\n", admin);
-    fprintf(stderr, "listening on %s\n", socket.url);
+    announce(&socket, admin);
     socket.fd = admin_fd = -1;  /* the server's now */
     rc = serve(srv);
     if (rc < 0) {
@@ -340,7 +396,7 @@ static int refuse_config(struct cli_server_source *source, struct base_err *err)
         fprintf(stderr, "%s: each key and value is valid (--schema-only asks no more), but this "
                         "build cannot do all of it:\n", cli_server_config_name(source));
     }
-    return cli_fail(EXIT_MISUSE, err);
+    return give_up(EXIT_MISUSE, err);
 }
 
 /* The server is found by what the file and the command line say of its place, whatever else they
@@ -414,14 +470,15 @@ static int run(int count, char **arguments)
         .profile_path = flags.profile,
         .profile_events = flags.profile_events,
         .peers = true,
+        .quiet = flags.log_json && isatty(STDERR_FILENO),   /* a moving bar is no line of JSON */
     };
-    if (comm_open(&args.comm, &config.stack.comm, &err) < 0) return cli_fail(EXIT_FAILURE, &err);
+    if (comm_open(&args.comm, &config.stack.comm, &err) < 0) return give_up(EXIT_FAILURE, &err);
     int rc = flags.dry_run         ? eng_stack_print_footprint(&args, stdout, &err)
              : args.comm->rank > 0 ? run_rank(&args, &err) : run_server(&args, &err);
     if (rc < 0 && !engine_stopped) comm_abort(args.comm, err.text);
     comm_close(args.comm);
     if (rc < 0) {
-        return cli_fail(rc == BASE_ECONFIG ? EXIT_MISUSE : EXIT_FAILURE, &err);
+        return give_up(rc == BASE_ECONFIG ? EXIT_MISUSE : EXIT_FAILURE, &err);
     }
     return EXIT_SUCCESS;
 }
@@ -453,7 +510,7 @@ static const struct cli_flag server_flags[] = {
     { "metrics", CLI_SWITCH, &flags.metrics, NULL, "print every metric with its meaning, then "
       "stop" },
     { "log-level", CLI_TEXT, &flags.log_level, "LEVEL", "error, warn, info (default) or debug" },
-    { "log-json", CLI_SWITCH, &flags.log_json, NULL, "one JSON object a log line" },
+    { "log-json", CLI_SWITCH, &flags.log_json, NULL, "each line on stderr is a JSON object" },
     { 0 },
 };
 

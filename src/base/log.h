@@ -1,8 +1,8 @@
 /* Log lines on stderr: "2026-11-23T18:00:00.123Z info  area  sentence key=value".
  *
- * error: an operation was given up. warn: served but degraded. info: once per lifetime.
- * debug: per request. Nothing above debug on the step path. A line that repeats within one second
- * is counted and printed once with "repeated=N".
+ * error: an operation was given up. warn: served but degraded. info: once per lifetime, and a line
+ * a generation at its end. debug: per request. Nothing above debug on the step path. A line that
+ * repeats within one second is counted and printed once with "repeated=N".
  *
  * Any thread. Writes one line with one write(2); blocks as long as stderr does.
  */

@@ -129,9 +129,14 @@ static void show_progress(void *context, uint64_t done, uint64_t total)
         bar[i] = i < filled ? '#' : '.';
     }
     bar[30] = '\0';
-    fprintf(stderr, "%sindexing experts [%s] %s of %s%s", progress->terminal ? "\r" : "", bar,
-            base_str_bytes(have, sizeof have, done), base_str_bytes(all, sizeof all, total),
-            progress->terminal && done < total ? "" : "\n");
+    base_str_bytes(have, sizeof have, done);
+    base_str_bytes(all, sizeof all, total);
+    if (progress->terminal) {
+        fprintf(stderr, "\rindexing experts [%s] %s of %s%s", bar, have, all,
+                done < total ? "" : "\n");
+    } else {
+        base_log(BASE_LOG_INFO, "stack", "indexing experts [%s] %s of %s", bar, have, all);
+    }
 }
 
 static const char *index_path(const struct eng_stack_config *config)

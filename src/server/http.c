@@ -8,13 +8,14 @@
 #include <strings.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/str.h"
 #include "server/hub.h"
 #include "server/route.h"
 #include "server/srv.h"
 
-enum { STREAM_BLOCK = 16384, DISCARD_FACTOR = 8 };
+enum { STREAM_BLOCK = 16384, DISCARD_FACTOR = 8, PATH_LOGGED = 64 };
 
 struct srv_http {
     struct srv *srv;
@@ -33,6 +34,8 @@ struct exchange {
     bool too_large;
     struct srv_session *session;
     int status;
+    uint64_t begun_ns;
+    char path[PATH_LOGGED];     /* for the log: cut, and on one line */
 };
 
 static void park(void *context)
@@ -142,6 +145,14 @@ static enum MHD_Result carry_on(struct exchange *x)
     }
 }
 
+static void keep_path(struct exchange *x, const char *path)
+{
+    snprintf(x->path, sizeof x->path, "%s", path);
+    for (char *c = x->path; *c; c++) {
+        if ((unsigned char)*c <= ' ' || (unsigned char)*c >= 0x7f) *c = '?';
+    }
+}
+
 static enum MHD_Result answer(struct exchange *x, const char *method, const char *path)
 {
     struct srv_request request = {
@@ -154,6 +165,7 @@ static enum MHD_Result answer(struct exchange *x, const char *method, const char
     };
     struct srv_reply reply = { .type = "application/json" };
     base_buf_init(&reply.body);
+    keep_path(x, path);
     if (x->too_large) {
         srv_reply_too_large(x->srv, &reply);
     } else {
@@ -222,6 +234,7 @@ static void *begin(void *context, const char *uri, struct MHD_Connection *connec
     if (x) {
         x->srv = http->srv;
         x->http = http;
+        x->begun_ns = base_now_ns();
         base_buf_init(&x->body);
     }
     return x;
@@ -243,7 +256,11 @@ static void completed(void *context, struct MHD_Connection *connection, void **s
     hub->metrics.server_errors += x->status >= 500;
     pthread_mutex_unlock(&hub->metrics_lock);
     if (x->session) {
+        srv_session_log(x->session, x->status);
         srv_hub_leave(hub, x->session);
+    } else if (x->status >= 400) {
+        base_log(BASE_LOG_DEBUG, "request", "%s refused status=%d total_ms=%.1f", x->path,
+                 x->status, (double)(base_now_ns() - x->begun_ns) / 1e6);
     }
     base_buf_fini(&x->body);
     free(x);

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/must.h"
 #include "server/hub.h"
 #include "server/sse.h"
@@ -144,6 +145,7 @@ static void measure(struct srv_session *s, const struct srv_record *record)
     pthread_mutex_lock(&s->hub->metrics_lock);
     if (record->kind == SRV_RECORD_PIECE && record->token >= 0) {
         if (s->last_token_ns == 0) {
+            s->first_token_ns = record->time_ns;
             base_hist_add(&m->first_token_latency, record->time_ns - s->begun_ns);
         } else {
             base_hist_add(&m->token_interval, record->time_ns - s->last_token_ns);
@@ -334,4 +336,24 @@ ssize_t srv_session_read(struct srv_session *s, char *to, size_t size)
         return -1;
     }
     return atomic_load(&s->cancelled) || atomic_load(&s->hub->closing) ? -2 : 0;
+}
+
+static const char *outcome(const struct srv_session *s)
+{
+    if (s->fault.status != 0) return s->fault.code;
+    if (s->finished) return finish_name(s->finish);
+    return atomic_load(&s->hub->closing) ? "shutting_down" : "client_left";
+}
+
+void srv_session_log(const struct srv_session *s, int status)
+{
+    char first[32] = "-";
+    if (s->first_token_ns != 0) {
+        snprintf(first, sizeof first, "%.1f", (double)(s->first_token_ns - s->begun_ns) / 1e6);
+    }
+    base_log(BASE_LOG_INFO, "request", "%s id=%s status=%d finish=%s prompt_tokens=%zu "
+             "answer_tokens=%llu first_token_ms=%s total_ms=%.1f",
+             s->ask.endpoint == SRV_CHAT ? "/v1/chat/completions" : "/v1/completions", s->id,
+             status, outcome(s), s->ask.id_count, (unsigned long long)s->tokens, first,
+             (double)(base_now_ns() - s->begun_ns) / 1e6);
 }

@@ -66,7 +66,7 @@ struct srv_session {
     size_t logprob_count, logprob_capacity;
     uint64_t tokens;
     uint64_t text_bytes;
-    uint64_t last_token_ns;
+    uint64_t first_token_ns, last_token_ns;
     bool accepted;
     bool finished;              /* END was taken */
     int finish;
@@ -99,5 +99,8 @@ int srv_session_reply(struct srv_session *session, struct base_buf *to);
 /* Moves stream bytes to `to`: their number, 0 when there are none yet, -1 at the end, -2 when the
  * stream cannot go on. */
 ssize_t srv_session_read(struct srv_session *session, char *to, size_t size);
+/* Connection, at its end: logs what became of the request. `status` is that of the answer, 0 when
+ * none was begun. */
+void srv_session_log(const struct srv_session *session, int status);
 
 #endif

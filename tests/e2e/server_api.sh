@@ -144,6 +144,33 @@ for feature in io.backend io.buffers io.direct tiers.verify layout tiers.dram.pi
     grep -Eq "\"feature\":\"$feature\",\"requested\":\"[^\"]*\",\"state\":\"(active|degraded|refused|off)\"" "$work/stats" ||
         fail "no $feature in the report: $(cat "$work/stats")"
 done
+echo '== the log has a line a request'
+post 200 /v1/completions '{"prompt":"In the beginning God","max_tokens":12,"temperature":0}'
+id=${body#*\"id\":\"}; id=${id%%\"*}
+logged() { # REGEX
+    for _ in $(seq 100); do if grep -Eq "$1" "$work/server.log"; then return; fi; sleep 0.05; done
+    fail "no log line $1"
+}
+logged "info +request +/v1/completions id=$id status=200 finish=length prompt_tokens=[1-9][0-9]* answer_tokens=12 first_token_ms=[0-9.]+ total_ms=[0-9.]+\$"
+logged 'info +request +/v1/chat/completions id=chatcmpl-[0-9a-f]+ status=200 finish=length .* answer_tokens=5 '
+logged 'info +request +/v1/completions id=.* status=(0|200) finish=client_left '
 stop_server
+
+echo '== with --log-json all of it is JSON'
+start_json() { start_server --log-json --log-level debug "$@"; }
+rm -f "$work/expertier.index"
+start_json
+post 200 /v1/completions '{"prompt":"The","max_tokens":3,"stream":true}'
+post 404 /v1/nothing '{}'
+logged '"level":"info","area":"request","text":"/v1/completions id=cmpl-[0-9a-f]+ status=200 finish=length .*"}'
+logged '"level":"debug","area":"request","text":"/v1/nothing refused status=404 total_ms='
+stop_server
+grep -q '"area":"memory","text":"dense' "$work/server.log" || fail 'no memory table in the JSON log'
+grep -q '"area":"report","text":"active *io.backend' "$work/server.log" || fail 'no report in the JSON log'
+if grep -v '^{"time":".*"}$' "$work/server.log"; then fail 'lines that are no JSON'; fi
+code=0
+"$bin/tier-server" --log-json --model "$work/none" 2>"$work/err" || code=$?
+[ "$code" != 0 ] && grep -q '"level":"error","area":"server"' "$work/err" || fail "a start that fails: $(cat "$work/err")"
+if grep -v '^{"time":".*"}$' "$work/err"; then fail 'lines that are no JSON'; fi
 if "$bin/tier-stats" --once --url "$url" 2>"$work/err"; then fail 'tier-stats without a server says 0'; fi
 grep -q 'is tier-server running' "$work/err" || fail "tier-stats without a server: $(cat "$work/err")"
