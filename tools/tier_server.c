@@ -272,10 +272,11 @@ static int open_admin(const struct srv_socket *socket, char path[SRV_ADMIN_PATH]
     int rc = srv_admin_socket_path(path, &config.server, (unsigned)strtoul(colon + 1, NULL, 10),
                                    err);
     if (rc < 0 || !path[0]) return rc;
-    *fd = srv_admin_socket_open(path, err);
+    bool is_auto = strcmp(config.server.admin_listen, "auto") == 0;
+    *fd = srv_admin_socket_open(path, is_auto, err);
     if (*fd >= 0) return 0;
     path[0] = '\0';
-    if (strcmp(config.server.admin_listen, "auto") != 0) return *fd;
+    if (!is_auto) return *fd;
     base_log(BASE_LOG_WARN, "server", "degraded: %s", err->text);
     *err = (struct base_err){ 0 };
     return 0;

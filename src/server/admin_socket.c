@@ -49,19 +49,20 @@ int srv_admin_socket_path(char to[SRV_ADMIN_PATH], const struct srv_config *conf
 }
 
 /* The folder must be ours alone: whoever can write there could put another socket in our place. */
-static int make_folder(const char *path, struct base_err *err)
+static int have_folder(const char *path, bool make, struct base_err *err)
 {
     char folder[SRV_ADMIN_PATH];
     struct stat info;
     const char *slash = strrchr(path, '/');
     snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
     if (folder[0] == '\0') return 0;
-    if (mkdir(folder, 0700) < 0 && errno != EEXIST) {
+    if (make && mkdir(folder, 0700) < 0 && errno != EEXIST) {
         return base_err_set(err, -errno, "server.admin_listen: cannot make the folder %s: %s; set "
                             "another path, or off", folder, strerror(errno));
     }
     if (lstat(folder, &info) < 0) {
-        return base_err_set(err, -errno, "server.admin_listen: %s: %s", folder, strerror(errno));
+        return base_err_set(err, -errno, "server.admin_listen: the folder %s: %s; make it, or set "
+                            "another path", folder, strerror(errno));
     }
     bool sticky = info.st_mode & S_ISVTX;
     bool others = (info.st_mode & (S_IWGRP | S_IWOTH)) && !sticky;
@@ -87,10 +88,10 @@ static bool is_socket(const char *path)
     return lstat(path, &info) == 0 && S_ISSOCK(info.st_mode);
 }
 
-int srv_admin_socket_open(const char *path, struct base_err *err)
+int srv_admin_socket_open(const char *path, bool make_folder, struct base_err *err)
 {
     struct sockaddr_un address = { .sun_family = AF_UNIX };
-    int rc = make_folder(path, err);
+    int rc = have_folder(path, make_folder, err);
     if (rc < 0) return rc;
     snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
     if (is_socket(path)) {

@@ -5,6 +5,7 @@
 #ifndef SERVER_ADMIN_SOCKET_H
 #define SERVER_ADMIN_SOCKET_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/err.h"
@@ -18,9 +19,9 @@ enum { SRV_ADMIN_PATH = 108 };      /* what a unix socket's address holds */
 int srv_admin_socket_path(char to[SRV_ADMIN_PATH], const struct srv_config *config, unsigned port,
                           struct base_err *err);
 
-/* Makes the folder of an `auto` path when it is missing, binds and listens. A socket that nobody
- * listens on any more is replaced; one that answers is refused. Returns the descriptor. At start,
- * before there are other threads. */
-int srv_admin_socket_open(const char *path, struct base_err *err);
+/* Binds and listens. A missing folder is made when `make_folder`, which is for the path of `auto`;
+ * -ENOENT else. A socket that nobody listens on any more is replaced; one that answers is refused.
+ * Returns the descriptor. At start, before there are other threads. */
+int srv_admin_socket_open(const char *path, bool make_folder, struct base_err *err);
 
 #endif
