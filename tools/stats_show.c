@@ -30,11 +30,12 @@ static const char *text_of(const struct port_json *object, const char *key)
     return text ? text : "?";
 }
 
-/* Seconds between two documents of one server; 0 when there is no earlier one. */
+/* Seconds between two documents of one server, by a clock that nobody sets; 0 when there is no
+ * earlier one. */
 static double seconds_between(const struct port_json *now, const struct port_json *before)
 {
     if (!before || number(before, "pid") != number(now, "pid")) return 0;
-    return number(now, "time_seconds") - number(before, "time_seconds");
+    return number(now, "up_seconds") - number(before, "up_seconds");
 }
 
 /* Growth per second; negative when there is no earlier document. */

@@ -205,8 +205,8 @@ static const struct cli_flag stats_flags[] = {
       "terminal)" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print the server's JSON; with --watch one document a "
       "line" },
-    { "csv", CLI_SWITCH, &flags.csv, NULL, "print the view's table as CSV: plain numbers, the time "
-      "in front; with --watch rows go on" },
+    { "csv", CLI_SWITCH, &flags.csv, NULL, "print the view's table as CSV: plain numbers, the Unix "
+      "time in front; with --watch rows go on" },
     { "interval", CLI_TIME, &flags.interval_ns, "TIME", "time between two pictures; default 1s" },
     { "count", CLI_UINT, &flags.count, "N", "pictures of --watch; default 0 = no end" },
     { "limit", CLI_UINT, &flags.limit, "N", "experts listed; 0 = all; default 24" },

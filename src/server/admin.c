@@ -129,6 +129,13 @@ static int read_view(const struct srv_request *request, struct srv_view *view,
     return 0;
 }
 
+static double unix_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
 void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
                           struct srv_reply *reply)
 {
@@ -145,9 +152,9 @@ void srv_admin_tier_stats(struct srv *srv, const struct srv_request *request,
     struct base_buf *to = &reply->body;
     base_buf_puts(to, "{\"version\":\"" EXPERTIER_VERSION "\",\"model\":");
     put_string(to, srv->model.name);
-    base_buf_printf(to, ",\"state\":\"%s\",\"pid\":%ld,\"up_seconds\":%.3f,\"time_seconds\":%.6f,"
+    base_buf_printf(to, ",\"state\":\"%s\",\"pid\":%ld,\"up_seconds\":%.6f,\"time_seconds\":%.6f,"
                     "\"steps\":%llu,", state_name(srv), (long)getpid(),
-                    (double)(base_now_ns() - srv->started_ns) / 1e9, (double)base_now_ns() / 1e9,
+                    (double)(base_now_ns() - srv->started_ns) / 1e9, unix_seconds(),
                     (unsigned long long)all->tier.steps);
     srv_report_json(to, srv, &all->tier);
     put_tiers(to, &all->tier);

@@ -24,6 +24,8 @@ for by in phase tier layer expert wait lookup overlap report; do
     stats --json --by "$by" | grep -q '"wait_latency":{"demand_read":{"count":' || fail "--json --by $by"
 done
 cat "$work/tier.txt" "$work/wait.txt"
+stats --csv --by tier | column time_seconds | awk -v now="$(date +%s)" '{ n++; if ($1 < now - 60 || $1 > now + 60) exit 1 } END { exit !n }' ||
+    fail "the time is not Unix time: $(cat "$work/tier.csv")"
 [ "$(column lookups <"$work/layer.csv" | sum)" = "$(column lookups <"$work/tier.csv" | head -n 1)" ] ||
     fail "layers do not add up to the tier: $(cat "$work/layer.csv" "$work/tier.csv")"
 [ "$(column lookups <"$work/expert.csv" | sum)" = "$(column lookups <"$work/layer.csv" | sum)" ] || fail 'experts do not add up to layers'
