@@ -156,7 +156,7 @@ static int serve(struct srv *srv)
     if (!srv_idle(srv)) {
         char time[16];
         base_log(BASE_LOG_INFO, "server", "finishing running requests, for at most %s; a second "
-                 "signal stops at once",
+                 "signal stops after the step that runs",
                  base_str_duration(time, sizeof time, config.server.drain_timeout));
     }
     uint64_t deadline = base_now_ns() + config.server.drain_timeout;
@@ -528,8 +528,8 @@ static const struct cli_program program = {
         "stream through a DRAM tier of the size set in tiers.dram.capacity. The expert index is "
         "made at the first start. SIGHUP reads the settings again and changes what can change "
         "while requests run; PUT /tier/config on the admin socket does the same. SIGTERM lets "
-        "running requests finish and exits 0; a second signal stops at once. Wrong settings exit "
-        "with 2.",
+        "running requests finish and exits 0; a second signal stops after the step that runs. "
+        "Wrong settings exit with 2.",
     .commands = commands,
     .command_count = 1,
     .examples = "tier-server --model models/pebble\n"
