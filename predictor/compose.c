@@ -367,7 +367,9 @@ int pred_compose(struct pred_trace_reader *from, const char *to,
         return base_err_set(err, -EINVAL, "users: 1 to %d, chunk: 1 to %d tokens, step: above 0",
                             PRED_COMPOSE_USERS_MAX, PRED_STEP_TOKENS_MAX / 2);
     }
-    int rc = spool_open(&c.spool, pred_trace_reader_header(from), err);
+    int rc = pred_import_out_check(options->arrivals, to, err);
+    if (rc == 0) rc = pred_trace_reader_spares(from, to, err);
+    if (rc == 0) rc = spool_open(&c.spool, pred_trace_reader_header(from), err);
     if (rc == 0) rc = pred_text_in_open(&c.arrivals.in, options->arrivals, err);
     if (rc == 0) rc = spool_fill(&c.spool, from, err);
     if (rc == 0) rc = arrivals_next(&c.arrivals, &c.next, err);

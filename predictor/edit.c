@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/out.h"
 #include "port/hash.h"
 #include "predictor/import_out.h"
 
@@ -139,7 +139,8 @@ int pred_edit_select(struct pred_trace_reader *from, const char *to,
     const struct pred_trace_header *h = pred_trace_reader_header(from);
     uint64_t number = 0;
     memset(stats, 0, sizeof *stats);
-    int rc = begin(&out, to, h, err);
+    int rc = pred_trace_reader_spares(from, to, err);
+    if (rc == 0) rc = begin(&out, to, h, err);
     while (rc >= 0 && (rc = pred_trace_reader_next(from, PRED_WANT_STEPS, &item, err)) > 0) {
         struct pred_step step;
         show(from, progress, "copying", number);
@@ -196,7 +197,11 @@ int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const
                             "(%s)",
                             i + 1, h->model, first->model);
     }
-    int rc = begin(&out, to, first, err);
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < count; i++) {
+        rc = pred_trace_reader_spares(from[i], to, err);
+    }
+    if (rc == 0) rc = begin(&out, to, first, err);
     for (uint32_t i = 0; rc >= 0 && i < count; i++) {
         struct pred_positions numbers = { 0 };
         while ((rc = pred_trace_reader_next(from[i], PRED_WANT_STEPS, &item, err)) > 0) {
@@ -346,30 +351,23 @@ int pred_edit_export(struct pred_trace_reader *from, const char *to, enum pred_e
                      struct pred_edit_stats *stats, const struct pred_replay_progress *progress,
                      struct base_err *err)
 {
-    char temporary[4096];
+    struct base_out out;
     struct pred_trace_item item;
     const struct pred_trace_header *h = pred_trace_reader_header(from);
     memset(stats, 0, sizeof *stats);
-    snprintf(temporary, sizeof temporary, "%.4000s.tmp", to);
-    FILE *file = fopen(temporary, "w");
-    if (!file) return base_err_set(err, -errno, "%s: cannot write: %s", to, strerror(errno));
+    int rc = pred_trace_reader_spares(from, to, err);
+    if (rc == 0) rc = base_out_begin(&out, to, err);
+    if (rc == 0) rc = base_out_open(&out, err);
+    if (rc < 0) return rc;
     bool jsonl = format == PRED_EXPORT_JSONL;
-    (jsonl ? jsonl_head : csv_head)(file, h);
-    int rc;
+    (jsonl ? jsonl_head : csv_head)(out.file, h);
     while ((rc = pred_trace_reader_next(from, PRED_WANT_STEPS, &item, err)) > 0) {
-        rc = (jsonl ? jsonl_step : csv_step)(file, h, &item.step, stats->steps, err);
+        rc = (jsonl ? jsonl_step : csv_step)(out.file, h, &item.step, stats->steps, err);
         if (rc < 0) break;
         stats->tokens += item.step.token_count;
         show(from, progress, "exporting", stats->steps++);
     }
-    if (rc == 0 && (fflush(file) != 0 || fsync(fileno(file)) < 0)) rc = -errno;
-    if (fclose(file) != 0 && rc == 0) rc = -errno;
-    if (rc == 0 && rename(temporary, to) < 0) rc = -errno;
-    if (rc < 0) {
-        base_err_set(err, rc, "%s: cannot write: %s", to, base_err_name(rc));
-        unlink(temporary);
-    }
-    return rc;
+    return base_out_end(&out, rc, err);
 }
 
 /* ------------------------------------------------------------------------------------- info -- */

@@ -1,6 +1,7 @@
 /* Traces made from traces: parts of one, several in a row. The routing is copied; a result that is
  * not the whole holds no cache events, since they would no longer tell the truth. The result
- * appears under its name only when it is whole. */
+ * appears under its name only when it is whole (base/out.h), and never takes the place of a file
+ * that is read: -EINVAL with a sentence. */
 #ifndef PREDICTOR_EDIT_H
 #define PREDICTOR_EDIT_H
 
@@ -37,7 +38,8 @@ int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const
 
 enum pred_export_format { PRED_EXPORT_JSONL, PRED_EXPORT_CSV };
 
-/* Writes the routing as text that import reads back; csv wants one sequence's tokens in a step. */
+/* Writes the routing as text that import reads back, "-" being standard output; csv wants one
+ * sequence's tokens in a step. */
 int pred_edit_export(struct pred_trace_reader *from, const char *to, enum pred_export_format format,
                      struct pred_edit_stats *stats, const struct pred_replay_progress *progress,
                      struct base_err *err);

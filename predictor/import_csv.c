@@ -382,7 +382,8 @@ int pred_import_csv(const char *from, const char *to, struct pred_import_stats *
     if (!c) return -ENOMEM;
     c->stats = stats;
     c->to = to;
-    int rc = pred_text_in_open(&c->in, from, err);
+    int rc = pred_import_out_check(from, to, err);
+    if (rc == 0) rc = pred_text_in_open(&c->in, from, err);
     if (rc == 0) rc = read_lines(c, progress, err);
     rc = pred_import_out_end(&c->out, rc, err);
     if (rc < 0) base_err_set(err, rc, "%s: cannot import: %s", from, base_err_name(rc));

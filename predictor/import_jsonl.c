@@ -321,7 +321,8 @@ int pred_import_jsonl(const char *from, const char *to, struct pred_import_stats
 {
     struct jsonl j = { .stats = stats, .mark = -1 };
     memset(stats, 0, sizeof *stats);
-    int rc = pred_text_in_open(&j.in, from, err);
+    int rc = pred_import_out_check(from, to, err);
+    if (rc == 0) rc = pred_text_in_open(&j.in, from, err);
     if (rc < 0) return rc;
     rc = read_lines(&j, to, progress, err);
     rc = pred_import_out_end(&j.out, rc, err);

@@ -5,7 +5,27 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+/* A trace is written at places of its file, which pipes and standard output do not have. */
+static int target_find(struct base_out *out, const char *to, struct base_err *err)
+{
+    struct stat st;
+    int rc = base_out_begin(out, to, err);
+    if (rc < 0 || !out->direct) return rc;
+    if (stat(out->path, &st) == 0 && (S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode))) return 0;
+    return base_err_set(err, -EINVAL, "%.500s: a trace needs a file: pipes and standard output "
+                        "cannot take one", to);
+}
+
+int pred_import_out_check(const char *from, const char *to, struct base_err *err)
+{
+    struct base_out out;
+    int rc = target_find(&out, to, err);
+    return rc < 0 ? rc : base_out_spares(&out, from, err);
+}
 
 int pred_import_out_begin(struct pred_import_out *out, const char *to,
                           const struct pred_trace_header *header, bool weights,
@@ -15,14 +35,16 @@ int pred_import_out_begin(struct pred_import_out *out, const char *to,
     struct base_option_group group = { "trace", pred_trace_options, pred_trace_option_count,
                                        &config };
     base_option_defaults(&group, 1);
-    out->to = to;
     out->writer = NULL;
-    if (snprintf(out->temporary, sizeof out->temporary, "%s.tmp", to) >= BASE_OPTION_TEXT) {
+    int rc = target_find(&out->out, to, err);
+    if (rc < 0) return rc;
+    if (strlen(out->out.temporary) >= sizeof config.path) {
         return base_err_set(err, -ENAMETOOLONG, "%s: this path is too long", to);
     }
-    snprintf(config.path, sizeof config.path, "%.250s", out->temporary);
+    memcpy(config.path, out->out.temporary, strlen(out->out.temporary) + 1);
     config.weights = weights ? PRED_WEIGHTS_F32 : PRED_WEIGHTS_NONE;
-    int rc = pred_trace_writer_open(&out->writer, &config, header, true, err);
+    if (!out->out.direct) unlink(out->out.temporary);       /* what an earlier run left */
+    rc = pred_trace_writer_open(&out->writer, &config, header, true, err);
     if (rc == 0) pred_trace_writer_patient(out->writer);
     return rc;
 }
@@ -32,13 +54,7 @@ int pred_import_out_end(struct pred_import_out *out, int rc, struct base_err *er
     if (!out->writer) return rc;
     int closed = pred_trace_writer_close(out->writer, rc < 0 ? NULL : err);
     out->writer = NULL;
-    if (rc >= 0) rc = closed;
-    if (rc >= 0 && rename(out->temporary, out->to) < 0) {
-        rc = -errno;
-        base_err_set(err, rc, "%s: cannot give the trace its name: %s", out->to, base_err_name(rc));
-    }
-    if (rc < 0) unlink(out->temporary);
-    return rc;
+    return base_out_end(&out->out, rc >= 0 ? closed : rc, err);
 }
 
 static int positions_grow(struct pred_positions *p)

@@ -6,17 +6,22 @@
 #include <stdint.h>
 
 #include "base/map.h"
+#include "base/out.h"
 #include "predictor/import.h"
 #include "predictor/text_in.h"
 #include "predictor/trace.h"
 
 struct pred_import_out {
-    const char *to;
-    char temporary[4096];
+    struct base_out out;
     struct pred_trace_writer *writer;   /* NULL until begun */
 };
 
-/* Opens TO.tmp with this header. `weights`: gate weights will come, and are kept exactly. */
+/* Before anything is read: could `to` be written, and is it not `from`? 0 or a code with its
+ * sentence; touches nothing. */
+int pred_import_out_check(const char *from, const char *to, struct base_err *err);
+
+/* Opens TO.tmp with this header (base/out.h; a device is written as it is, a pipe is refused).
+ * `weights`: gate weights will come, and are kept exactly. */
 int pred_import_out_begin(struct pred_import_out *out, const char *to,
                           const struct pred_trace_header *header, bool weights,
                           struct base_err *err);

@@ -205,6 +205,11 @@ int pred_trace_reader_next(struct pred_trace_reader *reader, unsigned want,
 /* Back to the first item. */
 int pred_trace_reader_rewind(struct pred_trace_reader *reader, struct base_err *err);
 
+/* -EINVAL with a sentence where writing to `to` would destroy a file that the reader reads: one of
+ * the trace's parts, by whatever name; or why nothing can be written there. Touches nothing. */
+int pred_trace_reader_spares(const struct pred_trace_reader *reader, const char *to,
+                             struct base_err *err);
+
 /* What the reader met so far; complete after next returned 0. */
 struct pred_trace_health {
     uint64_t file_bytes, read_bytes;

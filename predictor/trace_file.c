@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -99,7 +100,7 @@ static int write_head(const struct pred_trace_file *file, int fd, uint32_t part,
     return rc;
 }
 
-/* Creates a part and writes its head; on failure nothing is left behind. */
+/* Creates a part and writes its head; on failure nothing is left behind, but a device stays. */
 static int part_create(struct pred_trace_file *file, uint32_t part, int *fd, uint64_t *offset)
 {
     char path[PATH_MAX];
@@ -109,8 +110,9 @@ static int part_create(struct pred_trace_file *file, uint32_t part, int *fd, uin
     if (*fd < 0) return -errno;
     int rc = write_head(file, *fd, part, offset);
     if (rc == 0) return 0;
+    struct stat st;
+    if (fstat(*fd, &st) == 0 && S_ISREG(st.st_mode)) unlink(path);
     close(*fd);
-    unlink(path);
     *fd = -1;
     return rc;
 }

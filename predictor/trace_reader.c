@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/must.h"
+#include "base/out.h"
 #include "port/hash.h"
 #include "predictor/trace_format.h"
 
@@ -255,15 +256,22 @@ static int file_open(struct pred_trace_reader *r, uint32_t part, struct base_err
     return header_load(r, err);
 }
 
+static void part_path(const struct pred_trace_reader *r, uint32_t part, char to[PATH_MAX])
+{
+    if (part == 0) {
+        snprintf(to, PATH_MAX, "%s", r->path);
+    } else {
+        snprintf(to, PATH_MAX, "%.*s.%" PRIu32, PATH_MAX - 12, r->path, part);
+    }
+}
+
 static int next_part(struct pred_trace_reader *r, struct base_err *err)
 {
     if (r->in.at != r->in.end || r->offset != r->file_bytes) {
         return bad_file(r, BASE_EFORMAT, "records stand after the one that points to the next part",
                         err);
     }
-    int n = snprintf(r->open_path, sizeof r->open_path, "%.*s.%" PRIu32, PATH_MAX - 12, r->path,
-                     r->part + 1);
-    MUST(n > 0);
+    part_path(r, r->part + 1, r->open_path);
     return file_open(r, r->part + 1, err);
 }
 
@@ -800,16 +808,36 @@ const struct pred_trace_header *pred_trace_reader_header(const struct pred_trace
 
 int pred_trace_reader_rewind(struct pred_trace_reader *r, struct base_err *err)
 {
-    if (r->first_part == 0) {
-        snprintf(r->open_path, sizeof r->open_path, "%s", r->path);
-    } else {
-        snprintf(r->open_path, sizeof r->open_path, "%.*s.%" PRIu32, PATH_MAX - 12, r->path,
-                 r->first_part);
-    }
+    part_path(r, r->first_part, r->open_path);
     memset(&r->health, 0, sizeof r->health);
     r->at_end = r->orphans_allowed = r->last_valid = r->step.running = false;
     int rc = file_open(r, r->first_part, err);
     return rc < 0 ? rc : first_record(r, err);
+}
+
+/* Does this file say that it is that part of the trace? */
+static bool is_part(const struct pred_trace_reader *r, const char *path, uint32_t part)
+{
+    uint8_t head[PRED_FILE_HEADER_BYTES];
+    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    bool whole = fd >= 0 && pread(fd, head, sizeof head, 0) == (ssize_t)sizeof head;
+    if (fd >= 0) close(fd);
+    return whole && memcmp(head, PRED_TRACE_MAGIC, 8) == 0 &&
+           base_le_load32(head + 12) == part && base_le_load64(head + 16) == r->trace_id;
+}
+
+int pred_trace_reader_spares(const struct pred_trace_reader *r, const char *to,
+                             struct base_err *err)
+{
+    struct base_out out;
+    char path[PATH_MAX];
+    int rc = base_out_begin(&out, to, err);
+    for (uint32_t part = r->first_part; rc == 0; part++) {
+        part_path(r, part, path);
+        if (!is_part(r, path, part)) break;
+        rc = base_out_spares(&out, path, err);
+    }
+    return rc;
 }
 
 void pred_trace_reader_health(const struct pred_trace_reader *r, struct pred_trace_health *out)

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/must.h"
+#include "base/out.h"
 #include "base/rng.h"
 #include "device/device.h"
 #include "predictor/machine.h"
@@ -30,7 +31,7 @@ enum { BATCHES = 4, STEPS_MAX = 4096, LONE_READS = 64, COPIES = 32, WINDOWS = 5,
 static const uint64_t window_ns = 400000000;
 
 static struct bench_flags flags = { .model = "models/pebble", .rounds = 3, .seed = 1 };
-static const char *output;
+static const char *output = "-";
 static uint64_t tokens = 48;
 
 /* -- compute ---------------------------------------------------------------------------------- */
@@ -459,30 +460,26 @@ static int machine_write(const struct bench_stack *b, struct pred_machine *m, co
 {
     struct base_option_group group = { "machine", pred_machine_options, pred_machine_option_count,
                                        m };
-    char path[4096];
-    FILE *to = stdout;
-    if (output) {
-        if (snprintf(path, sizeof path, "%s.part", output) >= (int)sizeof path) {
-            return base_err_set(err, -ENAMETOOLONG, "%s: the path is too long", output);
-        }
-        to = fopen(path, "we");
-        if (!to) return base_err_set(err, -errno, "%s: %s", path, strerror(errno));
-    }
+    struct base_out out;
+    int rc = base_out_begin(&out, output, err);
+    if (rc == 0) rc = base_out_open(&out, err);
+    if (rc < 0) return rc;
+    FILE *to = out.file;
     fprintf(to, "# Measured by tier-bench machine; memory reads %.1f GB/s on %u threads.\n",
             bench_memory_rate(b->threads) / 1e9, b->threads);
     fprintf(to, "# Reads: median of %d windows of %.1f to %.1f MB/s.\n", WINDOWS,
             d->slowest / 1e6, d->fastest / 1e6);
     take_in_write(to, m, d);
     base_option_print_yaml(to, &group, 1, true);
-    if (!output) return 0;
-    bool bad = fflush(to) != 0 || fsync(fileno(to)) != 0;
-    bad |= fclose(to) != 0;
-    if (bad || rename(path, output) != 0) {
-        int rc = -errno;
-        unlink(path);
-        return base_err_set(err, rc, "%s: %s", output, strerror(-rc));
-    }
-    return 0;
+    return base_out_end(&out, 0, err);
+}
+
+/* Before the measuring: could the description be written, and is it not the YAML that is read? */
+static int check_output(struct base_err *err)
+{
+    struct base_out out;
+    int rc = base_out_begin(&out, output, err);
+    return rc == 0 && flags.config ? base_out_spares(&out, flags.config, err) : rc;
 }
 
 static int run(int count, char **arguments)
@@ -500,7 +497,8 @@ static int run(int count, char **arguments)
     if (tokens < 2 || tokens > 100000) return cli_misuse("--tokens: 2 to 100000");
     probe.bench = &bench;
     flags.observer = (struct tier_observer){ on_event, &probe };
-    int rc = pred_machine_load(&machine, NULL, &err);
+    int rc = check_output(&err);
+    if (rc == 0) rc = pred_machine_load(&machine, NULL, &err);
     if (rc == 0) rc = bench_open(&bench, &flags, &err);
     if (rc == 0) {
         snprintf(machine.name, sizeof machine.name, "this machine with %s, %u threads",

@@ -38,7 +38,9 @@ const struct cli_flag cli_replay_sample_flags[] = {
 };
 const struct cli_flag cli_replay_merge_flags[] = { OUTPUT, QUIET, { 0 } };
 const struct cli_flag cli_replay_export_flags[] = {
-    OUTPUT, { "to", CLI_TEXT, &flags.format, "FORMAT", "jsonl or csv" }, QUIET, { 0 },
+    { "output|o", CLI_TEXT, &flags.to, "FILE", "what to make; - for standard output" },
+    { "to", CLI_TEXT, &flags.format, "FORMAT", "jsonl or csv" },
+    QUIET, { 0 },
 };
 
 static void show_progress(void *context, const char *what, uint64_t done, uint64_t total)
@@ -50,7 +52,8 @@ static void show_progress(void *context, const char *what, uint64_t done, uint64
 static void tell(const struct pred_edit_stats *stats)
 {
     if (flags.quiet) return;
-    fprintf(stderr, "%s: %" PRIu64 " tokens in %" PRIu64 " steps", flags.to, stats->tokens,
+    fprintf(stderr, "%s: %" PRIu64 " tokens in %" PRIu64 " steps",
+            strcmp(flags.to, "-") == 0 ? "standard output" : flags.to, stats->tokens,
             stats->steps);
     if (stats->tokens_left_out > 0)
         fprintf(stderr, ", %" PRIu64 " left out", stats->tokens_left_out);

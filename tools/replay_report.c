@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/out.h"
 #include "base/str.h"
 #include "predictor/edit.h"
 #include "predictor/score.h"
@@ -30,7 +31,7 @@ static struct {
 } flags;
 
 const struct cli_flag cli_replay_report_flags[] = {
-    { "output|o", CLI_TEXT, &flags.to, "FILE", "the HTML page to make" },
+    { "output|o", CLI_TEXT, &flags.to, "FILE", "the HTML page to make; - for standard output" },
     { "train", CLI_TEXT, &flags.train, "TRACE2",
       "learn the predictors on this trace; default: on the even sequences, scored on the odd" },
     { "quiet", CLI_SWITCH, &flags.quiet, NULL, "no progress" },
@@ -420,26 +421,28 @@ static void figure_time(FILE *to, const struct report *r)
 
 static int write_page(const struct report *r, const char *path, struct base_err *err)
 {
-    char temporary[4096];
-    if (snprintf(temporary, sizeof temporary, "%s.tmp", flags.to) >= (int)sizeof temporary) {
-        return base_err_set(err, -ENAMETOOLONG, "%s: this path is too long", flags.to);
-    }
-    FILE *file = fopen(temporary, "w");
-    int rc = file ? 0 : -errno;
-    if (file) {
-        page_head(file, r, path);
-        figure_caches(file, r);
-        figure_predictors(file, r);
-        rc = figure_layers(file, r);
-        figure_time(file, r);
-        fputs("</body>\n</html>\n", file);
-        if (rc == 0 && (fflush(file) != 0 || fsync(fileno(file)) < 0)) rc = -errno;
-        if (fclose(file) != 0 && rc == 0) rc = -errno;
-    }
-    if (rc == 0 && rename(temporary, flags.to) < 0) rc = -errno;
-    if (rc == 0) return 0;
-    unlink(temporary);
-    return base_err_set(err, rc, "%s: cannot write: %s", flags.to, base_err_name(rc));
+    struct base_out out;
+    int rc = base_out_begin(&out, flags.to, err);
+    if (rc == 0) rc = base_out_open(&out, err);
+    if (rc < 0) return rc;
+    page_head(out.file, r, path);
+    figure_caches(out.file, r);
+    figure_predictors(out.file, r);
+    rc = figure_layers(out.file, r);
+    figure_time(out.file, r);
+    fputs("</body>\n</html>\n", out.file);
+    return base_out_end(&out, rc, err);
+}
+
+/* Before the work: could the page be written, and is it none of the traces? */
+static int check_output(const struct report *r, struct base_err *err)
+{
+    struct pred_trace_reader *train = NULL;
+    int rc = pred_trace_reader_spares(r->reader, flags.to, err);
+    if (rc == 0 && flags.train) rc = pred_trace_reader_open(&train, flags.train, err);
+    if (rc == 0 && train) rc = pred_trace_reader_spares(train, flags.to, err);
+    pred_trace_reader_close(train);
+    return rc;
 }
 
 int cli_replay_report(int count, char **arguments)
@@ -454,7 +457,8 @@ int cli_replay_report(int count, char **arguments)
     r.header = pred_trace_reader_header(r.reader);
     r.progress = (struct pred_replay_progress){ cli_replay_progress, &bar };
     cli_progress_begin(&bar, "reading", flags.quiet);
-    rc = pred_trace_summarize(r.reader, &r.summary, &r.progress, &err);
+    rc = check_output(&r, &err);
+    if (rc >= 0) rc = pred_trace_summarize(r.reader, &r.summary, &r.progress, &err);
     if (rc >= 0) rc = pred_trace_reader_rewind(r.reader, &err);
     if (rc >= 0) rc = measure_caches(&r, &err);
     if (rc >= 0) rc = measure_predictors(&r, arguments[0], &err);

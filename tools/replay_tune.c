@@ -2,13 +2,12 @@
  * a YAML that the server takes as it is. */
 #include "tools/replay.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/out.h"
 #include "base/str.h"
 #include "predictor/compose.h"
 #include "predictor/tune.h"
@@ -183,24 +182,27 @@ static int setting_write(struct cli_replay_config *config, const struct pred_tun
 static int write_yaml(struct cli_replay_config *config, const struct pred_tune_result *r,
                       struct base_err *err)
 {
-    char temporary[4096];
+    struct base_out out;
     int rc = setting_write(config, r, err);
+    if (rc == 0) rc = base_out_begin(&out, flags.to, err);
+    if (rc == 0) rc = base_out_open(&out, err);
     if (rc < 0) return rc;
-    if (snprintf(temporary, sizeof temporary, "%s.tmp", flags.to) >= (int)sizeof temporary) {
-        return base_err_set(err, -ENAMETOOLONG, "%s: this path is too long", flags.to);
+    fputs("# Written by tier-replay tune.\n", out.file);
+    cli_replay_config_print(out.file, config);
+    return base_out_end(&out, 0, err);
+}
+
+/* Before the search: could the YAML be written, and is it nothing that is read? */
+static int check_output(struct pred_trace_reader *const *traces, int count, struct base_err *err)
+{
+    struct base_out out;
+    int rc = base_out_begin(&out, flags.to, err);
+    if (rc == 0 && flags.config) rc = base_out_spares(&out, flags.config, err);
+    if (rc == 0 && flags.machine) rc = base_out_spares(&out, flags.machine, err);
+    for (int i = 0; rc == 0 && i < count; i++) {
+        rc = pred_trace_reader_spares(traces[i], flags.to, err);
     }
-    FILE *file = fopen(temporary, "w");
-    rc = file ? 0 : -errno;
-    if (file) {
-        fputs("# Written by tier-replay tune.\n", file);
-        cli_replay_config_print(file, config);
-        if (fflush(file) != 0 || fsync(fileno(file)) < 0) rc = -errno;
-        if (fclose(file) != 0 && rc == 0) rc = -errno;
-    }
-    if (rc == 0 && rename(temporary, flags.to) < 0) rc = -errno;
-    if (rc == 0) return 0;
-    unlink(temporary);
-    return base_err_set(err, rc, "%s: cannot write: %s", flags.to, base_err_name(rc));
+    return rc;
 }
 
 /* ---------------------------------------------------------------------------------- telling -- */
@@ -441,6 +443,9 @@ int cli_replay_tune(int count, char **arguments)
     struct cli_replay_config *config = NULL;
     struct pred_tune_result result;
     if (!flags.to) return cli_misuse("-o FILE is needed: where the tuned YAML goes");
+    if (strcmp(flags.to, "-") == 0) {
+        return cli_misuse("-o -: standard output is for what was found; name a file for the YAML");
+    }
     if (flags.machine_set.count > 0 && !flags.machine) {
         return cli_misuse("--machine-set has no effect without --machine");
     }
@@ -449,6 +454,7 @@ int cli_replay_tune(int count, char **arguments)
     for (int i = 0; rc == 0 && i < count; i++) {
         rc = pred_trace_reader_open(&traces[i], arguments[i], &err);
     }
+    if (rc == 0) rc = check_output(traces, count, &err);
     if (rc == 0) rc = tune(config, traces, (uint32_t)count, &result, &err);
     if (rc == 0) rc = write_yaml(config, &result, &err);
     bool composed = false;

@@ -192,7 +192,10 @@ int main(int argc, char **argv)
         .details =
             "Reads traces that tier-server --trace wrote, or that were imported, and runs the same "
             "decision core on them that the server runs. Replay of the recorded events with the "
-            "recorded configuration is exact; everything else is a what-if and says so.",
+            "recorded configuration is exact; everything else is a what-if and says so.\n\n"
+            "What -o names appears there when it is whole, in the place of a file of that name, "
+            "but never of one that is read. Links are followed; text can go to a pipe or a device, "
+            "and from export and report to standard output, -o -.",
         .commands = commands,
         .command_count = sizeof commands / sizeof commands[0],
         .examples =

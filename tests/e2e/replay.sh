@@ -99,4 +99,49 @@ refused "$work/none" info "$work/none"
 refused 'not a trace' info "$work/t.jsonl"
 refused 'batch' export "$work/c" --to csv -o "$work/c.csv"
 [ ! -e "$work/c.csv" ] && [ ! -e "$work/d" ] || fail 'what was refused left a file'
+
+# An output takes the place of a file, whole, and of nothing else; what is read stays as it is.
+cp "$work/t" "$work/kept"
+ln -s t "$work/link"
+ln "$work/t" "$work/twin"
+for to in t link twin; do
+    refused 'which is read' export "$work/t" --to jsonl -o "$work/$to"
+    refused 'which is read' export "$work/link" --to csv -o "$work/$to"
+    refused 'which is read' cut "$work/t" --sequences even -o "$work/$to"
+    refused 'which is read' sample "$work/t" --share 50% -o "$work/$to"
+    refused 'which is read' merge "$work/even" "$work/t" -o "$work/$to"
+    refused 'which is read' compose "$work/t" --arrivals "$work/arrivals.csv" -o "$work/$to"
+    refused 'which is read' report "$work/t" -o "$work/$to"
+    refused 'which is read' report "$work/even" --train "$work/t" -o "$work/$to"
+    refused 'which is read' tune "$work/even" "$work/t" -o "$work/$to"
+    cmp "$work/t" "$work/kept"
+    [ -L "$work/link" ] || fail 'a link was replaced'
+done
+refused 'which is read' import --from jsonl "$work/t.jsonl" -o "$work/t.jsonl"
+refused 'which is read' compose "$work/t" --arrivals "$work/arrivals.csv" -o "$work/arrivals.csv"
+cp "$work/t" "$work/u.tmp"
+refused 'name another file' export "$work/u.tmp" --to jsonl -o "$work/u"
+cmp "$work/t" "$work/u.tmp"
+replay export "$work/t" --to jsonl -o "$work/out.jsonl" --quiet
+ln -s out.jsonl "$work/out.link"
+replay export "$work/even" --to jsonl -o "$work/out.link" --quiet
+replay export "$work/even" --to jsonl -o - | cmp - "$work/out.jsonl"
+replay export "$work/even" --to jsonl -o /dev/stdout --quiet | cmp - "$work/out.jsonl"
+[ -L "$work/out.link" ] || fail 'a link was replaced'
+mkfifo "$work/pipe"
+cat "$work/pipe" >"$work/piped" & reader=$!
+replay export "$work/even" --to jsonl -o "$work/pipe" --quiet
+wait $reader
+cmp "$work/piped" "$work/out.jsonl"
+refused 'a trace needs a file' cut "$work/t" --sequences even -o "$work/pipe"
+refused 'a trace needs a file' import --from jsonl "$work/t.jsonl" -o -
+[ -p "$work/pipe" ] || fail 'a pipe was replaced'
+replay report "$work/t" -o - --quiet >"$work/t.html"
+head -n 1 "$work/t.html" | grep -q '<!DOCTYPE html>' || fail 'no page on standard output'
+for command in "export $work/t --to jsonl" "cut $work/t" "report $work/t" "import --from jsonl $work/t.jsonl" "tune $work/t"; do
+    # shellcheck disable=SC2086
+    refused "$work/none/x: cannot write: No such file" $command -o "$work/none/x"
+done
+if ls "$work"/*.tmp | grep -v '/u.tmp$'; then fail 'temporary files are left'; fi
+
 echo 'predict, compose, clock and refusals as they should be'
