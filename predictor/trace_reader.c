@@ -46,7 +46,9 @@ struct pred_trace_reader {
     size_t chunk_room;
     struct pred_in in;              /* records left in the chunk */
     uint64_t chunk_offset;
-    bool at_end, orphans_allowed;   /* after a gap the rest of a step may stand alone */
+    bool at_end;
+    bool orphans_allowed;           /* after a gap, and where a later part is read from: the rest of
+                                     * a step may stand alone */
     struct pred_trace_header *header;
     uint64_t header_hash;
     unsigned id_bits;
@@ -624,7 +626,7 @@ static bool get_end(struct pred_trace_reader *r, struct pred_in *in)
     return records <= r->record_number + 1 && r->in.at == r->in.end && r->offset == r->file_bytes;
 }
 
-/* Rest of a step whose begin was lost. */
+/* Rest of a step, or of an acquire, whose begin was lost or stands in an earlier part. */
 static bool is_orphan(const struct pred_trace_reader *r, enum pred_record kind)
 {
     if (!r->orphans_allowed) return false;
@@ -764,6 +766,7 @@ int pred_trace_reader_open(struct pred_trace_reader **out, const char *path, str
     rc = file_open(r, UINT32_MAX, err);
     if (rc < 0) goto fail;
     r->first_part = r->part;
+    r->orphans_allowed = r->part > 0;
     r->header->part = r->part;
     r->header->trace_id = r->trace_id;
     r->id_bits = pred_id_bits(r->header->experts);
@@ -810,7 +813,8 @@ int pred_trace_reader_rewind(struct pred_trace_reader *r, struct base_err *err)
 {
     part_path(r, r->first_part, r->open_path);
     memset(&r->health, 0, sizeof r->health);
-    r->at_end = r->orphans_allowed = r->last_valid = r->step.running = false;
+    r->at_end = r->last_valid = r->step.running = false;
+    r->orphans_allowed = r->first_part > 0;
     int rc = file_open(r, r->first_part, err);
     return rc < 0 ? rc : first_record(r, err);
 }

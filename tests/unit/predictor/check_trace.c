@@ -456,6 +456,57 @@ START_TEST(broken_records)
 }
 END_TEST
 
+/* A later part begins where the one before it happened to be full. */
+START_TEST(a_later_part_begins_with_anything)
+{
+    static const struct {
+        const char *why;
+        uint8_t kind;
+        uint8_t payload[16];
+        size_t size;
+        unsigned items;
+    } cases[] = {
+        { "acquire", PRED_RECORD_ACQUIRE, RECORD(0, 0, 1, 1, 3), 1 },
+        { "release of an acquire", PRED_RECORD_RELEASE, RECORD(0, 3), 0 },
+        { "release with ids", PRED_RECORD_RELEASE, RECORD(0, 2, 3), 0 },
+        { "hint", PRED_RECORD_HINT, RECORD(0, 0, 0, 0, 0, 0x3f, 0, 1), 1 },
+        { "setting", PRED_RECORD_SETTING, RECORD('a', '=', 'b'), 1 },
+        { "restore", PRED_RECORD_RESTORE, RECORD(0, 0, 1, 3), 1 },
+        { "forget", PRED_RECORD_FORGET, RECORD(0, 0, 3), 1 },
+        { "tokens", PRED_RECORD_TOKENS, RECORD(0, 1, 0, 0, 0), 0 },
+        { "routes", PRED_RECORD_ROUTES, RECORD(0, 1, 0, 0, 0, 0, 0, 0), 0 },
+        { "counts", PRED_RECORD_COUNTS, RECORD(0, 7), 1 },
+        { "gap", PRED_RECORD_GAP, RECORD(5), 1 },
+    };
+    static const uint8_t hint[] = { 0, 1, 0, 0, 0, 0x3f, 0, 1 };
+    static struct pred_trace_item item;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        static struct builder b;
+        const char *path = support_path("part.trace.2");
+        struct pred_trace_reader *r;
+        struct base_err err = { 0 };
+        build_begin(&b);
+        base_le_store32(b.bytes + 12, 2);
+        base_le_store64(b.bytes + 24, port_hash64(b.bytes, 24));
+        b.record = 777;
+        build_record(&b, cases[i].kind, cases[i].payload, cases[i].size);
+        build_record(&b, PRED_RECORD_HINT, hint, sizeof hint);
+        support_write(path, b.bytes, b.size);
+        ck_assert_int_eq(pred_trace_reader_open(&r, path, &err), 0);
+        for (int pass = 0; pass < 2; pass++) {
+            unsigned items = 0;
+            int rc;
+            while ((rc = pred_trace_reader_next(r, PRED_WANT_ALL, &item, &err)) == 1) items++;
+            ck_assert_msg(rc == 0, "%s: %s", cases[i].why, err.text);
+            ck_assert_msg(items == cases[i].items + 1, "%s: %u items", cases[i].why, items);
+            ck_assert_uint_eq(item.event.ids[0], 1);
+            ck_assert_int_eq(pred_trace_reader_rewind(r, &err), 0);
+        }
+        pred_trace_reader_close(r);
+    }
+}
+END_TEST
+
 START_TEST(broken_steps)
 {
     static struct builder b;
@@ -878,6 +929,7 @@ int main(void)
     tcase_add_test(tcase, torn_at_every_byte);
     tcase_add_test(tcase, zeros_at_the_end_are_a_torn_tail);
     tcase_add_test(tcase, broken_records);
+    tcase_add_test(tcase, a_later_part_begins_with_anything);
     tcase_add_test(tcase, broken_steps);
     tcase_add_test(tcase, broken_rows);
     tcase_add_test(tcase, broken_files);
