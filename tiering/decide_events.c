@@ -45,6 +45,12 @@ static int event_check(struct tier_decide *d, const struct tier_event *event,
 static int apply_acquire(struct tier_decide *d, const struct tier_event *event,
                          struct base_err *err)
 {
+    for (uint32_t i = 0; i < event->count; i++) {
+        if (d->entries[event->layer * d->experts + event->ids[i]].count < UINT16_MAX) continue;
+        return base_err_set(err, BASE_EFORMAT, "acquire of expert %" PRIu32 " of layer %" PRIu32
+                            ", which is leased %d times: more than can be counted", event->ids[i],
+                            event->layer, UINT16_MAX);
+    }
     uint32_t k = tier_decide_acquire(d, event->layer, event->ids, event->count, event->phase,
                                      d->found);
     if (k == event->granted) return 0;

@@ -848,6 +848,27 @@ START_TEST(wrong_events_are_refused)
 }
 END_TEST
 
+/* What a file says may end in a sentence, never in an assertion. */
+START_TEST(leases_beyond_counting_are_refused)
+{
+    struct tier_decide *d;
+    struct tier_decide_config c = config_of(2, 8, 2, 8, "lru");
+    struct tier_event e = { .kind = TIER_EVENT_ACQUIRE, .phase = TIER_DECODE, .layer = 1,
+                            .count = 2, .granted = 2, .ids = (uint32_t[]){ 3, 5 } };
+    struct base_err err = { 0 };
+    ck_assert_int_eq(tier_decide_create(&d, &c, NULL), 0);
+    for (uint32_t i = 0; i < UINT16_MAX; i++) ck_assert_int_eq(tier_decide_apply(d, &e, NULL), 0);
+    ck_assert_int_eq(tier_decide_apply(d, &e, &err), BASE_EFORMAT);
+    ck_assert_str_eq(err.text, "acquire of expert 3 of layer 1, which is leased 65535 times: more "
+                               "than can be counted");
+    e.kind = TIER_EVENT_RELEASE;
+    ck_assert_int_eq(tier_decide_apply(d, &e, NULL), 0);
+    e.kind = TIER_EVENT_ACQUIRE;
+    ck_assert_int_eq(tier_decide_apply(d, &e, NULL), 0);
+    tier_decide_destroy(d);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("decide");
@@ -859,6 +880,7 @@ int main(void)
     tcase_add_test(rules, hints_are_weighed_against_use);
     tcase_add_test(rules, restore_fills_free_slots_only);
     tcase_add_test(rules, wrong_events_are_refused);
+    tcase_add_test(rules, leases_beyond_counting_are_refused);
     suite_add_tcase(suite, rules);
     TCase *model = tcase_create("model");
     tcase_add_loop_test(model, agrees_with_the_plain_model, 1, 121);    /* _i is the seed */
