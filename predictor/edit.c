@@ -129,6 +129,22 @@ static int begin(struct pred_import_out *out, const char *to, const struct pred_
     return pred_import_out_begin(out, to, &header, from->weights != PRED_WEIGHTS_NONE, err);
 }
 
+/* The next step; damage behind whole steps is the end where that was asked for. */
+static int select_next(struct pred_trace_reader *from, const struct pred_selection *s,
+                       struct pred_trace_item *item, struct pred_edit_stats *stats,
+                       struct base_err *err)
+{
+    struct base_err why = { 0 };
+    int rc = pred_trace_reader_next(from, PRED_WANT_STEPS, item, &why);
+    if (rc >= 0) return rc;
+    base_err_set(&why, rc, "the trace cannot be read: %s", base_err_name(rc));
+    if (s->until_damage && rc != -ENOMEM && stats->steps_read > 0) {
+        stats->damage = why;
+        return 0;
+    }
+    return base_err_set(err, rc, "%s", why.text);
+}
+
 int pred_edit_select(struct pred_trace_reader *from, const char *to,
                      const struct pred_selection *s, struct pred_edit_stats *stats,
                      const struct pred_replay_progress *progress, struct base_err *err)
@@ -137,18 +153,15 @@ int pred_edit_select(struct pred_trace_reader *from, const char *to,
     struct kept kept = { 0 };
     struct pred_trace_item item;
     const struct pred_trace_header *h = pred_trace_reader_header(from);
-    uint64_t number = 0;
     memset(stats, 0, sizeof *stats);
     int rc = pred_trace_reader_spares(from, to, err);
     if (rc == 0) rc = begin(&out, to, h, err);
-    while (rc >= 0 && (rc = pred_trace_reader_next(from, PRED_WANT_STEPS, &item, err)) > 0) {
+    while (rc >= 0 && stats->steps_read <= s->step_last) {
         struct pred_step step;
-        show(from, progress, "copying", number);
-        if (number > s->step_last) {
-            rc = 0;
-            break;
-        }
-        bool inside = number++ >= s->step_first;
+        rc = select_next(from, s, &item, stats, err);
+        if (rc <= 0) break;
+        show(from, progress, "copying", stats->steps_read);
+        bool inside = stats->steps_read++ >= s->step_first;
         rc = kept_take(&kept, h, &item.step, s, &step);
         if (rc < 0) break;
         uint32_t tokens = inside ? step.token_count : 0;

@@ -20,10 +20,13 @@ struct pred_selection {
     double share;               /* of the sequences, by a seeded hash; 1 = all */
     uint64_t seed;
     int phase;                  /* enum tier_phase, or -1 */
+    bool until_damage;          /* where the trace cannot be read on, what was read is the whole */
 };
 
 struct pred_edit_stats {
     uint64_t steps, tokens, tokens_left_out;
+    uint64_t steps_read;        /* by select, kept or not */
+    struct base_err damage;     /* with until_damage: why it ends there; code 0 = it does not */
 };
 
 int pred_edit_select(struct pred_trace_reader *from, const char *to,

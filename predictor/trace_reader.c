@@ -120,8 +120,8 @@ static int torn(struct pred_trace_reader *r)
 static int damaged(struct pred_trace_reader *r, int rc, const char *what, struct base_err *err)
 {
     return base_err_set(err, rc,
-                        "%s: chunk at offset %" PRIu64 ": %s; what stands before it can be "
-                        "saved with tier-replay cut",
+                        "%s: chunk at offset %" PRIu64 ": %s; tier-replay cut keeps what "
+                        "stands before it",
                         r->open_path, r->offset, what);
 }
 

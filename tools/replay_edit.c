@@ -87,13 +87,18 @@ static int select_to(const char *path, const struct pred_selection *selection)
     pred_trace_reader_close(reader);
     if (rc < 0) return cli_fail(1, &err);
     tell(&stats);
+    if (stats.damage.code < 0) {
+        fprintf(stderr, "warning: %s\nwarning: %s: step %" PRIu64 " is the last whole one; what "
+                "follows it was left out\n", stats.damage.text, path, stats.steps_read - 1);
+    }
     return 0;
 }
 
 int cli_replay_cut(int count, char **arguments)
 {
     struct pred_selection s = {
-        .seq_last = UINT64_MAX, .step_last = UINT64_MAX, .share = 1, .phase = -1
+        .seq_last = UINT64_MAX, .step_last = UINT64_MAX, .share = 1, .phase = -1,
+        .until_damage = true,
     };
     (void)count;
     if (!flags.to) return cli_misuse("-o FILE is needed: where the cut goes");

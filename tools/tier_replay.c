@@ -169,8 +169,10 @@ static const struct cli_command commands[] = {
       1, 1, cli_replay_report_flags, cli_replay_report },
     { "info", "TRACE", "what a trace holds", NULL, 1, 1, cli_replay_info_flags, cli_replay_info },
     { "cut", "TRACE", "keep some sequences, steps or one phase",
-      "The result holds routing and no cache events: those of a part would not tell the truth.", 1,
-      1, cli_replay_cut_flags, cli_replay_cut },
+      "The result holds routing and no cache events: those of a part would not tell the truth. Of "
+      "a damaged trace it holds what stands before the damage; a warning names the last whole "
+      "step, and the exit code is 0.",
+      1, 1, cli_replay_cut_flags, cli_replay_cut },
     { "sample", "TRACE", "keep a share of the sequences", NULL, 1, 1, cli_replay_sample_flags,
       cli_replay_sample },
     { "merge", "TRACE TRACE...", "put traces of one model one after another",

@@ -144,4 +144,24 @@ for command in "export $work/t --to jsonl" "cut $work/t" "report $work/t" "impor
 done
 if ls "$work"/*.tmp | grep -v '/u.tmp$'; then fail 'temporary files are left'; fi
 
+# Of a damaged trace cut keeps what stands before the damage, and says where that is.
+for i in $(seq 24); do tail -n +2 "$work/t.jsonl" | sed "s/^{\"seq\":/&$i/"; done | cat <(head -n 1 "$work/t.jsonl") - >"$work/long.jsonl"
+replay import --from jsonl "$work/long.jsonl" -o "$work/long" --quiet
+replay export "$work/long" --to jsonl -o "$work/long.jsonl" --quiet
+cp "$work/long" "$work/damaged"
+printf '\377\377' | dd of="$work/damaged" bs=1 seek=300000 conv=notrunc status=none
+refused 'tier-replay cut keeps what stands before it' info "$work/damaged"
+refused 'do not match their checksum' sample "$work/damaged" --share 50% -o "$work/none.trace"
+replay cut "$work/damaged" -o "$work/saved" --quiet 2>"$work/cut.err" || fail "cut of a damaged trace: $(cat "$work/cut.err")"
+last=$(sed -n 's/.*: step \([0-9]*\) is the last whole one.*/\1/p' "$work/cut.err")
+[ "${last:-0}" -gt 100 ] || fail "cut does not say where the damage begins: $(cat "$work/cut.err")"
+replay info "$work/saved" --json --quiet >"$work/saved.json"
+holds "$work/saved.json" "d['steps'] == $last + 1 and d['ended'] is True"
+replay export "$work/saved" --to jsonl -o - --quiet | cmp - <(head -n $((last + 2)) "$work/long.jsonl")
+replay cut "$work/damaged" --steps "0-$last" -o "$work/saved" --quiet 2>"$work/cut.err"
+[ ! -s "$work/cut.err" ] || fail "what was asked for is whole: $(cat "$work/cut.err")"
+printf '\377\377' | dd of="$work/damaged" bs=1 seek=3000 conv=notrunc status=none
+refused 'do not match their checksum' cut "$work/damaged" -o "$work/none.trace"
+[ ! -e "$work/none.trace" ] || fail 'what was refused left a file'
+
 echo 'predict, compose, clock and refusals as they should be'
