@@ -102,6 +102,9 @@ struct pred_tune_result {
 /* done and total are of the whole search, in units of its own. */
 struct pred_tune_progress {
     void (*report)(void *context, const char *what, double done, double total);
+    /* Before the search: this trace was read to its end, its reader's health is complete. Once a
+     * trace. May be NULL. */
+    void (*read)(void *context, uint32_t trace);
     void *context;
 };
 

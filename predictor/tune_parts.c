@@ -99,6 +99,9 @@ static int read_all(struct reading *r, const struct pred_tune_args *args, int pa
             }
             if (rc < 0) return base_err_set(err, rc, "no memory for the sequences of the trace");
         }
+        if (rc == 0 && part < 0 && args->progress && args->progress->read) {
+            args->progress->read(args->progress->context, t);
+        }
         if (rc == 0) rc = pred_trace_reader_rewind(args->traces[t], err);
     }
     return rc;

@@ -408,22 +408,37 @@ static int print_json(const struct pred_tune_result *r, bool composed)
 
 /* ------------------------------------------------------------------------------------- run -- */
 
+struct telling {
+    struct cli_progress bar;
+    struct pred_trace_reader *const *traces;
+    char *const *paths;
+};
+
 static void on_progress(void *context, const char *what, double done, double total)
 {
-    cli_progress_share(context, what, total > 0 ? done / total : 0);
+    struct telling *t = context;
+    cli_progress_share(&t->bar, what, total > 0 ? done / total : 0);
+}
+
+/* The search begins each trace anew, and with it its health: what is wrong is told now. */
+static void on_read(void *context, uint32_t trace)
+{
+    struct telling *t = context;
+    if (!flags.quiet) cli_replay_health(t->paths[trace], t->traces[trace]);
 }
 
 static int tune(struct cli_replay_config *config, struct pred_trace_reader *const *traces,
-                uint32_t count, struct pred_tune_result *result, struct base_err *err)
+                char *const *paths, uint32_t count, struct pred_tune_result *result,
+                struct base_err *err)
 {
-    struct cli_progress bar;
+    struct telling telling = { .traces = traces, .paths = paths };
     struct pred_machine machine;
-    struct pred_tune_progress progress = { on_progress, &bar };
+    struct pred_tune_progress progress = { on_progress, on_read, &telling };
     struct pred_tune_args args = { .traces = traces, .trace_count = count, .progress = &progress };
     int rc = cache_of(config, pred_trace_reader_header(traces[0]), &args, err);
     if (rc < 0) return rc;
     advice_of(config, &args);
-    cli_progress_begin(&bar, "reading", flags.quiet);
+    cli_progress_begin(&telling.bar, "reading", flags.quiet);
     if (flags.machine) {
         rc = pred_machine_load(&machine, flags.machine, err);
         for (unsigned i = 0; rc >= 0 && i < flags.machine_set.count; i++) {
@@ -432,7 +447,7 @@ static int tune(struct cli_replay_config *config, struct pred_trace_reader *cons
         args.machine = &machine;
     }
     if (rc >= 0) rc = pred_tune_run(&args, result, err);
-    cli_progress_end(&bar);
+    cli_progress_end(&telling.bar);
     return rc < 0 ? rc : 0;
 }
 
@@ -455,12 +470,11 @@ int cli_replay_tune(int count, char **arguments)
         rc = pred_trace_reader_open(&traces[i], arguments[i], &err);
     }
     if (rc == 0) rc = check_output(traces, count, &err);
-    if (rc == 0) rc = tune(config, traces, (uint32_t)count, &result, &err);
+    if (rc == 0) rc = tune(config, traces, arguments, (uint32_t)count, &result, &err);
     if (rc == 0) rc = write_yaml(config, &result, &err);
     bool composed = false;
     for (int i = 0; i < count && rc == 0; i++) {
         composed |= pred_trace_composed(pred_trace_reader_header(traces[i]));
-        if (!flags.quiet) cli_replay_health(arguments[i], traces[i]);
     }
     for (int i = 0; i < count; i++)
         pred_trace_reader_close(traces[i]);

@@ -28,6 +28,12 @@ stop_server
 "$bin/tier-replay" tune "$work/day.trace" --config "$work/base.yaml" -o "$work/tuned.yaml" --explain \
     >"$work/told" 2>"$work/tune.err" || fail "tune: $(cat "$work/tune.err")"
 cat "$work/told"
+if grep -q 'not closed in order' "$work/tune.err"; then fail 'a trace that was closed in order is said not to be'; fi
+head -c -40 "$work/day.trace" >"$work/torn.trace"
+"$bin/tier-replay" tune "$work/day.trace" "$work/torn.trace" --config "$work/base.yaml" -o "$work/torn.yaml" --json \
+    >/dev/null 2>"$work/torn.err" || fail "tune of a torn trace: $(cat "$work/torn.err")"
+[ "$(grep -c 'torn.trace was not closed in order' "$work/torn.err")" = 1 ] &&
+    ! grep -q 'day.trace was not' "$work/torn.err" || fail "the torn trace is not named alone: $(cat "$work/torn.err")"
 grep -q 'bootstrap over the held-out sequences' "$work/told" || fail 'no interval was told'
 grep -Eq 'Turning policy.|the base stays' "$work/told" || fail 'nothing was explained'
 "$bin/tier-replay" tune "$work/day.trace" --config "$work/base.yaml" -o "$work/again.yaml" --json --quiet \
