@@ -63,6 +63,10 @@ void cli_replay_progress(void *context, const char *what, uint64_t done, uint64_
 
 /* Appends the counts as the inside of a JSON object. */
 void cli_replay_json_counts(struct base_buf *to, const struct tier_counts *counts);
+/* Appends "layer":N,"moe_layer":L, as the server names layers: by the model's number, and counted
+ * over those with experts. */
+void cli_replay_json_layer(struct base_buf *to, const struct pred_trace_header *header,
+                           uint32_t layer);
 /* Appends "by_phase":{"cold_start":{...},"prefill":{...},"decode":{...}}. */
 void cli_replay_json_cells(struct base_buf *to, const struct tier_counts cells[TIER_CELL_COUNT]);
 

@@ -363,8 +363,9 @@ static int figure_layers(FILE *to, const struct report *r)
     snprintf(label, sizeof label, "experts of the layer, the most asked for first (%" PRIu32 ")",
              experts);
     fputs("<figure>\n", to);
-    svg_cells(to, "How unevenly each layer uses its experts", label, "layer", cells, layers,
-              columns, HEAT_MOST, "times as often as the average expert");
+    svg_cells(to, "How unevenly each layer uses its experts", label, "layer", cells,
+              r->header->first_moe_layer, layers, columns, HEAT_MOST,
+              "times as often as the average expert");
     fputs("</figure>\n<p>A dark left edge that fades quickly is a layer that a small cache "
           "serves well; an even row is one that it does not.</p>\n",
           to);

@@ -49,7 +49,8 @@ const struct cli_flag cli_replay_run_flags[] = {
       "with --machine: who gives hints, over predictor.kind of the YAML; none, blend, ..." },
     { "train", CLI_TEXT, &flags.train, "TRACE2",
       "with --predictor: learn from this trace first; learning goes on either way" },
-    { "layers", CLI_SWITCH, &flags.layers, NULL, "counts of each layer too, of both phases" },
+    { "layers", CLI_SWITCH, &flags.layers, NULL,
+      "counts of each layer too, of both phases, by the model's numbers of the layers" },
     { "as-recorded", CLI_SWITCH, &flags.as_recorded, NULL,
       "replay the server's own events and compare with its own counts" },
     { "json", CLI_SWITCH, &flags.json, NULL, "print JSON" },
@@ -258,11 +259,13 @@ static struct tier_counts totals(const struct pred_case_result *result)
     return sum;
 }
 
-static void json_layers(struct base_buf *buf, const struct tier_counts *layers, uint32_t count)
+static void json_layers(struct base_buf *buf, const struct tier_counts *layers,
+                        const struct pred_trace_header *header)
 {
     base_buf_puts(buf, ",\"by_layer\":[");
-    for (uint32_t l = 0; l < count; l++) {
+    for (uint32_t l = 0; l < header->layers; l++) {
         base_buf_puts(buf, l > 0 ? ",{" : "{");
+        cli_replay_json_layer(buf, header, l);
         cli_replay_json_counts(buf, &layers[l]);
         base_buf_puts(buf, "}");
     }
@@ -301,7 +304,7 @@ static int print_json(const struct plan *plan, const struct pred_case_result *re
         cli_replay_json_counts(&buf, &sum);
         base_buf_puts(&buf, ",");
         cli_replay_json_cells(&buf, results[i].cells);
-        if (flags.layers) json_layers(&buf, results[i].layers, header->layers);
+        if (flags.layers) json_layers(&buf, results[i].layers, header);
         if (results[i].warning[0]) {
             base_buf_puts(&buf, ",\"warning\":\"");
             base_buf_json_escape(&buf, results[i].warning, strlen(results[i].warning));
@@ -374,7 +377,7 @@ static int print_layers(const struct plan *plan, const struct pred_case_result *
             const char *cells[COLUMNS];
             snprintf(text[0], sizeof text[0], "%.31s", plan->cases[i].policy);
             snprintf(text[1], sizeof text[1], "%.4g%%", 100 * plan->capacities[i]);
-            snprintf(text[2], sizeof text[2], "%" PRIu32, l);
+            snprintf(text[2], sizeof text[2], "%" PRIu32, header->first_moe_layer + l);
             snprintf(text[3], sizeof text[3], "%" PRIu64, counts->lookups);
             cell_text(text[4], sizeof text[4], counts);
             snprintf(text[5], sizeof text[5], "%" PRIu64, counts->misses);

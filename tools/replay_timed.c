@@ -223,7 +223,8 @@ static void json_layers(struct base_buf *to, const struct plan *plan,
 {
     base_buf_puts(to, ",\"by_layer\":[");
     for (uint32_t l = 0; l < plan->header->layers; l++) {
-        base_buf_printf(to, "%s{", l > 0 ? "," : "");
+        base_buf_puts(to, l > 0 ? ",{" : "{");
+        cli_replay_json_layer(to, plan->header, l);
         json_counts(to, &r->layers[l].counts);
         base_buf_printf(to, ",\"compute_seconds\":%.9f,\"wait_seconds\":%.9f,"
                         "\"hinted_bytes\":{\"useful\":%" PRIu64 ",\"late\":%" PRIu64 "}}",
@@ -393,7 +394,7 @@ static void print_layers(const struct plan *plan, uint32_t i)
         double lookups = (double)layer->counts.lookups;
         char text[COLUMNS][32];
         const char *cells[COLUMNS];
-        snprintf(text[0], sizeof text[0], "%" PRIu32, l);
+        snprintf(text[0], sizeof text[0], "%" PRIu32, plan->header->first_moe_layer + l);
         snprintf(text[1], sizeof text[0], "%" PRIu64, layer->counts.lookups);
         snprintf(text[2], sizeof text[0], "%.2f", 100 * ratio((double)layer->counts.hits, lookups));
         snprintf(text[3], sizeof text[0], "%.2f", 100 * ratio((double)layer->counts.late, lookups));

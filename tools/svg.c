@@ -164,7 +164,7 @@ static void shade(char *to, size_t size, double value)
 }
 
 void svg_cells(FILE *to, const char *title, const char *x_label, const char *y_label,
-               const double *values, unsigned rows, unsigned columns, double most,
+               const double *values, unsigned first, unsigned rows, unsigned columns, double most,
                const char *scale_label)
 {
     double cell_x = 640.0 / columns, cell_y = rows > 40 ? 8 : 14;
@@ -179,7 +179,7 @@ void svg_cells(FILE *to, const char *title, const char *x_label, const char *y_l
                     LEFT + cell_x * c, TOP + cell_y * r, cell_x + 0.1, cell_y + 0.1, colour);
         }
         if (r % (rows > 40 ? 8 : 4) != 0) continue;
-        snprintf(text, sizeof text, "%u", r);
+        snprintf(text, sizeof text, "%u", first + r);
         label(to, LEFT - 8, TOP + cell_y * r + cell_y / 2 + 4, "text-anchor=\"end\"", text);
     }
     fprintf(to, "<rect class=\"axis\" x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%.1f\"/>\n", LEFT,

@@ -32,9 +32,10 @@ void svg_legend(const struct svg_plot *plot, const unsigned *series, const char 
 /* Text with &, < and > made harmless. */
 void svg_text(FILE *to, const char *text);
 
-/* A grid of rows x columns cells, values from 0 to `most` on a scale from white to dark blue. */
+/* A grid of rows x columns cells, rows numbered from `first` on, values from 0 to `most` on a scale
+ * from white to dark blue. */
 void svg_cells(FILE *to, const char *title, const char *x_label, const char *y_label,
-               const double *values, unsigned rows, unsigned columns, double most,
+               const double *values, unsigned first, unsigned rows, unsigned columns, double most,
                const char *scale_label);
 
 #endif

@@ -23,6 +23,13 @@ void cli_replay_json_counts(struct base_buf *to, const struct tier_counts *count
                     counts->resident, cli_replay_rate(counts), counts->misses, counts->evictions);
 }
 
+void cli_replay_json_layer(struct base_buf *to, const struct pred_trace_header *header,
+                           uint32_t layer)
+{
+    base_buf_printf(to, "\"layer\":%" PRIu32 ",\"moe_layer\":%" PRIu32 ",",
+                    header->first_moe_layer + layer, layer);
+}
+
 void cli_replay_json_cells(struct base_buf *to, const struct tier_counts cells[TIER_CELL_COUNT])
 {
     base_buf_puts(to, "\"by_phase\":{");

@@ -85,6 +85,20 @@ for text in 'tokens/s' 'late wait %' 'of Belady' 'of bound' 'ahead' 'wasted' 'ov
     grep -q "$text" "$work/told" || fail "the table has no \"$text\": $(cat "$work/told")"
 done
 
+# Layers have the model's numbers, as in tier-stats, where its first ones have no experts.
+sed '1s/"layers":3,"first_moe_layer":0/"layers":7,"first_moe_layer":4/' "$work/t.jsonl" >"$work/high.jsonl"
+replay import --from jsonl "$work/high.jsonl" -o "$work/high" --quiet
+for clock in '' "--machine $machines/8xh20.yaml"; do
+    # shellcheck disable=SC2086
+    replay run "$work/high" --policy lru --capacity 50% --layers --quiet $clock >"$work/high.txt"
+    # shellcheck disable=SC2086
+    replay run "$work/high" --policy lru --capacity 50% --layers --quiet --json $clock >"$work/high.json"
+    numbers=$(awk '$1 == "policy" || $1 == "layer" { for (i = 1; i <= NF; i++) if ($i == "layer") at = i } at && $at ~ /^[0-9]+$/ { printf "%s ", $at }' \
+        "$work/high.txt")
+    [ "$numbers" = '4 5 6 ' ] || fail "layers are numbered $numbers"
+    holds "$work/high.json" '[(l["layer"], l["moe_layer"]) for l in d["runs"][0]["by_layer"]] == [(4, 0), (5, 1), (6, 2)]'
+done
+
 # What cannot work is refused in words.
 refused 'prefetch.experts_per_layer_max' run "$work/t" --machine "$machines/8xh20.yaml" --policy lru --capacity 25% \
     --predictor blend --set prefetch.enabled=true

@@ -7,9 +7,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 fail() { echo "FAILED: $*"; exit 1; }
 
-# Skewed routing of 12 sequences; the model's name tries to get out of the text.
+# Skewed routing of 12 sequences; the model's name tries to get out of the text. Experts begin with layer 5.
 awk 'BEGIN { srand(5)
-    print "{\"format\":\"routing-jsonl\",\"version\":1,\"model\":\"<b>a&b\",\"layers\":3,\"first_moe_layer\":0,\"experts\":16,\"top_k\":2}"
+    print "{\"format\":\"routing-jsonl\",\"version\":1,\"model\":\"<b>a&b\",\"layers\":8,\"first_moe_layer\":5,\"experts\":16,\"top_k\":2}"
     for (s = 0; s < 12; s++) for (t = 0; t < 40; t++) {
         line = sprintf("{\"seq\":%d,\"phase\":\"%s\",\"token\":%d,\"experts\":[", s, t < 4 ? "prefill" : "decode", int(rand() * 50))
         for (l = 0; l < 3; l++) { a = int(16 * rand() ^ 3); do b = int(16 * rand() ^ 2); while (b == a)
@@ -26,6 +26,7 @@ for text in 'Resident rate by capacity and policy' 'What prediction could save' 
     'Resident rate over time' 'lookups found resident' 'tokens replayed' 'belady' 'blend'; do
     grep -q "$text" "$page" || fail "\"$text\" is not on the page"
 done
+sed -n '/How unevenly/,/<.svg>/p' "$page" | grep -q 'text-anchor="end">5<' || fail "the first layer's number is not the model's"
 if grep -Eq '[^a-z](nan|inf)[^a-z]' "$page"; then fail 'a number is no number'; fi
 # Balanced tags, where a parser is there.
 if command -v python3 >/dev/null 2>&1; then
