@@ -216,8 +216,9 @@ static int check_count(const struct cli_command *command, int count)
     const char *form = command->arguments && command->arguments[0] ? command->arguments : "none";
     unsigned given = (unsigned)count;
     if (given < command->arguments_min) {
-        return cli_misuse("%s argument%s missing: %s", given ? "an" : "the",
-                          command->arguments_min > 1 ? "s are" : " is", form);
+        bool several = given == 0 && command->arguments_min > 1;
+        return cli_misuse("%s argument%s missing: %s", given > 0 ? "an" : "the",
+                          several ? "s are" : " is", form);
     }
     if (given > command->arguments_max) {
         return cli_misuse("%u argument%s given; expected: %s", given, given == 1 ? "" : "s", form);

@@ -87,6 +87,10 @@ static int select_to(const char *path, const struct pred_selection *selection)
     pred_trace_reader_close(reader);
     if (rc < 0) return cli_fail(1, &err);
     tell(&stats);
+    if (stats.tokens == 0) {
+        fprintf(stderr, "warning: %s: none of the tokens of %s was kept; the trace is empty\n",
+                flags.to, path);
+    }
     if (stats.damage.code < 0) {
         fprintf(stderr, "warning: %s\nwarning: %s: step %" PRIu64 " is the last whole one; what "
                 "follows it was left out\n", stats.damage.text, path, stats.steps_read - 1);
@@ -126,8 +130,12 @@ int cli_replay_sample(int count, char **arguments)
     struct pred_selection s = { .seq_last = UINT64_MAX, .step_last = UINT64_MAX, .phase = -1 };
     (void)count;
     if (!flags.to) return cli_misuse("-o FILE is needed: where the sample goes");
-    if (!flags.share || base_str_share_parse(flags.share, &s.share) < 0 || s.share <= 0) {
+    if (!flags.share) {
         return cli_misuse("--share is needed: a share of the sequences, such as 10%%");
+    }
+    if (base_str_share_parse(flags.share, &s.share) < 0 || s.share <= 0) {
+        return cli_misuse("--share %s: expected a share of the sequences, such as 10%%",
+                          flags.share);
     }
     s.seed = flags.seed;
     return select_to(arguments[0], &s);
@@ -165,8 +173,9 @@ int cli_replay_export(int count, char **arguments)
     (void)count;
     if (!flags.to) return cli_misuse("-o FILE is needed: where the text goes");
     bool csv = flags.format && strcmp(flags.format, "csv") == 0;
-    if (!csv && !(flags.format && strcmp(flags.format, "jsonl") == 0)) {
-        return cli_misuse("--to FORMAT is needed: jsonl or csv");
+    if (!flags.format) return cli_misuse("--to FORMAT is needed: jsonl or csv");
+    if (!csv && strcmp(flags.format, "jsonl") != 0) {
+        return cli_misuse("--to %s: expected jsonl or csv", flags.format);
     }
     int rc = pred_trace_reader_open(&reader, arguments[0], &err);
     if (rc < 0) return cli_fail(1, &err);

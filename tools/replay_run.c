@@ -8,6 +8,7 @@
 #include "base/str.h"
 #include "predictor/compose.h"
 #include "predictor/replay.h"
+#include "tiering/policy.h"
 #include "tools/replay_timed.h"
 
 enum { CASES_MAX = 256, TEXT_MAX = 1024 };
@@ -175,19 +176,29 @@ struct adding {
     const struct sizes *sizes;
 };
 
+static int refuse_policy(const char *item, struct base_err *err)
+{
+    char names[400] = "";
+    const char *name;
+    size_t used = 0;
+    for (size_t i = 0; (name = tier_policy_name(i)) != NULL && used < sizeof names; i++) {
+        used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", i > 0 ? ", " : "",
+                                 name);
+    }
+    return base_err_set(err, -EINVAL, "no policy is called \"%.60s\"; there are %s", item, names);
+}
+
 static int add_policy(void *context, const char *item, struct base_err *err)
 {
     struct adding *a = context;
     struct plan *plan = a->plan;
+    if (!tier_policy_find(item)) return refuse_policy(item, err);
     for (uint32_t i = 0; i < a->sizes->count; i++) {
         if (plan->count == CASES_MAX) {
             return base_err_set(err, -E2BIG, "more than %d cases", CASES_MAX);
         }
         struct pred_case *c = &plan->cases[plan->count];
-        if (strlen(item) >= sizeof c->policy) {
-            return base_err_set(err, -EINVAL, "no policy is called \"%.60s\"", item);
-        }
-        memcpy(c->policy, item, strlen(item) + 1);
+        snprintf(c->policy, sizeof c->policy, "%s", item);
         c->slots = a->sizes->slots[i];
         c->budget_bytes = a->sizes->budgets[i];
         c->prefill_share = plan->prefill_share;

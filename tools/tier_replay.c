@@ -115,8 +115,9 @@ static int run_import(int count, char **arguments)
     (void)count;
     if (!import_flags.to) return cli_misuse("-o TRACE is needed: where the trace goes");
     bool jsonl = import_flags.from && strcmp(import_flags.from, "jsonl") == 0;
-    if (!jsonl && !(import_flags.from && strcmp(import_flags.from, "csv") == 0)) {
-        return cli_misuse("--from FORMAT is needed: jsonl or csv");
+    if (!import_flags.from) return cli_misuse("--from FORMAT is needed: jsonl or csv");
+    if (!jsonl && strcmp(import_flags.from, "csv") != 0) {
+        return cli_misuse("--from %s: expected jsonl or csv", import_flags.from);
     }
     cli_progress_begin(&bar, "importing", import_flags.quiet);
     int rc = (jsonl ? pred_import_jsonl : pred_import_csv)(arguments[0], import_flags.to, &stats,

@@ -113,6 +113,26 @@ refused "$work/none" info "$work/none"
 refused 'not a trace' info "$work/t.jsonl"
 refused 'batch' export "$work/c" --to csv -o "$work/c.csv"
 [ ! -e "$work/c.csv" ] && [ ! -e "$work/d" ] || fail 'what was refused left a file'
+# What was misunderstood is repeated, with what there is instead.
+misused() { # TEXT ARGUMENT...
+    refused "$@"
+    code=0
+    replay "${@:2}" >/dev/null 2>&1 || code=$?
+    [ "$code" = 2 ] || fail "tier-replay ${*:2}: exit code $code, not 2"
+}
+misused 'an argument is missing' merge "$work/t" -o "$work/none.trace"
+misused 'the arguments are missing' merge -o "$work/none.trace"
+misused '--to xml: expected jsonl or csv' export "$work/t" --to xml -o "$work/none.xml"
+misused '--from xml: expected jsonl or csv' import "$work/t" --from xml -o "$work/none.trace"
+misused '--share half: expected' sample "$work/t" --share half -o "$work/none.trace"
+misused 'no policy is called "foo"; there are lru' run "$work/t" --policy lru,foo --capacity 25%
+misused 'belady' run "$work/t" --policy foo --budget 1MiB
+for part in 'cut --sequences 77' 'sample --share 0.0001%'; do
+    # shellcheck disable=SC2086
+    replay $part "$work/t" -o "$work/empty" --quiet 2>"$work/empty.err" || fail "$part: $(cat "$work/empty.err")"
+    grep -q 'warning: .*empty: none of the tokens of .*/t was kept' "$work/empty.err" ||
+        fail "$part does not say that it kept nothing: $(cat "$work/empty.err")"
+done
 
 # An output takes the place of a file, whole, and of nothing else; what is read stays as it is.
 cp "$work/t" "$work/kept"
