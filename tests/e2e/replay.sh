@@ -176,6 +176,12 @@ for command in "export $work/t --to jsonl" "cut $work/t" "report $work/t" "impor
     # shellcheck disable=SC2086
     refused "$work/none/x: cannot write: No such file" $command -o "$work/none/x"
 done
+# Before the work: these two would have failed at its begin.
+replay cut "$work/t" --sequences 3 -o "$work/one" --quiet
+refused 'at least 2 are needed' tune "$work/one" -o "$work/one.yaml"
+refused "$work/none/x: cannot write: No such file" tune "$work/one" -o "$work/none/x"
+refused 'nothing to report' report "$work/empty" -o "$work/empty.html"
+refused "$work/none/x: cannot write: No such file" report "$work/empty" -o "$work/none/x"
 if ls "$work"/*.tmp | grep -v '/u.tmp$'; then fail 'temporary files are left'; fi
 
 # Of a damaged trace cut keeps what stands before the damage, and says where that is.
