@@ -36,6 +36,7 @@ struct assembly {
 
 struct pred_trace_reader {
     char path[PATH_MAX];            /* of part 0 */
+    char first_path[PATH_MAX];      /* of the first part that is read, whatever it is called */
     char open_path[PATH_MAX];
     int fd;
     uint32_t first_part, part;
@@ -260,8 +261,8 @@ static int file_open(struct pred_trace_reader *r, uint32_t part, struct base_err
 
 static void part_path(const struct pred_trace_reader *r, uint32_t part, char to[PATH_MAX])
 {
-    if (part == 0) {
-        snprintf(to, PATH_MAX, "%s", r->path);
+    if (part == r->first_part) {
+        snprintf(to, PATH_MAX, "%s", r->first_path);
     } else {
         snprintf(to, PATH_MAX, "%.*s.%" PRIu32, PATH_MAX - 12, r->path, part);
     }
@@ -766,6 +767,7 @@ int pred_trace_reader_open(struct pred_trace_reader **out, const char *path, str
     rc = file_open(r, UINT32_MAX, err);
     if (rc < 0) goto fail;
     r->first_part = r->part;
+    snprintf(r->first_path, sizeof r->first_path, "%s", r->open_path);
     r->orphans_allowed = r->part > 0;
     r->header->part = r->part;
     r->header->trace_id = r->trace_id;

@@ -507,6 +507,33 @@ START_TEST(a_later_part_begins_with_anything)
 }
 END_TEST
 
+/* Under a name of its own a later part is read again from there, and is spared. */
+START_TEST(a_renamed_part_is_found_again)
+{
+    static const uint8_t hint[] = { 0, 1, 0, 0, 0, 0x3f, 0, 1 };
+    static struct pred_trace_item item;
+    static struct builder b;
+    const char *path = support_path("renamed");
+    struct pred_trace_reader *r;
+    struct base_err err = { 0 }, spared = { 0 };
+    build_begin(&b);
+    base_le_store32(b.bytes + 12, 2);
+    base_le_store64(b.bytes + 24, port_hash64(b.bytes, 24));
+    build_record(&b, PRED_RECORD_HINT, hint, sizeof hint);
+    support_write(path, b.bytes, b.size);
+    ck_assert_int_eq(pred_trace_reader_open(&r, path, &err), 0);
+    ck_assert_int_eq(pred_trace_reader_spares(r, path, &spared), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(spared.text, "which is read"));
+    ck_assert_int_eq(pred_trace_reader_spares(r, support_path("other"), &err), 0);
+    for (int pass = 0; pass < 2; pass++) {
+        ck_assert_int_eq(pred_trace_reader_next(r, PRED_WANT_ALL, &item, &err), 1);
+        ck_assert_int_eq(pred_trace_reader_next(r, PRED_WANT_ALL, &item, &err), 0);
+        ck_assert_msg(pred_trace_reader_rewind(r, &err) == 0, "%s", err.text);
+    }
+    pred_trace_reader_close(r);
+}
+END_TEST
+
 START_TEST(broken_steps)
 {
     static struct builder b;
@@ -789,6 +816,18 @@ START_TEST(a_rotated_trace_reads_as_one)
     ck_assert_int_eq(pred_trace_reader_rewind(r, &err), 0);
     ck_assert_int_eq(pred_trace_reader_next(r, PRED_WANT_ALL, &item, &err), 1);
     pred_trace_reader_close(r);
+    /* What is read on is spared, but not a file that only has such a name. */
+    struct pred_trace_config plain = support_config(support_path("v.trace"));
+    struct base_err spared = { 0 };
+    ck_assert_int_eq(pred_trace_reader_open(&r, config.path, &err), 0);
+    ck_assert_int_eq(pred_trace_reader_spares(r, support_path("t.trace.2"), &spared), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(spared.text, "t.trace.2, which is read"));
+    pred_trace_reader_close(r);
+    write_trace(&plain, run, 10);
+    support_write(support_path("v.trace.1"), (const uint8_t *)"another", 7);
+    ck_assert_int_eq(pred_trace_reader_open(&r, plain.path, &err), 0);
+    ck_assert_int_eq(pred_trace_reader_spares(r, support_path("v.trace.1"), &err), 0);
+    pred_trace_reader_close(r);
     /* A part of another trace is not taken for the next one. */
     struct pred_trace_config other = support_config(support_path("u.trace"));
     write_trace(&other, run, 10);
@@ -930,6 +969,7 @@ int main(void)
     tcase_add_test(tcase, zeros_at_the_end_are_a_torn_tail);
     tcase_add_test(tcase, broken_records);
     tcase_add_test(tcase, a_later_part_begins_with_anything);
+    tcase_add_test(tcase, a_renamed_part_is_found_again);
     tcase_add_test(tcase, broken_steps);
     tcase_add_test(tcase, broken_rows);
     tcase_add_test(tcase, broken_files);
