@@ -150,6 +150,18 @@ void tier_cache_move(struct tier_cache *c, uint32_t key, uint8_t in, uint8_t out
     }
 }
 
+/* Somebody waits for a read that may have begun for nobody. */
+static void hurry(struct tier_cache *c, struct tier_slot *at)
+{
+    if (at->state == TIER_SLOT_READING && at->load != TIER_NO_LOAD) {
+        struct tier_load *load = &c->loads[at->load];
+        for (uint32_t i = 0; i < load->record.extent_count; i++) {
+            tier_io_promote(c->io, &load->reqs[i]);
+        }
+    }
+    if (at->state != TIER_SLOT_READY && !at->asked) tier_cache_asked_begin(c, at);
+}
+
 void tier_cache_demand(struct tier_cache *c, uint32_t key)
 {
     uint32_t slot = c->dram.slot_of[key];
@@ -167,20 +179,17 @@ void tier_cache_demand(struct tier_cache *c, uint32_t key)
         c->hbm.slots.at[c->hbm.slot_of[key]].prefetch = false;
         tier_cache_fate(c, key, "late");
     }
+    /* Also one that was evicted on its way: it is no prefetch any more, its read still is one. */
+    hurry(c, at);
     if (!at->prefetch) return;
     tier_cache_fate(c, key, at->state == TIER_SLOT_READY ? "useful" : "late");
     if (at->state == TIER_SLOT_QUEUED) {
         tier_queue_remove(c, &c->prefetch, slot);
         tier_queue_push(c, &c->demand, slot);
     } else if (at->state == TIER_SLOT_READING && at->load != TIER_NO_LOAD) {
-        struct tier_load *load = &c->loads[at->load];
         if (!(c->flags[key] & TIER_KEY_LATE)) c->stats.prefetch_late++;
         c->flags[key] |= TIER_KEY_LATE;
-        for (uint32_t i = 0; i < load->record.extent_count; i++) {
-            tier_io_promote(c->io, &load->reqs[i]);
-        }
     }
-    if (at->state != TIER_SLOT_READY) tier_cache_asked_begin(c, at);
     tier_cache_prefetch_close(c, at);
     at->prefetch = at->restore = false;
 }

@@ -16,6 +16,7 @@
 #include "tests/support/tiny_store.h"
 #include "tiering/span.h"
 #include "tiering/tiering.h"
+#include "tiering/tiering_priv.h"
 
 #define NEED(cond) \
     do { \
@@ -565,6 +566,62 @@ START_TEST(late_prefetch_becomes_demand)
 }
 END_TEST
 
+static void take_and_leave(struct run *r, uint32_t layer, uint32_t first)
+{
+    struct tier_lease leases[TOP_K];
+    uint32_t ids[TOP_K] = { first, first + 1, first + 2, first + 3 };
+    ck_assert_uint_eq(tier_acquire(r->tier, layer, ids, TOP_K, TIER_DECODE, leases), TOP_K);
+    tier_release(r->tier, leases, TOP_K);
+}
+
+/* A prefetch that was evicted before its read began, and is asked for before it does, passes those
+ * in front of it like any other that is asked for, and its time is time that somebody waits. */
+START_TEST(evicted_prefetch_becomes_demand)
+{
+    static struct run r;
+    struct tier_lease lease, other;
+    uint64_t waits[TIER_WAIT_CAUSE_COUNT];
+    const uint32_t id = 15, before = 2;
+    struct tier_hint h[] = {
+        { .layer = 2, .expert = 0, .probability = 0.9f, .distance = 1 },
+        { .layer = 2, .expert = 1, .probability = 0.9f, .distance = 1 },
+        { .layer = 2, .expert = before, .probability = 0.9f, .distance = 1 },
+        { .layer = 1, .expert = id, .probability = 0.9f, .distance = 1 },
+    };
+    defaults(&r);
+    set(&r, "policy.eviction=lru");
+    set(&r, "tiers.dram.capacity=50%");
+    set(&r, "io.backend=threads");
+    set(&r, "io.depth=128");
+    set(&r, "io.throttle_bandwidth=1MiB");
+    set(&r, "prefetch.governor=fixed");
+    open_run(&r);
+    ck_assert_uint_eq(tier_hint(r.tier, h, 4), 4);
+    /* 8 slots a layer. */
+    take_and_leave(&r, 1, 0);
+    take_and_leave(&r, 1, 4);
+    ck_assert(!tier_decide_resident(r.twin, 0, 1, id));
+    uint32_t asked = r.tier->cache.asked_reads;
+    ck_assert_uint_eq(tier_acquire(r.tier, 1, &id, 1, TIER_DECODE, &lease), 1);
+    ck_assert_int_eq(lease.status, -EINPROGRESS);
+    /* It and not the one that left for it. */
+    ck_assert_uint_eq(r.tier->cache.asked_reads, asked);
+    ck_assert_uint_eq(tier_wait(r.tier, &lease, 1, TIER_WAIT_ANY, UINT64_MAX), 1);
+    check_lease(&lease);
+    tier_step_waits(r.tier, waits);
+    ck_assert_uint_gt(waits[TIER_WAIT_DEMAND], 0);
+    ck_assert_uint_eq(waits[TIER_WAIT_LATE], 0);
+    ck_assert_uint_eq(tier_acquire(r.tier, 2, &before, 1, TIER_DECODE, &other), 1);
+    ck_assert_int_eq(other.status, -EINPROGRESS);
+    ck_assert_uint_eq(tier_wait(r.tier, &other, 1, TIER_WAIT_ANY, UINT64_MAX), 1);
+    check_lease(&other);
+    tier_release(r.tier, &other, 1);
+    tier_release(r.tier, &lease, 1);
+    tier_step_end(r.tier);
+    close_run(&r);
+}
+END_TEST
+
 /* Three tiers: what hbm drops is found in dram, and goes up again without a read. */
 START_TEST(hbm_over_dram)
 {
@@ -706,6 +763,7 @@ int main(void)
     tcase_add_test(rules, time_under_way_is_a_union);
     tcase_add_test(rules, time_of_one_kind_is_in_that_of_all);
     tcase_add_test(rules, late_prefetch_becomes_demand);
+    tcase_add_test(rules, evicted_prefetch_becomes_demand);
     tcase_add_test(rules, hbm_over_dram);
     tcase_add_test(rules, bad_expert_is_quarantined_and_named);
     tcase_add_test(rules, counters_are_consistent_for_other_threads);
