@@ -141,7 +141,7 @@ int tier_open(struct tier **out, const struct tier_open_args *args, struct base_
 uint32_t tier_idle(struct tier *tier);
 
 /* Makes the set that tiers.warm.path keeps resident again; nothing without it. Once, after open and
- * before the first acquire. A file that cannot be used means a cold start, and the log says why. */
+ * before the first acquire. A set that was damaged or cut means a cold start; the log says why. */
 void tier_warm_restore(struct tier *tier);
 /* Saves the set now, before close. A failure stands in the log. */
 void tier_warm_save(struct tier *tier);

@@ -37,6 +37,9 @@ struct tier_warm {
     float decay_end;            /* ... after more */
     bool used;                  /* anything since the last save */
     uint64_t save_every_ns, next_save_ns;
+    struct tier_warm_set saved; /* until it is restored */
+    int saved_rc;               /* of reading it; why_cold when below 0 */
+    struct base_err why_cold;
     /* Restored experts, hottest first; `fed` of them are read, under way, or no longer wanted. */
     uint32_t *list;
     uint32_t list_count, fed;
@@ -268,25 +271,17 @@ static void begin(struct tier *t, struct tier_warm_set *set)
 void tier_warm_restore(struct tier *t)
 {
     struct tier_warm *w = t->warm;
-    struct tier_warm_set set;
-    struct base_err err = { 0 };
     if (!w) return;
-    int rc = tier_warm_file_load(&set, w->path, &err);
-    if (rc == -ENOENT) {
+    if (w->saved_rc == -ENOENT) {
         snprintf(w->note, sizeof w->note, "started cold: nothing was saved yet");
         base_log(BASE_LOG_INFO, "warm", "%s is not there yet: starting cold", w->path);
-        return;
-    }
-    if (rc < 0) {
-        refuse(w, err.text);
-    } else if (set.layers != t->layers || set.experts != t->experts || set.model != w->model) {
-        char why[160];
-        snprintf(why, sizeof why, "%.100s was saved for another model or other weights", w->path);
-        refuse(w, why);
+    } else if (w->saved_rc < 0) {
+        refuse(w, w->why_cold.text);
     } else {
-        begin(t, &set);
+        begin(t, &w->saved);
     }
-    free(set.rows);
+    free(w->saved.rows);
+    w->saved = (struct tier_warm_set){ 0 };
 }
 
 static void tell(struct tier *t)
@@ -329,6 +324,27 @@ static int folder_check(const char *path, struct base_err *err)
                         folder, strerror(errno));
 }
 
+/* Whatever is there will be overwritten: it must be a set of these weights, or what is left of one.
+ */
+static int read_saved(struct tier_warm *w, const struct tier *t, struct base_err *err)
+{
+    struct tier_warm_set *set = &w->saved;
+    int rc = w->saved_rc = tier_warm_file_load(set, w->path, &w->why_cold);
+    if (rc == 0 && (set->layers != t->layers || set->experts != t->experts ||
+                    set->model != w->model)) {
+        return base_err_set(err, BASE_EMISMATCH, "tiers.warm.path: %s was saved for another model "
+                            "or other weights and would be overwritten: name another file, or "
+                            "remove this one", w->path);
+    }
+    if (rc == 0 || rc == -ENOENT || rc == BASE_ETORN || rc == BASE_ECHECKSUM ||
+        rc == BASE_EVERSION) {
+        return 0;
+    }
+    if (rc != BASE_EFORMAT) return base_err_set(err, rc, "tiers.warm.path: %s", w->why_cold.text);
+    return base_err_set(err, rc, "tiers.warm.path: %s: and it would be overwritten: name another "
+                        "file, or remove this one", w->why_cold.text);
+}
+
 static int start(struct tier_warm *w, struct base_err *err)
 {
     if (sem_init(&w->wake, 0, 0) < 0) return base_err_set(err, -errno, "cannot make a semaphore");
@@ -368,9 +384,10 @@ int tier_warm_open(struct tier_warm **out, struct tier *t, struct base_err *err)
     w->set.rows = calloc(w->keys, sizeof *w->set.rows);
     w->bytes = malloc(tier_warm_file_bytes(w->keys));
     rc = w->uses && w->layer_tokens && w->list && w->set.rows && w->bytes
-             ? start(w, err)
+             ? read_saved(w, t, err)
              : base_err_set(err, -ENOMEM, "no memory for the warm start of %" PRIu32 " experts",
                             w->keys);
+    if (rc == 0) rc = start(w, err);
     if (rc < 0) {
         tier_warm_close(w);
         return rc;
@@ -388,6 +405,7 @@ void tier_warm_close(struct tier_warm *w)
     free(w->layer_tokens);
     free(w->list);
     free(w->set.rows);
+    free(w->saved.rows);
     free(w->bytes);
     free(w);
 }

@@ -4,8 +4,9 @@
  *      start:    file ──> restore events, coldest first ──> reads in idle depth, hottest first
  *
  * The file says what was used, when and how often, not what one policy made of it: another policy
- * or other sizes can start from it. It names the weights by their checksums; a file of others is
- * refused with a sentence and the start is a cold one.
+ * or other sizes can start from it. It names the weights by their checksums. A file of others, or
+ * of anything else, stops the start, since it would be overwritten; one that was damaged or cut is
+ * told, and the start is a cold one.
  *
  * Residency is decided at once at the start, by recorded events, so that replay stays exact; only
  * the reads come later. An expert that is asked for before its turn is read on demand like any
@@ -49,14 +50,16 @@ struct tier_warm_set {
 size_t tier_warm_file_bytes(uint32_t count);
 /* `to` has tier_warm_file_bytes(set->count). */
 void tier_warm_file_encode(const struct tier_warm_set *set, void *to);
-/* Reads a file whole; set->rows is malloc'ed. -ENOENT when there is none; BASE_EFORMAT,
- * BASE_ECHECKSUM, -errno with a sentence. */
+/* Reads a file whole; set->rows is malloc'ed. With a sentence: -ENOENT when there is none;
+ * BASE_EFORMAT when it is something else; BASE_ETORN, BASE_ECHECKSUM or BASE_EVERSION when it was
+ * cut, is damaged or another version's; -errno. */
 int tier_warm_file_load(struct tier_warm_set *set, const char *path, struct base_err *err);
 
 /* -- while the tiers live (with tier_warm_restore, tier_warm_save of tiering.h) --------------- */
 
-/* Makes what saving takes; refuses a path whose folder cannot be written. Without tiers.warm.path
- * there is nothing to do and *out is NULL. */
+/* Makes what saving takes, and reads what was saved; refuses a path whose folder cannot be written,
+ * and a file that is no saved set of these weights. Without tiers.warm.path there is nothing to do
+ * and *out is NULL. */
 int tier_warm_open(struct tier_warm **out, struct tier *tier, struct base_err *err);
 /* Accepts NULL. Saves nothing. */
 void tier_warm_close(struct tier_warm *warm);

@@ -60,18 +60,22 @@ void tier_warm_file_encode(const struct tier_warm_set *set, void *to)
 
 static int header_check(const uint8_t *at, size_t size, const char *path, struct base_err *err)
 {
-    if (size < HEADER_BYTES || memcmp(at, magic, sizeof magic) != 0) {
+    if (memcmp(at, magic, size < sizeof magic ? size : sizeof magic) != 0) {
         return base_err_set(err, BASE_EFORMAT, "%s: no saved resident set: it should begin with "
                             "EXPTWARM", path);
     }
+    if (size < HEADER_BYTES) {
+        return base_err_set(err, BASE_ETORN, "%s: %zu bytes, the header of a saved resident set "
+                            "has %d", path, size, HEADER_BYTES);
+    }
     if (base_le_load32(at + 8) != VERSION) {
-        return base_err_set(err, BASE_EFORMAT, "%s: version %" PRIu32 " of the format, this "
+        return base_err_set(err, BASE_EVERSION, "%s: version %" PRIu32 " of the format, this "
                             "program reads %d", path, base_le_load32(at + 8), VERSION);
     }
     uint32_t count = base_le_load32(at + 32);
     if (base_le_load32(at + 12) != HEADER_BYTES || base_le_load32(at + 36) != ROW_BYTES ||
         size != tier_warm_file_bytes(count)) {
-        return base_err_set(err, BASE_EFORMAT, "%s: %zu bytes with a header for %" PRIu32
+        return base_err_set(err, BASE_ETORN, "%s: %zu bytes with a header for %" PRIu32
                             " experts, which take %zu", path, size, count,
                             tier_warm_file_bytes(count));
     }

@@ -84,3 +84,12 @@ start_server --set "tiers.warm.path=$work/warm"
 grep -q 'started cold: .*checksum is wrong' "$work/server.log" || fail 'no sentence about the damaged file'
 complete 'The' 2 >/dev/null
 stop_server
+
+echo '== a file that is something else stops the start and stays'
+echo precious >"$work/notes"
+"$bin/tier-server" --model "$model" --port 0 --set "tiers.nvme.index=$work/expertier.index" \
+    --set "tiers.warm.path=$work/notes" >"$work/refused" 2>&1 &&
+    fail 'it started'
+grep -q "tiers.warm.path: $work/notes: .*should begin with EXPTWARM.* name another file" "$work/refused" ||
+    fail "no sentence: $(cat "$work/refused")"
+[ "$(cat "$work/notes")" = precious ] || fail 'the file was overwritten'

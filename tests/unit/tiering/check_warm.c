@@ -1,6 +1,7 @@
 /* A server that comes back has what it had: over random settings the saved set is resident again,
- * replay of the recorded events still gives the live counts, and a file that is damaged, cut, of
- * other weights or half-written is never taken for a good one. */
+ * replay of the recorded events still gives the live counts, a file that is damaged, cut or
+ * half-written is never taken for a good one, and one of other weights or of anything else is not
+ * overwritten. */
 #include <check.h>
 #include <errno.h>
 #include <signal.h>
@@ -368,30 +369,73 @@ START_TEST(any_changed_byte_is_noticed)
 }
 END_TEST
 
-START_TEST(other_weights_mean_a_cold_start)
+/* The file is there afterwards as it was before. */
+static void not_begun(int code, const char *part, const void *bytes, size_t size)
+{
+    static struct life l;
+    struct base_err err = { 0 };
+    char got[4096];
+    put(bytes, size);
+    defaults(&l);
+    ck_assert_int_eq(try_begin(&l, &err), code);
+    ck_assert_msg(strstr(err.text, "tiers.warm.path: ") == err.text && strstr(err.text, path) &&
+                  strstr(err.text, part), "%s", err.text);
+    FILE *file = fopen(path, "r");
+    ck_assert(file && fread(got, 1, sizeof got, file) == size && fclose(file) == 0);
+    ck_assert(memcmp(got, bytes, size) == 0);
+}
+
+START_TEST(what_is_not_ours_is_not_overwritten)
+{
+    static struct life l;
+    struct tier_warm_set set = example(9, 0);
+    struct base_err err = { 0 };
+    size_t size;
+    void *bytes = encoded(&set, &size);
+    not_begun(BASE_EMISMATCH, "another model or other weights", bytes, size);
+    not_begun(BASE_EFORMAT, "should begin with EXPTWARM", "precious\n", 9);
+    not_begun(BASE_EFORMAT, "name another file", "EXPTWA\n", 7);
+    defaults(&l);
+    SET(&l, "tiers.warm.path=%s", dir);
+    ck_assert_int_eq(try_begin(&l, &err), -EISDIR);
+    ck_assert_msg(strstr(err.text, "tiers.warm.path: "), "%s", err.text);
+    free(bytes);
+    free(set.rows);
+}
+END_TEST
+
+/* Empty, cut anywhere, damaged, of another version: told, not used, and written anew. */
+START_TEST(a_set_that_was_cut_means_a_cold_start)
 {
     static struct life l;
     static struct tier_snapshot s;
-    struct tier_warm_set set = example(9, 0);
+    struct tier_warm_set set = example(9, 0), got;
     size_t size;
-    void *bytes = encoded(&set, &size);
+    uint8_t *bytes = encoded(&set, &size);
+    const size_t cuts[] = { 0, 5, 40, size - 1, size, size };
+    const char *const why[] = { "header", "header", "header", "which take", "checksum", "version" };
+    uint32_t ids[TOP_K] = { 0, 1, 2, 3 };
     seed = 0;
-    put(bytes, size);
-    defaults(&l);
-    begin(&l);
-    ck_assert_uint_eq(l.restores, 0);
-    tier_step_end(l.tier);
-    tier_snapshot(l.tier, &s);
-    ck_assert_msg(strstr(s.warm_note, "another model"), "%s", s.warm_note);
-    /* Nothing was used: what is there stays. */
-    tier_warm_save(l.tier);
-    end(&l);
-    struct tier_warm_set got;
-    ck_assert_int_eq(tier_warm_file_load(&got, path, NULL), 0);
-    ck_assert_uint_eq(got.model, 77);
-    free(got.rows);
+    for (int i = 0; i < 6; i++) {
+        if (i >= 4) bytes[i == 4 ? size - 1 : 8] ^= 2;
+        put(bytes, cuts[i]);
+        if (i >= 4) bytes[i == 4 ? size - 1 : 8] ^= 2;
+        defaults(&l);
+        begin(&l);
+        ck_assert_uint_eq(l.restores, 0);
+        use(&l, 0, ids, TOP_K);
+        tier_step_end(l.tier);
+        tier_snapshot(l.tier, &s);
+        ck_assert_msg(s.warm_refused && strstr(s.warm_note, why[i]), "%s", s.warm_note);
+        tier_warm_save(l.tier);
+        end(&l);
+        ck_assert_int_eq(tier_warm_file_load(&got, path, NULL), 0);
+        ck_assert_uint_eq(got.count, TOP_K);
+        free(got.rows);
+    }
     free(bytes);
     free(set.rows);
+    unlink(path);
 }
 END_TEST
 
@@ -459,7 +503,8 @@ int main(void)
     tcase_add_loop_test(tests, another_size_keeps_the_hottest, 0, 2);
     tcase_add_test(tests, it_is_saved_while_it_runs);
     tcase_add_test(tests, any_changed_byte_is_noticed);
-    tcase_add_test(tests, other_weights_mean_a_cold_start);
+    tcase_add_test(tests, what_is_not_ours_is_not_overwritten);
+    tcase_add_test(tests, a_set_that_was_cut_means_a_cold_start);
     tcase_add_test(tests, a_place_that_cannot_be_written_is_refused);
     tcase_add_test(tests, a_killed_save_leaves_a_whole_file);
     suite_add_tcase(suite, tests);
