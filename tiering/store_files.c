@@ -78,6 +78,41 @@ static int open_temp(const char *temp)
     }
 }
 
+static int write_refused(const char *path, int rc, struct base_err *err)
+{
+    if (rc == -EBUSY) {
+        return base_err_set(err, rc, "%s: another process is writing it", path);
+    }
+    if (rc == -ENOMEM || rc == -ENOSPC || rc == -EDQUOT || rc == -EIO) {
+        return base_err_set(err, rc, "%s: cannot be written: %s", path, strerror(-rc));
+    }
+    return base_err_set(err, rc, "%s: cannot be written: %s; name another place with `--index "
+                        "FILE` or tiers.nvme.index", path, strerror(-rc));
+}
+
+int tier_store_file_probe(const char *path, struct base_err *err)
+{
+    struct stat st;
+    char *temp = NULL, *other = NULL;
+    int rc = asprintf(&temp, "%s.tmp", path) < 0 || asprintf(&other, "%s.XXXXXX", path) < 0
+                 ? -ENOMEM : 0;
+    if (rc == 0 && stat(path, &st) == 0 && S_ISDIR(st.st_mode)) rc = -EISDIR;
+    /* One that a killed run of somebody else left. */
+    if (rc == 0 && access(temp, W_OK) < 0 && errno != ENOENT) rc = -errno;
+    if (rc == 0) {
+        /* Not the temp file itself: who is about to write it would find it locked. */
+        int fd = mkostemp(other, O_CLOEXEC);
+        rc = fd < 0 ? -errno : 0;
+        if (fd >= 0) {
+            unlink(other);
+            close(fd);
+        }
+    }
+    free(temp);
+    free(other);
+    return rc < 0 ? write_refused(path, rc, err) : 0;
+}
+
 int tier_store_file_replace(const char *path, const void *bytes, size_t size, struct base_err *err)
 {
     char *temp = NULL;
@@ -94,15 +129,7 @@ int tier_store_file_replace(const char *path, const void *bytes, size_t size, st
     }
     if (fd >= 0) close(fd);
     free(temp);
-    if (rc == -EBUSY) {
-        return base_err_set(err, rc, "%s: another process is writing it", path);
-    }
-    if (rc == -EROFS || rc == -EACCES || rc == -EPERM) {
-        return base_err_set(err, rc, "%s: cannot be written: %s; name another place with `--index "
-                            "FILE` or tiers.nvme.index", path, strerror(-rc));
-    }
-    if (rc < 0) base_err_set(err, rc, "%s: cannot be written: %s", path, strerror(-rc));
-    return rc;
+    return rc < 0 ? write_refused(path, rc, err) : 0;
 }
 
 int tier_store_header_hash(int fd, uint64_t file_bytes, enum tier_file_kind kind, uint64_t *hash)

@@ -20,6 +20,10 @@ char *tier_store_path(const char *dir, const char *path);
 int tier_store_file_replace(const char *path, const void *bytes, size_t size,
                             struct base_err *err);
 
+/* Whether that can be done to `path` at all, for whoever has much to do before: the same sentence.
+ * Leaves nothing behind. */
+int tier_store_file_probe(const char *path, struct base_err *err);
+
 /* fsync of the folder that holds `path`. 0 or -errno. */
 int tier_store_folder_sync(const char *path);
 

@@ -348,8 +348,10 @@ int tier_store_index(const char *dir, const char *path, const struct model_shape
     struct builder b = { .dir = dir, .shape = shape };
     struct tier_image image;
     char *index_path = tier_store_path(dir, path);
-    int rc = index_path ? model_files_open(&b.files, dir, err)
+    /* Before hours of reading. */
+    int rc = index_path ? tier_store_file_probe(index_path, err)
                         : base_err_set(err, -ENOMEM, "%s: out of memory", dir);
+    if (rc == 0) rc = model_files_open(&b.files, dir, err);
     if (rc == 0) rc = build(&b, threads, progress, err);
     if (rc == 0) {
         b.header->checksum = tier_image_checksum(b.bytes, b.size);

@@ -476,14 +476,28 @@ START_TEST(stopping_leaves_nothing_behind)
 }
 END_TEST
 
-START_TEST(a_folder_that_cannot_be_written_is_said)
+/* Before anything is read. */
+START_TEST(a_place_that_cannot_be_written_is_said)
 {
     struct tiny_options options = tiny_defaults();
-    struct base_err err = { 0 };
+    int calls = 0;
+    struct tier_store_progress progress = { NULL, stop_now, &calls };
     tiny_write(dir, &options);
     struct model_shape shape = load_shape(dir);
-    ck_assert_int_eq(tier_store_index(dir, "/proc/no/such.index", &shape, 1, NULL, &err), -ENOENT);
-    ck_assert_ptr_nonnull(strstr(err.text, "/proc/no/such.index"));
+    char under_file[3100];
+    snprintf(under_file, sizeof under_file, "%s/config.json/index", dir);
+    const struct {
+        const char *path;
+        int code;
+    } cases[] = { { "/proc/no/such.index", -ENOENT }, { dir, -EISDIR }, { under_file, -ENOTDIR } };
+    for (int i = 0; i < 3; i++) {
+        struct base_err err = { 0 };
+        int rc = tier_store_index(dir, cases[i].path, &shape, 1, &progress, &err);
+        ck_assert_int_eq(rc, cases[i].code);
+        ck_assert_msg(strstr(err.text, cases[i].path) == err.text &&
+                      strstr(err.text, "`--index FILE` or tiers.nvme.index"), "%s", err.text);
+    }
+    ck_assert_int_eq(calls, 0);
 }
 END_TEST
 
@@ -502,7 +516,7 @@ int main(void)
     tcase_add_test(tcase, every_flipped_bit_of_an_index_is_seen);
     tcase_add_test(tcase, not_a_number_is_refused_by_name);
     tcase_add_test(tcase, stopping_leaves_nothing_behind);
-    tcase_add_test(tcase, a_folder_that_cannot_be_written_is_said);
+    tcase_add_test(tcase, a_place_that_cannot_be_written_is_said);
     Suite *suite = suite_create("tiering/store");
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
