@@ -90,12 +90,14 @@ static int copy_small(const struct writer *w, struct base_err *err)
     for (size_t i = 0; i < sizeof small_files / sizeof *small_files; i++) {
         char *path, *bytes = NULL;
         size_t size;
+        /* Of its own: that a file is not there must not be what a later failure is told as. */
+        struct base_err why = { 0 };
         if (asprintf(&path, "%s/%s", w->q->from, small_files[i]) < 0) return -ENOMEM;
-        int rc = base_file_read(&bytes, &size, path, SMALL_FILE_MAX, err);
+        int rc = base_file_read(&bytes, &size, path, SMALL_FILE_MAX, &why);
         if (rc == 0)
             rc = write_file(w, small_files[i], bytes, size, err);
-        else if (rc == -ENOENT)
-            rc = 0;
+        else
+            rc = rc == -ENOENT ? 0 : base_err_set(err, rc, "%s", why.text);
         free(bytes);
         free(path);
         if (rc < 0) return rc;

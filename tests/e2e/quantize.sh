@@ -105,9 +105,17 @@ kill -KILL $! 2>/dev/null || true
 wait $! 2>/dev/null || true
 if [ -e "$work/killed" ]; then "$bin/tier-pack" verify "$work/killed" --quiet >/dev/null || fail 'half a model'; fi
 rm -rf "$work"/killed*
-"$bin/tier-pack" quantize --to int4 --quiet "$model" "$work/stopped" >/dev/null 2>&1 &
-sleep 0.1
+"$bin/tier-pack" quantize --to int4 --quiet "$model" "$work/stopped" >"$work/out" 2>&1 &
+for _ in $(seq 100); do
+    [ -z "$(find "$work"/stopped.part* -name '*.safetensors' 2>/dev/null)" ] || break
+    sleep 0.02
+done
 kill -INT $! 2>/dev/null || true
-wait $! 2>/dev/null || true
+code=0
+wait $! 2>/dev/null || code=$?
+[ "$code" = 0 ] || grep -q 'stopped on request' "$work/out" || fail "why it stopped: $(cat "$work/out")"
+# Files of at most 4 MiB stand for a disk that is full. The limit's signal is not for us.
+refuse 1 '.safetensors: cannot be written: File too large' bash -c \
+    'trap "" XFSZ; ulimit -f 4096; exec "$0" quantize --to int4 --quiet "$1" "$2"' "$bin/tier-pack" "$model" "$work/no"
 [ -z "$(find "$work" -name 'stopped.part*' -o -name 'no*' -type d)" ] || fail 'a folder was left behind'
 echo ok
