@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "base/log.h"
 #include "base/must.h"
 #include "base/str.h"
@@ -312,18 +313,6 @@ void tier_warm_feed(struct tier *t)
 
 /* -- open, close ------------------------------------------------------------------------------ */
 
-/* A path that can never be written is told at start, not when the server ends. */
-static int folder_check(const char *path, struct base_err *err)
-{
-    char folder[BASE_OPTION_TEXT];
-    const char *slash = strrchr(path, '/');
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) + 1 : 1,
-             slash ? path : ".");
-    if (access(folder, W_OK | X_OK) == 0) return 0;
-    return base_err_set(err, -errno, "tiers.warm.path: %s: nothing can be saved in %s: %s", path,
-                        folder, strerror(errno));
-}
-
 /* Whatever is there will be overwritten: it must be a set of these weights, or what is left of one.
  */
 static int read_saved(struct tier_warm *w, const struct tier *t, struct base_err *err)
@@ -361,8 +350,9 @@ int tier_warm_open(struct tier_warm **out, struct tier *t, struct base_err *err)
     double half_life = (double)t->config.half_life;
     *out = NULL;
     if (t->config.warm_path[0] == '\0') return 0;
-    int rc = folder_check(t->config.warm_path, err);
-    if (rc < 0) return rc;
+    /* A path that can never be written is told at start, not when the server ends. */
+    int rc = base_file_place_check(t->config.warm_path, err);
+    if (rc < 0) return base_err_prefix(err, "tiers.warm.path"), rc;
     struct tier_warm *w = calloc(1, sizeof *w);
     if (!w) return base_err_set(err, -ENOMEM, "no memory for the warm start");
     memcpy(w->path, t->config.warm_path, sizeof w->path);

@@ -1,4 +1,5 @@
-/* Whole small files into memory. Cold: allocates and blocks. Any thread. */
+/* Whole small files into memory, and whether one can be made. Cold: allocates and blocks.
+ * Any thread. */
 #ifndef BASE_FILE_H
 #define BASE_FILE_H
 
@@ -10,5 +11,9 @@
  * `size` does not count. -errno, or -EFBIG when it is longer, with a sentence. */
 int base_file_read(char **bytes, size_t *size, const char *path, size_t size_max,
                    struct base_err *err);
+
+/* Whether files can be made in the folder that `path` lies in: for what is written when a program
+ * ends and should be told when it begins. 0 or -errno, with a sentence. */
+int base_file_place_check(const char *path, struct base_err *err);
 
 #endif

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "base/must.h"
 #include "base/str.h"
@@ -207,8 +208,12 @@ static void *saver(void *context)
 static int load(struct eng_advice *a, const char *kind, struct base_err *err)
 {
     char size[16], from[sizeof a->config.path + 16] = "nothing learned yet";
+    /* Told now, not when the server ends and what it learned is lost. */
+    int rc = a->config.path[0] != '\0' && a->config.learn
+                 ? base_file_place_check(a->config.path, err) : 0;
+    if (rc < 0) return base_err_prefix(err, "predictor.path"), rc;
     if (a->config.path[0] != '\0' && access(a->config.path, F_OK) == 0) {
-        int rc = pred_predictor_load(a->predictor, a->config.path, err);
+        rc = pred_predictor_load(a->predictor, a->config.path, err);
         if (rc < 0) return base_err_prefix(err, "predictor.path"), rc;
         snprintf(from, sizeof from, "read from %s", a->config.path);
     } else if (!a->config.learn) {

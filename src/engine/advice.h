@@ -70,7 +70,8 @@ struct eng_ranks;
 
 /* Hints go out for the experts that this rank holds (`ranks` NULL: all).
  * *out is NULL when predictor.kind is none. Reads predictor.path if it is there; one that was saved
- * for another model, by the hash of its weights, or with other settings is refused. */
+ * for another model, by the hash of its weights, or with other settings is refused, and so is a
+ * path whose folder cannot be written when something is to be learned. */
 int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *config,
                     const struct model_shape *shape, const struct tier_store *store,
                     struct tier *tier, const struct eng_ranks *ranks, struct base_err *err);

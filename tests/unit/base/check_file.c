@@ -1,7 +1,8 @@
 /* Whole files, pipes and files of no stated size are read; too large ones and folders are
- * refused. */
+ * refused; so is a place where no file can be made. */
 #include <check.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -69,6 +70,20 @@ START_TEST(sentences)
 }
 END_TEST
 
+START_TEST(places)
+{
+    struct base_err err = { 0 };
+    char under[64];
+    ck_assert_int_eq(base_file_place_check(path, &err), 0);
+    ck_assert_int_eq(base_file_place_check("/tmp/not-there-yet", &err), 0);
+    ck_assert_int_eq(base_file_place_check("/nowhere/at/all", &err), -ENOENT);
+    ck_assert_str_eq(err.text, "/nowhere/at/all: nothing can be saved in /nowhere/at/: No such "
+                               "file or directory");
+    snprintf(under, sizeof under, "%s/x", path);
+    ck_assert_int_eq(base_file_place_check(under, NULL), -ENOTDIR);
+}
+END_TEST
+
 int main(void)
 {
     TCase *tcase = tcase_create("file");
@@ -76,6 +91,7 @@ int main(void)
     tcase_add_test(tcase, sizes_up_to_the_limit);
     tcase_add_test(tcase, what_claims_no_size);
     tcase_add_test(tcase, sentences);
+    tcase_add_test(tcase, places);
     Suite *suite = suite_create("base/file");
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);

@@ -2,6 +2,7 @@
  * replays to the live counts, the predictor survives a restart and no other model gets it, and its
  * hints are worth something. */
 #include <check.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,6 +144,13 @@ START_TEST(what_was_learned_survives)
     err = (struct base_err){ 0 };
     ck_assert_int_lt(run_try_open(&run, run_pebble(), missing, &err), 0);
     ck_assert_ptr_nonnull(strstr(err.text, "nothing would ever be learned"));
+    run_close(&run);
+    /* What cannot be saved is told at once. */
+    const char *nowhere[] = { "predictor.path=/nowhere/at/all", NULL };
+    err = (struct base_err){ 0 };
+    ck_assert_int_eq(run_try_open(&run, run_pebble(), nowhere, &err), -ENOENT);
+    ck_assert_msg(strstr(err.text, "predictor.path: /nowhere/at/all: nothing can be saved in "
+                                   "/nowhere/at/"), "%s", err.text);
     run_close(&run);
 }
 END_TEST
