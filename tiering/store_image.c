@@ -12,6 +12,8 @@ enum {
     DIM_MAX = 1 << 20,
 };
 static const uint64_t file_bytes_max = UINT64_C(1) << 50;
+/* Places in a slot have 32 bits, and each part may touch two pages more than it has. */
+static const uint64_t expert_bytes_max = UINT32_MAX - 2 * TIER_PARTS * TIER_PAGE;
 
 _Static_assert((int)TIER_FORMAT_PARTS == (int)TIER_PARTS, "the format's parts are the store's");
 _Static_assert((int)TIER_FORMAT_PAGE == (int)TIER_PAGE, "the format's pages are the store's");
@@ -242,6 +244,14 @@ static uint32_t blocks(uint32_t size, uint32_t block)
     return block ? (size + block - 1) / block : 0;
 }
 
+int tier_image_check_bytes(uint64_t bytes, const char *name, struct base_err *err)
+{
+    if (bytes <= expert_bytes_max) return 0;
+    return base_err_set(err, BASE_EFORMAT, "%s: an expert has %llu bytes, which is more than a "
+                        "slot can have: %llu, a little less than 4 GiB", name,
+                        (unsigned long long)bytes, (unsigned long long)expert_bytes_max);
+}
+
 static int check_parts(struct tier_image *image, const char *name, struct base_err *err)
 {
     const struct tier_format_header *h = image->header;
@@ -274,7 +284,7 @@ static int check_parts(struct tier_image *image, const char *name, struct base_e
             (uint64_t)part->rows * part->cols * tier_image_type_bytes(part->type);
         image->kind.bytes += image->kind.part_bytes[p];
     }
-    return 0;
+    return tier_image_check_bytes(image->kind.bytes, name, err);
 }
 
 static bool name_is_good(const char *text, uint32_t size, bool may_be_path)

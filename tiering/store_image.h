@@ -39,6 +39,9 @@ int tier_image_check(struct tier_image *image, const void *bytes, size_t size, c
 void tier_image_record(const struct tier_image *image, const struct tier_format_expert *from,
                        uint64_t at, uint32_t copy, struct tier_record *record);
 
+/* Whether an expert of so many bytes, all its parts, fits a slot at all: BASE_EFORMAT. */
+int tier_image_check_bytes(uint64_t bytes, const char *name, struct base_err *err);
+
 /* Bytes of the slot that this record needs: the pages of its extents. */
 uint64_t tier_image_slot_bytes(const struct tier_record *record);
 

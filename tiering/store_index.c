@@ -223,10 +223,13 @@ static int by_place(const void *a, const void *b, void *experts)
 static int place_all(struct builder *b, struct base_err *err)
 {
     uint64_t count = (uint64_t)b->header->layers * b->header->experts;
+    uint64_t bytes = 0;
     int rc = 0;
     for (unsigned part = 0; rc == 0 && part < TIER_PARTS; part++) {
         rc = learn_part(b, part, err);
+        bytes += b->part_bytes[part];
     }
+    if (rc == 0) rc = tier_image_check_bytes(bytes, b->dir, err);
     for (uint64_t at = 0; rc == 0 && at < count; at++) {
         b->order[at] = at;
         for (unsigned part = 0; rc == 0 && part < TIER_PARTS; part++) {

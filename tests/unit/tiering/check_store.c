@@ -403,6 +403,37 @@ START_TEST(broken_indexes_get_one_sentence_each)
 }
 END_TEST
 
+/* Of 6 GiB, in a file that is mostly a hole. */
+START_TEST(experts_too_large_for_a_slot_are_refused)
+{
+    enum { SIDE = 32768 };
+    struct tiny_options options = tiny_defaults();
+    struct base_err err = { 0 };
+    struct tier_store *store;
+    struct stat st;
+    char shard[3100];
+    options.fp8 = false;
+    tiny_write(dir, &options);
+    make_index(dir, NULL, 1);
+    struct image loaded = load_image(), *image = &loaded;
+    HEADER->hidden = HEADER->expert_width = SIDE;
+    for (int p = 0; p < TIER_PARTS; p += 2) {
+        ck_assert_uint_eq(HEADER->parts[p].type, TIER_TYPE_BF16);
+        HEADER->parts[p].rows = HEADER->parts[p].cols = SIDE;
+    }
+    snprintf(shard, sizeof shard, "%s/model.safetensors", dir);
+    ck_assert_int_eq(truncate(shard, (off_t)8 << 30), 0);
+    ck_assert_int_eq(stat(shard, &st), 0);
+    FILES[0].bytes = (uint64_t)st.st_size;
+    FILES[0].mtime_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+    store_image(image, true);
+    ck_assert_int_eq(tier_store_open(&store, dir, NULL, NULL, &err), BASE_EFORMAT);
+    ck_assert_ptr_null(store);
+    ck_assert_msg(strstr(err.text, "an expert has 6442450944 bytes"), "%s", err.text);
+    free(loaded.bytes);
+}
+END_TEST
+
 START_TEST(every_flipped_bit_of_an_index_is_seen)
 {
     struct tiny_options options = tiny_defaults();
@@ -513,6 +544,7 @@ int main(void)
     tcase_add_loop_test(tcase, verify_names_every_flipped_bit, 0, 2);
     tcase_add_loop_test(tcase, broken_indexes_get_one_sentence_each, 0,
                         sizeof breaks / sizeof breaks[0]);
+    tcase_add_test(tcase, experts_too_large_for_a_slot_are_refused);
     tcase_add_test(tcase, every_flipped_bit_of_an_index_is_seen);
     tcase_add_test(tcase, not_a_number_is_refused_by_name);
     tcase_add_test(tcase, stopping_leaves_nothing_behind);
