@@ -5,7 +5,7 @@
 
 #include "base/log.h"
 #include "tiering/lib_priv.h"
-#include "tiering/tiering.h"
+#include "tiering/tiering_priv.h"
 
 _Static_assert((int)TIER_LIB_ERROR == (int)BASE_LOG_ERROR &&
                    (int)TIER_LIB_DEBUG == (int)BASE_LOG_DEBUG,
@@ -67,6 +67,10 @@ int tier_lib_open(struct tier **out, const struct tier_lib_options *options, cha
             .config = &config, .io = &io, .store = options->store, .top_k = options->top_k,
         };
         rc = tier_open(out, &args, &err);
+    }
+    if (rc == 0) {
+        tier_warm_restore(*out);
+        (*out)->saves_at_close = true;
     }
     return tier_lib_why(rc, &err, why, why_bytes);
 }

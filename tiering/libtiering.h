@@ -98,11 +98,13 @@ struct tier_lib_options {
     uint32_t top_k;             /* experts of one layer that one token uses */
 };
 
-/* Makes the slots and opens the files. The only call that allocates. */
+/* Makes the slots and opens the files; what tiers.warm.path keeps is resident again, its reads
+ * begin with the calls that follow. The only call that allocates. */
 int tier_lib_open(struct tier **out, const struct tier_lib_options *options, char *why,
                   size_t why_bytes);
 
-/* Waits for reads in flight, then frees everything. Accepts NULL. */
+/* Saves the resident set to tiers.warm.path, waits for reads in flight, then frees everything.
+ * Accepts NULL. */
 void tier_close(struct tier *tier);
 
 enum tier_phase { TIER_PREFILL, TIER_DECODE, TIER_PHASE_COUNT };

@@ -185,6 +185,7 @@ void tier_close(struct tier *t)
 {
     if (!t) return;
     MUST(t->magic == TIER_MAGIC);
+    if (t->saves_at_close) tier_warm_save(t);
     tier_warm_close(t->warm);
     tier_cache_destroy(&t->cache);
     tier_story_destroy(&t->story, base_clock_now_ns(t->clock));

@@ -60,6 +60,7 @@ struct tier {
     struct base_hist hit_latency;       /* a lookup's share of an acquire of hits, now and then */
     uint64_t hit_acquires;
     struct tier_warm *warm;     /* NULL: starts cold, saves nothing */
+    bool saves_at_close;        /* nobody else sees to that */
     /* For other threads. */
     struct tier_publish publish;        /* tier_snapshot, then tier_layer_stats[layers] */
     uint64_t published_ns;

@@ -1,5 +1,6 @@
 /* A caller's own table of experts of many sizes at odd places of several files is served whole
- * through two and three tiers, wrong tables and settings are refused by name, counters add up. */
+ * through two and three tiers, wrong tables and settings are refused by name, counters add up,
+ * and a resident set is kept over a restart. */
 #include <check.h>
 #include <errno.h>
 #include <stdio.h>
@@ -7,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/err.h"
 #include "base/rng.h"
 #include "tests/support/make_tiny.h"
 #include "tiering/libtiering.h"
@@ -202,6 +204,49 @@ START_TEST(wrong_settings_get_a_sentence)
 }
 END_TEST
 
+/* What was resident at the end is so again at the start, pinned or not, and found by its hashes. */
+START_TEST(a_resident_set_is_kept)
+{
+    char warm[1200];
+    snprintf(warm, sizeof warm, "tiers.warm.path=%s/warm", folder);
+    const char *settings[] = { "tiers.dram.capacity=60%", warm,
+                               _i ? "policy.eviction=pinned" : "policy.eviction=lfu" };
+    struct tier_lib_options options = { .settings = settings, .setting_count = 3, .top_k = TOP_K };
+    struct tier_lease leases[TOP_K];
+    struct tier_lib_stats stats;
+    struct tier *tier;
+    uint32_t ids[TOP_K] = { 3, 20, 9, 14 };
+    ck_assert_int_eq(tier_lib_table_hash(&table, 1, why, sizeof why), 0);
+    ck_assert_int_eq(tier_lib_table_open(&options.store, &table, why, sizeof why), 0);
+    for (int life = 0; life < 2; life++) {
+        ck_assert_msg(tier_lib_open(&tier, &options, why, sizeof why) == 0, "%s", why);
+        for (int i = 0; life == 1 && i < 1000; i++) {
+            tier_step_end(tier);
+            usleep(1000);
+            tier_lib_stats_get(tier, &stats, sizeof stats);
+            if (stats.tiers[0].resident_slots == TOP_K && i > 100) break;
+        }
+        ck_assert_uint_eq(tier_acquire(tier, 1, ids, TOP_K, TIER_DECODE, leases), TOP_K);
+        ck_assert_uint_eq(tier_wait(tier, leases, TOP_K, TIER_WAIT_ALL, UINT64_MAX), TOP_K);
+        for (int i = 0; i < TOP_K; i++) check_lease(options.store, &leases[i]);
+        tier_release(tier, leases, TOP_K);
+        tier_step_end(tier);
+        tier_lib_stats_get(tier, &stats, sizeof stats);
+        ck_assert_uint_eq(stats.tiers[0].misses, life ? 0 : TOP_K);
+        ck_assert_uint_eq(stats.demand_reads, life ? 0 : TOP_K);
+        tier_close(tier);
+    }
+    tier_store_close(options.store);
+    /* Of other experts it is not overwritten. */
+    experts[0].parts[0] = (struct tier_lib_piece){ .bytes = 77 };
+    ck_assert_int_eq(tier_lib_table_hash(&table, 1, why, sizeof why), 0);
+    ck_assert_int_eq(tier_lib_table_open(&options.store, &table, why, sizeof why), 0);
+    ck_assert_int_eq(tier_lib_open(&tier, &options, why, sizeof why), BASE_EMISMATCH);
+    ck_assert_msg(strstr(why, "tiers.warm.path: ") == why, "%s", why);
+    tier_store_close(options.store);
+}
+END_TEST
+
 static char logged[1000];
 static enum tier_lib_level logged_level;
 
@@ -253,6 +298,7 @@ int main(void)
     tcase_add_loop_test(tcase, tables_of_any_sizes, 0, 6);
     tcase_add_test(tcase, wrong_tables_get_a_sentence);
     tcase_add_test(tcase, wrong_settings_get_a_sentence);
+    tcase_add_loop_test(tcase, a_resident_set_is_kept, 0, 2);
     tcase_add_test(tcase, a_wrong_hash_is_told_and_the_log_goes_where_asked);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
