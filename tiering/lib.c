@@ -1,9 +1,11 @@
 /* The calls that only other engines use: settings as text, errors as text, plain counters. */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/log.h"
+#include "base/str.h"
 #include "tiering/lib_priv.h"
 #include "tiering/tiering_priv.h"
 
@@ -33,6 +35,25 @@ int tier_lib_folder_open(struct tier_store **out, const char *dir, const char *i
     return tier_lib_why(rc, &err, why, why_bytes);
 }
 
+/* Messages name the setting by its number; the caller has no command line. */
+static int setting_set(const struct base_option_group *groups, size_t count,
+                       const struct tier_lib_options *options, uint32_t i, struct base_err *err)
+{
+    static const char other[] = "; --options lists the known ones";
+    const char *pair = options->settings[i], *equals = strchr(pair, '=');
+    char key[BASE_OPTION_TEXT], name[32];
+    struct base_option_source source = { .file = name };
+    snprintf(name, sizeof name, "settings[%" PRIu32 "]", i);
+    if (!equals || equals == pair ||
+        base_str_format(key, sizeof key, "%.*s", (int)(equals - pair), pair) < 0) {
+        return base_err_set(err, -EINVAL, "%s: \"%.100s\" is not key=value", name, pair);
+    }
+    int rc = base_option_set(groups, count, key, equals + 1, &source, true, err);
+    char *hint = rc < 0 ? strstr(err->text, other) : NULL;
+    if (hint) *hint = '\0';
+    return rc;
+}
+
 static int settings_read(const struct tier_lib_options *options, struct tier_config *config,
                          struct tier_io_config *io, struct base_err *err)
 {
@@ -44,7 +65,7 @@ static int settings_read(const struct tier_lib_options *options, struct tier_con
     size_t count = sizeof groups / sizeof groups[0];
     base_option_defaults(groups, count);
     for (uint32_t i = 0; i < options->setting_count; i++) {
-        int rc = base_option_set_pair(groups, count, options->settings[i], err);
+        int rc = setting_set(groups, count, options, i, err);
         if (rc < 0) return rc;
     }
     if (config->nvme_index[0]) {

@@ -182,8 +182,13 @@ START_TEST(wrong_settings_get_a_sentence)
     static const struct {
         const char *setting, *part;
     } cases[] = {
-        { "tiers.dram.capacty=1", "tiers.dram.capacity" },
-        { "policy.eviction=lfru", "policy.eviction" },
+        { "tiers.dram.capacty=1", "settings[0]: tiers.dram.capacty: unknown key; the nearest known "
+                                  "one is tiers.dram.capacity" },
+        { "engine.threads=1", "settings[0]: engine.threads: unknown key" },
+        { "tiers.dram.capacity", "settings[0]: \"tiers.dram.capacity\" is not key=value" },
+        { "=1", "settings[0]: \"=1\" is not key=value" },
+        { "policy.eviction=lfru", "settings[0]: policy.eviction: " },
+        { "tiers=1", "settings[0]: tiers: is a section" },
         { "tiers.nvme.index=x", "tiers.nvme.index: has no effect here" },
         { "tiers.dram.capacity=4%", "top_k" },
     };
@@ -197,6 +202,7 @@ START_TEST(wrong_settings_get_a_sentence)
         ck_assert_ptr_null(tier);
         ck_assert_msg(strstr(why, cases[i].part) != NULL, "\"%s\" lacks \"%s\"", why,
                       cases[i].part);
+        ck_assert_msg(!strstr(why, "--"), "of a command line: %s", why);
     }
     tier_store_close(store);
     ck_assert_int_lt(tier_lib_folder_open(&store, folder, NULL, why, sizeof why), 0);
