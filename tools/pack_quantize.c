@@ -219,9 +219,12 @@ int pack_quantize(int count, char **arguments)
                           .threads = pack_threads() };
     (void)count;
     const char *rung = pack_flags.rung;
-    if (rung ? strcmp(rung, "int8") != 0 && strcmp(rung, "int4") != 0 : !pack_flags.dense) {
+    if (!rung && !pack_flags.dense) {
         return cli_misuse("quantize: --to int8 or --to int4 says what the experts become; --dense "
                           "alone leaves them");
+    }
+    if (rung && strcmp(rung, "int8") != 0 && strcmp(rung, "int4") != 0) {
+        return cli_misuse("--to %s: wanted int8 or int4", rung);
     }
     if (pack_flags.group != KERN_GROUP_SMALL && pack_flags.group != KERN_GROUP_LARGE) {
         return cli_misuse("--group %" PRIu64 ": groups have 32 or 128 weights", pack_flags.group);

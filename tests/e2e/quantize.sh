@@ -85,7 +85,8 @@ refuse 1 'quantize reads F32' quantize --to int4 "$work/int8-32" "$work/no"
 refuse 1 'no-such-text' quantize --to int4 --text "$work/no-such-text" "$model" "$work/no"
 refuse 1 'engine.activations: int8 cannot take effect' "$bin/tier-run" --model "$model" --prompt a \
     --set engine.activations=int8
-refuse 2 '--to int8 or --to int4' quantize --dense --to int5 "$model" "$work/no"
+refuse 2 '--to int5: wanted int8 or int4' quantize --dense --to int5 "$model" "$work/no"
+refuse 2 '--to int3: wanted int8 or int4' quantize --to int3 "$model" "$work/no"
 refuse 2 '--to int8 or --to int4' quantize "$model" "$work/no"
 refuse 2 'groups have 32 or 128' quantize --to int4 --group 64 "$model" "$work/no"
 refuse 2 '--perplexity reads its file' "$bin/tier-run" --model "$model" --perplexity a --prompt b
