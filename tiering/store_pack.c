@@ -6,7 +6,8 @@
  *   DIR0/expertier.index      last of all; then the state goes
  *
  * Work goes on in batches: write the records, fdatasync, then say so in the state. A kill loses at
- * most a batch, which is written again with the same bytes.
+ * most a batch, which is written again with the same bytes. All folders are locked meanwhile, from
+ * before anything in them is looked at or thrown away.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -41,6 +42,7 @@ struct packer {
     char *index_path, *state_path;
     char *paths[TIER_COPIES_MAX], *parts[TIER_COPIES_MAX];      /* final, under construction */
     int fds[TIER_COPIES_MAX];
+    int dir_fds[TIER_COPIES_MAX];       /* held for their locks */
     int *source_fds;
     struct tier_format_state *state;    /* with the record hashes behind it */
     size_t state_bytes;
@@ -141,6 +143,22 @@ static int check_folders(const struct packer *p, struct base_err *err)
                                     p->options->dirs[other]);
             }
         }
+    }
+    return 0;
+}
+
+/* The folders themselves: a file to lock would be left in them, or could be thrown away by another
+ * run that opened it before. */
+static int lock_folders(struct packer *p, struct base_err *err)
+{
+    for (uint32_t f = 0; f < p->files; f++) {
+        const char *dir = p->options->dirs[f];
+        p->dir_fds[f] = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (p->dir_fds[f] >= 0 && flock(p->dir_fds[f], LOCK_EX | LOCK_NB) == 0) continue;
+        if (p->dir_fds[f] >= 0 && errno == EWOULDBLOCK) {
+            return base_err_set(err, -EBUSY, "%s: another tier-pack is packing into it", dir);
+        }
+        return base_err_set(err, -errno, "%s: cannot be locked: %s", dir, strerror(errno));
     }
     return 0;
 }
@@ -442,10 +460,23 @@ static int pack_batches(struct packer *p, struct base_err *err)
     return rc;
 }
 
+static bool is_output(const struct packer *p, uint32_t f, const char *path)
+{
+    struct stat held, named;
+    return fstat(p->fds[f], &held) == 0 && stat(path, &named) == 0 &&
+           held.st_dev == named.st_dev && held.st_ino == named.st_ino;
+}
+
+/* The locks keep other runs away, but not whoever moves files about: no file is given its last name
+ * but the one that was written. */
 static int rename_outputs(const struct packer *p, struct base_err *err)
 {
     for (uint32_t f = 0; f < p->files; f++) {
-        bool there = access(p->parts[f], F_OK) == 0;
+        bool there = !is_output(p, f, p->paths[f]);
+        if (there && !is_output(p, f, p->parts[f])) {
+            return base_err_set(err, -ESTALE, "%s: was moved or replaced while it was written; "
+                                "run the same command again", p->parts[f]);
+        }
         int rc = there && rename(p->parts[f], p->paths[f]) < 0 ? -errno : 0;
         if (rc == 0) rc = tier_store_folder_sync(p->paths[f]);
         if (rc < 0) {
@@ -615,6 +646,7 @@ static int run_pack(struct packer *p, struct base_err *err)
 {
     int rc = plan(p, err);
     if (rc == 0) rc = check_folders(p, err);
+    if (rc == 0) rc = lock_folders(p, err);
     if (rc == 0) rc = check_place(p, err);
     if (rc == 0 && p->options->restart) rc = clear(p, err);
     if (rc == 0) rc = find_finished(p, err);
@@ -644,12 +676,13 @@ int tier_store_repack(const struct tier_store *source, const struct tier_pack_op
     struct packer p = { .source = source, .image = tier_store_image(source), .options = options,
                         .progress = progress };
     for (unsigned f = 0; f < TIER_COPIES_MAX; f++) {
-        p.fds[f] = -1;
+        p.fds[f] = p.dir_fds[f] = -1;
     }
     uint32_t shards = p.image->header->data_files;
     int rc = run_pack(&p, err);
     for (unsigned f = 0; f < TIER_COPIES_MAX; f++) {
         if (p.fds[f] >= 0) close(p.fds[f]);
+        if (p.dir_fds[f] >= 0) close(p.dir_fds[f]);
         free(p.paths[f]);
         free(p.parts[f]);
     }

@@ -289,6 +289,71 @@ START_TEST(what_does_not_fit_is_refused)
 }
 END_TEST
 
+static int sleep_at_five(void *context)
+{
+    if (++*(int *)context == 5) raise(SIGSTOP);
+    return 0;
+}
+
+/* Nobody else touches a folder that is packed into, whatever else they name and want. */
+START_TEST(one_at_a_time_packs_into_a_folder)
+{
+    struct tier_pack_options options = to_dirs(0, 2, TIER_PACK_STRIPE);
+    struct tier_store *pack;
+    struct base_err err;
+    int status, calls = 0;
+    struct tier_store_progress progress = { NULL, sleep_at_five, &calls };
+    options.sync_bytes = 1;
+    pid_t child = fork();
+    ck_assert_int_ge(child, 0);
+    if (child == 0) _exit(tier_store_repack(source, &options, &progress, NULL) == 0 ? 0 : 1);
+    ck_assert_int_eq(waitpid(child, &status, WUNTRACED), child);
+    ck_assert(WIFSTOPPED(status));
+    for (unsigned other = 0; other < 6; other++) {
+        struct tier_pack_options second = to_dirs(other / 2 % 2, 1 + other / 4, TIER_PACK_STRIPE);
+        second.restart = other % 2;
+        err = (struct base_err){ 0 };
+        ck_assert_int_eq(tier_store_repack(source, &second, NULL, &err), -EBUSY);
+        ck_assert_ptr_nonnull(strstr(err.text, "another tier-pack is packing into it"));
+    }
+    kill(child, SIGCONT);
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    ck_assert_msg(open_pack(&pack, 0, &err) == 0, "%s", err.text);
+    ck_assert_int_eq(tier_store_verify(pack, NULL, NULL, NULL, &err), 0);
+    tier_store_close(pack);
+    ck_assert_uint_eq(files_in(0), 2);
+    ck_assert_uint_eq(files_in(1), 1);
+}
+END_TEST
+
+static int swap_at_five(void *context)
+{
+    char path[3100];
+    if (++*(int *)context != 5) return 0;
+    snprintf(path, sizeof path, "%s/experts.pack.part", dirs[0]);
+    unlink(path);
+    close(open(path, O_WRONLY | O_CREAT, 0644));
+    return 0;
+}
+
+START_TEST(only_what_was_written_gets_the_last_name)
+{
+    struct tier_pack_options options = to_dirs(0, 1, TIER_PACK_STRIPE);
+    struct base_err err = { 0 };
+    struct tier_store *pack;
+    int calls = 0;
+    struct tier_store_progress progress = { NULL, swap_at_five, &calls };
+    ck_assert_int_eq(tier_store_repack(source, &options, &progress, &err), -ESTALE);
+    ck_assert_ptr_nonnull(strstr(err.text, "experts.pack.part: was moved or replaced"));
+    ck_assert_int_eq(open_pack(&pack, 0, &err), -ENOENT);
+    repack(&options);
+    ck_assert_msg(open_pack(&pack, 0, &err) == 0, "%s", err.text);
+    ck_assert_int_eq(tier_store_verify(pack, NULL, NULL, NULL, &err), 0);
+    tier_store_close(pack);
+}
+END_TEST
+
 START_TEST(other_weights_make_a_pack_stale)
 {
     struct tier_pack_options options = to_dirs(0, 1, TIER_PACK_STRIPE);
@@ -401,6 +466,8 @@ int main(void)
     tcase_add_loop_test(tcase, every_flipped_bit_is_caught, 0, 2);
     tcase_add_test(tcase, killed_at_any_moment_it_goes_on);
     tcase_add_test(tcase, what_does_not_fit_is_refused);
+    tcase_add_test(tcase, one_at_a_time_packs_into_a_folder);
+    tcase_add_test(tcase, only_what_was_written_gets_the_last_name);
     tcase_add_test(tcase, other_weights_make_a_pack_stale);
     tcase_add_test(tcase, packs_of_version_1_are_read);
     tcase_add_test(tcase, a_flipped_bit_in_a_slot_is_caught);
