@@ -11,6 +11,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/log.h"
 #include "base/must.h"
 #include "base/str.h"
 #include "tiering/store_files.h"
@@ -209,12 +211,13 @@ static int check_place(const struct packer *p, struct base_err *err)
     return 0;
 }
 
-/* Takes everything of an earlier run away: the index first, so that it never points at less. */
+/* Takes everything of an earlier run away: index and state first and for good, so that neither ever
+ * speaks of records that are gone. */
 static int clear(const struct packer *p, struct base_err *err)
 {
     unlink(p->index_path);
-    int rc = tier_store_folder_sync(p->index_path);
     unlink(p->state_path);
+    int rc = tier_store_folder_sync(p->index_path);
     for (uint32_t f = 0; f < p->files; f++) {
         unlink(p->paths[f]);
         unlink(p->parts[f]);
@@ -305,14 +308,41 @@ static int write_header(const struct packer *p, uint32_t file, struct base_err *
     return rc;
 }
 
-/* Opens a file at its full length. A run that was killed among the renames finds the final one. */
-static int open_output(struct packer *p, uint32_t f, struct base_err *err)
+static uint64_t record_hash(const unsigned char *record, uint64_t bytes)
+{
+    uint64_t hashes[TIER_FORMAT_STRETCHES], stretch = tier_image_stretch(bytes);
+    uint32_t count = 0;
+    for (uint64_t at = 0; at < bytes; at += stretch) {
+        hashes[count++] = port_hash64(record + at, bytes - at < stretch ? bytes - at : stretch);
+    }
+    return port_hash64(hashes, count * sizeof hashes[0]);
+}
+
+/* Whether the last record that the state counts is in this file. It is not where the file is not
+ * the one that it was written to, but as long: left by a run that failed, or of a disk that was
+ * away meanwhile. */
+static bool has_counted(const struct packer *p, uint32_t f)
+{
+    uint64_t stripe = f % p->stripes, done = p->state->done;
+    if (done <= stripe) return true;
+    uint64_t last = done - 1 - (done - 1 - stripe) % p->stripes;
+    unsigned char *record = malloc(p->record_bytes);
+    bool same = record &&
+                tier_store_pread(p->fds[f], record, p->record_bytes,
+                                 record_offset(p, last)) == 0 &&
+                record_hash(record, p->record_bytes) == p->record_hashes[last];
+    free(record);
+    return same;
+}
+
+/* Opens a file as it is; `whole` becomes false where it lacks what the state counts as written. A
+ * run that was killed among the renames finds the final one. */
+static int open_output(struct packer *p, uint32_t f, bool *whole, struct base_err *err)
 {
     struct stat st;
     bool renamed = p->state->done == p->count && access(p->parts[f], F_OK) < 0 &&
                    access(p->paths[f], F_OK) == 0;
     const char *path = renamed ? p->paths[f] : p->parts[f];
-    uint64_t bytes = file_bytes(p, f);
     p->fds[f] = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (p->fds[f] < 0 || fstat(p->fds[f], &st) < 0) {
         return base_err_set(err, -errno, "%s: cannot be made: %s", path, strerror(errno));
@@ -320,17 +350,49 @@ static int open_output(struct packer *p, uint32_t f, struct base_err *err)
     if (flock(p->fds[f], LOCK_EX | LOCK_NB) < 0) {
         return base_err_set(err, -EBUSY, "%s: another tier-pack is writing it", path);
     }
-    if (renamed && (uint64_t)st.st_size == bytes) return 0;
-    /* What the state counts as written must be in a file of full length. */
-    if ((uint64_t)st.st_size != bytes) p->state->done = 0;
+    if ((uint64_t)st.st_size == file_bytes(p, f) && has_counted(p, f)) return 0;
+    *whole = false;
+    if (!renamed) return 0;
+    return base_err_set(err, BASE_EMISMATCH, "%s: lacks records that %s counts; --restart begins "
+                        "anew", path, p->state_path);
+}
+
+/* Nothing is counted any more. On disk, before any file gets the length that it is known by. */
+static int start_over(struct packer *p, struct base_err *err)
+{
+    if (p->state->done == 0) return 0;
+    base_log(BASE_LOG_WARN, "pack", "a file lacks records that the state counts: packing begins "
+             "anew state=%s records=%" PRIu64, p->state_path, p->state->done);
+    p->state->done = 0;
+    return save_state(p, err);
+}
+
+/* Makes a file as long as it will be. */
+static int extend_output(const struct packer *p, uint32_t f, struct base_err *err)
+{
+    uint64_t bytes = file_bytes(p, f);
     int rc = fallocate(p->fds[f], 0, 0, (off_t)bytes) < 0 ? -errno : 0;
     if (rc == -EOPNOTSUPP || rc == -ENOSYS) rc = 0;
     if (rc == 0 && ftruncate(p->fds[f], (off_t)bytes) < 0) rc = -errno;
     if (rc < 0) {
-        return base_err_set(err, rc, "%s: no room for %llu bytes: %s", path,
+        return base_err_set(err, rc, "%s: no room for %llu bytes: %s", p->parts[f],
                             (unsigned long long)bytes, strerror(-rc));
     }
     return write_header(p, f, err);
+}
+
+static int open_outputs(struct packer *p, struct base_err *err)
+{
+    bool whole = true;
+    int rc = 0;
+    for (uint32_t f = 0; rc == 0 && f < p->files; f++) {
+        rc = open_output(p, f, &whole, err);
+    }
+    if (rc == 0 && !whole) rc = start_over(p, err);
+    for (uint32_t f = 0; rc == 0 && f < p->files; f++) {
+        rc = extend_output(p, f, err);
+    }
+    return rc;
 }
 
 static int read_expert(const struct packer *p, uint64_t at, unsigned char *record,
@@ -373,16 +435,6 @@ static int arrange(const struct packer *p, unsigned char *record, struct base_er
     int rc = p->options->arrange(p->options->arrange_context, parts);
     return rc < 0 ? base_err_set(err, rc, "experts cannot be rearranged: %s", base_err_name(rc))
                   : 0;
-}
-
-static uint64_t record_hash(const unsigned char *record, uint64_t bytes)
-{
-    uint64_t hashes[TIER_FORMAT_STRETCHES], stretch = tier_image_stretch(bytes);
-    uint32_t count = 0;
-    for (uint64_t at = 0; at < bytes; at += stretch) {
-        hashes[count++] = port_hash64(record + at, bytes - at < stretch ? bytes - at : stretch);
-    }
-    return port_hash64(hashes, count * sizeof hashes[0]);
 }
 
 static int64_t pack_one(void *context, uint64_t item, unsigned char *record, struct base_err *err)
@@ -653,9 +705,7 @@ static int run_pack(struct packer *p, struct base_err *err)
     if (rc != 0) return rc < 0 ? rc : 0;
     rc = load_state(p, err);
     if (rc == 0) rc = check_space(p, err);
-    for (uint32_t f = 0; rc == 0 && f < p->files; f++) {
-        rc = open_output(p, f, err);
-    }
+    if (rc == 0) rc = open_outputs(p, err);
     if (rc == 0) {
         rc = tier_scan_open(p->source_fds, p->image->header->data_files, source_path, p, err);
     }

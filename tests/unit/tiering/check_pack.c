@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -289,6 +290,68 @@ START_TEST(what_does_not_fit_is_refused)
 }
 END_TEST
 
+static void stop_half_way(struct tier_pack_options *options)
+{
+    struct base_err err = { 0 };
+    int calls = 0;
+    struct tier_store_progress progress = { NULL, stop_at_five, &calls };
+    options->sync_bytes = 1;
+    ck_assert_int_eq(tier_store_repack(source, options, &progress, &err), -ECANCELED);
+}
+
+static void finish_whole(const struct tier_pack_options *options)
+{
+    struct tier_store *pack;
+    struct base_err err;
+    repack(options);
+    ck_assert_msg(open_pack(&pack, 0, &err) == 0, "%s", err.text);
+    ck_assert_int_eq(tier_store_verify(pack, NULL, NULL, NULL, &err), 0);
+    tier_store_close(pack);
+}
+
+/* One file is gone, and the run that makes it anew fails before it has written a record: for a file
+ * that is locked, for a shard that is away. The next run must not take its length for records. */
+START_TEST(a_file_made_anew_begins_anew)
+{
+    struct tier_pack_options options = to_dirs(0, 2, TIER_PACK_STRIPE);
+    struct base_err err = { 0 };
+    char part[3100], other[3100], away[3100];
+    const char *shard = tier_store_file_path(source, 1);
+    stop_half_way(&options);
+    snprintf(part, sizeof part, "%s/experts.pack.part", dirs[0]);
+    snprintf(other, sizeof other, "%s/experts.pack.part", dirs[1]);
+    snprintf(away, sizeof away, "%s.away", shard);
+    ck_assert_int_eq(unlink(part), 0);
+    if (_i == 0) {
+        int fd = open(other, O_RDWR);
+        ck_assert_int_eq(flock(fd, LOCK_EX), 0);
+        ck_assert_int_eq(tier_store_repack(source, &options, NULL, &err), -EBUSY);
+        close(fd);
+    } else {
+        ck_assert_int_eq(rename(shard, away), 0);
+        ck_assert_int_eq(tier_store_repack(source, &options, NULL, &err), -ENOENT);
+        ck_assert_int_eq(rename(away, shard), 0);
+    }
+    finish_whole(&options);
+}
+END_TEST
+
+/* A file of the right length with nothing in it: another disk's, or made by a run that failed. */
+START_TEST(a_file_of_another_run_begins_anew)
+{
+    struct tier_pack_options options =
+        to_dirs(0, 2, _i < 2 ? TIER_PACK_STRIPE : TIER_PACK_MIRROR);
+    char part[3100];
+    struct stat st;
+    stop_half_way(&options);
+    snprintf(part, sizeof part, "%s/experts.pack.part", dirs[_i % 2]);
+    ck_assert_int_eq(stat(part, &st), 0);
+    ck_assert_int_eq(truncate(part, 0), 0);
+    ck_assert_int_eq(truncate(part, st.st_size), 0);
+    finish_whole(&options);
+}
+END_TEST
+
 static int sleep_at_five(void *context)
 {
     if (++*(int *)context == 5) raise(SIGSTOP);
@@ -466,6 +529,8 @@ int main(void)
     tcase_add_loop_test(tcase, every_flipped_bit_is_caught, 0, 2);
     tcase_add_test(tcase, killed_at_any_moment_it_goes_on);
     tcase_add_test(tcase, what_does_not_fit_is_refused);
+    tcase_add_loop_test(tcase, a_file_made_anew_begins_anew, 0, 2);
+    tcase_add_loop_test(tcase, a_file_of_another_run_begins_anew, 0, 4);
     tcase_add_test(tcase, one_at_a_time_packs_into_a_folder);
     tcase_add_test(tcase, only_what_was_written_gets_the_last_name);
     tcase_add_test(tcase, other_weights_make_a_pack_stale);
