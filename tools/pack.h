@@ -29,6 +29,9 @@ struct tier_store_progress pack_progress(struct cli_progress *progress, const ch
 
 unsigned pack_threads(void);
 
+/* Takes the slashes at a folder's end away. */
+void pack_trim(char *path);
+
 /* The matrices of an expert, which are rearranged as they are packed (pack_order.c). */
 struct pack_order {
     enum tier_order order;

@@ -209,6 +209,7 @@ int pack_quantize(int count, char **arguments)
     struct base_err err = { 0 };
     struct cli_progress bar;
     struct quality quality = { 0 };
+    pack_trim(arguments[1]);
     char *text = NULL;
     size_t text_size = 0;
     struct quantize q = { .from = arguments[0],

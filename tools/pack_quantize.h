@@ -36,11 +36,12 @@ enum quantize_part {
     QUANTIZE_HEAD = QUANTIZE_PART_COUNT,
 };
 
-/* Writes `to` whole or not at all: a folder beside it, every file synced, indexed, renamed. What is
- * quantised belongs to the layers that the engine runs: routed experts, and with `dense` those of
- * the matrices above that are F32, F16 or BF16 (with `allow_larger` FP8, too); every other tensor
- * is copied byte for byte. 0, or a
- * code with a sentence: BASE_EMISMATCH when nothing would get smaller. */
+/* Writes `to` whole or not at all: a folder beside it, every file synced, indexed, renamed. That is
+ * `to`.part, locked; what a killed run left there is thrown away. What is quantised belongs to the
+ * layers that the engine runs: routed experts, and with `dense` those of the matrices above that
+ * are F32, F16 or BF16 (with `allow_larger` FP8, too); every other tensor is copied byte for byte.
+ * 0, or a code with a sentence: BASE_EMISMATCH when nothing would get smaller, -EBUSY when another
+ * process writes it. */
 int quantize_run(struct quantize *q, struct base_err *err);
 void quantize_fini(struct quantize *q);
 

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -21,6 +22,9 @@ static const char *const small_files[] = {
     "config.json",           "generation_config.json",  "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
 };
+
+/* In a folder under construction: that it is ours, whatever it is called. */
+static const char unfinished[] = "quantize.unfinished";
 
 /* One tensor of the new shard. */
 struct piece {
@@ -39,6 +43,7 @@ static bool quantised(const struct piece *piece)
 struct writer {
     struct quantize *q;
     char *dir;                      /* under construction */
+    int lock;                       /* held on it */
     struct base_buf map;            /* weight_map of the new index */
     uint64_t total_bytes;           /* of tensors */
     uint64_t done_bytes, all_bytes; /* of the source */
@@ -381,15 +386,22 @@ static int check_dense(struct quantize *q, struct base_err *err)
                         q->from);
 }
 
-/* Removes a folder with the plain files in it. */
-static void remove_folder(const char *dir)
+static bool is_name(const struct dirent *entry)
+{
+    return strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+}
+
+/* Removes the plain files in a folder, the one that says it is ours last. */
+static void empty_folder(const char *dir)
 {
     DIR *open_dir = opendir(dir);
     for (struct dirent *entry; open_dir && (entry = readdir(open_dir));) {
-        unlinkat(dirfd(open_dir), entry->d_name, 0);
+        if (is_name(entry) && strcmp(entry->d_name, unfinished) != 0) {
+            unlinkat(dirfd(open_dir), entry->d_name, 0);
+        }
     }
+    if (open_dir) unlinkat(dirfd(open_dir), unfinished, 0);
     if (open_dir) closedir(open_dir);
-    rmdir(dir);
 }
 
 static int sync_folder(const char *path)
@@ -400,25 +412,78 @@ static int sync_folder(const char *path)
     return rc;
 }
 
-/* The folder that will be renamed, beside its last name. */
-static int make_folder(struct writer *w, struct base_err *err)
+static int check_absent(const struct writer *w, struct base_err *err)
 {
     struct stat st;
-    if (lstat(w->q->to, &st) == 0) {
-        return base_err_set(err, -EEXIST, "%s: is there already; quantize writes a new folder",
-                            w->q->to);
+    if (lstat(w->q->to, &st) < 0) return 0;
+    return base_err_set(err, -EEXIST, "%s: is there already; quantize writes a new folder",
+                        w->q->to);
+}
+
+/* Opens the folder under construction and locks it, made where it is not there. */
+static int lock_folder(struct writer *w, const char *dir, struct base_err *err)
+{
+    struct stat held, named;
+    for (;;) {
+        int rc = mkdir(dir, 0755) < 0 && errno != EEXIST ? -errno : 0;
+        if (rc < 0) return base_err_set(err, rc, "%s: cannot be made: %s", dir, strerror(-rc));
+        w->lock = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (w->lock >= 0 && flock(w->lock, LOCK_EX | LOCK_NB) == 0) {
+            /* Between open and lock, the one who had it may have given it its last name. */
+            if (fstat(w->lock, &held) == 0 && lstat(dir, &named) == 0 &&
+                held.st_dev == named.st_dev && held.st_ino == named.st_ino) return 0;
+            close(w->lock);
+            w->lock = -1;
+            continue;
+        }
+        if (w->lock < 0 && errno == ENOENT) continue;
+        if (w->lock >= 0 && errno == EWOULDBLOCK) {
+            return base_err_set(err, -EBUSY, "%s: another tier-pack is writing it", dir);
+        }
+        return base_err_set(err, -errno, "%s: cannot be locked: %s", dir, strerror(errno));
     }
-    if (asprintf(&w->dir, "%s.part-XXXXXX", w->q->to) < 0) {
-        w->dir = NULL;
+}
+
+/* What a killed run left is thrown away, but nothing that is not surely of one. */
+static int clean_folder(const char *dir, struct base_err *err)
+{
+    char *mark;
+    if (asprintf(&mark, "%s/%s", dir, unfinished) < 0) {
         return base_err_set(err, -ENOMEM, "out of memory");
     }
-    if (!mkdtemp(w->dir) || chmod(w->dir, 0755) < 0) {
-        int rc = base_err_set(err, -errno, "%s: cannot be made: %s", w->dir, strerror(errno));
-        free(w->dir);
-        w->dir = NULL;
+    bool ours = access(mark, F_OK) == 0, empty = true;
+    free(mark);
+    if (ours) empty_folder(dir);
+    DIR *open_dir = opendir(dir);
+    for (struct dirent *entry; open_dir && (entry = readdir(open_dir));) {
+        if (is_name(entry)) empty = false;
+    }
+    if (open_dir) closedir(open_dir);
+    if (open_dir && empty) return 0;
+    return base_err_set(err, -EEXIST, "%s: has files that no unfinished quantize left; move it "
+                        "away", dir);
+}
+
+/* The folder that will be renamed, beside its last name. Its own name is fixed, so that a killed
+ * run leaves at most one behind, which the next run takes over. */
+static int make_folder(struct writer *w, struct base_err *err)
+{
+    char *dir;
+    int rc = check_absent(w, err);
+    if (rc < 0) return rc;
+    if (asprintf(&dir, "%s.part", w->q->to) < 0) {
+        return base_err_set(err, -ENOMEM, "out of memory");
+    }
+    rc = lock_folder(w, dir, err);
+    if (rc == 0) rc = clean_folder(dir, err);
+    if (rc < 0) {
+        free(dir);
         return rc;
     }
-    return 0;
+    w->dir = dir;
+    rc = write_file(w, unfinished, "", 0, err);
+    /* Who had the lock before may have finished. */
+    return rc == 0 ? check_absent(w, err) : rc;
 }
 
 static int publish(struct writer *w, struct base_err *err)
@@ -427,16 +492,21 @@ static int publish(struct writer *w, struct base_err *err)
     char *slash = parent ? strrchr(parent, '/') : NULL;
     if (slash == parent) slash++;
     if (slash) *slash = '\0';
-    int rc = sync_folder(w->dir);
+    int rc = unlinkat(w->lock, unfinished, 0) < 0 ? -errno : sync_folder(w->dir);
     if (rc == 0 && rename(w->dir, w->q->to) < 0) rc = -errno;
-    if (rc == 0) rc = sync_folder(slash ? parent : ".");
+    if (rc == 0) {
+        /* It stays, whatever comes. */
+        free(w->dir);
+        w->dir = NULL;
+        rc = sync_folder(slash ? parent : ".");
+    }
     free(parent);
     return rc < 0 ? write_fault(w->q->to, rc, err) : 0;
 }
 
 int quantize_run(struct quantize *q, struct base_err *err)
 {
-    struct writer w = { .q = q };
+    struct writer w = { .q = q, .lock = -1 };
     base_buf_init(&w.map);
     int rc = model_shape_load(&q->shape, q->from, err);
     if (rc == 0) rc = model_files_open(&q->files, q->from, err);
@@ -454,9 +524,13 @@ int quantize_run(struct quantize *q, struct base_err *err)
     if (rc == 0) rc = make_folder(&w, err);
     if (rc == 0) rc = copy_small(&w, err);
     if (rc == 0) rc = write_weights(&w, err);
-    if (rc == 0) rc = tier_store_index(w.dir, NULL, &q->shape, q->threads, NULL, err);
+    if (rc == 0) rc = tier_store_index(w.dir, NULL, &q->shape, q->threads, q->progress, err);
     if (rc == 0) rc = publish(&w, err);
-    if (rc < 0 && w.dir) remove_folder(w.dir);
+    if (rc < 0 && w.dir) {
+        empty_folder(w.dir);
+        rmdir(w.dir);
+    }
+    if (w.lock >= 0) close(w.lock);
     base_buf_fini(&w.map);
     free(w.dir);
     return rc;

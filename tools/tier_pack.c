@@ -44,6 +44,13 @@ struct tier_store_progress pack_progress(struct cli_progress *progress, const ch
     return (struct tier_store_progress){ show_progress, is_interrupted, progress };
 }
 
+void pack_trim(char *path)
+{
+    for (size_t size = strlen(path); size > 1 && path[size - 1] == '/'; size--) {
+        path[size - 1] = '\0';
+    }
+}
+
 unsigned pack_threads(void)
 {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
@@ -245,6 +252,9 @@ static int run_repack(int count, char **arguments)
     };
     (void)count;
     if (options.dir_count == 0) return cli_misuse("repack: --to DIR says where the pack goes");
+    for (unsigned i = 0; i < options.dir_count; i++) {
+        pack_trim((char *)pack_flags.to.text[i]);       /* of argv */
+    }
     if (strcmp(pack_flags.mode, "mirror") == 0) {
         options.mode = TIER_PACK_MIRROR;
     } else if (strcmp(pack_flags.mode, "stripe") != 0) {

@@ -26,8 +26,9 @@ refuse 1 'tier-pack index' "$bin/tier-pack" verify "$model" --index "$index"
 "$bin/tier-pack" info "$model" --index "$index" | grep -q '384: 6 layers' || fail 'info'
 
 for mode in stripe mirror; do
-    "$bin/tier-pack" repack "$model" --index "$index" --to "$work/$mode-a" --to "$work/$mode-b" \
-        --mode "$mode" --quiet
+    "$bin/tier-pack" repack "$model" --index "$index" --to "$work/$mode-a/" --to "$work/$mode-b//" \
+        --mode "$mode" 2>"$work/out"
+    grep -qF "$work/$mode-a/expertier.index: set" "$work/out" || fail "$mode: $(cat "$work/out")"
     pack=$work/$mode-a/expertier.index
     "$bin/tier-pack" verify "$model" --index "$pack" --json | grep -q '"bad":0' || fail "$mode"
     [ "$(answer "$index")" = "$(answer "$pack")" ] || fail "another answer from the $mode pack"

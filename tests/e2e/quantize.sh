@@ -99,13 +99,26 @@ chmod u+w "$work/bad"/*
 truncate -s -100 "$work/bad/model-00002-of-00003.safetensors"
 refuse 1 'model-00002' quantize --to int4 "$work/bad" "$work/no"
 
-# Killed or stopped: no folder of that name; a stop leaves nothing at all.
+# Killed: no folder of that name, and what was left is taken over by the next run (a slash at the
+# end changes nothing), while a second one beside it is refused. A stop leaves nothing at all.
 "$bin/tier-pack" quantize --to int4 --quiet "$model" "$work/killed" >/dev/null 2>&1 &
-sleep 0.1
+for _ in $(seq 500); do
+    [ -z "$(find "$work"/killed.part -name '*.safetensors' 2>/dev/null)" ] || break
+    sleep 0.01
+done
+kill -STOP $! 2>/dev/null || true
+if [ -e "$work/killed.part" ]; then
+    refuse 1 'killed.part: another tier-pack is writing it' quantize --to int4 "$model" "$work/killed/"
+fi
 kill -KILL $! 2>/dev/null || true
 wait $! 2>/dev/null || true
-if [ -e "$work/killed" ]; then "$bin/tier-pack" verify "$work/killed" --quiet >/dev/null || fail 'half a model'; fi
-rm -rf "$work"/killed*
+if [ -e "$work/killed" ]; then
+    "$bin/tier-pack" verify "$work/killed" --quiet >/dev/null || fail 'half a model'
+    rm -r "$work/killed"
+fi
+quantize --to int4 "$model" "$work/killed//" >/dev/null || fail 'after a killed run'
+cmp "$work/killed/model-00001-of-00003.safetensors" "$work/again/model-00001-of-00003.safetensors"
+[ "$(echo "$work"/killed*)" = "$work/killed" ] || fail "left by a killed run: $(echo "$work"/killed*)"
 "$bin/tier-pack" quantize --to int4 --quiet "$model" "$work/stopped" >"$work/out" 2>&1 &
 for _ in $(seq 100); do
     [ -z "$(find "$work"/stopped.part* -name '*.safetensors' 2>/dev/null)" ] || break
