@@ -85,13 +85,38 @@ static void dense(struct eng_core *core, const struct eng_layer *layer,
     eng_op_end(core->profile, ENG_OP_DENSE, begin_ns);
 }
 
+/* Where each rank has every expert, one may be unable to read what the others could: its shares of
+ * those rows are wrong from then on, so the requests end on all. Behind the last layer, a bit a
+ * request. Where experts lie over the ranks, each exchange has told already (exchange.h). */
+static void join_failures(struct eng_core *core, const struct eng_batch *batch)
+{
+    const struct eng_ranks *r = &core->ranks;
+    if (r->count == 1 || r->expert > 1) return;
+    uint32_t words = eng_plan_failed_words(batch->member_count), *all = core->plan.rank_failed;
+    uint32_t *own = all + r->rank * words;
+    uint64_t begin_ns = eng_op_begin(core->profile);
+    memset(own, 0, words * sizeof *own);
+    for (uint32_t m = 0; m < batch->member_count; m++) {
+        own[m / 32] |= (uint32_t)(batch->members[m]->error.code < 0) << m % 32;
+    }
+    comm_all_gather(r->comm, own, all, words * sizeof *own);
+    for (uint32_t i = 0; i < r->count * batch->member_count; i++) {
+        uint32_t from = i / batch->member_count, m = i % batch->member_count;
+        if ((all[from * words + m / 32] >> m % 32 & 1) == 0) continue;
+        base_err_set(&batch->members[m]->error, BASE_EQUARANTINE, "%s: this answer needs an expert "
+                     "that rank %u could not read (its log says why)", core->shape->name, from);
+    }
+    eng_op_end(core->profile, ENG_OP_EXCHANGE, begin_ns);
+}
+
 /* All of it is one operation but for the waits in it. */
 static void forward_on_device(struct eng_core *core, const struct eng_batch *batch)
 {
     struct base_err err = { 0 };
     uint64_t begin_ns = eng_op_begin(core->profile);    /* nothing has waited yet */
-    fail_all(core, batch, eng_cuda_forward(core->cuda, batch, &err), &err);
+    int rc = fail_all(core, batch, eng_cuda_forward(core->cuda, batch, &err), &err);
     if (core->profile) eng_op_end(core->profile, ENG_OP_DEVICE, begin_ns + core->wait_ns);
+    if (rc == 0) join_failures(core, batch);    /* the ranks have agreed on it */
 }
 
 void eng_forward(struct eng_core *core, const struct eng_batch *batch)
@@ -122,6 +147,7 @@ void eng_forward(struct eng_core *core, const struct eng_batch *batch)
         eng_poll(core);
         if (core->profile) eng_profile_layer(core->profile, layer_ns);
     }
+    join_failures(core, batch);
 }
 
 int eng_head(struct eng_core *core, const struct eng_batch *batch, const uint32_t *rows,

@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 
 void eng_poll(struct eng_core *core)
 {
@@ -35,6 +36,9 @@ void eng_leases_fail(struct eng_core *core, const struct eng_batch *batch,
     uint32_t first = plan->expert_first[lease->expert];
     char why[BASE_ERR_TEXT / 2];
     eng_leases_why(core, lease, why, sizeof why);
+    if (core->ranks.count > 1) {
+        base_log(BASE_LOG_WARN, "ranks", "rank %u: requests end: %s", core->ranks.rank, why);
+    }
     for (uint32_t i = 0; i < plan->expert_count[lease->expert]; i++) {
         uint32_t row = plan->pair_row[first + i];
         struct eng_seq *seq = batch->members[batch->row_member[row]];

@@ -14,7 +14,8 @@ void eng_leases_why(struct eng_core *core, const struct tier_lease *lease, char 
 
 /* The sequences whose tokens need an expert that cannot be read end here; their rows are computed
  * on without it, unused, so that the others' go on as they are. The expert's pairs are those of
- * the plan's last eng_gate_group. */
+ * the plan's last eng_gate_group. With several ranks the others learn of it behind the last
+ * layer (forward.c). */
 void eng_leases_fail(struct eng_core *core, const struct eng_batch *batch,
                      const struct tier_lease *lease);
 

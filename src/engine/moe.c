@@ -329,7 +329,7 @@ static void advise(struct pass *pass)
     eng_op_end(core->profile, ENG_OP_HINTS, begin_ns);
 }
 
-/* With several ranks all of them learn of it at once, from the exchange. */
+/* Where experts lie over ranks all of them learn of it at once, from the exchange. */
 static void fail_rows(struct pass *pass, const struct tier_lease *lease)
 {
     char why[BASE_ERR_TEXT / 2];

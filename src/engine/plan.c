@@ -144,6 +144,8 @@ static void layout_ranks(struct eng_plan *p, struct layout *l, const struct mode
     p->rank_part = take(l, size->on_device ? 0 : room.part, sizeof(float));
     p->rank_whole = take(l, size->on_device ? 0 : room.whole, sizeof(float));
     p->rank_pairs = take(l, size->ranks->count, sizeof(uint32_t));
+    p->rank_failed = take(l, size->ranks->count * eng_plan_failed_words(size->decode_rows + 1),
+                          sizeof(uint32_t));
     p->expert_rank = take(l, s->experts, sizeof(uint32_t));
     p->expert_place = take(l, s->experts, sizeof(uint32_t));
     p->pair_at = take(l, (size_t)size->rows * s->top_k, sizeof(size_t));

@@ -98,6 +98,7 @@ struct eng_plan {
     float *rank_send, *rank_recv;       /* what collectives take and bring */
     float *rank_part, *rank_whole;      /* a share of an output; an input that was gathered */
     uint32_t *rank_pairs;               /* [ranks] */
+    uint32_t *rank_failed;              /* [ranks][members, a bit each] whose request ends */
     uint32_t *expert_rank, *expert_place;       /* [experts] who computes it, where it goes */
     size_t *pair_at;                    /* [pairs] in rank_recv */
 };
@@ -110,6 +111,11 @@ struct eng_run {
 
 /* Bytes of a row of `cols` of the routed experts' coded inputs. */
 size_t eng_plan_coded(const struct eng_plan *plan, uint32_t cols);
+
+static inline uint32_t eng_plan_failed_words(uint32_t members)
+{
+    return (members + 31) / 32;
+}
 
 /* Lays the plan out from `memory` on (64-byte aligned; NULL only counts). Returns the bytes. */
 size_t eng_plan_layout(struct eng_plan *plan, const struct model_shape *shape,

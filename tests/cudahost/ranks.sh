@@ -171,6 +171,19 @@ RANK_BITS_TWICE=1 card_ranks 2 $card tiers.hbm.capacity=100% tiers.dram.capacity
     >"$work/have" 2>"$work/err" || fail "a job ends because of an expert: $(cat "$work/err")"
 grep 'failed: .*which rank [01] could not read' "$work/err" | head -n 1 | grep . || fail "no request failed: $(cat "$work/err")"
 
+echo '== experts that one rank alone cannot read, where each has all of them'
+for victim in 0 1; do
+    make_damaged "$model" 3
+    for by in mpi nccl; do
+        # shellcheck disable=SC2086
+        RANK_BITS_SHORT=1 RANK_BITS_TWICE=1 ranks 2 bash "$work/each" "$bits" $card ranks.comm=$by tiers.hbm.capacity=100% \
+            tiers.dram.capacity=100% parallel.expert=1 >"$work/have" 2>"$work/err" ||
+            fail "$by: a job ends because of an expert: $(cat "$work/err")"
+        [ "$(grep -c 'failed.*could not be read\|failed.*rank 1 could not read' "$work/err")" = 6 ] ||
+            fail "$by, rank $victim lacks experts, and there are answers: $(cat "$work/have" "$work/err")"
+    done
+done
+
 echo '== what ranks with cards cannot have'
 refuse() { # SAYS SETTING...
     local says=$1; shift

@@ -68,6 +68,25 @@ ranks 2 "$bits" $small tiers.dram.capacity=40% io.faults=seed=3,eio=0.3 "$model"
 grep -q 'expert given up' "$work/err" || fail 'no expert was given up'
 [ "$(awk '{ print $3 + $5 + $7 }' "$work/have")" -lt 80 ] || fail "no request failed: $(cat "$work/have")"
 
+echo '== experts that one rank alone cannot read, where each has all of them'
+cp -a "$model" "$work/pebble"
+"$bin/tier-run" --model "$work/pebble" --prompt x --max-tokens 1 >/dev/null 2>"$work/err" || fail "$(cat "$work/err")"
+for victim in 0 1; do
+    make_damaged "$work/pebble" 3
+    code=0
+    ranks 2 bash "$work/each" "$bin/tier-run" --prompt 'The kernel' --max-tokens 20 --set parallel.expert=1 --model \
+        >"$work/have" 2>"$work/err" || code=$?
+    [ "$code" != 0 ] || fail "rank $victim lacks experts, and the answer is: $(cat "$work/have")"
+    grep -q "rank $victim: requests end: expert" "$work/err" || fail "rank $victim does not say why: $(cat "$work/err")"
+    if [ $victim = 1 ]; then
+        grep -q 'needs an expert that rank 1 could not read' "$work/err" || fail "no reason: $(cat "$work/err")"
+    fi
+    # The same requests on both ranks, or one would wait for the other.
+    # shellcheck disable=SC2086
+    ranks 2 bash "$work/each" "$bits" $small tiers.dram.capacity=100% parallel.expert=1 >"$work/have" 2>"$work/err" ||
+        fail "a job ends because of an expert: $(cat "$work/err")"
+done
+
 # ---- where experts lie; traces ----
 
 echo '== placement by load, replicas, traces'

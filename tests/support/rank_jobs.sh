@@ -20,6 +20,32 @@ make_wide() { # KIND
     cp "$source_dir/models/pebble"/tokenizer*.json "$work/$1"
 }
 
+# A folder for each of two ranks, $work/of0/NAME and of1/NAME, with the index of an undamaged model.
+# Where rank $victim has it, a bit is wrong in the gates of 16 experts of a layer: it cannot read them.
+make_damaged() { # MODEL LAYER
+    local name victim=$victim shard base at
+    name=$(basename "$1")
+    rm -rf "$work/of0" "$work/of1"
+    mkdir "$work/of0" "$work/of1"
+    cp -a "$1" "$work/of0/$name"
+    cp -a "$1" "$work/of1/$name"
+    for shard in "$work/of$victim/$name"/*.safetensors; do
+        base=$((8 + $(od -An -tu8 -N8 "$shard")))
+        touch -r "$shard" "$work/stamp"
+        for at in $(head -c $base "$shard" | grep -aoE "layers\.$2\.mlp\.experts\.(.|1[0-5])\.gate_proj\.weight\"[^}]*" |
+            sed 's/.*data_offsets":\[\([0-9]*\),.*/\1/'); do
+            at=$((base + at + 100))
+            printf '%b' "\\x$(printf %02x $(($(od -An -tu1 -j $at -N1 "$shard") ^ 1)))" |
+                dd of="$shard" bs=1 seek=$at conv=notrunc status=none
+        done
+        touch -r "$work/stamp" "$shard"
+    done
+    cat >"$work/each" <<END
+#!/usr/bin/env bash
+exec "\$@" "$work/of\$OMPI_COMM_WORLD_RANK/$name"
+END
+}
+
 # A server of two ranks of $program, tier-server if that is not set.
 start_ranks() { # [argument...]
     : >"$work/server.log"

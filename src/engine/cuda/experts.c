@@ -246,7 +246,7 @@ static void compute(struct group *g, const struct tier_lease *const *leases, uin
     launch(g, &rows, table, false);
 }
 
-/* With several ranks all of them learn of it at once, before the exchange. */
+/* Where experts lie over ranks all of them learn of it at once, before the exchange. */
 static void fail_lease(struct group *g, const struct tier_lease *lease)
 {
     struct eng_core *core = g->cuda->core;
