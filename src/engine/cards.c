@@ -5,6 +5,7 @@
 
 #include "comm/cards.h"
 #include "engine/ranks.h"
+#include "port/hash.h"
 
 static int own_card(struct comm *comm, const struct dev *dev, struct base_err *err)
 {
@@ -30,7 +31,7 @@ static int watch(void *context, bool first)
 
 int eng_cards_join(struct dev *dev, struct comm *comm, struct base_err *err)
 {
-    int rc = eng_ranks_agree(comm, "kind of card", dev->kind, err);
+    int rc = eng_ranks_agree(comm, "kind of card", port_hash64(dev->kind, strlen(dev->kind)), err);
     if (rc < 0 || !comm) return rc;
     if (comm->size > 1) snprintf(dev->whose, sizeof dev->whose, "rank %u: ", comm->rank);
     rc = own_card(comm, dev, err);

@@ -12,7 +12,6 @@
 #include "base/str.h"
 #include "engine/core.h"
 #include "kernels/x16.h"
-#include "port/hash.h"
 
 #define BASE_OPTION_OWNER struct eng_rank_config
 const struct base_option eng_rank_options[] = { ENG_RANK_OPTIONS(BASE_OPTION_ROW) };
@@ -319,11 +318,11 @@ void eng_ranks_cores(struct comm *comm, uint32_t *first, uint32_t *count)
     *first = before * *count;
 }
 
-int eng_ranks_agree(struct comm *comm, const char *what, const char *text, struct base_err *err)
+int eng_ranks_agree(struct comm *comm, const char *what, uint64_t hash, struct base_err *err)
 {
-    uint64_t all[COMM_RANKS_MAX], own = port_hash64(text, strlen(text));
+    uint64_t all[COMM_RANKS_MAX];
     if (!comm || comm->size == 1) return 0;
-    comm_all_gather(comm, &own, all, sizeof own);
+    comm_all_gather(comm, &hash, all, sizeof hash);
     for (unsigned r = 1; r < comm->size; r++) {
         if (all[r] == all[0]) continue;
         return base_err_set(err, BASE_EMISMATCH, "rank %u was started with another %s than rank 0: "

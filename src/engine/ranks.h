@@ -108,8 +108,9 @@ void eng_ranks_blocks_sum(struct eng_core *core, const struct kern_matrix *list,
 /* Cores of this machine that a rank's threads get, when the launcher has not bound it to its own:
  * the first, and how many. Collective. */
 void eng_ranks_cores(struct comm *comm, uint32_t *first, uint32_t *count);
-/* Whether all ranks run with the same text; BASE_EMISMATCH names one that does not. Collective. */
-int eng_ranks_agree(struct comm *comm, const char *what, const char *text, struct base_err *err);
+/* Whether all ranks run with the same `what`, of which each has a hash; BASE_EMISMATCH names one
+ * that does not. Collective. */
+int eng_ranks_agree(struct comm *comm, const char *what, uint64_t hash, struct base_err *err);
 /* PATH becomes PATH.rankN where there are several. -ENAMETOOLONG. */
 int eng_ranks_path(const struct eng_ranks *ranks, char path[BASE_OPTION_TEXT],
                    struct base_err *err);

@@ -15,6 +15,7 @@
 #include "engine/cuda/cuda.h"
 #include "engine/ledger.h"
 #include "engine/limits.h"
+#include "port/hash.h"
 
 /* How often a running trace is given the live counters, in steps. */
 enum { COUNTS_EVERY = 256 };
@@ -275,15 +276,60 @@ static int rank_paths(struct eng_stack *stack, struct base_err *err)
     return 0;
 }
 
+/* What dense tensors are and how they begin: all of their bytes would take minutes to read, and
+ * another training has other ones everywhere. In any order, since a pack has them elsewhere. */
+static int dense_hash(const struct model_files *files, uint64_t *out, struct base_err *err)
+{
+    enum { BEGINNING = 4096 };
+    char bytes[BEGINNING];
+    int rc = 0;
+    *out = 0;
+    for (uint32_t i = 0; i < model_files_count(files) && rc == 0; i++) {
+        const struct model_tensor *tensor = model_files_at(files, i);
+        const uint64_t size = tensor->bytes < BEGINNING ? tensor->bytes : BEGINNING;
+        struct port_hash hash;
+        if (strstr(tensor->name, ".mlp.experts.")) continue;
+        rc = model_files_read_part(files, tensor, 0, size, bytes, err);
+        if (rc < 0) break;
+        port_hash_begin(&hash);
+        port_hash_add(&hash, tensor->name, strlen(tensor->name));
+        port_hash_add(&hash, &tensor->dtype, sizeof tensor->dtype);
+        port_hash_add(&hash, tensor->shape, tensor->dims * sizeof *tensor->shape);
+        port_hash_add(&hash, bytes, size);
+        *out += port_hash_end(&hash);
+    }
+    return rc;
+}
+
+/* Machines may have another revision, or another build, at the same path. */
 static int agree(struct eng_stack *stack, struct base_err *err)
 {
+    static const char version[] = EXPERTIER_VERSION;
+    struct comm *comm = stack->ranks.comm;
     if (stack->ranks.count == 1) return 0;
     struct eng_stack_config plain = stack->config;
     char *yaml = effective_yaml(&plain);
     if (!yaml) return -ENOMEM;
-    int rc = eng_ranks_agree(stack->ranks.comm, "configuration", yaml, err);
+    uint64_t config = port_hash64(yaml, strlen(yaml)), dense;
     free(yaml);
-    return rc < 0 ? rc : eng_ranks_agree(stack->ranks.comm, "model", stack->shape.name, err);
+    int rc = dense_hash(stack->files, &dense, err);
+    if (rc < 0) return rc;
+    const struct {
+        const char *what;
+        uint64_t hash;
+    } all[] = {
+        { "version of Expertier", port_hash64(version, sizeof version) },
+        { "configuration", config },
+        { "model", port_hash64(stack->shape.name, strlen(stack->shape.name)) },
+        { "config.json of the model", model_shape_hash(&stack->shape) },
+        { "revision of the model's experts", tier_store_weights_hash(stack->store) },
+        { "revision of the model's dense weights", dense },
+        { "tokenizer", model_tokenizer_hash(stack->tokenizer) },
+    };
+    for (size_t i = 0; i < sizeof all / sizeof all[0] && rc == 0; i++) {
+        rc = eng_ranks_agree(comm, all[i].what, all[i].hash, err);
+    }
+    return rc;
 }
 
 /* ------------------------------------------------------------------------------------ trace -- */

@@ -9,6 +9,7 @@
 
 #include "base/must.h"
 #include "model/show.h"
+#include "port/hash.h"
 #include "port/json.h"
 
 enum { CONFIG_BYTES_MAX = 16 << 20 };
@@ -514,6 +515,25 @@ int model_shape_load(struct model_shape *shape, const char *dir, struct base_err
     if (rc < 0) return rc;
     name_from_folder(shape, dir);
     return generation_eos_add(shape, dir, err);
+}
+
+/* Field by field: what lies between them has no value. */
+uint64_t model_shape_hash(const struct model_shape *shape)
+{
+    struct port_hash hash;
+    port_hash_begin(&hash);
+#define ADD(field) port_hash_add(&hash, &shape->field, sizeof shape->field)
+    ADD(family); ADD(layers); ADD(mtp_layers); ADD(dense_layers); ADD(moe_layer_freq);
+    ADD(hidden); ADD(dense_width); ADD(expert_width); ADD(experts); ADD(shared_experts);
+    ADD(top_k); ADD(groups); ADD(top_groups); ADD(scoring); ADD(topk_method); ADD(norm_topk);
+    ADD(routed_scaling); ADD(heads); ADD(q_lora_rank); ADD(kv_lora_rank); ADD(qk_nope_dim);
+    ADD(qk_rope_dim); ADD(v_dim); ADD(vocab); ADD(positions_max); ADD(rms_eps); ADD(rope_theta);
+    ADD(yarn.enabled); ADD(yarn.factor); ADD(yarn.beta_fast); ADD(yarn.beta_slow);
+    ADD(yarn.mscale); ADD(yarn.mscale_all_dim); ADD(yarn.original_positions);
+    ADD(rope_interleaved); ADD(attention_bias); ADD(tied_embeddings); ADD(fp8_block_rows);
+    ADD(fp8_block_cols); ADD(bos_id); ADD(eos_ids); ADD(eos_count);
+#undef ADD
+    return port_hash_end(&hash);
 }
 
 static double yarn_mscale(double factor, double mscale)

@@ -69,6 +69,9 @@ int model_shape_load(struct model_shape *shape, const char *dir, struct base_err
 int model_shape_parse(struct model_shape *shape, const char *json, size_t size, const char *name,
                       struct base_err *err);
 
+/* XXH3 of every field but the name: equal for folders whose answers follow the same rules. */
+uint64_t model_shape_hash(const struct model_shape *shape);
+
 /* The MoE layers are the multiples of moe_layer_freq from first_k_dense_replace on, the step being
  * counted from layer 0. Source: the reference modeling_deepseek.py of V2/V3. */
 static inline uint32_t model_shape_moe_step(const struct model_shape *shape)

@@ -7,6 +7,7 @@
 #include "base/must.h"
 #include "model/tokenizer_tables.h"
 #include "model/utf8.h"
+#include "port/hash.h"
 
 enum { TEXT_BYTES_MAX = 16 << 20 };
 
@@ -360,6 +361,22 @@ int model_tokenizer_encode(const struct model_tokenizer *tokenizer, const char *
     *ids = e.ids;
     *count = e.id_count;
     return 0;
+}
+
+uint64_t model_tokenizer_hash(const struct model_tokenizer *tokenizer)
+{
+    const struct model_tokenizer *t = tokenizer;
+    struct port_hash hash;
+    MUST_MAGIC(t, MODEL_TOKENIZER_MAGIC);
+    port_hash_begin(&hash);
+    port_hash_add(&hash, t->pool, t->begins[t->vocab]);
+    port_hash_add(&hash, t->begins, ((size_t)t->vocab + 1) * sizeof *t->begins);
+    port_hash_add(&hash, t->flags, t->vocab);
+    for (size_t i = 0; i <= t->merge_mask; i++) {
+        if (t->merges[i].left == MODEL_NO_TOKEN) continue;      /* a free place is not filled */
+        port_hash_add(&hash, &t->merges[i], sizeof t->merges[i]);
+    }
+    return port_hash_end(&hash);
 }
 
 uint32_t model_tokenizer_vocab(const struct model_tokenizer *tokenizer)

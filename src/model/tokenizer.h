@@ -28,6 +28,8 @@ int model_tokenizer_parse(struct model_tokenizer **out, const char *json, size_t
 void model_tokenizer_free(struct model_tokenizer *tokenizer);
 
 uint32_t model_tokenizer_vocab(const struct model_tokenizer *tokenizer);   /* highest id + 1 */
+/* XXH3 of its tokens and merges. */
+uint64_t model_tokenizer_hash(const struct model_tokenizer *tokenizer);
 
 /* Encodes `size` bytes. Bytes that are not valid UTF-8 are replaced as Rust's from_utf8_lossy does
  * (U+FFFD per maximal invalid part). Added tokens in the text are recognised only when

@@ -123,6 +123,24 @@ refuse 'would all do the same' ranks 2 "$bin/tier-run" --model "$model" --prompt
     --set parallel.expert=1 --set parallel.tensor=1
 refuse 'ranks.replicas: 3 cannot take effect' run --set ranks.replicas=3
 
+# Another revision at the same path of another machine, one part at a time. PART COMMAND: $1 is the folder.
+differs() {
+    rm -rf "$work/of0" "$work/of1"
+    mkdir "$work/of0" "$work/of1"
+    cp -a "$work/pebble" "$work/of0"
+    cp -a "$work/pebble" "$work/of1"
+    bash -c "$2" - "$work/of1/pebble"
+    refuse "rank 1 was started with another $1 than rank 0" ranks 2 bash "$work/each" "$bin/tier-run" --prompt x --model
+}
+# shellcheck disable=SC2016
+differs 'config.json of the model' 'sed -i s/10000.0/20000.0/ "$1/config.json"'
+differs tokenizer "sed -i '4211{h;d};4212G' \"\$1/tokenizer.json\"" # two merges in another order
+# Embeddings come right behind the first shard's header; half way through it lie experts.
+set_at() { echo "echo 12345 | dd of=\"\$1/$shard\" bs=1 seek=$1 conv=notrunc status=none; rm \"\$1/expertier.index\""; }
+shard='model-00001-of-00003.safetensors'
+differs "revision of the model's dense weights" "$(set_at $((8 + $(od -An -tu8 -N8 "$model/$shard"))))"
+differs "revision of the model's experts" "$(set_at $(($(stat -c %s "$model/$shard") / 2)))"
+
 # ---- a server, and the end of a rank ----
 
 start_server
