@@ -86,6 +86,7 @@ int comm_open(struct comm **out, const struct comm_config *config, struct base_e
     int rc = ops->open(out, config, err);
     if (rc < 0) return rc;
     struct comm *comm = *out;
+    comm->timeout_ns = config->timeout;
 #ifdef EXPERTIER_NCCL
     if (config->kind == COMM_NCCL) rc = comm_nccl_attach(comm, err);
     if (rc < 0) {
@@ -95,7 +96,6 @@ int comm_open(struct comm **out, const struct comm_config *config, struct base_e
     }
 #endif
     MUST(comm->ops == ops && comm->rank < comm->size && comm->size <= COMM_RANKS_MAX);
-    comm->timeout_ns = config->timeout;
     struct comm_peer self = { .pid = getpid() };
     gethostname(self.host, sizeof self.host - 1);
     comm_patience(comm, 600 * UINT64_C(1000000000));
@@ -108,6 +108,10 @@ void comm_close(struct comm *comm)
 {
     if (!comm) return;
     if (comm->cards) comm->cards->ops->close(comm);
+    /* The library would wait for a rank that hangs for ever, and say nothing. */
+    comm_patience(comm, 0);
+    int rc = comm->ops->barrier(comm);
+    if (rc < 0) comm_lose(comm, "the end", rc);
     comm->ops->close(comm);
 }
 

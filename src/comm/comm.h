@@ -105,7 +105,7 @@ struct comm {
 /* BASE_ECONFIG when the build or the launch does not allow what is asked for. Blocks until every
  * rank is there. */
 int comm_open(struct comm **out, const struct comm_config *config, struct base_err *err);
-/* In order: every rank calls it. Accepts NULL. */
+/* In order: every rank calls it, and waits for the others. Accepts NULL. */
 void comm_close(struct comm *comm);
 /* This rank cannot go on: ends all ranks. Returns only for one rank. */
 void comm_abort(struct comm *comm, const char *why);

@@ -202,3 +202,13 @@ for busy in 1 0; do
         fail "nobody says that rank $busy hangs"
     if [ $busy = 1 ]; then wait $client || true; fi
 done
+
+echo '== a rank hangs while the job ends'
+start_ranks --set ranks.timeout=3s
+since=$(now_ms)
+stopped=$(rank_pid 1)
+kill -STOP "$stopped"
+kill -TERM "$(rank_pid 0)"
+ended_within 10 "$since"
+grep -q "rank 0 of 2: the end was not joined by every rank within 3.*; rank 1 (process $stopped on .*) is stopped" \
+    "$work/server.log" || fail "nobody says that rank 1 hangs: $(cat "$work/server.log")"
