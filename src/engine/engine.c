@@ -73,6 +73,8 @@ int eng_footprint(const struct eng_config *config, const struct model_shape *sha
     out->dense_bytes = need.bytes;
     limits.plan.ranks = ranks;
     limits.plan.on_device = on_device;
+    rc = eng_limits_check(&limits, shape, err);
+    if (rc < 0) return rc;
     if (!on_device) eng_coding_choose(&limits.plan, config, shape, store, need.grouped > 0);
     out->kv_bytes = limits.kv_bytes;
     out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);

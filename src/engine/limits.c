@@ -5,7 +5,10 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "comm/cards.h"
+#include "engine/cuda/cuda.h"
 #include "engine/kv.h"
+#include "engine/ranks.h"
 
 enum { MODEL_LEN_AUTO = 4096 };
 
@@ -118,4 +121,25 @@ int eng_limits_of(struct eng_limits *limits, const struct eng_config *config,
         .blocks_per_seq = limits->kv_blocks_per_seq,
     };
     return 0;
+}
+
+int eng_limits_check(const struct eng_limits *limits, const struct model_shape *shape,
+                     struct base_err *err)
+{
+    const struct eng_ranks *ranks = limits->plan.ranks;
+    const uint32_t rows = limits->plan.rows;
+    struct eng_rank_room room;
+    if (limits->plan.on_device && rows > ENG_CUDA_ROWS_MAX) {
+        return base_err_set(err, BASE_ECONFIG, "scheduler.max_num_batched_tokens: a step of %"
+                            PRIu32 " tokens is more than the kernels of the cuda device take; make "
+                            "it at most %d", rows, ENG_CUDA_ROWS_MAX);
+    }
+    eng_ranks_room(ranks, shape, &limits->plan, &room);
+    /* What is received at once from all is never more than what can be sent. Cards that exchange
+     * by themselves send none of it over MPI. */
+    if (room.send <= INT32_MAX || comm_has_cards(ranks->comm)) return 0;
+    return base_err_set(err, BASE_ECONFIG, "scheduler.max_num_batched_tokens: in a step of %" PRIu32
+                        " tokens a rank may send %zu values at once, and MPI takes %d; make it at "
+                        "most %" PRIu32, rows, room.send, INT32_MAX,
+                        (uint32_t)((double)rows * INT32_MAX / (double)room.send));
 }

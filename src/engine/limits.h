@@ -24,5 +24,9 @@ uint32_t eng_limits_threads(const struct eng_config *config);
 /* BASE_ECONFIG or BASE_EBUDGET with the arithmetic in the sentence. */
 int eng_limits_of(struct eng_limits *limits, const struct eng_config *config,
                   const struct model_shape *shape, struct base_err *err);
+/* Whether a step may have as many tokens as these are, with plan.ranks and plan.on_device set: the
+ * kernels of a card and MPI count so far and no further. BASE_ECONFIG. */
+int eng_limits_check(const struct eng_limits *limits, const struct model_shape *shape,
+                     struct base_err *err);
 
 #endif

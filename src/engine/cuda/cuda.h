@@ -29,6 +29,9 @@
 struct eng_core;
 struct eng_cuda;
 
+/* Tokens of a step that the kernels take: a grid has no more blocks along y. */
+enum { ENG_CUDA_ROWS_MAX = 65535 };
+
 /* This build has kernels for a card. */
 bool eng_cuda_built(void);
 

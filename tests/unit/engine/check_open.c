@@ -240,6 +240,48 @@ START_TEST(settings_that_cannot_work_are_refused)
 }
 END_TEST
 
+/* Before they fail step by step: kernels of a card count to 65535, MPI to 2^31. */
+START_TEST(steps_that_are_too_large_are_refused)
+{
+    static struct run run;
+    const struct eng_ranks two = { .count = 2, .tensor = 2, .expert = 2 };
+    const struct {
+        const struct eng_ranks *ranks;
+        bool on_device;
+        uint32_t most;          /* tokens; 0: no limit here */
+    } rows[] = { { NULL, true, 65535 },
+                 { NULL, false, 0 },
+                 /* 6 experts a token, for 2 ranks 128 outputs and a word each. */
+                 { &two, false, INT32_MAX / (6 * 2 * 129) } };
+    run_open(&run, run_pebble(), NULL);
+    struct model_shape shape = run.stack.shape;
+    struct eng_config config = run.stack.config.engine;
+    shape.positions_max = 1 << 22;
+    config.max_model_len = shape.positions_max;
+    config.max_chunked_prefill_tokens = shape.positions_max;
+    config.kv_blocks_per_sequence_max = shape.positions_max;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        for (uint32_t more = 0; more < 2; more++) {
+            struct eng_footprint footprint;
+            struct base_err err = { 0 };
+            char most[40];
+            config.max_num_batched_tokens = (rows[i].most ? rows[i].most : 2000000) + more;
+            int rc = eng_footprint(&config, &shape, run.stack.files, run.stack.store,
+                                   rows[i].ranks, rows[i].on_device, &footprint, &err);
+            if (more == 0 || rows[i].most == 0) {
+                ck_assert_msg(rc == 0, "%zu: %s", i, err.text);
+                continue;
+            }
+            ck_assert_int_eq(rc, BASE_ECONFIG);
+            snprintf(most, sizeof most, "make it at most %u", rows[i].most);
+            ck_assert_msg(strstr(err.text, "scheduler.max_num_batched_tokens: ") &&
+                          strstr(err.text, most), "'%s'", err.text);
+        }
+    }
+    run_close(&run);
+}
+END_TEST
+
 START_TEST(the_footprint_is_what_open_takes)
 {
     static struct run run;
@@ -341,6 +383,7 @@ int main(void)
     tcase_add_test(tests, a_wrong_shape_is_told);
     tcase_add_loop_test(tests, damaged_int8_is_refused, 0, 3);
     tcase_add_loop_test(tests, settings_that_cannot_work_are_refused, 0, 8);
+    tcase_add_test(tests, steps_that_are_too_large_are_refused);
     tcase_add_test(tests, the_footprint_is_what_open_takes);
     tcase_add_test(tests, a_card_that_cannot_be_had_is_told);
     tcase_add_test(tests, a_read_only_folder_says_what_to_set);
