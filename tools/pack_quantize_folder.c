@@ -425,8 +425,11 @@ static int lock_folder(struct writer *w, const char *dir, struct base_err *err)
 {
     struct stat held, named;
     for (;;) {
-        int rc = mkdir(dir, 0755) < 0 && errno != EEXIST ? -errno : 0;
-        if (rc < 0) return base_err_set(err, rc, "%s: cannot be made: %s", dir, strerror(-rc));
+        int rc = mkdir(dir, 0755) < 0 ? -errno : 0;
+        const bool made = rc == 0;
+        if (rc < 0 && rc != -EEXIST) {
+            return base_err_set(err, rc, "%s: cannot be made: %s", dir, strerror(-rc));
+        }
         w->lock = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         if (w->lock >= 0 && flock(w->lock, LOCK_EX | LOCK_NB) == 0) {
             /* Between open and lock, the one who had it may have given it its last name. */
@@ -439,6 +442,13 @@ static int lock_folder(struct writer *w, const char *dir, struct base_err *err)
         if (w->lock < 0 && errno == ENOENT) continue;
         if (w->lock >= 0 && errno == EWOULDBLOCK) {
             return base_err_set(err, -EBUSY, "%s: another tier-pack is writing it", dir);
+        }
+        /* Network file systems lock no folders: there only a new one is surely nobody else's. */
+        if (w->lock >= 0 && (errno == EBADF || errno == ENOLCK || errno == EOPNOTSUPP)) {
+            return made ? 0
+                        : base_err_set(err, -EEXIST, "%s: is there, and here nobody can tell "
+                                       "whether a tier-pack writes it; remove it if none does",
+                                       dir);
         }
         return base_err_set(err, -errno, "%s: cannot be locked: %s", dir, strerror(errno));
     }
