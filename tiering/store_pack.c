@@ -149,11 +149,6 @@ static int check_folders(const struct packer *p, struct base_err *err)
     return 0;
 }
 
-static bool no_locks(int code)
-{
-    return code == EBADF || code == ENOLCK || code == EOPNOTSUPP;
-}
-
 /* The folders themselves: a file to lock would be left in them, or could be thrown away by another
  * run that opened it before. */
 static int lock_folders(struct packer *p, struct base_err *err)
@@ -166,7 +161,7 @@ static int lock_folders(struct packer *p, struct base_err *err)
             return base_err_set(err, -EBUSY, "%s: another tier-pack is packing into it", dir);
         }
         /* Network file systems lock no folders; the files have locks of their own. */
-        if (p->dir_fds[f] >= 0 && no_locks(errno)) continue;
+        if (p->dir_fds[f] >= 0 && base_file_no_locks(errno)) continue;
         return base_err_set(err, -errno, "%s: cannot be locked: %s", dir, strerror(errno));
     }
     return 0;

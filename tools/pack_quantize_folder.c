@@ -444,7 +444,7 @@ static int lock_folder(struct writer *w, const char *dir, struct base_err *err)
             return base_err_set(err, -EBUSY, "%s: another tier-pack is writing it", dir);
         }
         /* Network file systems lock no folders: there only a new one is surely nobody else's. */
-        if (w->lock >= 0 && (errno == EBADF || errno == ENOLCK || errno == EOPNOTSUPP)) {
+        if (w->lock >= 0 && base_file_no_locks(errno)) {
             return made ? 0
                         : base_err_set(err, -EEXIST, "%s: is there, and here nobody can tell "
                                        "whether a tier-pack writes it; remove it if none does",

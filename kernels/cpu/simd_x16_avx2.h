@@ -268,7 +268,9 @@ static bool x16_wide_takes(const struct kern_matmul *args)
 {
     const struct kern_matrix *w = args->w;
     const bool fp8 = w->dtype == KERN_FP8_E4M3;
-    bool takes = args->m <= X16_WIDE_M && (size_t)args->m * w->cols <= X16_WIDE_ROOM;
+    /* BF16 has little to decode: from five operand rows on simd_x16.h is as fast or faster. */
+    bool takes = args->m <= (fp8 ? X16_WIDE_M : X16_WIDE_TOGETHER) &&
+                 (size_t)args->m * w->cols <= X16_WIDE_ROOM;
     takes &= fp8 ? w->scales && w->scale_cols == X16_CUT && kern_weave_pays(&kern_ops_avx2)
                  : w->dtype == KERN_BF16 && !w->scales;
     for (uint32_t i = 1; takes && i <= args->k_blocks; i++)

@@ -78,15 +78,25 @@ int base_file_read(char **bytes, size_t *size, const char *path, size_t size_max
     return 0;
 }
 
-int base_file_place_check(const char *path, struct base_err *err)
+int base_file_place(const char *path)
 {
     const char *slash = strrchr(path, '/');
     char *folder = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
-    if (!folder) return base_err_set(err, -ENOMEM, "%s: no memory for its folder's name", path);
-    int rc = access(folder, W_OK | X_OK) == 0 ? 0 : -errno;
-    if (rc < 0) {
-        base_err_set(err, rc, "%s: nothing can be saved in %s: %s", path, folder, strerror(-rc));
-    }
+    int rc = !folder ? -ENOMEM : access(folder, W_OK | X_OK) == 0 ? 0 : -errno;
     free(folder);
     return rc;
+}
+
+int base_file_place_check(const char *path, struct base_err *err)
+{
+    const char *slash = strrchr(path, '/');
+    int rc = base_file_place(path), size = slash ? (int)(slash - path) + 1 : 1;
+    if (rc == 0) return 0;
+    return base_err_set(err, rc, "%s: nothing can be saved in %.*s: %s", path, size,
+                        slash ? path : ".", strerror(-rc));
+}
+
+bool base_file_no_locks(int code)
+{
+    return code == EBADF || code == ENOLCK || code == EOPNOTSUPP;
 }

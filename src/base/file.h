@@ -3,6 +3,7 @@
 #ifndef BASE_FILE_H
 #define BASE_FILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/err.h"
@@ -13,7 +14,11 @@ int base_file_read(char **bytes, size_t *size, const char *path, size_t size_max
                    struct base_err *err);
 
 /* Whether files can be made in the folder that `path` lies in: for what is written when a program
- * ends and should be told when it begins. 0 or -errno, with a sentence. */
+ * ends and should be told when it begins. 0 or -errno; the check adds a sentence. */
+int base_file_place(const char *path);
 int base_file_place_check(const char *path, struct base_err *err);
+
+/* Whether flock failed with this errno because the file system locks no folders (NFS). */
+bool base_file_no_locks(int code);
 
 #endif

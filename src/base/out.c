@@ -5,6 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
+
 enum { LINKS_MAX = 40 };
 
 /* Replaces the path by what its links lead to, be that there or not. */
@@ -22,16 +24,6 @@ static int follow(char path[PATH_MAX])
         memcpy(path, joined, (size_t)size + 1);
     }
     return -ELOOP;
-}
-
-/* May a file be made in the folder of this path? */
-static int folder_check(const char *path)
-{
-    char folder[PATH_MAX] = ".";
-    const char *slash = strrchr(path, '/');
-    if (slash) memcpy(folder, path, (size_t)(slash + 1 - path));
-    if (slash) folder[slash + 1 - path] = '\0';
-    return access(folder, W_OK | X_OK) < 0 ? -errno : 0;
 }
 
 /* 1 = a file or nothing yet, 0 = something else that can be written, or -errno. */
@@ -58,7 +50,7 @@ int base_out_begin(struct base_out *out, const char *to, struct base_err *err)
         snprintf(out->path, sizeof out->path, "%s", to);
         rc = out->direct ? 0 : follow(out->path);
     }
-    if (rc == 0 && !out->direct) rc = folder_check(out->path);
+    if (rc == 0 && !out->direct) rc = base_file_place(out->path);
     if (rc == 0 && snprintf(out->temporary, PATH_MAX, "%s%s", out->path,
                             out->direct ? "" : ".tmp") >= PATH_MAX) {
         rc = -ENAMETOOLONG;

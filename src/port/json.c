@@ -20,38 +20,35 @@ static const struct port_json *out_of(const json_t *value)
     return (const struct port_json *)value;
 }
 
+/* The first of [ ] { } and comma from `at` on that is in no string, or `end`. */
+static const char *next_mark(const char *at, const char *end)
+{
+    for (bool in_string = false; at < end; at++) {
+        if (in_string && *at == '\\') at++;
+        else if (*at == '"') in_string = !in_string;
+        else if (!in_string && *at != '\0' && strchr("[]{},", *at)) return at;
+    }
+    return end;
+}
+
 /* Where nesting first goes beyond DEPTH_MAX, or NULL. Jansson itself would recurse 2048 deep. */
 static const char *too_deep(const char *text, size_t size)
 {
+    const char *end = text + size;
     unsigned depth = 0;
-    bool in_string = false;
-    for (size_t i = 0; i < size; i++) {
-        char c = text[i];
-        if (in_string) {
-            if (c == '\\') i++;
-            if (c == '"') in_string = false;
-            continue;
-        }
-        if (c == '"') in_string = true;
-        if ((c == '[' || c == '{') && ++depth > DEPTH_MAX) return text + i;
-        if ((c == ']' || c == '}') && depth > 0) depth--;
+    for (const char *at = next_mark(text, end); at < end; at = next_mark(at + 1, end)) {
+        if ((*at == '[' || *at == '{') && ++depth > DEPTH_MAX) return at;
+        if ((*at == ']' || *at == '}') && depth > 0) depth--;
     }
     return NULL;
 }
 
 size_t port_json_values(const char *text, size_t size)
 {
+    const char *end = text + size;
     size_t count = 1;
-    bool in_string = false;
-    for (size_t i = 0; i < size; i++) {
-        char c = text[i];
-        if (in_string) {
-            if (c == '\\') i++;
-            if (c == '"') in_string = false;
-            continue;
-        }
-        if (c == '"') in_string = true;
-        if (c == ',' || c == '[' || c == '{') count++;
+    for (const char *at = next_mark(text, end); at < end; at = next_mark(at + 1, end)) {
+        count += *at != ']' && *at != '}';
     }
     return count;
 }
