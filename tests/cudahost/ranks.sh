@@ -245,7 +245,8 @@ sleep 0.5
 since=$(now_ms)
 stopped=$(rank_pid 1)
 kill -STOP "$stopped"
+who="rank 1 (process $stopped on"
 ended_within 10 "$since"
-grep -q "rank 0 of 2: .* was not joined by every rank .*; rank 1 (process $stopped on .*) is stopped" "$work/server.log" ||
+grep -q "rank 0 of 2: .* was not joined by every rank .*; $who .*) is stopped" "$work/server.log" ||
     fail "nobody says which rank hangs: $(cat "$work/server.log")"
 wait $client || true

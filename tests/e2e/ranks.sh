@@ -196,7 +196,8 @@ for busy in 1 0; do
     start_ranks --set ranks.timeout=3s
     if [ $busy = 1 ]; then complete "$prompt" 2000 '"ignore_eos": true' >/dev/null 2>&1 & client=$!; sleep 0.5; fi
     since=$(now_ms)
-    kill -STOP "$(rank_pid $busy)"
+    stopped=$(rank_pid $busy)
+    kill -STOP "$stopped"
     ended_within 10 "$since"
     grep -q "was not joined by every rank within 3.* rank $busy (process .*) is stopped" "$work/server.log" ||
         fail "nobody says that rank $busy hangs"
@@ -209,6 +210,7 @@ since=$(now_ms)
 stopped=$(rank_pid 1)
 kill -STOP "$stopped"
 kill -TERM "$(rank_pid 0)"
+who="rank 1 (process $stopped on"
 ended_within 10 "$since"
-grep -q "rank 0 of 2: the end was not joined by every rank within 3.*; rank 1 (process $stopped on .*) is stopped" \
+grep -q "rank 0 of 2: the end was not joined by every rank within 3.*; $who .*) is stopped" \
     "$work/server.log" || fail "nobody says that rank 1 hangs: $(cat "$work/server.log")"

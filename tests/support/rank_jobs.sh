@@ -1,9 +1,11 @@
 # Jobs of several ranks, for scripts that have read tests/e2e/support.sh.
 # shellcheck shell=bash disable=SC2154
 
+stopped=''      # a rank that hangs; nobody else would end it if mpirun died
 # mpirun ends its processes only if it is given the time.
 stop_job() {
     if [ -n "$server" ]; then kill -TERM "$server" 2>/dev/null || true; sleep 2; fi
+    if [ -n "$stopped" ]; then kill -KILL "$stopped" 2>/dev/null || true; fi
     finish
 }
 trap stop_job EXIT
@@ -72,6 +74,10 @@ ended_within() { # SECONDS SINCE
     wait "$server" || code=$?
     server=''
     [ "$code" != 0 ] || fail 'the job ended with 0 although a rank was lost'
+    # 128 + 9 is what mpirun gives for a rank that was killed.
+    case $code in 134 | 135 | 136 | 139) fail "mpirun itself crashed (signal $((code - 128)))" ;; esac
+    if grep ORTE_ERROR_LOG "$work/server.log"; then fail 'a rank told mpirun what it cannot read'; fi
+    stopped=''
     echo "ended after $(($(date +%s%N) / 1000000 - $2)) ms: $(grep -E 'error +ranks|exited on signal' "$work/server.log" | tail -n 1)"
 }
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
