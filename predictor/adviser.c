@@ -17,8 +17,9 @@ enum {
 /* Log-odds below which a row adds nothing worth the exponential: 0.1%. */
 #define NOTHING (-7.0f)
 
-/* By how many layers before it were not known yet: none, one, two, more. Each knows less. */
-enum { KINDS = 4 };
+/* The layer's own gate was asked; else by how many layers before it were not known yet: none, one,
+ * two, more. Each knows less. */
+enum { KIND_OWN, KIND_NEXT, KINDS = KIND_NEXT + 4 };
 
 struct said {                   /* hints of one kind for one layer */
     uint32_t count;
@@ -49,7 +50,7 @@ struct pred_adviser {
     struct tier_hint *out;              /* [layers x hints_max] */
     float *scores, *none;               /* [experts]: of a row; log of P(no row) */
     uint8_t *asked;                     /* [experts] */
-    float *margins;                     /* [ahead x rows_max x layers x experts] */
+    float *margins;                     /* [askings x rows_max x layers x experts] */
     void (*watch)(void *context, const struct pred_context *row, uint32_t layer,
                   const float *scores);
     void *watch_context;
@@ -58,6 +59,11 @@ struct pred_adviser {
 };
 
 /* ------------------------------------------------------------------------------- create -- */
+
+static size_t askings_of(const struct pred_adviser *a)
+{
+    return a->options.ahead + a->options.own;
+}
 
 static int tables_create(struct pred_adviser *a)
 {
@@ -74,7 +80,7 @@ static int tables_create(struct pred_adviser *a)
     a->scores = calloc(a->experts, sizeof a->scores[0]);
     a->none = calloc(a->experts, sizeof a->none[0]);
     a->asked = calloc(a->experts, sizeof a->asked[0]);
-    a->margins = calloc(a->options.ahead * rows * layers * a->experts + 1, sizeof a->margins[0]);
+    a->margins = calloc(askings_of(a) * rows * layers * a->experts + 1, sizeof a->margins[0]);
     if (!a->source || !a->contexts || !a->ids || (seer && !a->future) || !a->said ||
         !a->kept || !a->raw || !a->out || !a->scores || !a->none || !a->asked || !a->margins) {
         return -ENOMEM;
@@ -136,16 +142,19 @@ size_t pred_adviser_bytes(const struct pred_adviser *a)
            KINDS * (layers * sizeof a->said[0] + hints * (sizeof a->kept[0] + sizeof a->raw[0])) +
            hints * sizeof a->out[0] +
            a->experts * (2 * sizeof a->scores[0] + 1) +
-           a->options.ahead * rows * layers * a->experts * sizeof a->margins[0] +
+           askings_of(a) * rows * layers * a->experts * sizeof a->margins[0] +
            PRED_HISTORY_PLACES * (sizeof a->history.last[0] + layers * a->top_k * 4);
 }
 
 /* -------------------------------------------------------------------------- calibration -- */
 
-static uint32_t kind_of(uint32_t layer, uint32_t known)
+static uint32_t kind_of(const struct pred_adviser *a, uint32_t layer, uint32_t known)
 {
-    uint32_t unknown = layer - known;
-    return unknown < KINDS ? unknown : KINDS - 1;
+    struct pred_context context = a->contexts[0];
+    context.known = known;
+    if (pred_context_asking(&context, &a->predictor->shape, layer) == PRED_OWN) return KIND_OWN;
+    uint32_t kind = KIND_NEXT + layer - known;
+    return kind < KINDS ? kind : KINDS - 1;
 }
 
 /* The latest hints for a layer know most; NULL: there are none. */
@@ -239,7 +248,7 @@ static void rows_combine(struct pred_adviser *a, uint32_t layer, uint32_t known)
 /* Fills the layer's list with the likeliest experts, in falling order, ties by id. */
 static void predict(struct pred_adviser *a, uint32_t layer, uint32_t known)
 {
-    uint32_t kind = kind_of(layer, known), n = 0, max = a->options.hints_max;
+    uint32_t kind = kind_of(a, layer, known), n = 0, max = a->options.hints_max;
     size_t place = kind * a->layers + layer;
     struct tier_hint *hints = a->kept + place * max;
     float *raw = a->raw + place * max, least = NOTHING;
@@ -324,9 +333,10 @@ static uint32_t token_of(const struct rows *rows, uint32_t row)
     return rows->tokens ? rows->tokens[row] : PRED_NO_TOKEN;
 }
 
-static float *margins_of(struct pred_adviser *a, uint32_t between, uint32_t r, uint32_t layer)
+static float *margins_of(struct pred_adviser *a, uint32_t asking, uint32_t r, uint32_t layer)
 {
-    size_t row = (size_t)between * a->options.rows_max + r;
+    size_t place = asking == PRED_OWN ? a->options.ahead : asking;
+    size_t row = place * a->options.rows_max + r;
     return a->margins + (row * a->layers + layer) * a->experts;
 }
 
@@ -354,8 +364,9 @@ static void follow(struct pred_adviser *a, const struct rows *rows, uint32_t row
         .ids = a->ids + (size_t)r * a->layers * a->top_k,
         .future = future_of(a, rows, row, r),
     };
-    for (uint32_t d = 0; d < a->options.ahead; d++) {
-        a->contexts[r].ahead[d] = margins_of(a, d, r, 0);
+    for (uint32_t d = 0; d < PRED_ASKINGS; d++) {
+        if (d == PRED_OWN ? !a->options.own : d >= a->options.ahead) continue;
+        a->contexts[r].gates[d] = margins_of(a, d, r, 0);
         for (uint32_t l = 0; l < a->layers; l++) margins_of(a, d, r, l)[0] = NAN;
     }
     /* Within a prompt the token before runs beside this one: its routing is not past yet. */
@@ -411,16 +422,33 @@ uint32_t pred_adviser_begin(struct pred_adviser *a, const uint64_t *seqs, const 
 
 bool pred_adviser_wants(const struct pred_adviser *a)
 {
-    return a->options.ahead > 0 && a->count > 0 && a->predicted == a->rows;
+    return askings_of(a) > 0 && a->count > 0 && a->predicted == a->rows;
+}
+
+static void keep_margins(struct pred_adviser *a, uint32_t asking, uint32_t layer,
+                         const float *margins)
+{
+    for (uint32_t r = 0; r < a->count; r++) {
+        memcpy(margins_of(a, asking, r, layer), margins + (size_t)a->source[r] * a->experts,
+               a->experts * sizeof margins[0]);
+    }
 }
 
 void pred_adviser_gate(struct pred_adviser *a, uint32_t layer, uint32_t later, const float *margins)
 {
     MUST(later > layer && later < a->layers && later - layer <= a->options.ahead);
-    for (uint32_t r = 0; r < a->count; r++) {
-        memcpy(margins_of(a, later - layer - 1, r, later),
-               margins + (size_t)a->source[r] * a->experts, a->experts * sizeof margins[0]);
-    }
+    keep_margins(a, later - layer - 1, later, margins);
+}
+
+uint32_t pred_adviser_own(struct pred_adviser *a, uint32_t layer, const float *margins,
+                          const struct tier_hint **hints)
+{
+    MUST(a->options.own && layer == a->routed && layer < a->layers);
+    keep_margins(a, PRED_OWN, layer, margins);
+    *hints = a->out;
+    if (a->predicted == 0) return 0;
+    predict(a, layer, layer);
+    return gather(a, layer, layer + 1, (int64_t)layer - 1, hints);
 }
 
 bool pred_adviser_watched(const struct pred_adviser *a)

@@ -5,6 +5,8 @@
  *                            hints for layers 0 .. lead-1, or for all of them (whole_pass)
  *      routed(layer, ids)    a gate has spoken: hints for the next `lead` layers by all that is
  *                            known now; what was refused before may be taken this time
+ *      own(layer, margins)   the layer's own gate was asked right before its attention: hints for
+ *                            this layer alone
  *      end(how)              the predictor learns from the step
  *
  * Rows are the step's tokens. At most rows_max of them are followed: those of decode, then of
@@ -39,6 +41,7 @@ struct pred_adviser_options {
     uint32_t rows_max;          /* followed tokens of a step, >= 1 */
     bool whole_pass;            /* hints for all layers before the pass begins */
     uint32_t ahead;             /* layers that gates look ahead, at most PRED_AHEAD_MAX; 0 = none */
+    bool own;                   /* gates are asked right before their layers */
 };
 
 enum pred_adviser_end {
@@ -79,6 +82,10 @@ uint32_t pred_adviser_begin(struct pred_adviser *adviser, const uint64_t *seqs,
 bool pred_adviser_wants(const struct pred_adviser *adviser);
 void pred_adviser_gate(struct pred_adviser *adviser, uint32_t layer, uint32_t later,
                        const float *margins);
+/* After `routed` of the layer before, with `options.own`: what a layer's gate says of what enters
+ * it. */
+uint32_t pred_adviser_own(struct pred_adviser *adviser, uint32_t layer, const float *margins,
+                          const struct tier_hint **hints);
 
 /* Told of each prediction of a row: log-odds of all experts. For measurements. */
 bool pred_adviser_watched(const struct pred_adviser *adviser);

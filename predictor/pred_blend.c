@@ -6,7 +6,10 @@
  * Weights (per layer and lead) and rows descend one logistic loss, on predictions made before the
  * tables of the parts saw the answer. So a table that only remembers gets no more weight than it
  * earns, and rows learn what the tables leave unexplained instead of saying it again. Weights are
- * kept apart for no, one and more layers of lead; with one, rows of their own stand for l-2. */
+ * kept apart for no, one and more layers of lead; with one, rows of their own stand for l-2.
+ *
+ * Where the layer's own gate was asked with what enters it, that alone is the answer: as a part, or
+ * weighed against the sum, it gave no more (predictor/README.md). */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -158,9 +161,14 @@ static void blend_sum(struct blend *b, const struct pred_context *context, uint3
 static void blend_predict(struct pred_predictor *p, const struct pred_context *context,
                           uint32_t layer, float *scores)
 {
+    struct blend *b = (struct blend *)p;
     const uint32_t *given[ROWS];
-    sources((struct blend *)p, context, layer, given);
-    blend_sum((struct blend *)p, context, layer, given, scores);
+    if (pred_context_asking(context, &p->shape, layer) == PRED_OWN) {
+        pred_predictor_predict(b->parts[LOOKAHEAD], context, layer, scores);
+        return;
+    }
+    sources(b, context, layer, given);
+    blend_sum(b, context, layer, given, scores);
 }
 
 static void weight_step(float *weight, float *energy, float gradient)
@@ -211,10 +219,11 @@ static void blend_observe(struct pred_predictor *p, const struct pred_context *c
     struct blend *b = (struct blend *)p;
     if (learn) {
         uint32_t turn = b->turns[layer]++;
-        learn_once(b, context, layer, ids);
+        const struct pred_context earlier = pred_context_earlier(context);
+        learn_once(b, &earlier, layer, ids);
         for (uint32_t lead = 1; lead < LEADS && lead <= context->known; lead++) {
             if (!learns(lead, turn)) continue;
-            struct pred_context ahead = *context;
+            struct pred_context ahead = earlier;
             ahead.known -= lead;
             learn_once(b, &ahead, layer, ids);
         }

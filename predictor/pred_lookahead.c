@@ -3,8 +3,8 @@
  *
  *      log-odds(e) = bias + w0 * popularity(e) + w1 * margin(e)
  *
- * Weights are kept for each layer and number of layers between, and descend the logistic loss: so
- * the farther a gate looks, the less it is believed. The gates themselves are the engine's
+ * Weights are kept for each layer and asking (by the layers between; right before the layer itself),
+ * and descend the logistic loss: so the farther a gate looks, the less it is believed. The gates themselves are the engine's
  * (src/engine/lookahead.c); a trace holds no hidden states, and without them only the popularity is
  * left. */
 #include <errno.h>
@@ -21,7 +21,7 @@ enum { FEATURES = 3 };          /* bias, popularity, margin */
 struct lookahead {
     struct pred_predictor base;
     struct pred_popularity popularity;
-    float *weights;             /* [PRED_AHEAD_MAX x layers x FEATURES] */
+    float *weights;             /* [PRED_ASKINGS x layers x FEATURES] */
     float *energy;              /* the same: sums of squared gradients */
     float *errors;              /* [experts] scratch */
 };
@@ -39,7 +39,7 @@ static void lookahead_destroy(struct pred_predictor *p)
 static int lookahead_create(struct pred_predictor **out, const struct pred_shape *shape)
 {
     struct lookahead *a = calloc(1, sizeof *a);
-    size_t rows = (size_t)PRED_AHEAD_MAX * shape->layers;
+    size_t rows = (size_t)PRED_ASKINGS * shape->layers;
     if (!a) return -ENOMEM;
     a->base = (struct pred_predictor){ .ops = &pred_lookahead_ops, .shape = *shape };
     a->weights = calloc(rows * FEATURES, sizeof a->weights[0]);
@@ -70,13 +70,13 @@ static void lookahead_predict(struct pred_predictor *p, const struct pred_contex
                               uint32_t layer, float *scores)
 {
     struct lookahead *a = (struct lookahead *)p;
-    uint32_t between = layer - context->known, n = p->shape.experts;
+    uint32_t asking = pred_context_asking(context, &p->shape, layer), n = p->shape.experts;
     const float *margins = pred_context_margins(context, &p->shape, layer);
     if (!margins) {
         pred_lanes()->affine(scores, 0, 1, a->popularity.odds + (size_t)layer * n, n);
         return;
     }
-    size_t row = (size_t)between * p->shape.layers + layer;
+    size_t row = (size_t)asking * p->shape.layers + layer;
     sum(a, a->weights + row * FEATURES, margins, layer, scores);
 }
 
@@ -87,12 +87,10 @@ static void lookahead_observe(struct pred_predictor *p, const struct pred_contex
     const struct pred_lanes *lanes = pred_lanes();
     uint32_t n = p->shape.experts;
     if (!learn) return;
-    for (uint32_t between = 0; between < PRED_AHEAD_MAX && between < layer; between++) {
-        struct pred_context then = *context;
-        then.known = layer - between;
-        const float *margins = pred_context_margins(&then, &p->shape, layer);
-        if (!margins) continue;
-        size_t row = ((size_t)between * p->shape.layers + layer) * FEATURES;
+    for (uint32_t asking = 0; asking < PRED_ASKINGS; asking++) {
+        if (!pred_context_has(context, &p->shape, asking, layer)) continue;
+        const float *margins = context->gates[asking] + (size_t)layer * n;
+        size_t row = ((size_t)asking * p->shape.layers + layer) * FEATURES;
         const float *odds = a->popularity.odds + (size_t)layer * n;
         sum(a, a->weights + row, margins, layer, a->errors);
         pred_errors(a->errors, n, ids, p->shape.top_k);
@@ -111,7 +109,7 @@ static void lookahead_observe(struct pred_predictor *p, const struct pred_contex
 static unsigned lookahead_blocks(struct pred_predictor *p, struct pred_block *blocks)
 {
     struct lookahead *a = (struct lookahead *)p;
-    size_t weights = (size_t)PRED_AHEAD_MAX * p->shape.layers * FEATURES * sizeof a->weights[0];
+    size_t weights = (size_t)PRED_ASKINGS * p->shape.layers * FEATURES * sizeof a->weights[0];
     unsigned n = pred_popularity_blocks(&a->popularity, blocks);
     blocks[n++] = (struct pred_block){ a->weights, weights };
     blocks[n++] = (struct pred_block){ a->energy, weights };

@@ -12,7 +12,7 @@
 #include "base/must.h"
 #include "port/hash.h"
 
-enum { VERSION = 2, HEADER_BYTES = 168, HASH_AT = 152 };
+enum { VERSION = 3, HEADER_BYTES = 168, HASH_AT = 152 };
 #define SAVE_MAGIC "EXPTPRED"
 #define SAVE_BYTES_MAX ((size_t)4 << 30)
 

@@ -33,6 +33,8 @@ struct pred_shape {
 };
 
 enum { PRED_AHEAD_MAX = 4 };     /* layers that gates may look ahead */
+/* Askings of a gate: by the layers between, or of what enters its own layer. */
+enum { PRED_OWN = PRED_AHEAD_MAX, PRED_ASKINGS, PRED_NOT_ASKED = PRED_ASKINGS };
 
 struct pred_context {
     uint64_t seq;
@@ -41,20 +43,46 @@ struct pred_context {
     const uint32_t *ids;        /* [layers x top_k] of this token, the first `known` layers valid */
     const uint32_t *previous;   /* [layers x top_k] of the sequence's previous token, or NULL */
     const uint32_t *future;     /* oracle (replay): this token's whole routing; else NULL */
-    /* What a layer's own gate says of the hidden state before layer - d - 1 was through: by how
-     * much each expert is above the last that it would choose, in spreads of its scores. [d] =
-     * [layers x experts]; the first of a layer is NAN where it was not asked. NULL: no gate is. */
-    const float *ahead[PRED_AHEAD_MAX];
+    /* What a layer's own gate says of the hidden state before layer - d - 1 was through, or, at
+     * PRED_OWN, of the one that enters the layer, before its attention: by how much each expert is
+     * above the last that it would choose, in spreads of its scores. [d] = [layers x experts]; the
+     * first of a layer is NAN where it was not asked. NULL: no gate is. */
+    const float *gates[PRED_ASKINGS];
 };
 
-/* The layer's margins as seen from the last known layer; NULL: there are none. */
+static inline bool pred_context_has(const struct pred_context *context,
+                                    const struct pred_shape *shape, uint32_t asking, uint32_t layer)
+{
+    if (!context->gates[asking]) return false;
+    float first = context->gates[asking][(size_t)layer * shape->experts];
+    return first == first;
+}
+
+/* The latest asking of the layer's gate when `known` layers are known, or PRED_NOT_ASKED. */
+static inline uint32_t pred_context_asking(const struct pred_context *context,
+                                           const struct pred_shape *shape, uint32_t layer)
+{
+    uint32_t between = layer - context->known;
+    if (between == 0 && pred_context_has(context, shape, PRED_OWN, layer)) return PRED_OWN;
+    return between < PRED_AHEAD_MAX && between < layer &&
+           pred_context_has(context, shape, between, layer) ? between : PRED_NOT_ASKED;
+}
+
+/* What it said; NULL: it was not asked. */
 static inline const float *pred_context_margins(const struct pred_context *context,
                                                 const struct pred_shape *shape, uint32_t layer)
 {
-    uint32_t between = layer - context->known;
-    if (between >= PRED_AHEAD_MAX || between >= layer || !context->ahead[between]) return NULL;
-    const float *margins = context->ahead[between] + (size_t)layer * shape->experts;
-    return margins[0] == margins[0] ? margins : NULL;
+    uint32_t asking = pred_context_asking(context, shape, layer);
+    if (asking == PRED_NOT_ASKED) return NULL;
+    return context->gates[asking] + (size_t)layer * shape->experts;
+}
+
+/* The same token before the layer's own gate was asked. */
+static inline struct pred_context pred_context_earlier(const struct pred_context *context)
+{
+    struct pred_context earlier = *context;
+    earlier.gates[PRED_OWN] = NULL;
+    return earlier;
 }
 
 struct pred_predictor;

@@ -70,13 +70,15 @@ static int check_ahead(const struct eng_advice_config *config, struct base_err *
     char kind[32];
     kind_name(config, kind, sizeof kind);
     bool alone = strcmp(kind, "lookahead") == 0, hears = alone || strcmp(kind, "blend") == 0;
-    if (alone && config->ahead == 0) {
+    if (alone && config->ahead == 0 && !config->ahead_own) {
         return base_err_set(err, BASE_ECONFIG, "predictor.kind: lookahead cannot take effect: "
-                            "predictor.lookahead is 0, so no gate is asked; set it to 1 or more");
+                            "predictor.lookahead is 0 and predictor.lookahead_own false, so no "
+                            "gate is asked; set the one to 1 or more, or the other to true");
     }
-    if (config->ahead > 0 && !hears) {
-        return base_err_set(err, BASE_ECONFIG, "predictor.lookahead cannot take effect: "
-                            "predictor.kind %s does not hear it; take lookahead or blend", kind);
+    if ((config->ahead > 0 || config->ahead_own) && !hears) {
+        return base_err_set(err, BASE_ECONFIG, "%s cannot take effect: predictor.kind %s does not "
+                            "hear it; take lookahead or blend", config->ahead > 0 ?
+                            "predictor.lookahead" : "predictor.lookahead_own", kind);
     }
     if (config->ahead > config->lead) {
         return base_err_set(err, BASE_ECONFIG, "predictor.lookahead: %llu cannot take effect: "
@@ -139,6 +141,7 @@ static int create(const struct eng_advice_config *config, const struct model_sha
         .lead = (uint32_t)config->lead, .hints_max = (uint32_t)config->hints,
         .probability_min = config->probability, .rows_max = (uint32_t)config->rows,
         .whole_pass = config->whole_pass, .ahead = (uint32_t)config->ahead,
+        .own = config->ahead_own,
     };
     char kind[32];
     _Static_assert(sizeof own.model == sizeof shape->name, "names fit");
@@ -149,19 +152,25 @@ static int create(const struct eng_advice_config *config, const struct model_sha
     return rc < 0 ? rc : pred_adviser_create(adviser, *predictor, &options);
 }
 
+static bool asks_gates(const struct eng_advice_config *config)
+{
+    return config->ahead > 0 || config->ahead_own;
+}
+
 /* Rows of gates that are asked ahead of their layers. */
 static uint64_t room_bytes(const struct eng_advice_config *config, const struct model_shape *shape)
 {
     uint64_t row = ((uint64_t)shape->hidden + shape->experts) * sizeof(float);
-    return config->ahead > 0 ? config->rows * row : 0;
+    return asks_gates(config) ? config->rows * row : 0;
 }
 
 static int room_make(struct eng_advice *a, const struct model_shape *shape)
 {
     struct eng_lookahead_room *room = &a->room;
-    if (a->config.ahead == 0) return 0;
+    if (!asks_gates(&a->config)) return 0;
     room->layers = (uint32_t)a->config.ahead;
     room->shared = a->config.ahead_shared;
+    room->own = a->config.ahead_own;
     room->normed = calloc(a->config.rows * shape->hidden, sizeof room->normed[0]);
     room->margins = calloc(a->config.rows * shape->experts, sizeof room->margins[0]);
     return room->normed && room->margins ? 0 : -ENOMEM;
@@ -336,7 +345,7 @@ void eng_advice_routed(struct eng_advice *a, uint32_t moe_layer, const uint32_t 
 
 bool eng_advice_looks_ahead(struct eng_advice *a, struct eng_lookahead_room *room)
 {
-    if (!a || a->rests || a->room.layers == 0 || !pred_adviser_wants(a->adviser)) return false;
+    if (!a || a->rests || !pred_adviser_wants(a->adviser)) return false;
     *room = a->room;
     return true;
 }
@@ -352,6 +361,15 @@ void eng_advice_gate(struct eng_advice *a, uint32_t moe_layer, uint32_t later, u
     uint64_t ns = base_now_ns() - begin_ns;
     a->step_ns += ns;
     a->ahead_ns += ns;
+}
+
+void eng_advice_own(struct eng_advice *a, uint32_t moe_layer, uint64_t begin_ns)
+{
+    const struct tier_hint *hints;
+    a->ahead_ns += base_now_ns() - begin_ns;
+    uint32_t n = pred_adviser_own(a->adviser, moe_layer, a->room.margins, &hints);
+    give(a, hints, n);
+    a->step_ns += base_now_ns() - begin_ns;
 }
 
 struct pred_adviser *eng_advice_adviser(struct eng_advice *a)

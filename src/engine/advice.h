@@ -2,6 +2,8 @@
  * tiers.
  *
  *      begin   tokens of the step are known          ──> tier_hint
+ *      own     a layer's gate was asked with what
+ *              enters it, before its attention       ──> tier_hint for this layer
  *      routed  a gate has spoken, its demand reads
  *              have left                             ──> tier_hint for layers ahead
  *      end     the predictor learns; now and then a thread of its own saves it
@@ -51,6 +53,9 @@
       "that runs, for the predictors lookahead and blend; 0 = not")                               \
     O(ahead_shared, BOOL, "predictor.lookahead_shared", "false", "", "",                          \
       "add the shared experts' output to that state first; hints then wait for it")               \
+    O(ahead_own, BOOL, "predictor.lookahead_own", "false", "", "",                                \
+      "ask each layer's own gate with what enters it, too: likelier hints than from a layer "     \
+      "before, in time for reads beside its attention")                                           \
     O(learn, BOOL, "predictor.learn", "true", "", "",                                             \
       "learn while serving; false keeps what predictor.path holds as it is")
 
@@ -91,7 +96,7 @@ void eng_advice_end(struct eng_advice *advice);
 /* What lookahead.c works in: rows of the batch. */
 struct eng_lookahead_room {
     uint32_t layers;            /* ahead */
-    bool shared;
+    bool shared, own;
     float *normed;              /* [rows x hidden] */
     float *margins;             /* [rows x experts] */
 };
@@ -102,6 +107,8 @@ bool eng_advice_after_shared(const struct eng_advice *advice);
  * routed of moe_layer. */
 void eng_advice_gate(struct eng_advice *advice, uint32_t moe_layer, uint32_t later,
                      uint64_t begin_ns);
+/* The same of moe_layer's own gate, right before its attention. */
+void eng_advice_own(struct eng_advice *advice, uint32_t moe_layer, uint64_t begin_ns);
 /* For measurements: the adviser, NULL for NULL. */
 struct pred_adviser *eng_advice_adviser(struct eng_advice *advice);
 

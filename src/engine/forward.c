@@ -5,6 +5,7 @@
 #include "engine/cuda/cuda.h"
 #include "engine/ffn.h"
 #include "engine/leases.h"
+#include "engine/lookahead.h"
 #include "engine/mla.h"
 #include "engine/moe.h"
 
@@ -135,6 +136,7 @@ void eng_forward(struct eng_core *core, const struct eng_batch *batch)
         const struct eng_layer *layer = &core->weights.layers[i];
         uint64_t layer_ns = eng_op_begin(core->profile);
         if (core->profile) core->profile->layer = i;
+        if (layer->moe_layer >= 0 && core->advice) eng_lookahead_own(core, layer, batch);
         pass.weight = layer->attention_norm;
         by_row(&pass, ENG_OP_NORM, row_norm);
         eng_mla(core, layer, i, batch);

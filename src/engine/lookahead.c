@@ -112,25 +112,44 @@ static const struct eng_layer *find(const struct eng_core *core, const struct en
     return from < end ? from : NULL;
 }
 
-void eng_lookahead(struct eng_core *core, const struct eng_layer *layer,
-                   const struct eng_batch *batch)
+/* Fills the room with the margins of `layer`, by plan.hidden as it is. */
+static void ask(struct eng_core *core, const struct eng_layer *layer, const struct eng_batch *batch,
+                const struct eng_lookahead_room *room)
 {
     enum { MARGIN_COST = 16 };  /* multiply-adds that one expert's margin is worth */
     const struct model_shape *s = core->shape;
+    struct pass pass = { core, layer, room };
+    eng_work_run(&core->work, batch->count, (uint64_t)batch->count * s->hidden, row_norm, &pass);
+    struct kern_matmul product = eng_product(&layer->gate, room->normed, s->hidden, room->margins,
+                                             s->experts, batch->count, 1);
+    eng_work_products(&core->work, &product, 1);
+    eng_work_run(&core->work, batch->count, (uint64_t)batch->count * s->experts * MARGIN_COST,
+                 row_margins, &pass);
+}
+
+void eng_lookahead(struct eng_core *core, const struct eng_layer *layer,
+                   const struct eng_batch *batch)
+{
     struct eng_lookahead_room room;
     if (!eng_advice_looks_ahead(core->advice, &room)) return;
     for (uint32_t n = 1; n <= room.layers; n++) {
         uint64_t begin_ns = base_now_ns();
-        struct pass pass = { core, find(core, layer, layer->moe_layer + (int32_t)n), &room };
-        if (!pass.layer) return;
-        eng_work_run(&core->work, batch->count, (uint64_t)batch->count * s->hidden, row_norm,
-                     &pass);
-        struct kern_matmul product = eng_product(&pass.layer->gate, room.normed, s->hidden,
-                                                 room.margins, s->experts, batch->count, 1);
-        eng_work_products(&core->work, &product, 1);
-        eng_work_run(&core->work, batch->count, (uint64_t)batch->count * s->experts * MARGIN_COST,
-                     row_margins, &pass);
-        eng_advice_gate(core->advice, (uint32_t)layer->moe_layer,
-                        (uint32_t)pass.layer->moe_layer, begin_ns);
+        const struct eng_layer *later = find(core, layer, layer->moe_layer + (int32_t)n);
+        if (!later) return;
+        ask(core, later, batch, &room);
+        eng_advice_gate(core->advice, (uint32_t)layer->moe_layer, (uint32_t)later->moe_layer,
+                        begin_ns);
     }
+}
+
+void eng_lookahead_own(struct eng_core *core, const struct eng_layer *layer,
+                       const struct eng_batch *batch)
+{
+    struct eng_lookahead_room room;
+    if (!eng_advice_looks_ahead(core->advice, &room) || !room.own) return;
+    uint64_t begin_ns = base_now_ns(), op_ns = eng_op_begin(core->profile);
+    room.shared = false;        /* of this layer, which has not begun */
+    ask(core, layer, batch, &room);
+    eng_advice_own(core->advice, (uint32_t)layer->moe_layer, begin_ns);
+    eng_op_end(core->profile, ENG_OP_HINTS, op_ns);
 }

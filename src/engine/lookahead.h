@@ -11,5 +11,8 @@
  * plan.branch holds the shared experts' output already. */
 void eng_lookahead(struct eng_core *core, const struct eng_layer *layer,
                    const struct eng_batch *batch);
+/* Of `layer` itself, before its attention; plan.hidden holds what enters it. */
+void eng_lookahead_own(struct eng_core *core, const struct eng_layer *layer,
+                       const struct eng_batch *batch);
 
 #endif

@@ -102,10 +102,11 @@ int eng_stack_check(const struct eng_stack_config *config, struct base_err *err)
                             "ranks.comm: nccl cannot take effect: it is between cards that "
                             "compute, which takes tiers.hbm.device: cuda; take mpi");
     }
-    if (rc == 0 && on_card(&copy) && copy.advice.ahead > 0) {
-        return base_err_set(err, BASE_ECONFIG,
-                            "predictor.lookahead cannot take effect with tiers.hbm.device: cuda: "
-                            "gates are asked ahead where the CPU computes; leave it at 0");
+    if (rc == 0 && on_card(&copy) && (copy.advice.ahead > 0 || copy.advice.ahead_own)) {
+        return base_err_set(err, BASE_ECONFIG, "predictor.lookahead%s cannot take effect with "
+                            "tiers.hbm.device: cuda: gates are asked ahead where the CPU computes; "
+                            "leave it at %s", copy.advice.ahead > 0 ? "" : "_own",
+                            copy.advice.ahead > 0 ? "0" : "false");
     }
     return rc < 0 ? rc : eng_advice_check(&copy.advice, groups, count, err);
 }

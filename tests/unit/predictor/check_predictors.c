@@ -199,19 +199,25 @@ START_TEST(memory_is_bounded)
 }
 END_TEST
 
-/* Margins that tell the truth are believed, alone and in the blend; lies are not. */
+/* Margins that tell the truth are believed, alone and in the blend; lies are not. Those of a layer's
+ * own gate, asked last, are believed whatever was said before. */
 START_TEST(margins_are_weighed)
 {
     static const char *const names[] = { "lookahead", "blend" };
-    for (int c = 0; c < 4; c++) {
-        struct pred_predictor *p = make(names[c / 2]);
+    for (int c = 0; c < 8; c++) {
+        struct pred_predictor *p = make(names[c / 2 % 2]);
         struct base_rng rng;
-        static float margins[LAYERS * EXPERTS];
+        static float margins[LAYERS * EXPERTS], lies[LAYERS * EXPERTS];
         uint32_t ids[LAYERS * TOP_K], right = 0, tokens = 600;
         bool honest = c % 2 == 0;
         base_rng_init(&rng, 9);
         struct pred_context context = { .token = PRED_NO_TOKEN, .previous_token = PRED_NO_TOKEN,
-                                        .ids = ids, .ahead = { margins } };
+                                        .ids = ids, .gates = { margins } };
+        if (c >= 4) {
+            for (uint32_t l = 0; l < LAYERS; l++) lies[l * EXPERTS + 1] = 4;
+            context.gates[0] = lies;
+            context.gates[PRED_OWN] = margins;
+        }
         for (uint32_t t = 0; t < tokens; t++) {
             route(&rng, 0, 0, 1, ids);                  /* nothing but noise */
             for (uint32_t i = 0; i < LAYERS * EXPERTS; i++) margins[i] = -1;
@@ -234,7 +240,7 @@ START_TEST(margins_are_weighed)
             }
         }
         double recall = (double)right / (double)(tokens / 2 * (LAYERS - 1) * TOP_K);
-        ck_assert_msg(honest ? recall > 0.95 : recall < 0.3, "%s: %.3f", names[c / 2], recall);
+        ck_assert_msg(honest ? recall > 0.95 : recall < 0.3, "%s: %.3f", names[c / 2 % 2], recall);
         pred_predictor_destroy(p);
     }
 }
