@@ -3,10 +3,10 @@
  *
  *      log-odds(e) = bias + w0 * popularity(e) + w1 * margin(e)
  *
- * Weights are kept for each layer and asking (by the layers between; right before the layer itself),
- * and descend the logistic loss: so the farther a gate looks, the less it is believed. The gates themselves are the engine's
- * (src/engine/lookahead.c); a trace holds no hidden states, and without them only the popularity is
- * left. */
+ * Weights are kept for each layer and asking (by the layers between; right before the layer
+ * itself), and descend the logistic loss: so the farther a gate looks, the less it is believed. The
+ * gates themselves are the engine's (src/engine/lookahead.c); a trace holds no hidden states, and
+ * without them only the popularity is left. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>

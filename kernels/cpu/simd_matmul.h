@@ -154,6 +154,32 @@ VEC_INLINE void product_few(const struct kern_matmul *args, enum kern_dtype dtyp
 #include "kernels/cpu/simd_few.h"
 #endif
 
+#if !defined(VEC_FP8_TABLES)
+/* Operand rows in as few passes as there is room for; what woven tiles do not take goes by
+ * panels. */
+static __attribute__((noinline)) void woven_product_many(const struct kern_matmul *args,
+                                                         uint32_t row_begin, uint32_t row_end)
+{
+    _Alignas(64) float x[WOVEN_ROOM];
+    const uint32_t cols = args->w->cols, most = WOVEN_ROOM / (cols > 0 ? cols : 1) / MANY_TILE;
+    const uint32_t passes = most > 0 ? (args->m + most * MANY_TILE - 1) / (most * MANY_TILE) : 1;
+    const bool takes = most > 0 && woven_by_cuts(args);
+    for (uint32_t n = row_begin, next; n < row_end; n = next) {
+        const uint32_t end = takes ? woven_groups_end(args, n, row_end) : n;
+        next = end > n ? end : takes ? woven_rest_end(n, row_end) : row_end;
+        for (uint32_t i = 0; i < passes; i++) {
+            const uint32_t m = args->m * i / passes;
+            struct kern_matmul pass = *args;
+            pass.x = args->x + m * args->x_stride;
+            pass.y = args->y + m * args->y_stride;
+            pass.m = args->m * (i + 1) / passes - m;
+            if (end == n || pass.m < MANY_TILE / 2 || !many_pass(&pass, n, end, x))
+                product_block(&pass, KERN_FP8_WOVEN, true, n, next);
+        }
+    }
+}
+#endif
+
 VEC_INLINE void product(const struct kern_matmul *args, enum kern_dtype dtype, bool scaled,
                         uint32_t row_begin, uint32_t row_end)
 {
@@ -173,6 +199,10 @@ VEC_INLINE void product(const struct kern_matmul *args, enum kern_dtype dtype, b
 #else
     if (dtype == KERN_FP8_WOVEN && args->m > 0 && args->m <= WOVEN_M) {
         woven_product(args, row_begin, row_end);
+        return;
+    }
+    if (dtype == KERN_FP8_WOVEN && args->m >= MANY_MIN && args->w->scale_cols <= PANEL_K) {
+        woven_product_many(args, row_begin, row_end);
         return;
     }
 #endif

@@ -1,12 +1,12 @@
 /* Woven FP8 (kernels/weave.h) against up to WOVEN_M operand rows, which are made larger, for the
- * AVX2 set. Part of simd.h.
+ * AVX2 set; against more: simd_woven_many.h. Part of simd.h.
  *
  * Sixteen registers hold no cut of x. Instead several groups share what is loaded of it, row by row
  * of a cut. They lie a part of the range apart: as many streams of memory, for the prefetcher draws
  * from one alone but two thirds of what DRAM gives a thread (README.md). Ranges that are no whole
  * cuts, and rows that make up no whole group, are left to product_few. */
 
-enum { WOVEN_M = 8, WOVEN_STREAMS = 4, WOVEN_TOGETHER = 4 };
+enum { WOVEN_M = 4, WOVEN_STREAMS = 4, WOVEN_TOGETHER = 4 };
 enum { WOVEN_HALF = 32, WOVEN_HALVES = KERN_WOVEN_CUT / WOVEN_HALF };
 
 /* Of groups that are worked on together, the totals of their rows by operand row. */
@@ -224,6 +224,21 @@ VEC_INLINE bool woven_whole(const struct kern_matmul *args, uint32_t n)
 
 enum { WOVEN_ROOM = 65536 }; /* floats for which there is room on a stack */
 
+/* The end of whole groups from row n on, which each have the same scales; n where there is none. */
+VEC_INLINE uint32_t woven_groups_end(const struct kern_matmul *args, uint32_t n, uint32_t row_end)
+{
+    while (n % KERN_WOVEN_ROWS == 0 && n + KERN_WOVEN_ROWS <= row_end && woven_whole(args, n))
+        n += KERN_WOVEN_ROWS;
+    return n;
+}
+
+/* The end of rows from n on that make up no such group. */
+VEC_INLINE uint32_t woven_rest_end(uint32_t n, uint32_t row_end)
+{
+    const uint32_t next = n / KERN_WOVEN_ROWS * KERN_WOVEN_ROWS + KERN_WOVEN_ROWS;
+    return next < row_end ? next : row_end;
+}
+
 /* Woven weights come out 2^-120 too small: against an x that is 2^120 as large each multiply-add
  * gives the bits that the values give. */
 static __attribute__((noinline)) void woven_product(const struct kern_matmul *args,
@@ -242,16 +257,14 @@ static __attribute__((noinline)) void woven_product(const struct kern_matmul *ar
         return;
     }
     for (uint32_t n = row_begin, next; n < row_end; n = next) {
-        const uint32_t begin = (n + KERN_WOVEN_ROWS - 1) / KERN_WOVEN_ROWS * KERN_WOVEN_ROWS;
-        next = n;
-        while (n == begin && next + KERN_WOVEN_ROWS <= row_end && woven_whole(args, next))
-            next += KERN_WOVEN_ROWS;
+        next = woven_groups_end(args, n, row_end);
         if (next > n) {
             woven_range(&enlarged, n, next);
             continue;
         }
-        next = n == begin ? n + KERN_WOVEN_ROWS : begin;
-        next = next < row_end ? next : row_end;
+        next = woven_rest_end(n, row_end);
         product_few(args, KERN_FP8_WOVEN, true, n, next);
     }
 }
+
+#include "kernels/cpu/simd_woven_many.h"

@@ -274,7 +274,9 @@ static void product_chunk(void *context, uint32_t chunk, unsigned thread)
     void (*const product)(const struct kern_matmul *, uint32_t, uint32_t) =
         job->x16 ? job->ops->matmul_x16 : job->x8 ? job->ops->matmul_x8 : job->ops->matmul;
     uint32_t unit = w.tiled ? kern_tile_rows(w.dtype) : w.rows / job->chunks;
-    if (w.dtype == KERN_FP8_WOVEN && unit < KERN_WOVEN_ROWS) unit = KERN_WOVEN_ROWS;
+    /* As many as the engine gives out at once, or copying their operands shows. */
+    const uint32_t woven_unit = job->m > 4 ? 4 * KERN_WOVEN_ROWS : KERN_WOVEN_ROWS;
+    if (w.dtype == KERN_FP8_WOVEN && unit < woven_unit) unit = woven_unit;
     const uint32_t units = w.rows / unit;
     product(&args, units * chunk / job->chunks * unit, units * (chunk + 1) / job->chunks * unit);
 }

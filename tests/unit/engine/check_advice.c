@@ -177,8 +177,8 @@ static void count_margins(void *context, const struct pred_context *row, uint32_
     seen->wrong += chosen != run.stack.shape.top_k;
 }
 
-/* The model's own gates, a layer or two early, know more than habit does; right before the layer they
- * know more than early. */
+/* The model's own gates, a layer or two early, know more than habit does; right before the layer
+ * they know more than early. */
 START_TEST(gates_look_ahead)
 {
     static const char *const settings[][6] = {

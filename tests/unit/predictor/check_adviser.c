@@ -240,7 +240,8 @@ START_TEST(own_gates_have_the_last_word)
             pred_adviser_end(w.adviser, PRED_LEARN);
         }
         uint64_t sure = trust[7][0] + trust[8][0] + trust[9][0];
-        ck_assert_msg(sure > 15000, "%s: %llu hints are likely", names[c], (unsigned long long)sure);
+        ck_assert_msg(sure > 15000, "%s: %llu hints are likely", names[c],
+                      (unsigned long long)sure);
         for (unsigned t = 0; t < 10; t++) {
             if (trust[t][0] < 1000) continue;
             double share = (double)trust[t][1] / (double)trust[t][0];

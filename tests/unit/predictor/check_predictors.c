@@ -199,8 +199,8 @@ START_TEST(memory_is_bounded)
 }
 END_TEST
 
-/* Margins that tell the truth are believed, alone and in the blend; lies are not. Those of a layer's
- * own gate, asked last, are believed whatever was said before. */
+/* Margins that tell the truth are believed, alone and in the blend; lies are not. Those of a
+ * layer's own gate, asked last, are believed whatever was said before. */
 START_TEST(margins_are_weighed)
 {
     static const char *const names[] = { "lookahead", "blend" };
