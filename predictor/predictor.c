@@ -160,7 +160,8 @@ static int load_check(const struct pred_predictor *p, const char *path, const ui
     }
     if (base_le_load32(bytes + 8) != VERSION) {
         return base_err_set(err, BASE_EVERSION,
-                            "%s: predictor version %" PRIu32 ", this build knows %d", path,
+                            "%s: predictor version %" PRIu32 ", this build knows %d: move the "
+                            "file away to learn anew", path,
                             base_le_load32(bytes + 8), VERSION);
     }
     header_make(want, p, state_bytes);
