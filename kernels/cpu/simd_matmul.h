@@ -197,12 +197,9 @@ VEC_INLINE void product(const struct kern_matmul *args, enum kern_dtype dtype, b
         return;
     }
 #else
-    if (dtype == KERN_FP8_WOVEN && args->m > 0 && args->m <= WOVEN_M) {
-        woven_product(args, row_begin, row_end);
-        return;
-    }
-    if (dtype == KERN_FP8_WOVEN && args->m >= MANY_MIN && args->w->scale_cols <= PANEL_K) {
-        woven_product_many(args, row_begin, row_end);
+    if (dtype == KERN_FP8_WOVEN) {
+        if (args->m > WOVEN_M) woven_product_many(args, row_begin, row_end);
+        else if (args->m > 0) woven_product(args, row_begin, row_end);
         return;
     }
 #endif

@@ -6,7 +6,7 @@
  * order in which tiles read them, made larger as woven weights want it; a group is then in the
  * second-level cache for all tiles of the pass. */
 
-enum { MANY_MIN = 5, MANY_TILE = 8, MANY_BEST = 6, MANY_STEPS = KERN_WOVEN_CUT / KERN_LANES };
+enum { MANY_TILE = 8, MANY_BEST = 6, MANY_STEPS = KERN_WOVEN_CUT / KERN_LANES };
 
 /* Of each operand row of a tile, the totals of a group's rows. */
 struct many_totals {
