@@ -165,15 +165,19 @@ static __attribute__((noinline)) void woven_product_many(const struct kern_matmu
     const uint32_t passes = most > 0 ? (args->m + most * MANY_TILE - 1) / (most * MANY_TILE) : 1;
     const bool takes = most > 0 && woven_by_cuts(args);
     for (uint32_t n = row_begin, next; n < row_end; n = next) {
-        const uint32_t end = takes ? woven_groups_end(args, n, row_end) : n;
-        next = end > n ? end : takes ? woven_rest_end(n, row_end) : row_end;
+        next = takes ? woven_groups_end(args, n, row_end) : n;
+        if (next == n) {
+            next = takes ? woven_rest_end(n, row_end) : row_end;
+            product_block(args, KERN_FP8_WOVEN, true, n, next);
+            continue;
+        }
         for (uint32_t i = 0; i < passes; i++) {
             const uint32_t m = args->m * i / passes;
             struct kern_matmul pass = *args;
             pass.x = args->x + m * args->x_stride;
             pass.y = args->y + m * args->y_stride;
             pass.m = args->m * (i + 1) / passes - m;
-            if (end == n || pass.m < MANY_TILE / 2 || !many_pass(&pass, n, end, x))
+            if (!many_pass(&pass, n, next, x))
                 product_block(&pass, KERN_FP8_WOVEN, true, n, next);
         }
     }

@@ -13,8 +13,7 @@ struct many_totals {
     float at[MANY_TILE][KERN_WOVEN_ROWS][KERN_LANES];
 };
 
-/* Floats of one row of a tile over a cut: [half of the lanes][step][row][8], so `rows` as many make
- * up a cut. */
+/* Floats of a cut of a tile's operands: [half of the lanes][step][row][8]. */
 VEC_INLINE size_t many_cut(uint32_t rows)
 {
     return (size_t)rows * KERN_WOVEN_CUT;
@@ -125,6 +124,7 @@ static bool many_pass(const struct kern_matmul *args, uint32_t begin, uint32_t e
         for (uint32_t t = 0; t < tiles; t++) {
             const uint32_t m = args->m * t / tiles, rows = args->m * (t + 1) / tiles - m;
             const float *tile = x + (size_t)m * cols;
+            MUST(rows >= MANY_TILE / 2 && rows <= MANY_TILE);
             if (rows == 4) many_group_4(args, n, m, tile);
             else if (rows == 5) many_group_5(args, n, m, tile);
             else if (rows == 6) many_group_6(args, n, m, tile);
