@@ -181,3 +181,11 @@ for fail in 700@kernel:900 719@copy:120; do # an illegal address, a launch that 
     content
     echo "$fail: exit code 1 after $ms ms, $saved experts saved; $(grep -o 'warm .*restored in.*' "$work/server.log")"
 done
+
+echo '== gates that a card does not ask ahead'
+for setting in predictor.lookahead=1 predictor.lookahead_own=true; do
+    if "$emulated" --check-config --set tiers.hbm.device=cuda --set tiers.hbm.capacity=1GiB --set "$setting" \
+        >"$work/out" 2>&1; then fail "$setting is not refused"; fi
+    grep -qF "${setting%=*} cannot take effect with tiers.hbm.device: cuda" "$work/out" ||
+        fail "$setting: $(cat "$work/out")"
+done
