@@ -403,6 +403,15 @@ void pred_adviser_foretell(struct pred_adviser *a, const uint32_t *ids)
     a->foretold = ids;
 }
 
+/* Of layers before `to`, none of which is routed. */
+static uint32_t predict_first(struct pred_adviser *a, uint32_t to, const struct tier_hint **hints)
+{
+    *hints = a->out;
+    if (a->predicted == 0) return 0;
+    for (uint32_t l = 0; l < to; l++) predict(a, l, 0);
+    return gather(a, 0, to, -1, hints);
+}
+
 uint32_t pred_adviser_begin(struct pred_adviser *a, const uint64_t *seqs, const uint32_t *tokens,
                             const uint8_t *phases, uint32_t count, const struct tier_hint **hints)
 {
@@ -413,11 +422,7 @@ uint32_t pred_adviser_begin(struct pred_adviser *a, const uint64_t *seqs, const 
     a->routed = 0;
     a->stats.steps++;
     a->stats.rows += count;
-    *hints = a->out;
-    if (a->predicted == 0) return 0;
-    uint32_t to = a->options.whole_pass ? a->layers : a->options.lead;
-    for (uint32_t l = 0; l < to; l++) predict(a, l, 0);
-    return gather(a, 0, to, -1, hints);
+    return predict_first(a, a->options.whole_pass ? a->layers : a->options.lead, hints);
 }
 
 bool pred_adviser_wants(const struct pred_adviser *a)
@@ -434,10 +439,18 @@ static void keep_margins(struct pred_adviser *a, uint32_t asking, uint32_t layer
     }
 }
 
-void pred_adviser_gate(struct pred_adviser *a, uint32_t layer, uint32_t later, const float *margins)
+void pred_adviser_gate(struct pred_adviser *a, int32_t layer, uint32_t later, const float *margins)
 {
-    MUST(later > layer && later < a->layers && later - layer <= a->options.ahead);
-    keep_margins(a, later - layer - 1, later, margins);
+    uint32_t next = (uint32_t)(layer + 1);
+    MUST(layer >= -1 && later >= next && later < a->layers && later - next < a->options.ahead);
+    keep_margins(a, later - next, later, margins);
+}
+
+uint32_t pred_adviser_before(struct pred_adviser *a, const struct tier_hint **hints)
+{
+    MUST(a->routed == 0);
+    uint32_t asked = a->options.ahead < a->layers ? a->options.ahead : a->layers;
+    return predict_first(a, asked, hints);
 }
 
 uint32_t pred_adviser_own(struct pred_adviser *a, uint32_t layer, const float *margins,

@@ -3,6 +3,8 @@
  *
  *      begin(rows)           the tokens of the step are known, nothing of their routing yet:
  *                            hints for layers 0 .. lead-1, or for all of them (whole_pass)
+ *      before()              gates were asked in the dense layer before the first layer with
+ *                            experts: the first hints again, by what is known now
  *      routed(layer, ids)    a gate has spoken: hints for the next `lead` layers by all that is
  *                            known now; what was refused before may be taken this time
  *      own(layer, margins)   the layer's own gate was asked right before its attention: hints for
@@ -77,11 +79,14 @@ uint32_t pred_adviser_begin(struct pred_adviser *adviser, const uint64_t *seqs,
                             const struct tier_hint **hints);
 
 /* Before `routed` of a layer: what the gate of a later one says of this layer's hidden state, as
- * margins (predictor.h) [rows x experts]; `options.ahead` layers on at most. False: nobody would
+ * margins (predictor.h) [rows x experts]; `options.ahead` layers on at most. Layer -1: the dense one
+ * before layer 0. False: nobody would
  * hear it, since the step is not followed whole. */
 bool pred_adviser_wants(const struct pred_adviser *adviser);
-void pred_adviser_gate(struct pred_adviser *adviser, uint32_t layer, uint32_t later,
+void pred_adviser_gate(struct pred_adviser *adviser, int32_t layer, uint32_t later,
                        const float *margins);
+/* After the gates that layer -1 asks; before anything is routed. */
+uint32_t pred_adviser_before(struct pred_adviser *adviser, const struct tier_hint **hints);
 /* After `routed` of the layer before, with `options.own`: what a layer's gate says of what enters
  * it. */
 uint32_t pred_adviser_own(struct pred_adviser *adviser, uint32_t layer, const float *margins,

@@ -64,7 +64,7 @@ static inline uint32_t pred_context_asking(const struct pred_context *context,
 {
     uint32_t between = layer - context->known;
     if (between == 0 && pred_context_has(context, shape, PRED_OWN, layer)) return PRED_OWN;
-    return between < PRED_AHEAD_MAX && between < layer &&
+    return between < PRED_AHEAD_MAX && between <= layer &&
            pred_context_has(context, shape, between, layer) ? between : PRED_NOT_ASKED;
 }
 

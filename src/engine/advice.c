@@ -355,12 +355,21 @@ bool eng_advice_after_shared(const struct eng_advice *a)
     return a && !a->rests && a->room.shared && pred_adviser_wants(a->adviser);
 }
 
-void eng_advice_gate(struct eng_advice *a, uint32_t moe_layer, uint32_t later, uint64_t begin_ns)
+void eng_advice_gate(struct eng_advice *a, int32_t moe_layer, uint32_t later, uint64_t begin_ns)
 {
     pred_adviser_gate(a->adviser, moe_layer, later, a->room.margins);
     uint64_t ns = base_now_ns() - begin_ns;
     a->step_ns += ns;
     a->ahead_ns += ns;
+}
+
+void eng_advice_before(struct eng_advice *a)
+{
+    uint64_t begin_ns = base_now_ns();
+    const struct tier_hint *hints;
+    uint32_t n = pred_adviser_before(a->adviser, &hints);
+    give(a, hints, n);
+    a->step_ns += base_now_ns() - begin_ns;
 }
 
 void eng_advice_own(struct eng_advice *a, uint32_t moe_layer, uint64_t begin_ns)

@@ -2,6 +2,8 @@
  * tiers.
  *
  *      begin   tokens of the step are known          ──> tier_hint
+ *      before  gates were asked in the dense layer
+ *              before the first with experts         ──> tier_hint for the first layers
  *      own     a layer's gate was asked with what
  *              enters it, before its attention       ──> tier_hint for this layer
  *      routed  a gate has spoken, its demand reads
@@ -104,9 +106,12 @@ struct eng_lookahead_room {
 bool eng_advice_looks_ahead(struct eng_advice *advice, struct eng_lookahead_room *room);
 bool eng_advice_after_shared(const struct eng_advice *advice);
 /* room.margins are those of a later layer, seen from `moe_layer`, worked on since begin_ns. Before
- * routed of moe_layer. */
-void eng_advice_gate(struct eng_advice *advice, uint32_t moe_layer, uint32_t later,
+ * routed of moe_layer; of -1, the dense layer before the first with experts, before
+ * eng_advice_before. */
+void eng_advice_gate(struct eng_advice *advice, int32_t moe_layer, uint32_t later,
                      uint64_t begin_ns);
+/* Layer -1 has asked its gates: hints by what they said. */
+void eng_advice_before(struct eng_advice *advice);
 /* The same of moe_layer's own gate, right before its attention. */
 void eng_advice_own(struct eng_advice *advice, uint32_t moe_layer, uint64_t begin_ns);
 /* For measurements: the adviser, NULL for NULL. */

@@ -143,8 +143,12 @@ void eng_forward(struct eng_core *core, const struct eng_batch *batch)
         by_row(&pass, ENG_OP_ADD, row_add);
         pass.weight = layer->ffn_norm;
         by_row(&pass, ENG_OP_NORM, row_norm);
-        if (layer->moe_layer >= 0) eng_moe(core, layer, batch);
-        else dense(core, layer, batch);
+        if (layer->moe_layer >= 0) {
+            eng_moe(core, layer, batch);
+        } else {
+            if (core->advice) eng_lookahead_dense(core, layer, batch);
+            dense(core, layer, batch);
+        }
         by_row(&pass, ENG_OP_ADD, row_add);
         eng_poll(core);
         if (core->profile) eng_profile_layer(core->profile, layer_ns);

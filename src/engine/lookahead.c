@@ -127,19 +127,37 @@ static void ask(struct eng_core *core, const struct eng_layer *layer, const stru
                  row_margins, &pass);
 }
 
+static void ask_later(struct eng_core *core, const struct eng_layer *layer,
+                      const struct eng_batch *batch, const struct eng_lookahead_room *room)
+{
+    for (uint32_t n = 1; n <= room->layers; n++) {
+        uint64_t begin_ns = base_now_ns();
+        const struct eng_layer *later = find(core, layer, layer->moe_layer + (int32_t)n);
+        if (!later) return;
+        ask(core, later, batch, room);
+        eng_advice_gate(core->advice, layer->moe_layer, (uint32_t)later->moe_layer, begin_ns);
+    }
+}
+
 void eng_lookahead(struct eng_core *core, const struct eng_layer *layer,
                    const struct eng_batch *batch)
 {
     struct eng_lookahead_room room;
-    if (!eng_advice_looks_ahead(core->advice, &room)) return;
-    for (uint32_t n = 1; n <= room.layers; n++) {
-        uint64_t begin_ns = base_now_ns();
-        const struct eng_layer *later = find(core, layer, layer->moe_layer + (int32_t)n);
-        if (!later) return;
-        ask(core, later, batch, &room);
-        eng_advice_gate(core->advice, (uint32_t)layer->moe_layer, (uint32_t)later->moe_layer,
-                        begin_ns);
-    }
+    if (eng_advice_looks_ahead(core->advice, &room)) ask_later(core, layer, batch, &room);
+}
+
+void eng_lookahead_dense(struct eng_core *core, const struct eng_layer *layer,
+                         const struct eng_batch *batch)
+{
+    struct eng_lookahead_room room;
+    const struct eng_layer *end = core->weights.layers + core->shape->layers;
+    if (layer + 1 == end || layer[1].moe_layer != 0) return;
+    if (!eng_advice_looks_ahead(core->advice, &room) || room.layers == 0) return;
+    uint64_t op_ns = eng_op_begin(core->profile);
+    room.shared = false;        /* it has none */
+    ask_later(core, layer, batch, &room);
+    eng_advice_before(core->advice);
+    eng_op_end(core->profile, ENG_OP_HINTS, op_ns);
 }
 
 void eng_lookahead_own(struct eng_core *core, const struct eng_layer *layer,

@@ -157,7 +157,7 @@ START_TEST(what_was_learned_survives)
 END_TEST
 
 struct seen {
-    uint64_t layers, wrong, near;
+    uint64_t layers, wrong, near, first;
 };
 
 /* As many experts as a gate chooses are not below the last that it would choose. */
@@ -174,6 +174,7 @@ static void count_margins(void *context, const struct pred_context *row, uint32_
     for (uint32_t e = 0; e < shape.experts; e++) chosen += margins[e] >= 0;
     seen->layers++;
     seen->near += layer == row->known;
+    seen->first += layer == 0;
     seen->wrong += chosen != run.stack.shape.top_k;
 }
 
@@ -203,6 +204,7 @@ START_TEST(gates_look_ahead)
         ck_assert_uint_eq(seen.wrong, 0);
         ck_assert(i == 0 ? seen.layers == 0 : seen.near > 100 && seen.layers >= seen.near);
         ck_assert((seen.layers > seen.near) == (i == 1 || i == 2));
+        ck_assert((seen.first > 0) == (i > 0));         /* pebble's layer 0 is a dense one */
         ck_assert(i == 0 ? m.lookahead_seconds == 0 : m.lookahead_seconds > 0);
         run_close(&run);
     }

@@ -234,7 +234,9 @@ START_TEST(own_gates_have_the_last_word)
                     trust[tenth][1] += is_asked(&w, count, l, hints[i].expert);
                 }
                 for (uint32_t i = 0; i < count * EXPERTS; i++) margins[i] = 0;
-                if (c && l + 1 < LAYERS) pred_adviser_gate(w.adviser, l, l + 1, margins);
+                if (c && l + 1 < LAYERS) {
+                    pred_adviser_gate(w.adviser, (int32_t)l, l + 1, margins);
+                };
                 pred_adviser_routed(w.adviser, l, w.ids[l], &hints);
             }
             pred_adviser_end(w.adviser, PRED_LEARN);
@@ -247,6 +249,60 @@ START_TEST(own_gates_have_the_last_word)
             double share = (double)trust[t][1] / (double)trust[t][0];
             ck_assert_msg(fabs(share - (t + 0.5) / 10) < 0.12, "%s: hints of %u0%% came true in "
                           "%.1f%%", names[c], t, 100 * share);
+        }
+        world_end(&w);
+    }
+}
+END_TEST
+
+/* Gates that the dense layer before all others asks: hints of as many layers as they look ahead,
+ * which the first hints of the step could not know, as likely as they say. */
+START_TEST(gates_of_the_dense_layer_before)
+{
+    static const char *const names[] = { "lookahead", "blend" };
+    for (int c = 0; c < 4; c++) {
+        struct world w;
+        struct pred_adviser_options options = plain();
+        const struct tier_hint *hints;
+        static float margins[3 * EXPERTS];
+        uint64_t trust[10][2] = { { 0 } };
+        options.ahead = 1 + (uint32_t)c / 2;
+        options.lead = 2;
+        world_begin(&w, names[c % 2], options, 14 + (uint64_t)c);
+        w.noise = 1;            /* nothing else tells */
+        for (int step = 0; step < 3000; step++) {
+            uint32_t count = 1 + (uint32_t)step % 3, n;
+            draw(&w, count, 0);
+            begin(&w, count, &hints);
+            for (uint32_t l = 0; l < options.ahead; l++) {
+                for (uint32_t i = 0; i < count * EXPERTS; i++) margins[i] = -2;
+                for (uint32_t i = 0; i < count * TOP_K; i++) {
+                    uint32_t e = w.ids[l][i];
+                    if (base_rng_unit(&w.rng) < 0.2) e = (uint32_t)base_rng_below(&w.rng, EXPERTS);
+                    margins[i / TOP_K * EXPERTS + e] = 1;
+                }
+                pred_adviser_gate(w.adviser, -1, l, margins);
+            }
+            n = pred_adviser_before(w.adviser, &hints);
+            check_hints(hints, n, -1, 0, options.ahead);
+            for (uint32_t i = 0; step >= 1500 && i < n; i++) {
+                unsigned tenth = (unsigned)fminf(hints[i].probability * 10, 9);
+                trust[tenth][0]++;
+                trust[tenth][1] += is_asked(&w, count, hints[i].layer, hints[i].expert);
+            }
+            for (uint32_t l = 0; l < LAYERS; l++) {
+                pred_adviser_routed(w.adviser, l, w.ids[l], &hints);
+            }
+            pred_adviser_end(w.adviser, PRED_LEARN);
+        }
+        uint64_t sure = trust[7][0] + trust[8][0] + trust[9][0];
+        ck_assert_msg(sure > 4000 * options.ahead, "%s: %llu hints are likely", names[c % 2],
+                      (unsigned long long)sure);
+        for (unsigned t = 0; t < 10; t++) {
+            if (trust[t][0] < 1000) continue;
+            double share = (double)trust[t][1] / (double)trust[t][0];
+            ck_assert_msg(fabs(share - (t + 0.5) / 10) < 0.12, "%s: hints of %u0%% came true in "
+                          "%.1f%%", names[c % 2], t, 100 * share);
         }
         world_end(&w);
     }
@@ -300,6 +356,7 @@ int main(void)
     tcase_add_test(t, tables_find_what_is_asked);
     tcase_add_test(t, any_batch_any_bound);
     tcase_add_test(t, own_gates_have_the_last_word);
+    tcase_add_test(t, gates_of_the_dense_layer_before);
     tcase_add_test(t, long_prompts_are_not_guessed);
     tcase_add_test(t, refusals);
     suite_add_tcase(suite, t);
