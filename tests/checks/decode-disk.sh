@@ -14,8 +14,10 @@ fi
 [ -f "$work/int8-tiles/expertier.index" ] ||
     "$bin/tier-pack" repack "$work/int8" --to "$work/int8-tiles" --order tiles --quiet
 bad=0
-"$python" tests/peers/decode_disk uniform "$work/int8" --pack "$work/int8-tiles" --build "$EXPERTIER_BUILD" --rounds "${ROUNDS:-5}" \
-    --set engine.activations=int8 || bad=1
+for gates in own uniform; do
+    "$python" tests/peers/decode_disk "$gates" "$work/int8" --pack "$work/int8-tiles" --build "$EXPERTIER_BUILD" \
+        --rounds "${ROUNDS:-5}" --set engine.activations=int8 || bad=1
+done
 routing=${EXPERTIER_DATA:-/nowhere}/routing/gptoss20b_dev.jsonl.xz
 if [ -f "$routing" ]; then
     model_of gptoss gptoss

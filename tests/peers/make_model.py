@@ -2,7 +2,8 @@
 """Writes a random checkpoint of DeepSeek geometry, and the same weights as GGUF for peers.
 
 Weights are FP8 e4m3 codes of a normal distribution with one scale per 128 x 128 block; the GGUF holds the very same
-values rounded to Q8_0. Routing of random weights is uniform: such a model measures bytes and operations, not quality.
+values rounded to Q8_0. Such a model measures bytes and operations, not quality. Its gates choose uniformly, and what a block
+adds to the residual stream changes little of what the next gate chooses, as in trained models.
 Needs numpy; --gguf needs the package gguf.
 """
 import argparse
@@ -315,12 +316,17 @@ def main():
         if dtype == "F8_E4M3":
             return codes[rng.integers(0, 65536, n, dtype=np.uint16)].tobytes()
         if name.endswith("_scale_inv"):
-            # Codes have standard deviation 64: this makes the matrix's 0.02, the usual initialisation.
-            return (0.02 / 64 * rng.uniform(0.8, 1.25, n)).astype("<f4").tobytes()
+            # Codes have standard deviation 64: this makes the matrix's 0.02, the usual initialisation; of what is added to the
+            # residual stream less, as GPT-2 and Megatron-LM begin. With 0.02 everywhere attention's mean of all tokens
+            # drowns the token from the third layer on: three quarters of a layer's lookups went to a tenth of its experts.
+            share = 1 / (2 * g["layers"]) ** 0.5 if "o_proj" in name or "down_proj" in name else 1
+            return (share * 0.02 / 64 * rng.uniform(0.8, 1.25, n)).astype("<f4").tobytes()
         if name.endswith("e_score_correction_bias"):
             return rng.uniform(0.0, 0.05, n).astype("<f4").tobytes()
         if "norm" in name:
             return bf16(1 + 0.1 * rng.standard_normal(n, np.float32))
+        if "embed" in name:     # torch.nn.Embedding's own
+            return bf16(rng.standard_normal(n, np.float32))
         return bf16(0.02 * rng.standard_normal(n, np.float32))
 
     last = [-1]
