@@ -109,6 +109,7 @@ int pred_timed_create(struct pred_timed **out, const struct pred_timed_config *c
     if (config->decide.prefetch) {
         tier_governor_init(&t->governor, &t->config.governor);
         t->copy_pace = t->governor;
+        t->copy_pace.options.even = true;
     }
     slots_count(t);
     if (config->start_full) fill(t);

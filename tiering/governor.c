@@ -19,6 +19,9 @@ enum {
 #define HARMS_ABOVE 1.15
 #define RISE 0.2                /* of the way to 1 that the least probability rises at once */
 #define FALL 0.9
+/* Worth a read that no idle time hides. With a model's own gates asked ahead a virtual disk gave 1 to
+ * 13% more tokens a second from 0.9 on, nothing from 0.8 on (docs/benchmarks.md). */
+#define SURE 0.9
 #define PACE_PART 0.125         /* of a step in the means of idle and fetch time */
 #define IDLE_STEP 0.05          /* of a fetch: what idle time may grow by from nothing */
 
@@ -66,9 +69,10 @@ double tier_governor_worth(const struct tier_governor *g, uint32_t distance, uin
     if (p->fetch_ns <= 0) return 1;
     /* The acquires between want their own experts: what is on its way then is in their way. */
     double room = p->idle_ns * (1 + (distance - 1) * p->quiet) - p->fetch_ns * ahead;
-    if (room <= 0) return 1;
-    double lost = room < p->fetch_ns ? p->fetch_ns - room : 0;
-    return (lost + p->work_ns) / (p->fetch_ns + p->work_ns) + g->options.displaced;
+    double lost = room > p->fetch_ns ? 0 : room > 0 ? p->fetch_ns - room : p->fetch_ns;
+    double worth = (lost + p->work_ns) / (p->fetch_ns + p->work_ns);
+    if (!g->options.even && worth > SURE) worth = SURE;
+    return worth + g->options.displaced;
 }
 
 bool tier_governor_admit(struct tier_governor *g, float probability, uint32_t idle)

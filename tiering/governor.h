@@ -17,7 +17,7 @@
  * A probe that stalls far more than the window before it ends half way.
  *
  * A read ahead pays where it hides in time that nothing else fills, so a saturated disk admits
- * next to nothing from the start (worth). Beside that the least probability follows the bytes: it
+ * only what is as good as sure from the start (worth). Beside that the least probability follows the bytes: it
  * rises while more was wasted than `waste_max` allows for each byte that was needed, and falls
  * again to its floor when there is room.
  *
@@ -40,6 +40,7 @@ struct tier_governor_options {
     double probability_min;     /* never worth less than this */
     double displaced;           /* chance that what leaves for a fetch would have been asked for,
                                  * where the policy does not weigh that itself */
+    bool even;                  /* gives as much in bursts as without a pause: no disk does */
     bool fixed;                 /* stays on, at the floor */
 };
 
@@ -102,8 +103,9 @@ void tier_governor_pace(struct tier_governor *governor, const struct tier_govern
  * acquires before its own and behind `ahead` others that are under way. Fetched in time that is
  * idle anyway it costs nothing but the work of taking it in; idle time before an acquire nearer
  * than its own is there only if that one asks for nothing. What does not fit in there only moves a
- * wait forward, and is lost if the expert is not asked for. 1 or more before anything was measured
- * and where nothing is worth it, 0 when fixed. */
+ * wait forward, and is lost if the expert is not asked for; but a disk that never runs dry gives
+ * more than one that is asked in bursts, so what is sure is worth it anyway. 1 or more before
+ * anything was measured and where nothing is worth it, 0 when fixed. */
 double tier_governor_worth(const struct tier_governor *governor, uint32_t distance,
                            uint32_t ahead);
 

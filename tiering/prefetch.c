@@ -44,6 +44,7 @@ int tier_prefetch_settle(struct tier *t, bool first, struct base_err *err)
     uint64_t spare = slots_to_spare(t), wanted = c->prefetch_per_layer;
     tier_governor_init(&t->governor, &options);
     t->copy_pace = t->governor;
+    t->copy_pace.options.even = true;
     t->prefetch = c->prefetch != 0;
     t->prefetch_per_layer = (uint32_t)(spare < wanted ? spare : wanted);
     t->prefetch_degraded = t->prefetch && spare < wanted;

@@ -185,7 +185,8 @@ static void pace(struct tier_governor *g, double idle, double fetch, double work
 }
 
 /* A fetch ahead that hides in idle time is worth it at any odds, one that only moves a wait forward
- * at none; in between the odds must be better the less of it is hidden. */
+ * where it is as good as sure, and at none where bursts cost nothing; in between the odds must be
+ * better the less of it is hidden. */
 START_TEST(worth_follows_idle_time)
 {
     struct tier_governor g = make(false), fixed = make(true);
@@ -197,10 +198,17 @@ START_TEST(worth_follows_idle_time)
     ck_assert_double_eq_tol(tier_governor_worth(&g, 2, 0), 0.55, 1e-9);
     ck_assert_double_eq(tier_governor_worth(&g, 7, 0), 0);      /* 120 ns for 100 */
     ck_assert_double_eq_tol(tier_governor_worth(&g, 7, 1), 0.8, 1e-9);  /* behind another: 20 */
+    ck_assert_double_eq(tier_governor_worth(&g, 2, 1), 0.9);
+    g.options.displaced = 0.05;
+    ck_assert_double_eq_tol(tier_governor_worth(&g, 2, 1), 0.95, 1e-9);
+    g.options.displaced = 0;
+    g.options.even = true;
     ck_assert_double_eq(tier_governor_worth(&g, 2, 1), 1);
     /* The disk fills up: soon nothing is worth it but what is certain. */
     for (int i = 0; i < 100; i++) pace(&g, 1, 100, 0, 0.5);
     ck_assert_double_gt(tier_governor_worth(&g, 1, 0), 0.98);
+    g.options.even = false;
+    ck_assert_double_eq(tier_governor_worth(&g, 1, 0), 0.9);
     /* What cannot be a time changes nothing. */
     struct tier_governor before = g;
     pace(&g, 5, 0, 0, 0.5);
