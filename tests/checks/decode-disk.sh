@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# decode with 30% of the model's bytes as memory: 0.85 of the disk's limit; gpt-oss-20b's routing beside Belady's bytes
+# decode with 30% of the model's bytes as memory: 0.85 of the disk's limit by its own gates and by draws; gpt-oss-20b's routing beside Belady's bytes
 # usage: PYTHON=... decode-disk [FOLDER]: keeps the models there for another run (28 GB); root, for a memory cgroup
 # (tests/peers/decode_disk says what is measured, and how; the ratio to llama.cpp is the check `peers`)
 set -euo pipefail
