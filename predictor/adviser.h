@@ -79,9 +79,8 @@ uint32_t pred_adviser_begin(struct pred_adviser *adviser, const uint64_t *seqs,
                             const struct tier_hint **hints);
 
 /* Before `routed` of a layer: what the gate of a later one says of this layer's hidden state, as
- * margins (predictor.h) [rows x experts]; `options.ahead` layers on at most. Layer -1: the dense one
- * before layer 0. False: nobody would
- * hear it, since the step is not followed whole. */
+ * margins (predictor.h) [rows x experts]; `options.ahead` layers on at most. Layer -1: the dense
+ * one before layer 0. False: nobody would hear it, since the step is not followed whole. */
 bool pred_adviser_wants(const struct pred_adviser *adviser);
 void pred_adviser_gate(struct pred_adviser *adviser, int32_t layer, uint32_t later,
                        const float *margins);

@@ -19,8 +19,8 @@ enum {
 #define HARMS_ABOVE 1.15
 #define RISE 0.2                /* of the way to 1 that the least probability rises at once */
 #define FALL 0.9
-/* Worth a read that no idle time hides. With a model's own gates asked ahead a virtual disk gave 1 to
- * 13% more tokens a second from 0.9 on, nothing from 0.8 on (docs/benchmarks.md). */
+/* Worth a read that no idle time hides. With a model's own gates asked ahead a virtual disk gave 1
+ * to 13% more tokens a second from 0.9 on, nothing from 0.8 on (docs/benchmarks.md). */
 #define SURE 0.9
 #define PACE_PART 0.125         /* of a step in the means of idle and fetch time */
 #define IDLE_STEP 0.05          /* of a fetch: what idle time may grow by from nothing */

@@ -17,9 +17,9 @@
  * A probe that stalls far more than the window before it ends half way.
  *
  * A read ahead pays where it hides in time that nothing else fills, so a saturated disk admits
- * only what is as good as sure from the start (worth). Beside that the least probability follows the bytes: it
- * rises while more was wasted than `waste_max` allows for each byte that was needed, and falls
- * again to its floor when there is room.
+ * only what is as good as sure from the start (worth). Beside that the least probability follows
+ * the bytes: it rises while more was wasted than `waste_max` allows for each byte that was needed,
+ * and falls again to its floor when there is room.
  *
  * Pure: no clock, no IO, no allocation. The live tiers and the replay on a virtual clock run this
  * very code. What it changes is told as the text of a setting, so that a trace says when prefetch

@@ -11,8 +11,8 @@
  * plan.branch holds the shared experts' output already. */
 void eng_lookahead(struct eng_core *core, const struct eng_layer *layer,
                    const struct eng_batch *batch);
-/* The same in a dense layer, as its own block gets the stream: asks where the next layer is the first
- * one with experts, whose gate nobody would ask ahead otherwise. */
+/* The same in a dense layer, as its own block gets the stream: asks where the next layer is the
+ * first one with experts, whose gate nobody would ask ahead otherwise. */
 void eng_lookahead_dense(struct eng_core *core, const struct eng_layer *layer,
                          const struct eng_batch *batch);
 /* Of `layer` itself, before its attention; plan.hidden holds what enters it. */
