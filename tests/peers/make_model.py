@@ -318,7 +318,7 @@ def main():
         if name.endswith("_scale_inv"):
             # Codes have standard deviation 64: this makes the matrix's 0.02, the usual initialisation; of what is added to the
             # residual stream less, as GPT-2 and Megatron-LM begin. With 0.02 everywhere attention's mean of all tokens
-            # drowns the token from the third layer on: three quarters of a layer's lookups went to a tenth of its experts.
+            # drowns the token: in the last layers nine lookups in ten went to a tenth of the experts.
             share = 1 / (2 * g["layers"]) ** 0.5 if "o_proj" in name or "down_proj" in name else 1
             return (share * 0.02 / 64 * rng.uniform(0.8, 1.25, n)).astype("<f4").tobytes()
         if name.endswith("e_score_correction_bias"):

@@ -92,10 +92,40 @@ static void check_hints(const struct tier_hint *hints, uint32_t n, int64_t here,
     }
 }
 
-/* One step through all layers, hints checked; `trust[10][2]` counts hints of the layer one ahead by
- * tenth of probability: given, right. Adds up a hash of all hints. */
+/* Of hints, by the tenth that their probability lies in: how many, and how many came true. */
+struct trust {
+    uint64_t given[10], right[10];
+};
+
+static void trust_add(struct trust *t, const struct world *w, uint32_t count,
+                      const struct tier_hint *hint)
+{
+    unsigned tenth = (unsigned)fminf(hint->probability * 10, 9);
+    t->given[tenth]++;
+    t->right[tenth] += is_asked(w, count, hint->layer, hint->expert);
+}
+
+/* `count`: rows of a step at most, for the message. */
+static void trust_check(const struct trust *t, const char *name, uint32_t count)
+{
+    for (unsigned i = 0; i < 10; i++) {
+        if (t->given[i] < 1000) continue;
+        double share = (double)t->right[i] / (double)t->given[i];
+        ck_assert_msg(fabs(share - (i + 0.5) / 10) < 0.12, "%s, batch of %u: hints of %u0%% came "
+                      "true in %.1f%%", name, count, i, 100 * share);
+    }
+}
+
+static void trust_check_likely(const struct trust *t, const char *name, uint64_t least)
+{
+    uint64_t likely = t->given[7] + t->given[8] + t->given[9];
+    ck_assert_msg(likely > least, "%s: %llu hints are likely", name, (unsigned long long)likely);
+}
+
+/* One step through all layers, hints checked; `trust` counts those of the layer one ahead. Adds up
+ * a hash of all hints. */
 static uint64_t one_step(struct world *w, uint32_t count, uint32_t prefill, uint32_t lead,
-                         bool whole, uint64_t trust[10][2])
+                         bool whole, struct trust *trust)
 {
     const struct tier_hint *hints;
     uint64_t hash = 7;
@@ -106,10 +136,7 @@ static uint64_t one_step(struct world *w, uint32_t count, uint32_t prefill, uint
         for (uint32_t i = 0; i < n; i++) {
             hash = hash * 31 + hints[i].layer * EXPERTS + hints[i].expert;
             hash = hash * 31 + (uint64_t)(hints[i].probability * 1e6f);
-            if (!trust || hints[i].distance != 1) continue;
-            unsigned tenth = (unsigned)fminf(hints[i].probability * 10, 9);
-            trust[tenth][0]++;
-            trust[tenth][1] += is_asked(w, count, hints[i].layer, hints[i].expert);
+            if (trust && hints[i].distance == 1) trust_add(trust, w, count, &hints[i]);
         }
         if (l == LAYERS) break;
         n = pred_adviser_routed(w->adviser, l, w->ids[l], &hints);
@@ -132,17 +159,11 @@ START_TEST(hints_come_true_as_said)
     for (size_t c = 0; c < sizeof names / sizeof names[0]; c++) {
         for (uint32_t count = 1; count <= 5; count += 4) {
             struct world w;
-            uint64_t trust[10][2] = { { 0 } };
+            struct trust trust = { 0 };
             world_begin(&w, names[c], plain(), 1);
             for (int i = 0; i < 700; i++) one_step(&w, count, 0, 1, false, NULL);
-            for (int i = 0; i < 1500; i++) one_step(&w, count, 0, 1, false, trust);
-            for (unsigned t = 0; t < 10; t++) {
-                if (trust[t][0] < 1000) continue;
-                double share = (double)trust[t][1] / (double)trust[t][0];
-                ck_assert_msg(fabs(share - (t + 0.5) / 10) < 0.12,
-                              "%s, batch of %u: hints of %u0%% came true in %.1f%%", names[c],
-                              count, t, 100 * share);
-            }
+            for (int i = 0; i < 1500; i++) one_step(&w, count, 0, 1, false, &trust);
+            trust_check(&trust, names[c], count);
             world_end(&w);
         }
     }
@@ -199,6 +220,17 @@ START_TEST(any_batch_any_bound)
 }
 END_TEST
 
+/* What a gate says ahead of time: four of five of the experts that it will choose. */
+static void draw_margins(struct world *w, uint32_t layer, uint32_t count, float *margins)
+{
+    for (uint32_t i = 0; i < count * EXPERTS; i++) margins[i] = -2;
+    for (uint32_t i = 0; i < count * TOP_K; i++) {
+        uint32_t e = w->ids[layer][i];
+        if (base_rng_unit(&w->rng) < 0.2) e = (uint32_t)base_rng_below(&w->rng, EXPERTS);
+        margins[i / TOP_K * EXPERTS + e] = 1;
+    }
+}
+
 /* Gates that are asked right before their layers: hints of the one layer, the last word about it,
  * for the first one too, as likely as they say. */
 START_TEST(own_gates_have_the_last_word)
@@ -209,7 +241,7 @@ START_TEST(own_gates_have_the_last_word)
         struct pred_adviser_options options = plain();
         const struct tier_hint *hints;
         static float margins[3 * EXPERTS];
-        uint64_t trust[10][2] = { { 0 } };
+        struct trust trust = { 0 };
         options.own = true;
         options.ahead = c;
         world_begin(&w, names[c], options, 4 + (uint64_t)c);
@@ -220,36 +252,22 @@ START_TEST(own_gates_have_the_last_word)
             begin(&w, count, &hints);
             ck_assert(pred_adviser_wants(w.adviser));
             for (uint32_t l = 0; l < LAYERS; l++) {
-                for (uint32_t i = 0; i < count * EXPERTS; i++) margins[i] = -2;
-                for (uint32_t i = 0; i < count * TOP_K; i++) {
-                    uint32_t e = w.ids[l][i];
-                    if (base_rng_unit(&w.rng) < 0.2) e = (uint32_t)base_rng_below(&w.rng, EXPERTS);
-                    margins[i / TOP_K * EXPERTS + e] = 1;
-                }
+                draw_margins(&w, l, count, margins);
                 n = pred_adviser_own(w.adviser, l, margins, &hints);
                 check_hints(hints, n, (int64_t)l - 1, l, l + 1);
                 for (uint32_t i = 0; step >= 1000 && i < n; i++) {
-                    unsigned tenth = (unsigned)fminf(hints[i].probability * 10, 9);
-                    trust[tenth][0]++;
-                    trust[tenth][1] += is_asked(&w, count, l, hints[i].expert);
+                    trust_add(&trust, &w, count, &hints[i]);
                 }
                 for (uint32_t i = 0; i < count * EXPERTS; i++) margins[i] = 0;
                 if (c && l + 1 < LAYERS) {
                     pred_adviser_gate(w.adviser, (int32_t)l, l + 1, margins);
-                };
+                }
                 pred_adviser_routed(w.adviser, l, w.ids[l], &hints);
             }
             pred_adviser_end(w.adviser, PRED_LEARN);
         }
-        uint64_t sure = trust[7][0] + trust[8][0] + trust[9][0];
-        ck_assert_msg(sure > 15000, "%s: %llu hints are likely", names[c],
-                      (unsigned long long)sure);
-        for (unsigned t = 0; t < 10; t++) {
-            if (trust[t][0] < 1000) continue;
-            double share = (double)trust[t][1] / (double)trust[t][0];
-            ck_assert_msg(fabs(share - (t + 0.5) / 10) < 0.12, "%s: hints of %u0%% came true in "
-                          "%.1f%%", names[c], t, 100 * share);
-        }
+        trust_check_likely(&trust, names[c], 15000);
+        trust_check(&trust, names[c], 3);
         world_end(&w);
     }
 }
@@ -265,7 +283,7 @@ START_TEST(gates_of_the_dense_layer_before)
         struct pred_adviser_options options = plain();
         const struct tier_hint *hints;
         static float margins[3 * EXPERTS];
-        uint64_t trust[10][2] = { { 0 } };
+        struct trust trust = { 0 };
         options.ahead = 1 + (uint32_t)c / 2;
         options.lead = 2;
         world_begin(&w, names[c % 2], options, 14 + (uint64_t)c);
@@ -275,35 +293,21 @@ START_TEST(gates_of_the_dense_layer_before)
             draw(&w, count, 0);
             begin(&w, count, &hints);
             for (uint32_t l = 0; l < options.ahead; l++) {
-                for (uint32_t i = 0; i < count * EXPERTS; i++) margins[i] = -2;
-                for (uint32_t i = 0; i < count * TOP_K; i++) {
-                    uint32_t e = w.ids[l][i];
-                    if (base_rng_unit(&w.rng) < 0.2) e = (uint32_t)base_rng_below(&w.rng, EXPERTS);
-                    margins[i / TOP_K * EXPERTS + e] = 1;
-                }
+                draw_margins(&w, l, count, margins);
                 pred_adviser_gate(w.adviser, -1, l, margins);
             }
             n = pred_adviser_before(w.adviser, &hints);
             check_hints(hints, n, -1, 0, options.ahead);
             for (uint32_t i = 0; step >= 1500 && i < n; i++) {
-                unsigned tenth = (unsigned)fminf(hints[i].probability * 10, 9);
-                trust[tenth][0]++;
-                trust[tenth][1] += is_asked(&w, count, hints[i].layer, hints[i].expert);
+                trust_add(&trust, &w, count, &hints[i]);
             }
             for (uint32_t l = 0; l < LAYERS; l++) {
                 pred_adviser_routed(w.adviser, l, w.ids[l], &hints);
             }
             pred_adviser_end(w.adviser, PRED_LEARN);
         }
-        uint64_t sure = trust[7][0] + trust[8][0] + trust[9][0];
-        ck_assert_msg(sure > 4000 * options.ahead, "%s: %llu hints are likely", names[c % 2],
-                      (unsigned long long)sure);
-        for (unsigned t = 0; t < 10; t++) {
-            if (trust[t][0] < 1000) continue;
-            double share = (double)trust[t][1] / (double)trust[t][0];
-            ck_assert_msg(fabs(share - (t + 0.5) / 10) < 0.12, "%s: hints of %u0%% came true in "
-                          "%.1f%%", names[c % 2], t, 100 * share);
-        }
+        trust_check_likely(&trust, names[c % 2], 4000 * options.ahead);
+        trust_check(&trust, names[c % 2], 3);
         world_end(&w);
     }
 }
