@@ -174,8 +174,9 @@ static void quantise(void)
     snprintf(to, sizeof to, "%s.int8", dir);
     struct quantize q = { .from = dir, .to = to, .dtype = KERN_DTYPE_COUNT, .dense = true,
                           .group = 32, .allow_larger = true, .threads = 1 };
-    ck_assert_msg(quantize_run(&q, &err) == 0, "%s", err.text);
+    int rc = quantize_run(&q, &err);
     quantize_fini(&q);
+    ck_assert_msg(rc == 0, "%s", err.text);
     tiny_remove(dir);
     ck_assert_int_eq(rename(to, dir), 0);
 }

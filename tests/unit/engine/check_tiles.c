@@ -53,8 +53,9 @@ static void setup(void)
                               .dtype = models[i].dtype, .dense = models[i].dense,
                               .group = models[i].group,
                               .allow_larger = true, .threads = 1 };
-        ck_assert_msg(quantize_run(&q, &err) == 0, "%s", err.text);
+        int rc = quantize_run(&q, &err);
         quantize_fini(&q);
+        ck_assert_msg(rc == 0, "%s", err.text);
     }
 }
 
