@@ -18,7 +18,8 @@
 #include "engine/ranks.h"
 #include "predictor/adviser.h"
 
-enum { ADVICE_MAGIC = 0xadf1ce00, KIND_NONE = 0 };
+enum { ADVICE_MAGIC = 0xadf1ce00, KIND_NONE = 0, AHEAD_MAX = 4, AHEAD_AUTO };
+_Static_assert((int)AHEAD_MAX <= (int)PRED_AHEAD_MAX, "the adviser takes as many");
 
 #define BASE_OPTION_OWNER struct eng_advice_config
 const struct base_option eng_advice_options[] = { ENG_ADVICE_OPTIONS(BASE_OPTION_ROW) };
@@ -65,29 +66,42 @@ static void kind_name(const struct eng_advice_config *config, char *to, size_t s
     }
 }
 
+static bool hears_gates(const char *kind)
+{
+    return strcmp(kind, "lookahead") == 0 || strcmp(kind, "blend") == 0;
+}
+
+uint32_t eng_advice_ahead(const struct eng_advice_config *config, bool card)
+{
+    char kind[32];
+    if (config->ahead != AHEAD_AUTO) return (uint32_t)config->ahead;
+    kind_name(config, kind, sizeof kind);
+    return hears_gates(kind) && !card ? 1 : 0;
+}
+
 static int check_ahead(const struct eng_advice_config *config, struct base_err *err)
 {
     char kind[32];
     kind_name(config, kind, sizeof kind);
-    bool alone = strcmp(kind, "lookahead") == 0, hears = alone || strcmp(kind, "blend") == 0;
-    if (alone && config->ahead == 0 && !config->ahead_own) {
+    bool asks = config->ahead > 0 && config->ahead != AHEAD_AUTO;
+    if (strcmp(kind, "lookahead") == 0 && config->ahead == 0 && !config->ahead_own) {
         return base_err_set(err, BASE_ECONFIG, "predictor.kind: lookahead cannot take effect: "
                             "predictor.lookahead is 0 and predictor.lookahead_own false, so no "
-                            "gate is asked; set the one to 1 or more, or the other to true");
+                            "gate is asked; set the one to auto, or the other to true");
     }
-    if ((config->ahead > 0 || config->ahead_own) && !hears) {
+    if ((asks || config->ahead_own) && !hears_gates(kind)) {
         return base_err_set(err, BASE_ECONFIG, "%s cannot take effect: predictor.kind %s does not "
-                            "hear it; take lookahead or blend", config->ahead > 0 ?
+                            "hear it; take lookahead or blend", asks ?
                             "predictor.lookahead" : "predictor.lookahead_own", kind);
     }
-    if (config->ahead > config->lead) {
-        return base_err_set(err, BASE_ECONFIG, "predictor.lookahead: %llu cannot take effect: "
-                            "hints reach predictor.lead %llu layers",
-                            (unsigned long long)config->ahead, (unsigned long long)config->lead);
+    if (asks && (uint64_t)config->ahead > config->lead) {
+        return base_err_set(err, BASE_ECONFIG, "predictor.lookahead: %d cannot take effect: "
+                            "hints reach predictor.lead %llu layers", config->ahead,
+                            (unsigned long long)config->lead);
     }
-    if (config->ahead_shared && config->ahead == 0) {
+    if (config->ahead_shared && eng_advice_ahead(config, false) == 0) {
         return base_err_set(err, BASE_ECONFIG, "predictor.lookahead_shared has no effect while "
-                            "predictor.lookahead is 0");
+                            "no gate is asked ahead of its layer (predictor.lookahead)");
     }
     return 0;
 }
@@ -129,7 +143,8 @@ int eng_advice_check(const struct eng_advice_config *config,
     return config->kind != KIND_NONE ? check_ahead(config, err) : 0;
 }
 
-static int create(const struct eng_advice_config *config, const struct model_shape *shape,
+static int create(const struct eng_advice_config *config, bool card,
+                  const struct model_shape *shape,
                   uint32_t moe_layers, uint64_t weights, struct pred_predictor **predictor,
                   struct pred_adviser **adviser)
 {
@@ -140,7 +155,7 @@ static int create(const struct eng_advice_config *config, const struct model_sha
     struct pred_adviser_options options = {
         .lead = (uint32_t)config->lead, .hints_max = (uint32_t)config->hints,
         .probability_min = config->probability, .rows_max = (uint32_t)config->rows,
-        .whole_pass = config->whole_pass, .ahead = (uint32_t)config->ahead,
+        .whole_pass = config->whole_pass, .ahead = eng_advice_ahead(config, card),
         .own = config->ahead_own,
     };
     char kind[32];
@@ -152,23 +167,24 @@ static int create(const struct eng_advice_config *config, const struct model_sha
     return rc < 0 ? rc : pred_adviser_create(adviser, *predictor, &options);
 }
 
-static bool asks_gates(const struct eng_advice_config *config)
+static bool asks_gates(const struct eng_advice_config *config, bool card)
 {
-    return config->ahead > 0 || config->ahead_own;
+    return eng_advice_ahead(config, card) > 0 || config->ahead_own;
 }
 
 /* Rows of gates that are asked ahead of their layers. */
-static uint64_t room_bytes(const struct eng_advice_config *config, const struct model_shape *shape)
+static uint64_t room_bytes(const struct eng_advice_config *config, bool card,
+                           const struct model_shape *shape)
 {
     uint64_t row = ((uint64_t)shape->hidden + shape->experts) * sizeof(float);
-    return asks_gates(config) ? config->rows * row : 0;
+    return asks_gates(config, card) ? config->rows * row : 0;
 }
 
-static int room_make(struct eng_advice *a, const struct model_shape *shape)
+static int room_make(struct eng_advice *a, bool card, const struct model_shape *shape)
 {
     struct eng_lookahead_room *room = &a->room;
-    if (!asks_gates(&a->config)) return 0;
-    room->layers = (uint32_t)a->config.ahead;
+    if (!asks_gates(&a->config, card)) return 0;
+    room->layers = eng_advice_ahead(&a->config, card);
     room->shared = a->config.ahead_shared;
     room->own = a->config.ahead_own;
     room->normed = calloc(a->config.rows * shape->hidden, sizeof room->normed[0]);
@@ -176,16 +192,16 @@ static int room_make(struct eng_advice *a, const struct model_shape *shape)
     return room->normed && room->margins ? 0 : -ENOMEM;
 }
 
-uint64_t eng_advice_footprint(const struct eng_advice_config *config,
+uint64_t eng_advice_footprint(const struct eng_advice_config *config, bool card,
                               const struct model_shape *shape, uint32_t moe_layers)
 {
     struct pred_predictor *predictor = NULL;
     struct pred_adviser *adviser = NULL;
     uint64_t bytes = 0;
     if (config->kind == KIND_NONE) return 0;
-    if (create(config, shape, moe_layers, 0, &predictor, &adviser) == 0) {
+    if (create(config, card, shape, moe_layers, 0, &predictor, &adviser) == 0) {
         bytes = pred_predictor_bytes(predictor) + pred_adviser_bytes(adviser) +
-                room_bytes(config, shape);
+                room_bytes(config, card, shape);
     }
     pred_adviser_destroy(adviser);
     pred_predictor_destroy(predictor);
@@ -229,15 +245,22 @@ static int load(struct eng_advice *a, const char *kind, struct base_err *err)
         return base_err_set(err, -ENOENT, "predictor.path: %s is not there, and predictor.learn is "
                             "false: nothing would ever be learned", a->config.path);
     }
-    snprintf(a->note, sizeof a->note, "%s, %s, %s", kind,
+    char ahead[40] = "";
+    if (a->room.layers > 0) {
+        snprintf(ahead, sizeof ahead, "%" PRIu32 " ahead%s", a->room.layers,
+                 a->room.own ? " and " : "");
+    }
+    snprintf(a->note, sizeof a->note, "%s, %s, %s%s%s%s", kind,
              base_str_bytes(size, sizeof size, pred_predictor_bytes(a->predictor) +
-                                                   pred_adviser_bytes(a->adviser)), from);
+                                                   pred_adviser_bytes(a->adviser)), from,
+             a->room.normed ? ", gates asked " : "", ahead,
+             a->room.own ? "right before their layer" : "");
     return 0;
 }
 
 /* ------------------------------------------------------------------------------ open, close -- */
 
-int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *config,
+int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *config, bool card,
                     const struct model_shape *shape, const struct tier_store *store,
                     struct tier *tier, const struct eng_ranks *ranks, struct base_err *err)
 {
@@ -257,9 +280,9 @@ int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *con
     a->saved_ns = base_now_ns();
     pthread_mutex_init(&a->published_lock, NULL);
     sem_init(&a->wanted, 0, 0);
-    int rc = create(config, shape, tier_store_layers(store), tier_store_weights_hash(store),
-                    &a->predictor, &a->adviser);
-    if (rc == 0) rc = room_make(a, shape);
+    int rc = create(config, card, shape, tier_store_layers(store),
+                    tier_store_weights_hash(store), &a->predictor, &a->adviser);
+    if (rc == 0) rc = room_make(a, card, shape);
     if (rc < 0) {
         base_err_set(err, rc, "predictor.kind: %s: no memory for its tables "
                      "(predictor.tokens_max)", kind);

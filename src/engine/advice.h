@@ -50,9 +50,10 @@
       "tokens of a step that are predicted and learned from")                                     \
     O(tokens, UINT, "predictor.tokens_max", "16384", "8..1048576", "tokens",                      \
       "tokens, and pairs of tokens, that tables keep apart")                                      \
-    O(ahead, UINT, "predictor.lookahead", "0", "0..4", "layers",                                  \
+    O(ahead, ENUM, "predictor.lookahead", "auto", "0|1|2|3|4|auto", "layers",                     \
       "how many layers ahead the model's own gates are asked with the hidden state of the one "   \
-      "that runs, for the predictors lookahead and blend; 0 = not")                               \
+      "that runs, for the predictors lookahead and blend; 0 = not; auto = 1 for those two where " \
+      "the CPU computes, else 0")                                                                 \
     O(ahead_shared, BOOL, "predictor.lookahead_shared", "false", "", "",                          \
       "add the shared experts' output to that state first; hints then wait for it")               \
     O(ahead_own, BOOL, "predictor.lookahead_own", "false", "", "",                                \
@@ -67,6 +68,9 @@ struct eng_advice_config {
 extern const struct base_option eng_advice_options[];
 extern const size_t eng_advice_option_count;
 
+/* Layers ahead that gates are asked; `card`: the engine computes on one. */
+uint32_t eng_advice_ahead(const struct eng_advice_config *config, bool card);
+
 /* Refuses predictor.* and prefetch.* settings that could not take effect: BASE_ECONFIG and why.
  * `groups` are all groups of the stack. */
 int eng_advice_check(const struct eng_advice_config *config,
@@ -78,15 +82,15 @@ struct eng_ranks;
 /* Hints go out for the experts that this rank holds (`ranks` NULL: all).
  * *out is NULL when predictor.kind is none. Reads predictor.path if it is there; one that was saved
  * for another model, by the hash of its weights, or with other settings is refused, and so is a
- * path whose folder cannot be written when something is to be learned. */
-int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *config,
+ * path whose folder cannot be written when something is to be learned. `card` as above. */
+int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *config, bool card,
                     const struct model_shape *shape, const struct tier_store *store,
                     struct tier *tier, const struct eng_ranks *ranks, struct base_err *err);
 /* Saves and frees. Accepts NULL. */
 void eng_advice_close(struct eng_advice *advice);
 
 /* Bytes that open takes, without opening. */
-uint64_t eng_advice_footprint(const struct eng_advice_config *config,
+uint64_t eng_advice_footprint(const struct eng_advice_config *config, bool card,
                               const struct model_shape *shape, uint32_t moe_layers);
 
 /* While every expert has a slot nothing is predicted or learned. */

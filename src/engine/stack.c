@@ -102,11 +102,12 @@ int eng_stack_check(const struct eng_stack_config *config, struct base_err *err)
                             "ranks.comm: nccl cannot take effect: it is between cards that "
                             "compute, which takes tiers.hbm.device: cuda; take mpi");
     }
-    if (rc == 0 && on_card(&copy) && (copy.advice.ahead > 0 || copy.advice.ahead_own)) {
+    const char *asks = eng_advice_ahead(&copy.advice, true) > 0 ? "" :
+                       copy.advice.ahead_own ? "_own" : copy.advice.ahead_shared ? "_shared" : NULL;
+    if (rc == 0 && on_card(&copy) && asks) {
         return base_err_set(err, BASE_ECONFIG, "predictor.lookahead%s cannot take effect with "
                             "tiers.hbm.device: cuda: gates are asked ahead where the CPU computes; "
-                            "leave it at %s", copy.advice.ahead > 0 ? "" : "_own",
-                            copy.advice.ahead > 0 ? "0" : "false");
+                            "leave it at %s", asks, asks[0] ? "false" : "auto");
     }
     return rc < 0 ? rc : eng_advice_check(&copy.advice, groups, count, err);
 }
@@ -521,8 +522,8 @@ static int open_tier(struct eng_stack *stack, struct base_err *err)
 
 static int open_advice(struct eng_stack *stack, struct base_err *err)
 {
-    return eng_advice_open(&stack->advice, &stack->config.advice, &stack->shape,
-                           stack->store, stack->tier, &stack->ranks, err);
+    return eng_advice_open(&stack->advice, &stack->config.advice, on_card(&stack->config),
+                           &stack->shape, stack->store, stack->tier, &stack->ranks, err);
 }
 
 static int open_engine(struct eng_stack *stack, struct base_err *err)
@@ -575,7 +576,8 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
     if (rc < 0) return rc;
     struct eng_ledger_parts parts = {
         config, &engine, &tier, stack->store,
-        eng_advice_footprint(&config->advice, &stack->shape, tier_store_layers(stack->store)),
+        eng_advice_footprint(&config->advice, on_card(config), &stack->shape,
+                             tier_store_layers(stack->store)),
     };
     eng_ledger_plan(&stack->ledger, &parts);
     if (args->profile_path) {

@@ -183,7 +183,7 @@ for fail in 700@kernel:900 719@copy:120; do # an illegal address, a launch that 
 done
 
 echo '== gates that a card does not ask ahead'
-for setting in predictor.lookahead=1 predictor.lookahead_own=true; do
+for setting in predictor.lookahead=1 predictor.lookahead_own=true predictor.lookahead_shared=true; do
     if "$emulated" --check-config --set tiers.hbm.device=cuda --set tiers.hbm.capacity=1GiB --set "$setting" \
         >"$work/out" 2>&1; then fail "$setting is not refused"; fi
     grep -qF "${setting%=*} cannot take effect with tiers.hbm.device: cuda" "$work/out" ||

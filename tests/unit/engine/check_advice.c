@@ -189,10 +189,14 @@ START_TEST(gates_look_ahead)
         { "predictor.kind=blend", "predictor.hints_max=6", "tiers.dram.capacity=50%",
           "predictor.lookahead=2", "predictor.lookahead_shared=true", NULL },
         { "predictor.kind=blend", "predictor.hints_max=6", "tiers.dram.capacity=50%",
-          "predictor.lookahead_own=true", NULL },
+          "predictor.lookahead=0", "predictor.lookahead_own=true", NULL },
+        { "predictor.kind=blend", "predictor.hints_max=6", "tiers.dram.capacity=50%", NULL },
     };
-    double right[4];
-    for (int i = 0; i < 4; i++) {
+    static const char *const notes[] = { NULL, "gates asked 2 ahead", "gates asked 2 ahead",
+                                         "gates asked right before their layer",
+                                         "gates asked 1 ahead" };
+    double right[5];
+    for (int i = 0; i < 5; i++) {
         struct eng_advice_metrics m;
         struct seen seen = { 0 };
         run_open(&run, run_pebble(), settings[i]);
@@ -204,14 +208,17 @@ START_TEST(gates_look_ahead)
         ck_assert_uint_eq(seen.wrong, 0);
         ck_assert(i == 0 ? seen.layers == 0 : seen.near > 100 && seen.layers >= seen.near);
         ck_assert((seen.layers > seen.near) == (i == 1 || i == 2));
+        const char *note = strstr(eng_advice_note(run.stack.advice), "gates asked ");
+        ck_assert(notes[i] ? note && strcmp(note, notes[i]) == 0 : !note);
         ck_assert((seen.first > 0) == (i > 0));         /* pebble's layer 0 is a dense one */
         ck_assert(i == 0 ? m.lookahead_seconds == 0 : m.lookahead_seconds > 0);
         run_close(&run);
     }
     printf("top-k hints right: frequency %.1f%%, lookahead %.1f%%, blend with it %.1f%%, with own "
-           "gates %.1f%%\n", 100 * right[0], 100 * right[1], 100 * right[2], 100 * right[3]);
+           "gates %.1f%%, by default %.1f%%\n", 100 * right[0], 100 * right[1], 100 * right[2],
+           100 * right[3], 100 * right[4]);
     ck_assert(right[1] > 1.3 * right[0] && right[2] > 1.3 * right[0]);
-    ck_assert(right[3] > right[1] && right[3] > right[2]);
+    ck_assert(right[3] > right[1] && right[3] > right[2] && right[4] > 1.3 * right[0]);
 }
 END_TEST
 
@@ -222,11 +229,11 @@ START_TEST(settings_without_effect_are_refused)
         { "predictor.kind=none", "prefetch.enabled=true" },
         { "predictor.kind=none", "prefetch.waste_max=50%" },
         { "predictor.kind=blend", "predictor.learn=false" },
-        { "predictor.kind=lookahead", NULL },
+        { "predictor.kind=lookahead", "predictor.lookahead=0" },
         { "predictor.kind=transition", "predictor.lookahead=1" },
         { "predictor.kind=transition", "predictor.lookahead_own=true" },
         { "predictor.kind=blend", "predictor.lookahead=3" },
-        { "predictor.kind=blend", "predictor.lookahead_shared=true" },
+        { "predictor.kind=transition", "predictor.lookahead_shared=true" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct base_err err = { 0 };
