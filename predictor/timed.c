@@ -492,6 +492,11 @@ static void use_in_place(struct pred_timed *t, uint32_t key)
     }
 }
 
+void pred_timed_step_prompt(struct pred_timed *t)
+{
+    t->governor.prompt = t->copy_pace.prompt = true;
+}
+
 uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t *ids, uint32_t n,
                             enum tier_phase phase)
 {
@@ -502,7 +507,7 @@ uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t
         before[c] = tier_decide_counts(t->decide, 0, (enum tier_cell)c)->lookups;
     }
     if (t->step_acquires++ == 0) t->step_began_ns = t->now;
-    if (phase == TIER_PREFILL) t->governor.prompt = t->copy_pace.prompt = true;
+    if (phase == TIER_PREFILL) pred_timed_step_prompt(t);
     uint32_t k = tier_decide_acquire(t->decide, layer, ids, n, phase, t->found);
     carry_out(t, true);
     for (uint32_t i = 0; i < k; i++) {

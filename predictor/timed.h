@@ -91,6 +91,8 @@ bool pred_timed_in_place(const struct pred_timed *timed, uint32_t layer, uint32_
 void pred_timed_wait(struct pred_timed *timed, uint32_t layer, const uint32_t *ids, uint32_t n);
 void pred_timed_release(struct pred_timed *timed, uint32_t layer, const uint32_t *ids, uint32_t n);
 
+/* As tier_step_prompt. */
+void pred_timed_step_prompt(struct pred_timed *timed);
 /* As tier_hint, in order of worth; returns how many were admitted. */
 uint32_t pred_timed_hint(struct pred_timed *timed, const struct tier_hint *hints, uint32_t n);
 /* As tier_step_end: the governor hears of the step. */

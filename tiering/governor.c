@@ -1,5 +1,6 @@
 #include "tiering/governor.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,9 +20,11 @@ enum {
 #define HARMS_ABOVE 1.15
 #define RISE 0.2                /* of the way to 1 that the least probability rises at once */
 #define FALL 0.9
-/* Worth a read that no idle time hides. With a model's own gates asked ahead a virtual disk gave 1
- * to 13% more tokens a second from 0.9 on, nothing from 0.8 on (docs/benchmarks.md). */
+/* Worth a read that no idle time hides, governed or not. With a model's own gates asked ahead such
+ * reads let one sequence have 0.91 of a virtual disk's rate instead of 0.81; from 0.8 on they gave
+ * nothing (docs/benchmarks.md). */
 #define SURE 0.9
+#define SURE_WASTE 0.005        /* wasted bytes for each byte needed, of what is sure */
 #define PACE_PART 0.125         /* of a step in the means of idle and fetch time */
 #define IDLE_STEP 0.05          /* of a fetch: what idle time may grow by from nothing */
 
@@ -30,7 +33,7 @@ void tier_governor_init(struct tier_governor *g, const struct tier_governor_opti
     MUST(options->read_bytes > 0 && options->share > 0);
     *g = (struct tier_governor){
         .options = *options, .state = options->fixed ? TIER_GOVERNOR_ON : TIER_GOVERNOR_OFF,
-        .probability = options->probability_min,
+        .probability = options->probability_min, .sure = SURE,
         .windows_left = 1, .patience = PATIENCE_MIN,
         .stall_with = -1, .stall_without = -1,
     };
@@ -62,6 +65,11 @@ void tier_governor_pace(struct tier_governor *g, const struct tier_governor_pace
     mean->quiet += (step->quiet - mean->quiet) * part;
 }
 
+static bool may_be_sure(const struct tier_governor *g)
+{
+    return !g->options.even && !g->prompt;
+}
+
 double tier_governor_worth(const struct tier_governor *g, uint32_t distance, uint32_t ahead)
 {
     const struct tier_governor_pace *p = &g->pace[g->prompt];
@@ -71,13 +79,15 @@ double tier_governor_worth(const struct tier_governor *g, uint32_t distance, uin
     double room = p->idle_ns * (1 + (distance - 1) * p->quiet) - p->fetch_ns * ahead;
     double lost = room > p->fetch_ns ? 0 : room > 0 ? p->fetch_ns - room : p->fetch_ns;
     double worth = (lost + p->work_ns) / (p->fetch_ns + p->work_ns);
-    if (!g->options.even && worth > SURE) worth = SURE;
+    if (may_be_sure(g) && worth > g->sure) worth = g->sure;
     return worth + g->options.displaced;
 }
 
 bool tier_governor_admit(struct tier_governor *g, float probability, uint32_t idle)
 {
-    if (!tier_governor_on(g) || idle == 0 || !((double)probability >= g->probability) ||
+    if (idle == 0) return false;
+    if (may_be_sure(g) && (double)probability >= g->sure) return true;
+    if (!tier_governor_on(g) || !((double)probability >= g->probability) ||
         g->credit < (double)g->options.read_bytes) {
         return false;
     }
@@ -85,22 +95,28 @@ bool tier_governor_admit(struct tier_governor *g, float probability, uint32_t id
     return true;
 }
 
-/* The least probability follows what was wasted. Waste shows late, so steps are small. */
+/* A bound follows what was wasted. Waste shows late, so steps are small. */
+static void follow(double *bound, double lowest, double wasted, double allowed)
+{
+    if (wasted > allowed) {
+        *bound = fmin(*bound + (1 - *bound) * RISE, 0.99);
+    } else if (wasted < 0.7 * allowed) {
+        *bound = fmax(*bound * FALL, lowest);
+    }
+}
+
 static bool follow_waste(struct tier_governor *g)
 {
     const struct tier_governor_account *w = &g->window;
     double needed = (double)(w->demand_bytes + w->useful_bytes + w->late_bytes);
-    double allowed = g->options.waste_max * needed, before = g->probability;
-    if ((double)w->wasted_bytes > allowed) {
-        g->probability += (1 - g->probability) * RISE;
-        if (g->probability > 0.99) g->probability = 0.99;
-    } else if ((double)w->wasted_bytes < 0.7 * allowed) {
-        g->probability *= FALL;
-        if (g->probability < g->options.probability_min) {
-            g->probability = g->options.probability_min;
-        }
+    double wasted = (double)w->wasted_bytes, probability = g->probability, sure = g->sure;
+    bool on = tier_governor_on(g);
+    /* Where nothing else is read, waste is of what was sure. */
+    if (!on || probability >= sure) follow(&g->sure, SURE, wasted, SURE_WASTE * needed);
+    if (on) {
+        follow(&g->probability, g->options.probability_min, wasted, g->options.waste_max * needed);
     }
-    return g->probability != before;
+    return g->probability != probability || g->sure != sure;
 }
 
 static void turn(struct tier_governor *g, enum tier_governor_state state, uint32_t patience)
@@ -188,7 +204,7 @@ bool tier_governor_step(struct tier_governor *g, const struct tier_governor_acco
     g->window.wasted_bytes += a->wasted_bytes;
     if (g->steps < WINDOW_STEPS && !probe_harms(g)) return false;
     enum tier_governor_state before = g->state;
-    bool changed = tier_governor_on(g) && follow_waste(g);
+    bool changed = follow_waste(g);
     window_end(g);
     g->steps = 0;
     memset(&g->window, 0, sizeof g->window);
@@ -203,9 +219,9 @@ const char *tier_governor_state_name(enum tier_governor_state state)
 
 int tier_governor_text(const struct tier_governor *g, char *to, size_t size)
 {
-    int n = snprintf(to, size, "prefetch.governor=%s, from probability %.3f",
+    int n = snprintf(to, size, "prefetch.governor=%s, from probability %.3f, sure from %.3f",
                      g->options.fixed ? "fixed" : tier_governor_state_name(g->state),
-                     g->probability);
+                     g->probability, g->sure);
     if (n < 0 || (size_t)n >= size || g->stall_with < 0) return n;
     return n + snprintf(to + n, size - (size_t)n,
                         ", stall %.1f us a lookup with it, %.1f without", g->stall_with / 1e3,

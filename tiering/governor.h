@@ -16,10 +16,12 @@
  *
  * A probe that stalls far more than the window before it ends half way.
  *
- * A read ahead pays where it hides in time that nothing else fills, so a saturated disk admits
- * only what is as good as sure from the start (worth). Beside that the least probability follows
- * the bytes: it rises while more was wasted than `waste_max` allows for each byte that was needed,
- * and falls again to its floor when there is room.
+ * A read ahead pays where it hides in time that nothing else fills (worth). One that is as good as
+ * sure is made anyway, only earlier: neither off nor credit holds it back, so that a disk that is
+ * asked all the time never runs dry. The least probability follows the bytes: it rises while more
+ * was wasted than `waste_max` allows for each byte that was needed, and falls again to its floor
+ * when there is room. Beside a disk that loses nothing in bursts what is sure gains nothing, so
+ * what counts as sure follows its own, far smaller waste.
  *
  * Pure: no clock, no IO, no allocation. The live tiers and the replay on a virtual clock run this
  * very code. What it changes is told as the text of a setting, so that a trace says when prefetch
@@ -35,7 +37,7 @@
 struct tier_governor_options {
     uint64_t read_bytes;        /* of one expert */
     uint64_t inflight_bytes;    /* most credit; at least one read */
-    double share;               /* of the read bandwidth, (0, 1] */
+    double share;               /* of the read bandwidth, (0, 1], for what is not sure */
     double waste_max;           /* wasted bytes for each byte that steps needed, >= 0 */
     double probability_min;     /* never worth less than this */
     double displaced;           /* chance that what leaves for a fetch would have been asked for,
@@ -57,7 +59,7 @@ struct tier_governor_account {
 enum tier_governor_state {
     TIER_GOVERNOR_ON,
     TIER_GOVERNOR_PAUSE,        /* on, but for a window without, to compare */
-    TIER_GOVERNOR_OFF,
+    TIER_GOVERNOR_OFF,          /* but for what is as good as sure */
     TIER_GOVERNOR_PROBE,        /* off, but for a window with it, to compare */
 };
 
@@ -73,10 +75,12 @@ struct tier_governor {
     struct tier_governor_options options;
     enum tier_governor_state state;
     double probability;         /* least that is worth a read */
+    double sure;                /* least that is as good as sure */
     double credit;              /* bytes */
     struct tier_governor_pace pace[2];  /* means of late, of steps [with a prompt]; fetch_ns 0 = not
                                          * known */
-    bool prompt;                /* the step that runs has one */
+    bool prompt;                /* the step that runs has one: what is read ahead may leave again
+                                 * before the waves of experts come to it, so nothing is sure */
     /* of the running window */
     uint32_t steps;
     struct tier_governor_account window;
@@ -95,8 +99,8 @@ void tier_governor_init(struct tier_governor *governor,
 /* The disk could have read so many bytes since the last call. */
 void tier_governor_earn(struct tier_governor *governor, uint64_t bytes);
 
-/* Told at the end of each step. The caller sets governor->prompt once a step turns out to have one,
- * and clears it behind this. */
+/* Told at the end of each step. The caller sets governor->prompt as soon as it knows that a step
+ * has one, and clears it behind this. */
 void tier_governor_pace(struct tier_governor *governor, const struct tier_governor_pace *step);
 
 /* The least probability at which fetching an expert ahead saves more than it costs, `distance`
@@ -110,14 +114,15 @@ double tier_governor_worth(const struct tier_governor *governor, uint32_t distan
                            uint32_t ahead);
 
 /* May an expert of this probability be read ahead now? `idle`: reads that the queue could take
- * without any demand read waiting for them. Takes the credit when it may. */
+ * without any demand read waiting for them. Takes the credit when it may, unless it is as good as
+ * sure. */
 bool tier_governor_admit(struct tier_governor *governor, float probability, uint32_t idle);
 
 /* Ends a step. True when a setting changed that a trace should hold. */
 bool tier_governor_step(struct tier_governor *governor,
                         const struct tier_governor_account *account);
 
-/* Reads ahead are made at present. */
+/* Reads ahead are made at present of what is not sure. */
 static inline bool tier_governor_on(const struct tier_governor *governor)
 {
     return governor->state == TIER_GOVERNOR_ON || governor->state == TIER_GOVERNOR_PROBE;
@@ -125,7 +130,8 @@ static inline bool tier_governor_on(const struct tier_governor *governor)
 
 const char *tier_governor_state_name(enum tier_governor_state state);
 
-/* "prefetch.governor=off, from probability 0.40, stall 1.2 us a lookup with it, 1.1 without". */
+/* "prefetch.governor=off, from probability 0.400, sure from 0.900, stall 1.2 us a lookup with it,
+ * 1.1 without". */
 int tier_governor_text(const struct tier_governor *governor, char *to, size_t size);
 
 #endif

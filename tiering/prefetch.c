@@ -141,6 +141,12 @@ static bool hint_one(struct tier *t, const struct tier_hint *h, bool top, uint64
     return taken;
 }
 
+void tier_step_prompt(struct tier *t)
+{
+    MUST(t->magic == TIER_MAGIC);
+    t->governor.prompt = t->copy_pace.prompt = true;
+}
+
 uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
 {
     MUST(t->magic == TIER_MAGIC);

@@ -359,7 +359,7 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     uint32_t asked = cache->asked_reads;
     uint64_t begin_ns = base_clock_now_ns(t->clock);
     if (t->step_acquires++ == 0) t->step_began_ns = begin_ns;
-    if (phase == TIER_PREFILL) t->governor.prompt = t->copy_pace.prompt = true;
+    if (phase == TIER_PREFILL) tier_step_prompt(t);
     if (t->layers * t->experts >= FETCH_FROM_EXPERTS) fetch_entries(t, layer, ids, n);
     uint32_t k = tier_decide_acquire(t->decide, layer, ids, n, phase, t->found);
     tier_carry_out(t, true, true);

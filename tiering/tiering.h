@@ -89,7 +89,8 @@
     O(prefetch_inflight, BYTES, "prefetch.inflight", "128MiB", "", "bytes",                        \
       "most bytes of prefetch on their way at once; at least one expert")                         \
     O(prefetch_share, SHARE, "prefetch.bandwidth_share", "30%", "", "",                           \
-      "share of the measured read bandwidth that prefetch may use")                               \
+      "share of the measured read bandwidth that prefetch may use for what is not as good as "    \
+      "sure")                                                                                     \
     O(prefetch_per_layer, UINT, "prefetch.experts_per_layer_max", "8", "1..", "experts",          \
       "most experts read ahead for one layer between two of its acquires")                        \
     O(prefetch_probability, SHARE, "prefetch.probability_min", "10%", "", "",                     \
@@ -156,6 +157,9 @@ int tier_reconfigure(struct tier *tier, const struct tier_config *config, struct
 /* Gives a bounded part of the memory back that fewer slots do without; tier_step_end does it too.
  * True while there is more: call again, after tier_poll, when no step is coming. */
 bool tier_shrink(struct tier *tier);
+/* The step that begins has a prompt. Told before its first hint; otherwise known at its first
+ * acquire. */
+void tier_step_prompt(struct tier *tier);
 /* Every expert has a slot where it is used: none ever leaves, and hints are of no use. */
 bool tier_holds_all(const struct tier *tier);
 /* The option of this key can change while the tiers are open. */
@@ -204,7 +208,8 @@ struct tier_tier_metrics {
     M(prefetch_refused, COUNTER, "", "hints that a bound on prefetch turned away")                \
     M(prefetch_cancelled, COUNTER, "", "prefetches that were dropped before their read began")    \
     M(hints, COUNTER, "", "predictions that were offered")                                        \
-    M(prefetch_on, GAUGE, "", "1 while the governor lets experts be read ahead")                  \
+    M(prefetch_on, GAUGE, "",                                                                     \
+      "1 while the governor lets experts be read ahead that are not as good as sure")             \
     M(prefetch_probability_min, REAL, "", "from which probability an expert is read ahead")       \
     M(governor_switches, COUNTER, "", "times that the governor turned prefetch off or on")        \
     M(copies_up, COUNTER, "", "experts copied from dram to hbm")                                  \

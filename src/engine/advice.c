@@ -350,6 +350,7 @@ void eng_advice_begin(struct eng_advice *a, const struct eng_batch *batch)
     if (a->rests) return;
     uint64_t begin_ns = base_now_ns();
     const struct tier_hint *hints;
+    if (memchr(batch->phases, TIER_PREFILL, batch->count)) tier_step_prompt(a->tier);
     uint32_t n = pred_adviser_begin(a->adviser, batch->seqs, batch->tokens, batch->phases,
                                     batch->count, &hints);
     give(a, hints, n);

@@ -117,7 +117,8 @@ START_TEST(waste_raises_what_is_asked)
 }
 END_TEST
 
-/* Never more than what was earned by share and what may be in flight, for any calls. */
+/* Never more than what was earned by share and what may be in flight, for any calls, but for what
+ * is as good as sure. */
 START_TEST(budget_holds)
 {
     for (uint64_t seed = 1; seed <= 200; seed++) {
@@ -134,14 +135,58 @@ START_TEST(budget_holds)
             }
             uint32_t idle = (uint32_t)base_rng_below(&rng, 3);
             float p = (float)base_rng_unit(&rng);
-            if (tier_governor_admit(&g, p, idle)) {
-                ck_assert(idle > 0 && p >= 0.1f);
-                taken += READ;
-            }
+            bool sure = (double)p >= 0.9, may = tier_governor_admit(&g, p, idle);
+            ck_assert(!may || (idle > 0 && p >= 0.1f));
+            ck_assert(!sure || may == (idle > 0));
+            if (may && !sure) taken += READ;
             ck_assert_msg(taken <= earned + 4 * READ, "seed %llu", (unsigned long long)seed);
         }
         ck_assert(taken > 0);
     }
+}
+END_TEST
+
+static void pace(struct tier_governor *g, double idle, double fetch, double work, double quiet)
+{
+    tier_governor_pace(g, &(struct tier_governor_pace){ idle, fetch, work, quiet });
+}
+
+/* What is as good as sure is read in any state, until even little of that is wasted. */
+START_TEST(sure_is_read_in_any_state)
+{
+    struct tier_governor g = make(false);
+    struct world w = { .without = 1e6, .with = 1.5e6, .precision = 1 };
+    struct tier_governor_account wasted = {
+        .lookups = LOOKUPS, .stall_ns = 1000000, .demand_bytes = 100 * READ, .wasted_bytes = READ,
+    };
+    struct base_rng rng;
+    int off = 0;
+    base_rng_init(&rng, 1);
+    for (int i = 0; i < 500; i++) {
+        run(&g, &w, &rng, 1);
+        off += !tier_governor_on(&g);
+        ck_assert(tier_governor_admit(&g, 0.95f, 1));
+        ck_assert(!tier_governor_admit(&g, 0.95f, 0));
+        ck_assert(tier_governor_on(&g) || !tier_governor_admit(&g, 0.89f, 1));
+    }
+    ck_assert_int_gt(off, 400);
+    ck_assert_double_eq(g.sure, 0.9);
+    for (int i = 0; i < 500; i++) tier_governor_step(&g, &wasted);
+    ck_assert_msg(g.sure > 0.95, "%.3f", g.sure);
+    ck_assert(!tier_governor_admit(&g, 0.95f, 1));
+    ck_assert_double_eq(g.probability, 0.1);    /* 1% is little for what is not sure */
+    run(&g, &w, &rng, 500);
+    ck_assert(tier_governor_admit(&g, 0.95f, 1));
+    g.state = TIER_GOVERNOR_OFF;
+    /* A prompt's waves may make it leave before its turn. */
+    g.prompt = true;
+    ck_assert(!tier_governor_admit(&g, 0.95f, 1));
+    pace(&g, 0, 100, 0, 0.5);
+    ck_assert_double_eq(tier_governor_worth(&g, 1, 0), 1);
+    g.prompt = false;
+    ck_assert(tier_governor_admit(&g, 0.95f, 1));
+    g.options.even = true;
+    ck_assert(!tier_governor_admit(&g, 0.95f, 1));
 }
 END_TEST
 
@@ -155,7 +200,7 @@ START_TEST(fixed_stays)
     run(&g, &w, &rng, 3000);
     ck_assert(tier_governor_on(&g) && g.probability == 0.1);
     ck_assert_int_gt(tier_governor_text(&g, text, sizeof text), 0);
-    ck_assert_str_eq(text, "prefetch.governor=fixed, from probability 0.100");
+    ck_assert_str_eq(text, "prefetch.governor=fixed, from probability 0.100, sure from 0.900");
 }
 END_TEST
 
@@ -167,22 +212,17 @@ START_TEST(changes_are_told)
     base_rng_init(&rng, 3);
     for (int i = 0; i < 3000; i++) {
         enum tier_governor_state state = g.state;
-        double probability = g.probability;
+        double probability = g.probability, sure = g.sure;
         struct tier_governor_account a = {
             .lookups = LOOKUPS, .stall_ns = base_rng_below(&rng, 1000000),
             .demand_bytes = READ, .wasted_bytes = base_rng_below(&rng, READ),
         };
         bool told = tier_governor_step(&g, &a);
-        ck_assert_int_eq(told, state != g.state || probability != g.probability);
+        ck_assert_int_eq(told, state != g.state || probability != g.probability || sure != g.sure);
     }
     ck_assert_uint_gt(g.switches, 0);
 }
 END_TEST
-
-static void pace(struct tier_governor *g, double idle, double fetch, double work, double quiet)
-{
-    tier_governor_pace(g, &(struct tier_governor_pace){ idle, fetch, work, quiet });
-}
 
 /* A fetch ahead that hides in idle time is worth it at any odds, one that only moves a wait forward
  * where it is as good as sure, and at none where bursts cost nothing; in between the odds must be
@@ -257,7 +297,7 @@ START_TEST(starts_off_and_probes)
     struct base_rng rng;
     uint64_t on = 0, first = 0;
     base_rng_init(&rng, 1);
-    ck_assert(!tier_governor_on(&g) && !tier_governor_admit(&g, 1, 4));
+    ck_assert(!tier_governor_on(&g) && !tier_governor_admit(&g, 0.89f, 4));
     run(&g, &w, &rng, 200);
     ck_assert_uint_gt(w.on, 0);
     ck_assert_msg(w.on <= 20, "on in %llu of 200 steps", (unsigned long long)w.on);
@@ -288,6 +328,7 @@ int main(void)
     tcase_add_test(t, follows_a_change);
     tcase_add_test(t, waste_raises_what_is_asked);
     tcase_add_test(t, budget_holds);
+    tcase_add_test(t, sure_is_read_in_any_state);
     tcase_add_test(t, fixed_stays);
     tcase_add_test(t, changes_are_told);
     suite_add_tcase(suite, t);
