@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# decode with 30% of the model's bytes as memory: 0.85 of the disk's limit by its own gates and by draws; gpt-oss-20b's routing beside Belady's bytes
+# decode with 30% of the model's bytes as memory: 0.85 of the disk's limit, routed evenly; gpt-oss-20b's routing beside Belady's bytes
 # usage: PYTHON=... decode-disk [FOLDER]: keeps the models there for another run (28 GB); root, for a memory cgroup
 # (tests/peers/decode_disk says what is measured, and how; the ratio to llama.cpp is the check `peers`)
 set -euo pipefail
@@ -14,7 +14,7 @@ fi
 [ -f "$work/int8-tiles/expertier.index" ] ||
     "$bin/tier-pack" repack "$work/int8" --to "$work/int8-tiles" --order tiles --quiet
 bad=0
-for gates in own uniform; do
+for gates in own draws; do
     "$python" tests/peers/decode_disk "$gates" "$work/int8" --pack "$work/int8-tiles" --build "$EXPERTIER_BUILD" \
         --rounds "${ROUNDS:-5}" --set engine.activations=int8 || bad=1
 done
