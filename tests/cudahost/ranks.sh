@@ -10,6 +10,8 @@
 . "$source_dir/tests/support/rank_jobs.sh"
 long=${1:-}
 bits=$EXPERTIER_BUILD/tests/cudahost/rank_bits-emulated
+# Ranks that die leave theirs.
+export TMPDIR=$work
 export CUDAHOST_DEVICES=4 CUDAHOST_MEMORY=64
 card='tiers.hbm.device=cuda engine.threads=1 scheduler.max_model_len=128 scheduler.max_chunked_prefill_tokens=24'
 tight='tiers.hbm.capacity=100% tiers.dram.capacity=50% tiers.inclusion=exclusive'

@@ -348,7 +348,7 @@ void tiny_remove(const char *dir)
     while (folder && (entry = readdir(folder)) != NULL) {
         if (entry->d_name[0] == '.' && (!entry->d_name[1] || entry->d_name[1] == '.')) continue;
         if (snprintf(path, sizeof path, "%s/%s", dir, entry->d_name) < (int)sizeof path) {
-            unlink(path);
+            if (unlink(path) < 0 && errno == EISDIR) tiny_remove(path);
         }
     }
     if (folder) closedir(folder);

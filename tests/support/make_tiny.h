@@ -33,7 +33,7 @@ void tiny_write(const char *dir, const struct tiny_options *options);
  * puts its path into `dir`. */
 void tiny_folder(char *dir, size_t size, const char *name);
 
-/* Removes a folder with the plain files in it. */
+/* Removes a folder with all that is in it. */
 void tiny_remove(const char *dir);
 
 #endif

@@ -22,8 +22,13 @@ void run_without_logits(void)
 }
 
 /* All ranks have the same folder: rank 0's. */
+/* Under TMPDIR: who starts processes that are to die sets it, and removes what they left. */
 static void make_folder(struct run *run)
 {
+    const char *under = getenv("TMPDIR");
+    int length = snprintf(run->folder, sizeof run->folder, "%s/expertier-run-XXXXXX",
+                          under ? under : "/tmp");
+    ck_assert_int_lt(length, (int)sizeof run->folder);
     if (!run_comm || run_comm->rank == 0) ck_assert_ptr_nonnull(mkdtemp(run->folder));
     if (run_comm) comm_broadcast(run_comm, run->folder, sizeof run->folder, 0);
 }
@@ -116,8 +121,8 @@ int run_try_open(struct run *run, const char *model_dir, const char *const *sett
 {
     static struct eng_stack_config config;
     struct base_option_group groups[ENG_STACK_GROUPS];
-    char pair[200];
-    *run = (struct run){ .folder = "/tmp/expertier-run-XXXXXX" };
+    char pair[300];
+    *run = (struct run){ 0 };
     base_log_level_set(BASE_LOG_ERROR);
     make_folder(run);
     size_t count = eng_stack_groups(&config, groups);
@@ -145,7 +150,7 @@ void run_open(struct run *run, const char *model_dir, const char *const *setting
 
 void run_close(struct run *run)
 {
-    char path[100];
+    char path[300];
     eng_stack_close(&run->stack);
     for (uint32_t i = 0; i < run->answer_count; i++) {
         free(run->answers[i].tokens);

@@ -36,7 +36,7 @@ struct run_answer {
 
 struct run {
     struct eng_stack stack;
-    char folder[64];
+    char folder[200];
     bool keep_rows;
     void (*step_end)(struct run *run, const struct eng_step_record *record);
     void *step_context;

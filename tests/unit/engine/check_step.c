@@ -89,7 +89,7 @@ static void open_plain(struct run *run, struct eng_stack_config *config,
     struct base_err err = { 0 };
     size_t count = eng_stack_groups(config, groups);
     base_option_defaults(groups, count);
-    char pair[128];
+    char pair[300];
     *run = (struct run){ .folder = "/tmp/expertier-run-XXXXXX" };
     ck_assert_ptr_nonnull(mkdtemp(run->folder));
     snprintf(pair, sizeof pair, "tiers.nvme.index=%s/experts.index", run->folder);
