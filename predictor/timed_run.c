@@ -200,18 +200,10 @@ static void step_count(struct pred_timed_result *r, const struct pred_step *step
     }
 }
 
-static bool has_prompt(const struct pred_step *step)
-{
-    for (uint32_t i = 0; i < step->token_count; i++) {
-        if (step->phases[i] == TIER_PREFILL) return true;
-    }
-    return false;
-}
-
 static void step_run(struct run *run, const struct pred_step *step)
 {
     uint64_t rest_ns = pred_machine_compute_ns(run->machine, PRED_PART_STEP, 0, step->token_count);
-    bool prompt = has_prompt(step);
+    bool prompt = memchr(step->phases, TIER_PREFILL, step->token_count) != NULL;
     for (uint32_t c = 0; c < run->count; c++) {
         run->begin_ns[c] = pred_timed_now(run->timed[c]);
         if (prompt) pred_timed_step_prompt(run->timed[c]);
