@@ -23,7 +23,7 @@ echo "\$ tier-server --model models/pebble --port 0 --set tiers.hbm.capacity=12.
 server=$!
 url=''
 for _ in $(seq 300); do
-    url=$(sed -n 's/.*listening on \(http:[^ ]*\).*/\1/p' "$work/log" | head -n 1)
+    url=$(sed -n '/.*listening on \(http:[^ ]*\).*/{s//\1/p;q}' "$work/log")
     [ -n "$url" ] && break
     kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
     sleep 0.1

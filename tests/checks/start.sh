@@ -22,7 +22,7 @@ serve() { # sets ready: ms
     "$bin/tier-server" --model "$work/large" --port 0 --set tiers.dram.capacity=30% --set server.admin_listen=off >"$work/log" 2>&1 &
     server=$!
     for _ in $(seq 20000); do
-        url=$(sed -n 's/.*listening on \(http:[^ ]*\).*/\1/p' "$work/log" | head -n 1)
+        url=$(sed -n '/.*listening on \(http:[^ ]*\).*/{s//\1/p;q}' "$work/log")
         [ -z "$url" ] || break
         kill -0 "$server" 2>/dev/null || { cat "$work/log"; exit 1; }
         sleep 0.002
@@ -32,7 +32,7 @@ serve() { # sets ready: ms
 stop() { kill "$server"; wait "$server" || true; server=''; url=''; }
 disk() { # BYTES a second of experts read at random
     "$bin/tier-bench" io --json --quiet --file "$work/large/model-00001-of-00002.safetensors" --size 6MiB --depth 8 --rounds 3 --time 500ms --no-fio |
-        sed -n 's/.*"bytes_per_second":\([0-9.]*\).*/\1/p' | head -n 1
+        sed -n 's/.*"bytes_per_second":\([0-9.]*\).*/\1/p' | sed -n 1p
 }
 serve
 stop            # the page cache has the dense weights now

@@ -22,15 +22,15 @@ answer() { # INDEX
 index=$work/own.index
 refuse 1 'tier-pack index' "$bin/tier-pack" verify "$model" --index "$index"
 "$bin/tier-pack" index "$model" --index "$index" --quiet
-"$bin/tier-pack" verify "$model" --index "$index" --json | grep -q '"bad":0' || fail 'verify'
-"$bin/tier-pack" info "$model" --index "$index" | grep -q '384: 6 layers' || fail 'info'
+grep -q '"bad":0' <<<"$("$bin/tier-pack" verify "$model" --index "$index" --json)" || fail 'verify'
+grep -q '384: 6 layers' <<<"$("$bin/tier-pack" info "$model" --index "$index")" || fail 'info'
 
 for mode in stripe mirror; do
     "$bin/tier-pack" repack "$model" --index "$index" --to "$work/$mode-a/" --to "$work/$mode-b//" \
         --mode "$mode" 2>"$work/out"
     grep -qF "$work/$mode-a/expertier.index: set" "$work/out" || fail "$mode: $(cat "$work/out")"
     pack=$work/$mode-a/expertier.index
-    "$bin/tier-pack" verify "$model" --index "$pack" --json | grep -q '"bad":0' || fail "$mode"
+    grep -q '"bad":0' <<<"$("$bin/tier-pack" verify "$model" --index "$pack" --json)" || fail "$mode"
     [ "$(answer "$index")" = "$(answer "$pack")" ] || fail "another answer from the $mode pack"
 done
 

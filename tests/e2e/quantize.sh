@@ -36,12 +36,12 @@ done
 quantize --dense --json "$model" "$work/dense" >"$work/report"
 grep -q '"group":32,"dense":{"bytes_before":2097152,"bytes":1114112,"rms":0\.00[45]' "$work/report" || fail "$(cat "$work/report")"
 if grep -q '"to"' "$work/report"; then fail 'experts were quantised'; fi
-"$bin/tier-pack" verify "$work/dense" --json | grep -q '"bad":0' || fail 'dense: verify'
+grep -q '"bad":0' <<<"$("$bin/tier-pack" verify "$work/dense" --json)" || fail 'dense: verify'
 quantize --to int8 --dense --allow-larger "$model" "$work/all" >"$work/report"
 grep -Eq '^ +3( +0\.[45][0-9]+%){7}$' "$work/report" || fail "$(cat "$work/report")"
 
 for kind in int4-32 all; do
-    "$bin/tier-pack" verify "$work/$kind" --json | grep -q '"bad":0' || fail "$kind: verify"
+    grep -q '"bad":0' <<<"$("$bin/tier-pack" verify "$work/$kind" --json)" || fail "$kind: verify"
     for mode in f32 bf16 int8; do
         first=$(nats "$work/$kind" engine.threads=1 engine.activations=$mode)
         for setting in engine.threads=2 engine.cpu_mask=avx2 tiers.dram.capacity=10% \
@@ -65,8 +65,8 @@ done
     fail 'other bits from the pack'
 "$bin/tier-pack" repack "$work/int4-32" --to "$work/tiles-a" --to "$work/tiles-b" --order tiles --quiet
 tiles=$work/tiles-a/expertier.index
-"$bin/tier-pack" verify "$work/int4-32" --index "$tiles" --json | grep -q '"bad":0' || fail 'verify in tiles'
-"$bin/tier-pack" info "$work/int4-32" --index "$tiles" --json | grep -q '"order":"tiles"' || fail 'info'
+grep -q '"bad":0' <<<"$("$bin/tier-pack" verify "$work/int4-32" --index "$tiles" --json)" || fail 'verify in tiles'
+grep -q '"order":"tiles"' <<<"$("$bin/tier-pack" info "$work/int4-32" --index "$tiles" --json)" || fail 'info'
 [ "$(nats "$work/int4-32")" = "$(nats "$work/int4-32" "tiers.nvme.index=$tiles")" ] ||
     fail 'other bits from the pack in tiles'
 refuse 1 'holds an index or a pack of something else' "$bin/tier-pack" repack "$work/int4-32" \

@@ -33,7 +33,7 @@ awk 'BEGIN { srand(6)
 replay import --from jsonl "$work/t.jsonl" -o "$work/t" --quiet
 replay cut "$work/t" --sequences even -o "$work/even" --quiet
 replay cut "$work/t" --sequences odd -o "$work/odd" --quiet
-replay info "$work/t" | grep -q '^events *none$' || fail 'info does not say that there are no events'
+grep -q '^events *none$' <<<"$(replay info "$work/t")" || fail 'info does not say that there are no events'
 
 # A prediction: these members and no others, the same from the same traces.
 replay predict "$work/odd" --train "$work/even" --capacity 25% --json --quiet >"$work/p.json"
@@ -171,7 +171,7 @@ refused 'a trace needs a file' cut "$work/t" --sequences even -o "$work/pipe"
 refused 'a trace needs a file' import --from jsonl "$work/t.jsonl" -o -
 [ -p "$work/pipe" ] || fail 'a pipe was replaced'
 replay report "$work/t" -o - --quiet >"$work/t.html"
-head -n 1 "$work/t.html" | grep -q '<!DOCTYPE html>' || fail 'no page on standard output'
+grep -q '<!DOCTYPE html>' <<<"$(head -n 1 "$work/t.html")" || fail 'no page on standard output'
 for command in "export $work/t --to jsonl" "cut $work/t" "report $work/t" "import --from jsonl $work/t.jsonl" "tune $work/t"; do
     # shellcheck disable=SC2086
     refused "$work/none/x: cannot write: No such file" $command -o "$work/none/x"

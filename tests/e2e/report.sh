@@ -26,7 +26,7 @@ for text in 'Resident rate by capacity and policy' 'What prediction could save' 
     'Resident rate over time' 'lookups found resident' 'tokens replayed' 'belady' 'blend'; do
     grep -q "$text" "$page" || fail "\"$text\" is not on the page"
 done
-sed -n '/How unevenly/,/<.svg>/p' "$page" | grep -q 'text-anchor="end">5<' || fail "the first layer's number is not the model's"
+grep -q 'text-anchor="end">5<' <<<"$(sed -n '/How unevenly/,/<.svg>/p' "$page")" || fail "the first layer's number is not the model's"
 if grep -Eq '[^a-z](nan|inf)[^a-z]' "$page"; then fail 'a number is no number'; fi
 # Balanced tags, where a parser is there.
 if command -v python3 >/dev/null 2>&1; then

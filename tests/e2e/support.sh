@@ -27,7 +27,7 @@ command -v curl >/dev/null 2>&1 || skip 'curl is not installed'
 await_server() {
     url=''
     for _ in $(seq 600); do
-        url=$(sed -n 's/.*listening on \(http:[^ "]*\).*/\1/p' "$work/server.log" | head -n 1)
+        url=$(sed -n '/.*listening on \(http:[^ "]*\).*/{s//\1/p;q}' "$work/server.log")
         if [ -n "$url" ]; then return; fi
         kill -0 "$server" 2>/dev/null || { server=''; fail 'the server did not start'; }
         sleep 0.05

@@ -39,6 +39,6 @@ for prompt in 'In the beginning God created' '#include <' 'The LORD said unto' '
 done
 cat "$work/card.err"
 timeout 60 "$bin/tier-bench" decode --model models/pebble --config "$work/card.yaml" 2>&1 || exit 1
-rate=$(grep -o '[0-9.]* tokens/s' "$work/card.err" | head -n 1)
+rate=$(grep -o -m 1 '[0-9.]* tokens/s' "$work/card.err" | sed -n 1p)
 echo "$same of $all greedy answers are the CPU's (40 tokens), $rate"
 [ "$same" = "$all" ]

@@ -152,7 +152,7 @@ compile_all() {
     [ "$ok" = 0 ] || return 1
     local mains='check_card|check_device_card|check_nccl_card|bench_card|bench_disk' parts=() object
     for object in "${objects[@]}"; do
-        echo "$object" | grep -qE "tests_gpu_($mains)\.o$" || parts+=("$object")
+        [[ $object =~ tests_gpu_($mains)\.o$ ]] || parts+=("$object")
     done
     local bench=() check=() ranks=() lib=()
     for object in "${parts[@]}"; do
@@ -178,7 +178,7 @@ nvcc=$(find_nvcc)
 cc=$(command -v cc || command -v gcc)
 card=''
 if command -v nvidia-smi >/dev/null 2>&1; then
-    card=$(nvidia-smi --query-gpu=name,compute_cap,memory.total,driver_version --format=csv,noheader 2>/dev/null | head -n 1)
+    card=$(nvidia-smi --query-gpu=name,compute_cap,memory.total,driver_version --format=csv,noheader 2>/dev/null | sed -n 1p)
 fi
 [ -n "$nvcc" ] || { echo 'run.sh: no nvcc here (CUDA toolkit)' >&2; exit 77; }
 [ -n "$cc" ] || { echo 'run.sh: no C compiler here' >&2; exit 77; }

@@ -39,6 +39,14 @@ expect_caught() { # NAME START-OF-A-LINE
     fi
 }
 
+expect_missed() { # NAME START-OF-A-LINE
+    check "$1"
+    if printf '%s\n' "$said" | grep -F "$2"; then
+        printf '%s: caught what is in order\n' "$1"
+        failed=1
+    fi
+}
+
 plant src/base/err.h '#ifndef BASE_ERR_H' '#define BASE_ERR_H' '#include <stdint.h>' \
     'int32_t base_err_code(void);' '#endif'
 plant src/base/err.c '#include "base/err.h"' 'int32_t base_err_code(void)' '{' '    return 0;' '}'
@@ -55,7 +63,7 @@ archive() {
     done
 }
 archive
-for name in floors libraries prefixes headers lines paths; do
+for name in floors libraries prefixes headers lines paths pipes; do
     expect_clean "$name"
 done
 
@@ -85,6 +93,13 @@ plant tools/main.c '// fine' "// $long" "$(printf '\tint a;')" 'int b; '
 expect_caught lines 'tools/main.c:2: 104 columns; at most 100'
 expect_caught lines 'tools/main.c:3: a tab'
 expect_caught lines 'tools/main.c:4: blanks at the end'
+plant tests/a.sh 'set -euo pipefail' 'a || grep -q x y' 'a | grep -q x' 'a | grep -c -q x' 'a |' '    head -n 1'
+plant tests/b.sh 'set -eu' 'a | grep -q x'
+expect_caught pipes 'tests/a.sh:3: a pipe into what stops'
+expect_caught pipes 'tests/a.sh:4: a pipe into what stops'
+expect_caught pipes 'tests/a.sh:6: a pipe into what stops'
+expect_missed pipes 'tests/a.sh:2:'
+expect_missed pipes 'tests/b.sh'
 
 plant docs/use.md 'Put the model' "into /$(printf work)/models now"
 expect_caught paths 'docs/use.md:2: a path of one machine: '

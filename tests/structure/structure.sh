@@ -3,7 +3,7 @@
 #
 #   structure.sh CHECK [ROOT [BUILD]]
 #
-# CHECK is one of: floors, libraries, prefixes, headers, lines, paths. Every violation is printed as
+# CHECK is one of: floors, libraries, prefixes, headers, lines, paths, pipes. Every violation is printed as
 # "file:line: what is wrong"; the exit status is 1 if there is one, 77 if the check cannot run here.
 set -eu
 LC_ALL=C
@@ -217,8 +217,24 @@ check_paths() {
         sed -E 's|^([^:]+:[0-9]+):(.{0,80}).*|\1: a path of one machine: \2|'
 }
 
+# ---- pipes: no script that minds its pipes feeds a reader that stops early ----
+
+# Under pipefail the writer that is killed by SIGPIPE fails the pipeline, now and then.
+check_pipes() {
+    files '*.sh' run | tr '\n' '\0' | xargs -0 -r grep -lZE '^set .*pipefail' | xargs -0 -r awk '
+        # The line counts on which a pipe stands, and what follows it may stand on the next.
+        FNR == 1 { open = 0 }
+        /^[ \t]*#/ { next }
+        {
+            line = (open ? "|" : "") $0
+            open = line ~ /[^|]\|[ \t]*$/
+            if (line ~ /(^|[^|])\|[ \t]*(grep[ \t]+(-[A-Za-z-]+[ \t]+)*(-[A-Za-z]*[qm]|--quiet|--max-count)|head([ \t]|$))/)
+                print FILENAME ":" FNR ": a pipe into what stops reading early: SIGPIPE fails it now and then"
+        }'
+}
+
 case $check in
-floors | libraries | prefixes | headers | lines | paths) ;;
+floors | libraries | prefixes | headers | lines | paths | pipes) ;;
 *) echo "structure.sh: unknown check $check" >&2; exit 2 ;;
 esac
 report=$(mktemp)
