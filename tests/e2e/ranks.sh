@@ -140,6 +140,15 @@ set_at() { echo "echo 12345 | dd of=\"\$1/$shard\" bs=1 seek=$1 conv=notrunc sta
 shard='model-00001-of-00003.safetensors'
 differs "revision of the model's dense weights" "$(set_at $((8 + $(od -An -tu8 -N8 "$model/$shard"))))"
 differs "revision of the model's experts" "$(set_at $(($(stat -c %s "$model/$shard") / 2)))"
+# Another build, which has another version in its place.
+version=$("$bin/tier-run" --version | awk '{ print $3 }')
+other=${version%?}x
+LC_ALL=C sed "s/$version/$other/g" "$bin/tier-run" >"$work/of1/tier-run"
+cp "$bin/tier-run" "$work/of0/tier-run"
+chmod +x "$work/of0/tier-run" "$work/of1/tier-run"
+[ "$("$work/of1/tier-run" --version | awk '{ print $3 }')" = "$other" ] || fail 'no build of another version'
+refuse "rank 1 was started with another version of Expertier than rank 0" ranks 2 bash -c \
+    "exec \"$work/of\$OMPI_COMM_WORLD_RANK/tier-run\" --model \"$model\" --prompt x"
 
 # ---- a server, and the end of a rank ----
 

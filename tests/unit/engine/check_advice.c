@@ -222,6 +222,61 @@ START_TEST(gates_look_ahead)
 }
 END_TEST
 
+/* Nothing is as good as sure in a step with a prompt, so the cache knows of it before any hint; the
+ * clock of replay tells it at the same place. */
+static struct told {
+    bool this_step, asked;
+    unsigned prompts, answers, late, early;
+} told;
+
+void __real_tier_step_prompt(struct tier *t);
+uint32_t __real_tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n);
+void __wrap_tier_step_prompt(struct tier *t);
+uint32_t __wrap_tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n);
+
+void __wrap_tier_step_prompt(struct tier *t)
+{
+    if (!told.this_step) told.late += told.asked;
+    told.this_step = true;
+    __real_tier_step_prompt(t);
+}
+
+uint32_t __wrap_tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
+{
+    told.asked |= n > 0;
+    return __real_tier_hint(t, hints, n);
+}
+
+static void step_told(struct run *r, const struct eng_step_record *record)
+{
+    (void)r;
+    bool prompt = memchr(record->phases, TIER_PREFILL, record->token_count) != NULL;
+    told.early += told.this_step && !prompt;
+    told.late += !told.this_step && prompt;
+    told.prompts += prompt && told.asked;
+    told.answers += !prompt && told.asked;
+    told.this_step = told.asked = false;
+}
+
+START_TEST(a_prompt_is_told_before_its_hints)
+{
+    static const char *const settings[] = { "predictor.kind=blend", "predictor.tokens_max=2048",
+        "prefetch.governor=fixed", "prefetch.bandwidth_share=100%", "tiers.dram.capacity=30%",
+        "engine.max_chunked_prefill_tokens=8", NULL };
+    memset(&told, 0, sizeof told);
+    run_open(&run, run_pebble(), settings);
+    run.step_end = step_told;
+    submit_all(2);
+    run_finish(&run);
+    run.step_end = NULL;
+    run_close(&run);
+    ck_assert_msg(told.prompts > 2 && told.answers > 10, "%u steps with a prompt had hints, %u "
+                  "without one", told.prompts, told.answers);
+    ck_assert_uint_eq(told.late, 0);
+    ck_assert_uint_eq(told.early, 0);
+}
+END_TEST
+
 START_TEST(settings_without_effect_are_refused)
 {
     static const char *const cases[][3] = {
@@ -252,6 +307,7 @@ int main(void)
     tcase_add_loop_test(t, no_predictor_shows, 0, 14);
     tcase_add_test(t, what_was_learned_survives);
     tcase_add_test(t, gates_look_ahead);
+    tcase_add_test(t, a_prompt_is_told_before_its_hints);
     tcase_add_test(t, settings_without_effect_are_refused);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);
