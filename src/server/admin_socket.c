@@ -60,7 +60,9 @@ static int have_folder(const char *path, bool make, struct base_err *err)
         return base_err_set(err, -errno, "server.admin_listen: cannot make the folder %s: %s; set "
                             "another path, or off", folder, strerror(errno));
     }
-    if (lstat(folder, &info) < 0) {
+    /* One that we make is known by its name to others, who must not have put a link there; where a
+     * given path leads is its owner's business (/var/run is a link). */
+    if ((make ? lstat(folder, &info) : stat(folder, &info)) < 0) {
         return base_err_set(err, -errno, "server.admin_listen: the folder %s: %s; make it, or set "
                             "another path", folder, strerror(errno));
     }
@@ -69,7 +71,7 @@ static int have_folder(const char *path, bool make, struct base_err *err)
     bool ours = info.st_uid == getuid() || info.st_uid == 0;
     if (S_ISDIR(info.st_mode) && ours && !others) return 0;
     return base_err_set(err, -EPERM, "server.admin_listen: %s is not a folder that only this user "
-                        "can write to; remove it, or set another path", folder);
+                        "can write to; %sset another path", folder, make ? "remove it, or " : "");
 }
 
 /* Somebody listens on it. */

@@ -135,7 +135,6 @@ void srv_hub_join(struct srv_hub *hub, struct srv_session *s, int fd,
     s->number = ++hub->next_number;
     s->unpark = unpark;
     s->context = context;
-    s->quiet_since_ns = base_now_ns();
     s->fd = fd;
     s->joined = true;
     s->hub_next = hub->first;
@@ -189,7 +188,6 @@ bool srv_hub_park(struct srv_hub *hub, struct srv_session *s, void (*park)(void 
     bool parks = !is_ready(hub, s);
     if (parks) {
         s->parked = true;
-        s->quiet_since_ns = base_now_ns();
         park(context);
     }
     pthread_mutex_unlock(&hub->lock);
@@ -200,6 +198,7 @@ void srv_hub_stream(struct srv_hub *hub, struct srv_session *s)
 {
     pthread_mutex_lock(&hub->lock);
     s->streams = true;
+    s->quiet_since_ns = base_now_ns();
     pthread_mutex_unlock(&hub->lock);
 }
 
@@ -226,6 +225,14 @@ bool srv_hub_keep_alive_due(struct srv_hub *hub, struct srv_session *s)
     s->keep_alive_due = false;
     pthread_mutex_unlock(&hub->lock);
     return due;
+}
+
+void srv_hub_spoke(struct srv_hub *hub, struct srv_session *s)
+{
+    pthread_mutex_lock(&hub->lock);
+    s->quiet_since_ns = base_now_ns();
+    s->keep_alive_due = false;
+    pthread_mutex_unlock(&hub->lock);
 }
 
 void srv_hub_news(struct srv_hub *hub)

@@ -54,6 +54,8 @@ void srv_hub_shut(struct srv_hub *hub);
 unsigned srv_hub_count(struct srv_hub *hub);
 /* True once, when a quiet stream should say something. */
 bool srv_hub_keep_alive_due(struct srv_hub *hub, struct srv_session *session);
+/* The stream has said something: it is quiet from now on, not from a token without text. */
+void srv_hub_spoke(struct srv_hub *hub, struct srv_session *session);
 
 /* Engine thread: some session has news. */
 void srv_hub_news(struct srv_hub *hub);

@@ -13,7 +13,7 @@
 struct srv_logprob {
     uint32_t token;
     float logprob;
-    uint64_t text_offset;       /* bytes of answer before it */
+    uint64_t text_offset;       /* characters of answer before it */
 };
 
 /* What every reply to one request repeats. */

@@ -30,6 +30,16 @@ void srv_reply_too_large(struct srv *srv, struct srv_reply *reply)
     srv_reply_fault(reply, &fault);
 }
 
+void srv_reply_crowded(struct srv *srv, struct srv_reply *reply)
+{
+    struct srv_fault fault = { 0 };
+    srv_fault_set(&fault, 503, "server_error", "too_many_bodies", NULL,
+                  "the requests that are being sent take %d times server.body_max (%llu bytes) "
+                  "together: try again later", SRV_BODIES,
+                  (unsigned long long)srv->config.body_max);
+    srv_reply_fault(reply, &fault);
+}
+
 static void models(struct srv *srv, const struct srv_request *request, struct srv_reply *reply)
 {
     (void)request;
@@ -75,7 +85,8 @@ static void generate(struct srv *srv, enum srv_endpoint endpoint,
         return;
     }
     struct srv_ask ask;
-    int rc = srv_ask_parse(&ask, endpoint, request->body, request->size, &fault);
+    int rc = srv_ask_parse(&ask, endpoint, request->body, request->size,
+                           srv_values_max(srv->model.tokens_max), &fault);
     if (rc == 0) {
         rc = srv_ask_tokenize(&ask, &srv->model, &fault);
     }
@@ -149,6 +160,16 @@ static void one_model(struct srv *srv, const char *name, struct srv_reply *reply
     srv_reply_fault(reply, &fault);
 }
 
+static void refuse_method(const struct srv_request *request, const char *path, const char *takes,
+                          struct srv_reply *reply)
+{
+    struct srv_fault fault = { 0 };
+    srv_fault_set(&fault, 405, "invalid_request_error", "method_not_allowed", NULL,
+                  "%.100s takes %s, not %.20s", path, takes, request->method);
+    srv_reply_fault(reply, &fault);
+    reply->allow = takes;
+}
+
 void srv_route(struct srv *srv, const struct srv_request *request, struct srv_reply *reply)
 {
     static const char models_prefix[] = "/v1/models/";
@@ -161,10 +182,7 @@ void srv_route(struct srv *srv, const struct srv_request *request, struct srv_re
             routes[i].handle(srv, request, reply);
             return;
         }
-        srv_fault_set(&fault, 405, "invalid_request_error", "method_not_allowed", NULL,
-                      "%s takes %s, not %.20s", routes[i].path, routes[i].method, request->method);
-        srv_reply_fault(reply, &fault);
-        reply->allow = routes[i].method;
+        refuse_method(request, routes[i].path, routes[i].method, reply);
         return;
     }
     if (strcmp(request->path, "/tier/config") == 0) {
@@ -173,8 +191,11 @@ void srv_route(struct srv *srv, const struct srv_request *request, struct srv_re
         srv_reply_fault(reply, &fault);
         return;
     }
-    if (strncmp(request->path, models_prefix, sizeof models_prefix - 1) == 0 &&
-        same_method("GET", request->method)) {
+    if (strncmp(request->path, models_prefix, sizeof models_prefix - 1) == 0) {
+        if (!same_method("GET", request->method)) {
+            refuse_method(request, request->path, "GET", reply);
+            return;
+        }
         one_model(srv, request->path + sizeof models_prefix - 1, reply);
         return;
     }

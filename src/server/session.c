@@ -129,6 +129,7 @@ static void set_fault(struct srv_session *s, int code, const char *sentence)
     switch (code) {
     case -EINVAL: status = 400; name = "invalid_value"; break;
     case -ENOBUFS: name = "client_too_slow"; break;
+    case -ENOMEM: name = "out_of_memory"; break;
     case -ESHUTDOWN: name = "shutting_down"; break;
     case -EIO:
     case BASE_ECHECKSUM:
@@ -186,8 +187,20 @@ static void keep_logprob(struct srv_session *s, const struct srv_record *record)
     s->logprobs[s->logprob_count++] = (struct srv_logprob){
         .token = (uint32_t)record->token,
         .logprob = record->logprob,
-        .text_offset = s->text_bytes,
+        .text_offset = s->text_offset,
     };
+}
+
+/* Of a token's own text, which may wait for a stop string or for the rest of a character: the
+ * characters that begin in it. */
+static uint64_t characters(const struct srv_session *s, uint32_t token)
+{
+    bool special;
+    size_t size;
+    uint64_t count = 0;
+    const char *bytes = model_tokenizer_bytes(s->model->tokenizer, token, &size, &special);
+    for (size_t i = 0; i < size && !special; i++) count += ((unsigned char)bytes[i] & 0xc0) != 0x80;
+    return count;
 }
 
 static void take_piece(struct srv_session *s, const struct srv_record *record)
@@ -201,13 +214,13 @@ static void take_piece(struct srv_session *s, const struct srv_record *record)
         base_buf_append(&s->text, s->scratch.data, s->scratch.size);
     } else if (s->scratch.size > 0 || logprobs) {
         struct srv_logprob one = { .token = (uint32_t)record->token, .logprob = record->logprob,
-                                   .text_offset = s->text_bytes };
+                                   .text_offset = s->text_offset };
         frame_part(s, &(struct srv_part){ .text = s->scratch.data ? s->scratch.data : "",
                                           .size = s->scratch.size,
                                           .logprobs = logprobs ? &one : NULL,
                                           .logprob_count = logprobs });
     }
-    s->text_bytes += s->scratch.size;
+    if (logprobs) s->text_offset += characters(s, (uint32_t)record->token);
 }
 
 /* The end of a stream: finish reason, usage where it was asked for, or the error; then [DONE]. */
@@ -273,15 +286,21 @@ static void take_records(struct srv_session *s)
     }
 }
 
+/* Before the answer was whole. The engine may have ended it for that: no failure of its own. */
+static bool client_left(const struct srv_session *s)
+{
+    return atomic_load(&s->cancelled) && (!s->finished || s->fault.status != 0);
+}
+
 enum srv_session_state srv_session_advance(struct srv_session *s)
 {
     MUST_MAGIC(s, SESSION_MAGIC);
     take_records(s);
+    if (client_left(s)) {
+        return SRV_SESSION_ABORT;
+    }
     if (s->finished && (!s->ask.stream || !s->accepted)) {
         return SRV_SESSION_REPLY;
-    }
-    if (atomic_load(&s->cancelled)) {
-        return SRV_SESSION_ABORT;
     }
     if (s->ask.stream && s->accepted) {
         return SRV_SESSION_STREAM;
@@ -330,6 +349,7 @@ ssize_t srv_session_read(struct srv_session *s, char *to, size_t size)
         bytes = bytes < size ? bytes : size;
         memcpy(to, s->out.data + s->out_at, bytes);
         s->out_at += bytes;
+        srv_hub_spoke(s->hub, s);
         return (ssize_t)bytes;
     }
     if (s->finished) {
@@ -340,6 +360,7 @@ ssize_t srv_session_read(struct srv_session *s, char *to, size_t size)
 
 static const char *outcome(const struct srv_session *s)
 {
+    if (client_left(s)) return atomic_load(&s->hub->closing) ? "shutting_down" : "client_left";
     if (s->fault.status != 0) return s->fault.code;
     if (s->finished) return finish_name(s->finish);
     return atomic_load(&s->hub->closing) ? "shutting_down" : "client_left";

@@ -47,6 +47,20 @@ has "$sampled"
 post 200 /v1/completions '{"prompt":[0,5,6,7],"max_tokens":1}'; has '"prompt_tokens":4'
 post 200 /v1/completions '{"prompt":"In the beginning God","max_tokens":3,"temperature":0,"logprobs":0}'
 has '"token_logprobs":[-' '"text_offset":[0,'
+# In characters, each token by its own text, though "zz" may begin a stop string and waits.
+post 200 /v1/completions '{"prompt":"é é é é é é","max_tokens":24,"temperature":1,"seed":4,"logprobs":0,"ignore_eos":true,"stop":["zzz"," éx"]}'
+if command -v python3 >/dev/null 2>&1; then
+    python3 - "$work/body" <<'PY' || fail "text_offset: $body"
+import json, sys
+choice = json.load(open(sys.argv[1]))["choices"][0]
+logprobs, text = choice["logprobs"], choice["text"]
+assert any(ord(c) > 127 for c in text), text
+at = 0
+for token, offset in zip(logprobs["tokens"], logprobs["text_offset"]):
+    assert "\ufffd" in token or (offset == at and text.startswith(token, offset)), (token, offset, at, text)
+    at = offset + len(token)
+PY
+fi
 # Without max_tokens the API gives 16.
 post 200 /v1/completions '{"prompt":"The kernel","ignore_eos":true}'; has '"completion_tokens":16'
 
@@ -87,6 +101,7 @@ head -c 70000 /dev/zero | tr '\0' 'a' >"$work/large"
 post 413 /v1/completions "@$work/large"; has '"code":"request_too_large"'
 ask 413 /v1/completions -H 'Transfer-Encoding: chunked' -H 'Expect:' --data-binary "@$work/large"
 ask 405 /v1/completions; has 'takes POST, not GET'
+ask 405 /v1/models/pebble -X DELETE; has 'takes GET, not DELETE'
 ask 405 /health -X DELETE; has '"code":"method_not_allowed"'
 ask 404 /nothing; has '/v1/chat/completions'
 ask 400 '/tier/stats?by=rows'; has "'by' must name"

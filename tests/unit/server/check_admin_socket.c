@@ -63,6 +63,26 @@ START_TEST(a_folder_that_others_can_write_to_is_refused)
 }
 END_TEST
 
+/* As /var/run is one; a folder of our own may not be. */
+START_TEST(a_link_to_a_folder_is_followed_where_a_path_was_given)
+{
+    struct base_err err = { 0 };
+    char real[100];
+    snprintf(real, sizeof real, "%s/real", folder);
+    ck_assert_int_eq(mkdir(real, 0700), 0);
+    ck_assert_int_eq(symlink(real, inner), 0);
+    ck_assert_int_eq(srv_admin_socket_open(path, true, &err), -EPERM);
+    int fd = srv_admin_socket_open(path, false, &err);
+    ck_assert_msg(fd >= 0, "%s", err.text);
+    close(fd);
+    ck_assert_int_eq(unlink(path), 0);
+    ck_assert_int_eq(chmod(real, 0777), 0);
+    ck_assert_int_eq(srv_admin_socket_open(path, false, &err), -EPERM);
+    ck_assert_int_eq(unlink(inner), 0);
+    ck_assert_int_eq(rmdir(real), 0);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("admin_socket");
@@ -71,6 +91,7 @@ int main(void)
     tcase_add_test(cases, a_missing_folder_is_refused_and_not_made);
     tcase_add_test(cases, that_of_auto_is_made_for_this_user_alone);
     tcase_add_test(cases, a_folder_that_others_can_write_to_is_refused);
+    tcase_add_test(cases, a_link_to_a_folder_is_followed_where_a_path_was_given);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -1,6 +1,7 @@
 /* A parked connection is resumed when it has something to do and not before: a quiet stream is kept
  * alive, one that waits to be let in sleeps on. */
 #include <check.h>
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -99,6 +100,42 @@ START_TEST(a_quiet_stream_is_kept_alive)
 }
 END_TEST
 
+/* Tokens without text wake the connection, and tell the client nothing. */
+START_TEST(tokens_without_text_keep_nothing_alive)
+{
+    char bytes[64];
+    bool said = false;
+    pthread_mutex_lock(&hub.lock);
+    hub.keep_alive_ns = 200000000;
+    pthread_mutex_unlock(&hub.lock);
+    srv_session_put_accepted(session);
+    ck_assert_int_eq(srv_session_advance(session), SRV_SESSION_STREAM);
+    srv_hub_stream(&hub, session);
+    for (unsigned round = 1; round <= 400 && !said; round++) {
+        const struct eng_piece empty = { .token = 1, .text = "" };
+        if (parks()) {
+            ck_assert(srv_session_put_piece(session, &empty));
+            srv_hub_news(&hub);
+            await_resumed(round, 10000);
+        }
+        nanosleep(&(struct timespec){ .tv_nsec = 5000000 }, NULL);
+        ssize_t n = srv_session_read(session, bytes, sizeof bytes);
+        said = n > 0 && bytes[0] == ':';
+        ck_assert(said || n == 0);
+    }
+    ck_assert_msg(said, "two seconds of tokens without text, and no comment");
+}
+END_TEST
+
+/* What the engine makes of a client that left is no failure of its own. */
+START_TEST(who_left_gets_no_error)
+{
+    atomic_store(&session->cancelled, true);
+    srv_session_put_end(session, ENG_FAILED, -ECANCELED, "the client left");
+    ck_assert_int_eq(srv_session_advance(session), SRV_SESSION_ABORT);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("hub");
@@ -107,6 +144,8 @@ int main(void)
     tcase_set_timeout(cases, 60);
     tcase_add_test(cases, a_stream_that_has_not_begun_sleeps);
     tcase_add_test(cases, a_quiet_stream_is_kept_alive);
+    tcase_add_test(cases, tokens_without_text_keep_nothing_alive);
+    tcase_add_test(cases, who_left_gets_no_error);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
