@@ -398,15 +398,6 @@ static int check_request(const struct eng *eng, const struct eng_request *reques
                                 i, size, ENG_STOP_BYTES_MAX);
         }
     }
-    uint64_t longest = (uint64_t)request->prompt_tokens + request->max_tokens;
-    if (longest > l->tokens_max) longest = l->tokens_max;
-    uint32_t blocks = eng_kv_blocks_for(&eng->core.kv, (uint32_t)longest);
-    if (blocks > l->kv_blocks) {
-        return base_err_set(err, -EINVAL,
-                            "%" PRIu64 " tokens of prompt and answer need %u KV blocks, "
-                            "the cache has %u (kv.capacity)",
-                            longest, blocks, l->kv_blocks);
-    }
     return 0;
 }
 

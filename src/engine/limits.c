@@ -19,15 +19,20 @@ static unsigned cores(void)
     return count > 0 ? (unsigned)count : 1;
 }
 
+uint64_t eng_limits_length_auto(const struct eng_config *config, const struct model_shape *shape)
+{
+    const uint64_t by_blocks = config->kv_blocks_per_sequence_max * config->kv_block_tokens;
+    const uint64_t length = shape->positions_max < MODEL_LEN_AUTO ? shape->positions_max
+                                                                  : MODEL_LEN_AUTO;
+    return length < by_blocks ? length : by_blocks;
+}
+
 static int sequence_length(struct eng_limits *limits, const struct eng_config *config,
                            const struct model_shape *shape, struct base_err *err)
 {
     uint64_t by_blocks = config->kv_blocks_per_sequence_max * config->kv_block_tokens;
     uint64_t length = config->max_model_len;
-    if (length == 0) {
-        length = shape->positions_max < MODEL_LEN_AUTO ? shape->positions_max : MODEL_LEN_AUTO;
-        if (length > by_blocks) length = by_blocks;
-    }
+    if (length == 0) length = eng_limits_length_auto(config, shape);
     if (length > shape->positions_max) {
         return base_err_set(err, BASE_ECONFIG,
                             "scheduler.max_model_len: %" PRIu64
@@ -82,6 +87,20 @@ static int kv_blocks(struct eng_limits *limits, const struct eng_config *config,
                             blocks);
     }
     limits->kv_blocks = (uint32_t)blocks;
+    if (blocks < limits->kv_blocks_per_seq) {
+        const uint32_t fits = limits->kv_blocks * limits->kv_block_tokens;
+        char size[16];
+        if (config->max_model_len != 0 || fits < 2) {
+            return base_err_set(
+                err, BASE_EBUDGET,
+                "kv.capacity: %s holds %u tokens, a sequence of scheduler.max_model_len %u takes "
+                "%s; set one of them so that it fits",
+                config->kv_capacity, fits, limits->tokens_max,
+                base_str_bytes(size, sizeof size, limits->kv_blocks_per_seq * block));
+        }
+        limits->tokens_max = fits;
+        limits->kv_blocks_per_seq = limits->kv_blocks;
+    }
     limits->kv_bytes = blocks * block;
     return 0;
 }

@@ -12,7 +12,7 @@
 struct eng_limits {
     struct eng_plan_size plan;
     struct eng_scheduler_config scheduler;
-    uint32_t tokens_max;        /* of one sequence */
+    uint32_t tokens_max;        /* of one sequence; kv.capacity holds as many */
     uint32_t kv_width, kv_block_tokens, kv_blocks, kv_blocks_per_seq;
     bool kv_bf16;
     uint64_t kv_bytes;
@@ -20,6 +20,9 @@ struct eng_limits {
 
 /* Compute threads that the settings come to, the engine's own among them. */
 uint32_t eng_limits_threads(const struct eng_config *config);
+
+/* The longest sequence where scheduler.max_model_len is 0, as long as kv.capacity allows. */
+uint64_t eng_limits_length_auto(const struct eng_config *config, const struct model_shape *shape);
 
 /* BASE_ECONFIG or BASE_EBUDGET with the arithmetic in the sentence. */
 int eng_limits_of(struct eng_limits *limits, const struct eng_config *config,

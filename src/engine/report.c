@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "engine/limits.h"
 #include "kernels/kern.h"
 
 static const char *choice_of(const char *key, int value, char *to, size_t size)
@@ -96,6 +97,28 @@ static void report_arithmetic(struct tier_report *report, const struct eng_confi
     tier_report_note(row, TIER_ACTIVE, "%s", config->kv_dtype ? "latent KV is rounded" : "exact");
 }
 
+static void report_length(struct tier_report *report, const struct eng_stack *stack)
+{
+    const uint64_t asked = stack->config.engine.max_model_len;
+    const uint32_t tokens = eng_tokens_max(stack->engine);
+    char text[24] = "auto";
+    if (asked > 0) snprintf(text, sizeof text, "%" PRIu64, asked);
+    struct tier_report_row *row = tier_report_add(report, "scheduler.max_model_len", text);
+    bool less = asked == 0 && eng_limits_length_auto(&stack->config.engine, &stack->shape) > tokens;
+    tier_report_note(row, less ? TIER_DEGRADED : TIER_ACTIVE, "%u tokens of prompt and answer%s",
+                     tokens, less ? ", as many as kv.capacity holds" : "");
+}
+
+static void report_chat(struct tier_report *report, const struct model_chat *chat)
+{
+    struct tier_report_row *row = tier_report_add(report, "chat_template", "the model's");
+    const bool same = model_chat_as_model(chat);
+    const bool plain = strcmp(model_chat_name(chat), "plain") == 0;
+    tier_report_note(row, same ? TIER_ACTIVE : TIER_DEGRADED, "%s%s", model_chat_name(chat),
+                     !same   ? ", though the model has another one: answers in chats are worse"
+                     : plain ? ": it has none, messages are joined by newlines" : "");
+}
+
 static void report_ranks(struct tier_report *report, const struct eng_ranks *r)
 {
     char text[24] = "1";
@@ -123,6 +146,8 @@ void eng_report(struct tier_report *report, struct eng_stack *stack,
     if (stack->trace) pred_trace_writer_snapshot(stack->trace, &trace);
     eng_report_trace(report, &stack->config.trace, &trace, stack->trace != NULL);
     report_arithmetic(report, &config->engine);
+    report_length(report, stack);
+    report_chat(report, stack->chat);
     report_ranks(report, &stack->ranks);
 }
 

@@ -12,13 +12,14 @@
 
 #include "base/clock.h"
 #include "base/must.h"
+#include "engine/limits.h"
 #include "server/admin_config.h"
 #include "server/change.h"
 #include "server/http.h"
 #include "server/route.h"
 #include "server/srv.h"
 
-enum { BACKLOG = 128, SEND_BUFFER = 65536, POSITIONS_DEFAULT_MAX = 4096, CLOSE_FLUSH_MS = 1000 };
+enum { BACKLOG = 128, SEND_BUFFER = 65536, CLOSE_FLUSH_MS = 1000 };
 enum { ADMIN_THREADS = 1, ADMIN_CONNECTIONS = 8 };
 
 #define BASE_OPTION_OWNER struct srv_config
@@ -93,19 +94,22 @@ int srv_bind(struct srv_socket *to, const struct srv_config *config, struct base
     return 0;
 }
 
-/* The longest sequence the engine takes: what was set, or what the model allows up to 4096, and
- * never more than the block table holds. */
-static uint32_t tokens_max(const struct eng_stack *stack)
+uint64_t srv_beside(const void *config, const struct eng_stack *stack)
 {
-    const struct eng_config *config = &stack->config.engine;
-    uint64_t longest = config->max_model_len;
-    if (longest == 0) {
-        longest = stack->shape.positions_max < POSITIONS_DEFAULT_MAX ? stack->shape.positions_max
-                                                                     : POSITIONS_DEFAULT_MAX;
-    }
-    uint64_t blocks = config->kv_blocks_per_sequence_max * config->kv_block_tokens;
-    longest = longest < blocks ? longest : blocks;
-    return longest < UINT32_MAX ? (uint32_t)longest : UINT32_MAX;
+    const struct srv_config *c = config;
+    struct base_err err;
+    struct eng_limits limits;
+    if (eng_limits_of(&limits, &stack->config.engine, &stack->shape, &err) < 0) return 0;
+    const uint64_t tokens = limits.tokens_max;
+    const uint64_t longest = tokens * model_tokenizer_longest(stack->tokenizer);
+    const uint64_t text = longest < c->body_max ? longest : c->body_max;
+    /* One at a time in each thread: its values, their texts, the prompt put together, its ids. */
+    const uint64_t read = srv_values_max(limits.tokens_max) * SRV_VALUE_BYTES + 2 * c->body_max +
+                          text * MODEL_ENCODE_BYTES;
+    const uint64_t sent = SRV_BODIES * c->body_max +
+                          c->connections_max * (SRV_BODY_SMALL + c->header_max);
+    const uint64_t waiting = c->requests_max * (tokens * sizeof(uint32_t) + c->answer_buffer);
+    return c->http_threads * read + sent + waiting;
 }
 
 static void on_cancelled(void *context)
@@ -140,7 +144,7 @@ int srv_open(struct srv **out, const struct srv_open_args *args, struct base_err
         .tokenizer = args->stack->tokenizer,
         .chat = args->stack->chat,
         .vocab = args->stack->shape.vocab,
-        .tokens_max = tokens_max(args->stack),
+        .tokens_max = eng_tokens_max(args->stack->engine),
     };
     srv->started = (int64_t)time(NULL);
     srv->started_ns = base_now_ns();

@@ -262,7 +262,7 @@ START_TEST(a_prompt_is_told_before_its_hints)
 {
     static const char *const settings[] = { "predictor.kind=blend", "predictor.tokens_max=2048",
         "prefetch.governor=fixed", "prefetch.bandwidth_share=100%", "tiers.dram.capacity=30%",
-        "engine.max_chunked_prefill_tokens=8", NULL };
+        "scheduler.max_chunked_prefill_tokens=8", NULL };
     memset(&told, 0, sizeof told);
     run_open(&run, run_pebble(), settings);
     run.step_end = step_told;

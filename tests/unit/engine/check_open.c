@@ -225,6 +225,8 @@ START_TEST(settings_that_cannot_work_are_refused)
           BASE_ECONFIG,
           "must be larger" },
         { { "kv.capacity=1KiB" }, BASE_EBUDGET, "not even one block" },
+        { { "kv.capacity=1MiB", "scheduler.max_model_len=1000" }, BASE_EBUDGET,
+          "464 tokens, a sequence of scheduler.max_model_len 1000 takes 2.15 MiB" },
         { { "kv.capacity=lots" }, BASE_ECONFIG, "neither a size" },
         { { "scheduler.max_model_len=1" }, BASE_ECONFIG, "no room for an answer" },
         { { "tiers.dram.capacity=3%" }, BASE_EBUDGET, "" },
