@@ -102,9 +102,12 @@ static char *read_prompt(struct base_err *err)
 static int render(const struct eng_stack *stack, const char *prompt, uint32_t **ids, size_t *count,
                   struct base_err *err)
 {
-    if (!flags.chat) return model_chat_prompt(stack->chat, prompt, strlen(prompt), ids, count, err);
+    if (!flags.chat) {
+        return model_chat_prompt(stack->chat, prompt, strlen(prompt), true, MODEL_CHAT_ANY, ids,
+                                 count, err);
+    }
     struct model_message message = { .role = "user", .text = prompt, .size = strlen(prompt) };
-    return model_chat_render(stack->chat, &message, 1, ids, count, err);
+    return model_chat_render(stack->chat, &message, 1, MODEL_CHAT_ANY, ids, count, err);
 }
 
 static void print_rate(const char *tier, const char *cell, const struct tier_counts *counts)

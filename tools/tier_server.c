@@ -474,6 +474,7 @@ static int run(int count, char **arguments)
         .quiet = flags.log_json && isatty(STDERR_FILENO),   /* a moving bar is no line of JSON */
     };
     if (comm_open(&args.comm, &config.stack.comm, &err) < 0) return give_up(EXIT_FAILURE, &err);
+    if (args.comm->rank == 0) args.beside = srv_beside, args.beside_context = &config.server;
     int rc = flags.dry_run         ? eng_stack_print_footprint(&args, stdout, &err)
              : args.comm->rank > 0 ? run_rank(&args, &err) : run_server(&args, &err);
     if (rc < 0 && !engine_stopped) comm_abort(args.comm, err.text);

@@ -102,8 +102,9 @@ static int read_text(struct reading *reading, const char *text, size_t size, uin
     uint32_t longest = eng_tokens_max(reading->stack.engine);
     if (window == 0) window = ENG_PERPLEXITY_WINDOW;
     if (window >= longest) window = longest - 1;
-    int rc = model_chat_prompt(chat, "", 0, &head_ids, &head, err);
-    if (rc == 0) rc = model_chat_prompt(chat, text, size, &ids, &count, err);
+    int rc = model_chat_prompt(chat, "", 0, false, MODEL_CHAT_ANY, &head_ids, &head, err);
+    if (rc == 0) rc = model_chat_prompt(chat, text, size, false, MODEL_CHAT_ANY, &ids,
+                                        &count, err);
     if (rc == 0 && (count < head + 2 || window < head + 2)) {
         rc = base_err_set(err, -EINVAL,
                           "a text of %zu tokens in windows of %u says nothing about "

@@ -580,6 +580,10 @@ static int prepare(struct eng_stack *stack, const struct eng_stack_args *args,
                              tier_store_layers(stack->store)),
     };
     eng_ledger_plan(&stack->ledger, &parts);
+    if (args->beside) {
+        struct base_ledger_row *program = &stack->ledger.rows[BASE_LEDGER_PROGRAM];
+        program->planned += args->beside(args->beside_context, stack);
+    }
     if (args->profile_path) {
         stack->ledger.rows[BASE_LEDGER_PROFILE].planned = base_timeline_bytes(profile_events(args));
     }

@@ -81,6 +81,10 @@ struct eng_stack_args {
     const char *profile_path;
     size_t profile_events;          /* 0 = ENG_PROFILE_EVENTS */
     bool account;                   /* step records have op_ns; a timeline means it, too */
+    /* What the program around the stack may take while it serves, for the account of memory: asked
+     * when the model's words and sizes are known. NULL = nothing. */
+    uint64_t (*beside)(const void *context, const struct eng_stack *stack);
+    const void *beside_context;
 };
 
 /* Opens everything in order; on failure closes what was open and says why. The stack must stay

@@ -385,6 +385,18 @@ uint32_t model_tokenizer_vocab(const struct model_tokenizer *tokenizer)
     return tokenizer->vocab;
 }
 
+size_t model_tokenizer_longest(const struct model_tokenizer *tokenizer)
+{
+    const struct model_tokenizer *t = tokenizer;
+    size_t longest = 1, size;
+    MUST_MAGIC(t, MODEL_TOKENIZER_MAGIC);
+    for (uint32_t id = 0; id < t->vocab; id++) {
+        model_token_text(t, id, &size);
+        if (size > longest) longest = size;
+    }
+    return longest;
+}
+
 uint32_t model_token_by_text(const struct model_tokenizer *t, const char *bytes, size_t size)
 {
     uint32_t slot = (uint32_t)port_hash64(bytes, size) & t->by_text_mask;

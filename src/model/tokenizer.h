@@ -28,6 +28,7 @@ int model_tokenizer_parse(struct model_tokenizer **out, const char *json, size_t
 void model_tokenizer_free(struct model_tokenizer *tokenizer);
 
 uint32_t model_tokenizer_vocab(const struct model_tokenizer *tokenizer);   /* highest id + 1 */
+size_t model_tokenizer_longest(const struct model_tokenizer *tokenizer);   /* bytes of a token */
 /* XXH3 of its tokens and merges. */
 uint64_t model_tokenizer_hash(const struct model_tokenizer *tokenizer);
 
@@ -39,6 +40,8 @@ uint64_t model_tokenizer_hash(const struct model_tokenizer *tokenizer);
  * tokenizer gave up on the text. Time: n log n in the longest piece. */
 int model_tokenizer_encode(const struct model_tokenizer *tokenizer, const char *text, size_t size,
                            bool with_special, uint32_t **ids, size_t *count);
+/* What encoding takes at most for each byte of the text, its ids among it. */
+enum { MODEL_ENCODE_BYTES = 40 };
 
 /* The bytes of one token (not NUL-terminated, may be part of a character). Empty for ids without
  * text. `special` tells added special tokens, which answers leave out. */

@@ -32,6 +32,8 @@ struct exchange {
     uint64_t received;
     bool begun;
     bool too_large;
+    bool crowded;               /* other bodies have taken the room */
+    size_t held;                /* counted in srv->body_bytes */
     struct srv_session *session;
     int status;
     uint64_t begun_ns;
@@ -153,6 +155,28 @@ static void keep_path(struct exchange *x, const char *path)
     }
 }
 
+static void free_body(struct exchange *x)
+{
+    base_buf_fini(&x->body);
+    base_buf_init(&x->body);
+    atomic_fetch_sub(&x->srv->body_bytes, x->held);
+    x->held = 0;
+}
+
+/* Room for `more` bytes of the body, of what all bodies together may take. */
+static bool body_room(struct exchange *x, size_t more)
+{
+    const size_t size = x->body.size + more;
+    const size_t add = (size > SRV_BODY_SMALL ? size - SRV_BODY_SMALL : 0) - x->held;
+    const size_t most = (size_t)SRV_BODIES * x->srv->config.body_max;
+    if (add > 0 && atomic_fetch_add(&x->srv->body_bytes, add) + add > most) {
+        atomic_fetch_sub(&x->srv->body_bytes, add);
+        return false;
+    }
+    x->held += add;
+    return true;
+}
+
 static enum MHD_Result answer(struct exchange *x, const char *method, const char *path)
 {
     struct srv_request request = {
@@ -168,11 +192,12 @@ static enum MHD_Result answer(struct exchange *x, const char *method, const char
     keep_path(x, path);
     if (x->too_large) {
         srv_reply_too_large(x->srv, &reply);
+    } else if (x->crowded) {
+        srv_reply_crowded(x->srv, &reply);
     } else {
         x->http->args.route(x->srv, &request, &reply);
     }
-    base_buf_fini(&x->body);
-    base_buf_init(&x->body);
+    free_body(x);
     if (!reply.session) {
         return send_reply(x, &reply);
     }
@@ -216,9 +241,11 @@ static enum MHD_Result handle(void *context, struct MHD_Connection *connection, 
          * reply can only be given after it. */
         x->received += *data_size;
         x->too_large |= x->received > x->srv->config.body_max;
-        if (!x->too_large) {
-            base_buf_append(&x->body, data, *data_size);
+        if (!x->too_large && !x->crowded) {
+            x->crowded = !body_room(x, *data_size);
+            if (!x->crowded) base_buf_append(&x->body, data, *data_size);
         }
+        if (x->too_large || x->crowded) free_body(x);
         *data_size = 0;
         bool give_up = x->received > DISCARD_FACTOR * x->srv->config.body_max;
         return give_up || base_buf_error(&x->body) < 0 ? MHD_NO : MHD_YES;
@@ -262,7 +289,7 @@ static void completed(void *context, struct MHD_Connection *connection, void **s
         base_log(BASE_LOG_DEBUG, "request", "%s refused status=%d total_ms=%.1f", x->path,
                  x->status, (double)(base_now_ns() - x->begun_ns) / 1e6);
     }
-    base_buf_fini(&x->body);
+    free_body(x);
     free(x);
     *state = NULL;
 }

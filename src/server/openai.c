@@ -618,16 +618,23 @@ static int each_param(void *context, const char *key, size_t key_size,
                   near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
 }
 
+size_t srv_values_max(uint32_t tokens_max)
+{
+    enum { OTHERS = 16384, FOR_A_TOKEN = 8 };
+    const uint64_t most = OTHERS + (uint64_t)FOR_A_TOKEN * tokens_max;
+    return most < SRV_VALUES_MAX ? (size_t)most : SRV_VALUES_MAX;
+}
+
 int srv_ask_parse(struct srv_ask *ask, enum srv_endpoint endpoint, const char *body, size_t size,
-                  struct srv_fault *fault)
+                  size_t values_max, struct srv_fault *fault)
 {
     *ask = (struct srv_ask){ .endpoint = endpoint };
     *fault = (struct srv_fault){ 0 };
     ask->sampling = (struct eng_sampling){ .temperature = 1, .top_p = 1 };
     struct base_err err = { 0 };
-    if (port_json_values(body, size) > SRV_VALUES_MAX) {
-        return REFUSE(fault, "invalid_json", NULL, "the request body has more than %d JSON values "
-                      "(an empty array or object counts twice)", SRV_VALUES_MAX);
+    if (port_json_values(body, size) > values_max) {
+        return REFUSE(fault, "invalid_json", NULL, "the request body has more than %zu JSON values "
+                      "(an empty array or object counts twice)", values_max);
     }
     int rc = port_json_parse(&ask->body, body, size, "request body", &err);
     if (rc == -ENOMEM) {
@@ -714,18 +721,22 @@ static int make_ids(struct srv_ask *ask, const struct srv_model *model, struct s
     int rc = 0;
     const char *param = ask->endpoint == SRV_CHAT ? "messages" : "prompt";
     if (ask->endpoint == SRV_CHAT) {
-        rc = model_chat_render(model->chat, ask->messages, ask->message_count, &ask->ids,
-                               &ask->id_count, &err);
+        rc = model_chat_render(model->chat, ask->messages, ask->message_count, model->tokens_max,
+                               &ask->ids, &ask->id_count, &err);
     } else if (!ask->ids) {
-        rc = model_chat_prompt(model->chat, ask->prompt, ask->prompt_bytes, &ask->ids,
-                               &ask->id_count, &err);
+        rc = model_chat_prompt(model->chat, ask->prompt, ask->prompt_bytes, true,
+                               model->tokens_max, &ask->ids, &ask->id_count, &err);
     }
     if (rc == -ENOMEM) {
         return srv_fault_set(fault, 503, "server_error", "out_of_memory", NULL, "out of memory");
     }
+    if (rc == -EMSGSIZE) {
+        return REFUSE(fault, "context_length_exceeded", param, "%s, which is what prompt and "
+                      "answer together may have here", err.text);
+    }
     if (rc < 0) {
-        return REFUSE(fault, "invalid_value", param, "%s",
-                      err.text[0] ? err.text : base_err_name(rc));
+        return REFUSE(fault, rc == -EFBIG ? "context_length_exceeded" : "invalid_value", param,
+                      "%s", err.text[0] ? err.text : base_err_name(rc));
     }
     if (ask->id_count == 0) {
         return REFUSE(fault, "invalid_value", param, "the prompt is empty: it has no token");

@@ -60,13 +60,15 @@ struct srv_ask {
     bool ignore_eos;
 };
 
-/* The most values of a body: what it takes while it is read is at most 45 MiB then. */
-enum { SRV_VALUES_MAX = 262144 };
+/* The most values of a body, each of which takes up to SRV_VALUE_BYTES while it is read. */
+enum { SRV_VALUES_MAX = 262144, SRV_VALUE_BYTES = 180 };
+/* As many as a prompt of `tokens_max` tokens can have, SRV_VALUES_MAX at most. */
+size_t srv_values_max(uint32_t tokens_max);
 
 /* 0, or -EINVAL with the fault; -ENOMEM counts as a fault too. The ask needs srv_ask_fini either
  * way. */
 int srv_ask_parse(struct srv_ask *ask, enum srv_endpoint endpoint, const char *body, size_t size,
-                  struct srv_fault *fault);
+                  size_t values_max, struct srv_fault *fault);
 void srv_ask_fini(struct srv_ask *ask);
 
 /* What a prompt must fit. */

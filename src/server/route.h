@@ -35,5 +35,6 @@ void srv_route(struct srv *srv, const struct srv_request *request, struct srv_re
 void srv_reply_fault(struct srv_reply *reply, const struct srv_fault *fault);
 /* The fault of a body that is too large. */
 void srv_reply_too_large(struct srv *srv, struct srv_reply *reply);
+void srv_reply_crowded(struct srv *srv, struct srv_reply *reply);
 
 #endif

@@ -98,6 +98,10 @@ struct srv_open_args {
     const char *command_line;           /* KEY=VALUE a line, over every file; borrowed */
 };
 
+/* What requests may take while they are sent, read and wait, at most: for eng_stack_args.beside,
+ * with the settings of the server (struct srv_config) as context. */
+uint64_t srv_beside(const void *config, const struct eng_stack *stack);
+
 /* Starts the threads and listens. 0 or a negative code with a sentence. */
 int srv_open(struct srv **out, const struct srv_open_args *args, struct base_err *err);
 

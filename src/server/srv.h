@@ -11,6 +11,10 @@
 #include "server/openai.h"
 #include "server/server.h"
 
+/* So much of a body every connection may send at any time; beyond it all of them together may have
+ * SRV_BODIES times server.body_max in memory. */
+enum { SRV_BODY_SMALL = 16384, SRV_BODIES = 4 };
+
 struct srv_http;
 struct srv_settings;
 
@@ -22,6 +26,7 @@ struct srv {
     int64_t started;            /* Unix seconds */
     uint64_t started_ns;
     atomic_bool draining;
+    atomic_size_t body_bytes;   /* of bodies that are not whole, beyond SRV_BODY_SMALL of each */
     struct srv_hub hub;
     bool hub_open;
     struct srv_drive drive;

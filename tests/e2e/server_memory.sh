@@ -52,6 +52,46 @@ measure() { # NAME TOKENS [server argument...]
 measure 'pebble, a quarter of its experts' 150 --set tiers.dram.capacity=25%
 measure 'pebble, all experts' 100 --set tiers.dram.capacity=100%
 measure 'pebble, KV cache full' 150 --set kv.capacity=3MiB --set engine.threads=2
+
+# What clients send that is refused in the end, or never ends, is in the sum, too.
+hostile() {
+    local sum highest i fd line body held=() pids='' crowded=0
+    start_server --set tiers.dram.capacity=100% --set kv.capacity=3MiB
+    # shellcheck disable=SC2046
+    sum=$(kib $(sed -n 's/^ *sum  *\([0-9.]*\) *\([KMGT]*i*B\).*/\1 \2/p' "$work/server.log"))
+    { printf '{"prompt":"'; head -c 4190000 /dev/zero | tr '\0' 'a'; printf '"}'; } >"$work/letters"
+    { printf '{"prompt":[1'; head -c 2080000 /dev/zero | sed 's/\x00/,1/g'; printf ']}'; } >"$work/ids"
+    for i in 1 2; do
+        for body in letters ids; do
+            curl -sS --max-time 100 -o "$work/hostile.$body.$i" "$url/v1/completions" --data-binary "@$work/$body" & pids+=" $!"
+        done
+    done
+    # shellcheck disable=SC2086
+    wait $pids
+    grep -q context_length_exceeded "$work/hostile.letters.1" || fail "letters: $(head -c 300 "$work/hostile.letters.1")"
+    grep -qE 'JSON values|context_length' "$work/hostile.ids.1" || fail "ids: $(head -c 300 "$work/hostile.ids.1")"
+    # Bodies that stay unfinished: as many as have room wait, the others are refused when they end.
+    for i in $(seq 40); do
+        exec {fd}<>"/dev/tcp/127.0.0.1/${url##*:}" || fail 'no connection'
+        printf 'POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000002\r\n\r\n' >&"$fd"
+        head -c 1000000 /dev/zero >&"$fd"
+        held+=("$fd")
+    done
+    complete 'In the beginning' 4 | grep '"text"' >/dev/null || fail 'others are not answered meanwhile'
+    highest=$(awk '/^VmHWM/ { print $2 }' "/proc/$server/status")
+    for fd in "${held[@]}"; do
+        printf 'xx' >&"$fd"
+        IFS= read -r -t 30 line <&"$fd" || true
+        case $line in *' 503 '*) crowded=$((crowded + 1)) ;; *' 400 '*) ;; *) fail "a body that ended: $line" ;; esac
+        exec {fd}>&-
+    done
+    echo "hostile: resident $((highest / 1024)) MiB at most, the table's sum is $((sum / 1024)) MiB; $crowded of 40 bodies refused"
+    [ "$highest" -le "$sum" ] || fail 'hostile: resident memory went over the printed sum'
+    [ "$crowded" -ge 20 ] && [ "$crowded" -le 26 ] || fail "$crowded of 40 bodies of 1 MB were refused; 16 MiB have room"
+    stop_server
+}
+hostile
+
 if [ -n "${EXPERTIER_BIG_MODEL:-}" ]; then
     model=$EXPERTIER_BIG_MODEL
     measure "$model, 30%" 12 --set tiers.dram.capacity=30% \

@@ -107,7 +107,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     const char *body = (const char *)bytes + 1;
     struct srv_fault fault;
     struct srv_ask ask;
-    if (srv_ask_parse(&ask, endpoint, body, size - 1, &fault) < 0) {
+    if (srv_ask_parse(&ask, endpoint, body, size - 1, SRV_VALUES_MAX, &fault) < 0) {
         check_refusal(&fault);
     } else {
         check_request(&ask);

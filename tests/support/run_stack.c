@@ -203,7 +203,8 @@ uint32_t *run_encode(struct run *run, const char *text, uint32_t *count)
     struct base_err err = { 0 };
     uint32_t *ids;
     size_t size;
-    int rc = model_chat_prompt(run->stack.chat, text, strlen(text), &ids, &size, &err);
+    int rc = model_chat_prompt(run->stack.chat, text, strlen(text), false, MODEL_CHAT_ANY,
+                               &ids, &size, &err);
     ck_assert_msg(rc == 0, "%s", err.text);
     *count = (uint32_t)size;
     return ids;

@@ -8,10 +8,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/buf.h"
+#include "base/file.h"
 #include "model/chat.h"
 #include "port/json.h"
 
 enum { MESSAGES_MAX = 16 };
+
+#define ANY MODEL_CHAT_ANY
 
 static struct model_tokenizer *tokenizer;
 static struct model_chat *chat;
@@ -84,7 +88,7 @@ static size_t render(const struct model_message *messages, size_t count, uint32_
 {
     size_t id_count;
     struct base_err err = { 0 };
-    int rc = model_chat_render(chat, messages, count, ids, &id_count, &err);
+    int rc = model_chat_render(chat, messages, count, ANY, ids, &id_count, &err);
     ck_assert_msg(rc == 0, "%s", err.text);
     return id_count;
 }
@@ -146,14 +150,37 @@ START_TEST(small_model_joins_texts_plainly)
     struct base_err err = { 0 };
     ck_assert_str_eq(model_chat_name(chat), "plain");
     size_t count = render(messages, 2, &ids);
-    ck_assert_int_eq(model_chat_prompt(chat, "In the\nbeginning", 16, &same, &same_count, &err), 0);
+    ck_assert_int_eq(model_chat_prompt(chat, "In the\nbeginning", 16, true, ANY, &same, &same_count,
+                                       &err), 0);
     ck_assert_uint_eq(count, same_count);
     ck_assert_mem_eq(ids, same, count * sizeof *ids);
     ck_assert_uint_eq(ids[0], 0);
     free(ids);
     free(same);
-    ck_assert_int_eq(model_chat_prompt(chat, "", 0, &ids, &count, &err), 0);
+    ck_assert_int_eq(model_chat_prompt(chat, "", 0, true, ANY, &ids, &count, &err), 0);
     ck_assert_uint_eq(count, 1);
+    free(ids);
+}
+END_TEST
+
+/* A token is a few bytes at most: what has too many is not encoded first. */
+START_TEST(a_prompt_much_too_long_is_not_encoded)
+{
+    static char text[200000];
+    struct model_message message = { "user", text, sizeof text };
+    struct base_err err = { 0 };
+    uint32_t *ids;
+    size_t count;
+    memset(text, 'a', sizeof text);
+    ck_assert_int_eq(model_chat_prompt(chat, text, sizeof text, true, 100, &ids, &count, &err),
+                     -EMSGSIZE);
+    ck_assert_msg(strstr(err.text, "more than 100 tokens"), "%s", err.text);
+    ck_assert_ptr_null(ids);
+    ck_assert_int_eq(model_chat_render(chat, &message, 1, 100, &ids, &count, &err), -EMSGSIZE);
+    const size_t least = sizeof text / model_tokenizer_longest(tokenizer);
+    ck_assert_int_eq(model_chat_prompt(chat, text, sizeof text, true, least + 1, &ids, &count,
+                                       &err), 0);
+    ck_assert_uint_gt(count, least);
     free(ids);
 }
 END_TEST
@@ -164,9 +191,182 @@ START_TEST(unknown_roles_are_refused)
     uint32_t *ids;
     size_t count;
     struct base_err err = { 0 };
-    ck_assert_int_eq(model_chat_render(chat, &message, 1, &ids, &count, &err), BASE_EFORMAT);
+    ck_assert_int_eq(model_chat_render(chat, &message, 1, ANY, &ids, &count, &err), BASE_EFORMAT);
     ck_assert_ptr_nonnull(strstr(err.text, "role 'wizard?' is unknown"));
     ck_assert_ptr_null(ids);
+}
+END_TEST
+
+/* ids are `text`'s, in which what is written as a control token is one. */
+static void expect_prompt(const struct model_tokenizer *t, const uint32_t *ids, size_t count,
+                          const char *text)
+{
+    uint32_t *want;
+    size_t want_count;
+    ck_assert_int_eq(model_tokenizer_encode(t, text, strlen(text), true, &want, &want_count), 0);
+    ck_assert_msg(count == want_count && memcmp(ids, want, count * sizeof *ids) == 0,
+                  "%zu ids, not the %zu of: %s", count, want_count, text);
+    free(want);
+}
+
+/* The small model's tokenizer in the folder, tokens of it with other names. */
+static struct model_tokenizer *renamed(const char *const (*names)[2], size_t count)
+{
+    char path[4096];
+    char *json;
+    size_t size;
+    struct base_err err = { 0 };
+    struct base_buf out;
+    struct model_tokenizer *t;
+    source_path(path, sizeof path, "models/pebble/tokenizer.json");
+    ck_assert_int_eq(base_file_read(&json, &size, path, 1 << 20, &err), 0);
+    base_buf_init(&out);
+    for (const char *at = json; *at;) {
+        size_t i = 0;
+        while (i < count && strncmp(at, names[i][0], strlen(names[i][0])) != 0) i++;
+        if (i < count) {
+            base_buf_puts(&out, names[i][1]);
+            at += strlen(names[i][0]);
+        } else {
+            base_buf_append(&out, at++, 1);
+        }
+    }
+    int rc = model_tokenizer_parse(&t, out.data, out.size, "tokenizer.json", &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    base_buf_fini(&out);
+    free(json);
+    return t;
+}
+
+static struct model_chat *chat_of(const struct model_tokenizer *t, const char *template)
+{
+    struct model_chat *loaded;
+    struct base_err err = { 0 };
+    struct base_buf config;
+    base_buf_init(&config);
+    base_buf_printf(&config, "{\"bos_token\":\"<｜begin▁of▁sentence｜>\",\"chat_template\":\"%s\"}",
+                    template);
+    config_write(config.data);
+    base_buf_fini(&config);
+    ck_assert_msg(model_chat_load(&loaded, dir, t, &err) == 0, "%s", err.text);
+    return loaded;
+}
+
+static void expect_chat(const struct model_tokenizer *t, const struct model_chat *c,
+                        const struct model_message *messages, size_t count, const char *text)
+{
+    struct base_err err = { 0 };
+    uint32_t *ids;
+    size_t id_count;
+    ck_assert_msg(model_chat_render(c, messages, count, ANY, &ids, &id_count, &err) == 0, "%s",
+                  err.text);
+    expect_prompt(t, ids, id_count, text);
+    free(ids);
+}
+
+#define SAYS(role, text) { role, text, sizeof text - 1 }
+
+/* DeepSeek-V2's template, which has text where others have control tokens. */
+START_TEST(deepseek_v2_is_text)
+{
+    static const char *const names[][2] = { { "<｜User｜>", "<a>" }, { "<｜Assistant｜>", "<b>" } };
+    static const char template[] =
+        "{{ bos_token }}{% for message in messages %}"
+        "{% if message['role'] == 'user' %}"
+        "{{ 'User: ' + message['content'] + '\\\\n\\\\n' }}"
+        "{% elif message['role'] == 'assistant' %}"
+        "{{ 'Assistant: ' + message['content'] + eos_token }}{% endif %}{% endfor %}";
+    struct model_message messages[] = { SAYS("system", "Be kind."), SAYS("user", "Hello"),
+                                        SAYS("assistant", "Hi </think> there"),
+                                        SAYS("user", "Who are you?") };
+    struct model_tokenizer *t = renamed(names, 2);
+    struct model_chat *c = chat_of(t, template);
+    struct base_err err = { 0 };
+    uint32_t *ids;
+    size_t count;
+    ck_assert_str_eq(model_chat_name(c), "deepseek-v2");
+    ck_assert(model_chat_as_model(c));
+    expect_chat(t, c, messages, 4, "<｜begin▁of▁sentence｜>Be kind.\n\nUser: Hello\n\nAssistant: "
+                "Hi </think> there<｜end▁of▁sentence｜>User: Who are you?\n\nAssistant:");
+    messages[3].role = "tool";
+    ck_assert_int_eq(model_chat_render(c, messages, 4, ANY, &ids, &count, &err), BASE_EFORMAT);
+    ck_assert_msg(strstr(err.text, "role 'tool' has no place"), "%s", err.text);
+    model_chat_free(c);
+    /* Any other template is answered plainly, and said to be. */
+    c = chat_of(t, "{{ '<|im_start|>' }}");
+    ck_assert_str_eq(model_chat_name(c), "plain");
+    ck_assert(!model_chat_as_model(c));
+    model_chat_free(c);
+    model_tokenizer_free(t);
+}
+END_TEST
+
+/* DeepSeek-R1's: what earlier answers thought is left out, and a new one begins by thinking. */
+START_TEST(deepseek_r1_thinks)
+{
+    static const char *const names[][2] = { { "<｜▁pad▁｜>", "<think>" } };
+    static const char template[] =
+        "{% if '</think>' in content %}"
+        "{% set content = content.split('</think>')[-1] %}{% endif %}"
+        "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\\\n'}}{% endif %}";
+    const struct model_message messages[] = { SAYS("user", "Hello"),
+        SAYS("assistant", "<think>\nHm.</think> no, </think>Hi."), SAYS("user", "And?") };
+    struct model_tokenizer *t = renamed(names, 1);
+    struct model_chat *c = chat_of(t, template);
+    const char want[] = "<｜begin▁of▁sentence｜><｜User｜>Hello<｜Assistant｜>Hi.<｜end▁of▁sentence｜>"
+                        "<｜User｜>And?<｜Assistant｜><think>\n";
+    ck_assert_str_eq(model_chat_name(c), "deepseek");
+    ck_assert(model_chat_as_model(c));
+    expect_chat(t, c, messages, 3, want);
+    model_chat_free(c);
+    model_tokenizer_free(t);
+    c = chat_of(tokenizer, template);           /* <think> is text here */
+    expect_chat(tokenizer, c, messages, 3, want);
+    model_chat_free(c);
+    /* One that steers thinking in another way. */
+    c = chat_of(tokenizer, "{{'<｜Assistant｜>'}}{{'</think>'}}");
+    ck_assert(!model_chat_as_model(c));
+    model_chat_free(c);
+}
+END_TEST
+
+/* A raw prompt is the client's whole: control tokens count, and there is one BOS. */
+START_TEST(raw_prompts_may_have_control_tokens)
+{
+    static const char *const texts[] = { "<｜User｜>Hi<｜Assistant｜>",
+                                         "<｜begin▁of▁sentence｜><｜User｜>Hi<｜Assistant｜>" };
+    struct base_err err = { 0 };
+    uint32_t *ids, *plain;
+    size_t count, plain_count;
+    for (unsigned i = 0; i < 2; i++) {
+        ck_assert_int_eq(model_chat_prompt(chat, texts[i], strlen(texts[i]), true, ANY, &ids,
+                                           &count, &err), 0);
+        expect_prompt(tokenizer, ids, count, texts[1]);
+        ck_assert_int_eq(model_chat_prompt(chat, texts[i], strlen(texts[i]), false, ANY, &plain,
+                                           &plain_count, &err), 0);
+        ck_assert_uint_gt(plain_count, count + 4);
+        free(ids);
+        free(plain);
+    }
+}
+END_TEST
+
+/* The template in its own file comes before the config's. */
+START_TEST(a_template_may_have_a_file)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/chat_template.jinja", dir);
+    FILE *file = fopen(path, "w");
+    ck_assert_ptr_nonnull(file);
+    fputs("{{'</think>'}}", file);
+    ck_assert_int_eq(fclose(file), 0);
+    struct model_chat *c = chat_of(tokenizer, "x");
+    ck_assert(!model_chat_as_model(c));
+    model_chat_free(c);
+    unlink(path);
+    c = chat_of(tokenizer, "x");
+    ck_assert(model_chat_as_model(c));
+    model_chat_free(c);
 }
 END_TEST
 
@@ -181,13 +381,13 @@ START_TEST(missing_tokens_are_named)
     struct model_message message = { "user", "x", 1 };
     uint32_t *ids;
     size_t count;
-    ck_assert_int_eq(model_chat_render(other, &message, 1, &ids, &count, &err), 0);
+    ck_assert_int_eq(model_chat_render(other, &message, 1, ANY, &ids, &count, &err), 0);
     ck_assert_uint_eq(count, 3);
     ck_assert_uint_eq(ids[0], 3);
     ck_assert_uint_eq(ids[2], 4);
     free(ids);
     message.role = "tool";
-    ck_assert_int_eq(model_chat_render(other, &message, 1, &ids, &count, &err), BASE_EFORMAT);
+    ck_assert_int_eq(model_chat_render(other, &message, 1, ANY, &ids, &count, &err), BASE_EFORMAT);
     ck_assert_ptr_nonnull(strstr(err.text, "<｜tool▁outputs▁begin｜>"));
     model_chat_free(other);
 }
@@ -201,7 +401,7 @@ START_TEST(bos_follows_the_config)
     size_t count;
     config_write("{\"add_bos_token\":false,\"bos_token\":{\"content\":\"<｜▁pad▁｜>\"}}");
     ck_assert_msg(model_chat_load(&other, dir, tokenizer, &err) == 0, "%s", err.text);
-    ck_assert_int_eq(model_chat_prompt(other, "A", 1, &ids, &count, &err), 0);
+    ck_assert_int_eq(model_chat_prompt(other, "A", 1, true, ANY, &ids, &count, &err), 0);
     ck_assert_uint_eq(count, 1);
     ck_assert_int_eq(ids[0], model_tokenizer_find(tokenizer, "A"));
     free(ids);
@@ -248,6 +448,11 @@ int main(void)
     tcase_add_test(small, unknown_roles_are_refused);
     tcase_add_test(small, missing_tokens_are_named);
     tcase_add_test(small, bos_follows_the_config);
+    tcase_add_test(small, a_prompt_much_too_long_is_not_encoded);
+    tcase_add_test(small, deepseek_v2_is_text);
+    tcase_add_test(small, deepseek_r1_thinks);
+    tcase_add_test(small, raw_prompts_may_have_control_tokens);
+    tcase_add_test(small, a_template_may_have_a_file);
     tcase_add_test(small, broken_configs_get_one_sentence);
     suite_add_tcase(suite, small);
     bool has_data = getenv("EXPERTIER_DATA") != NULL;

@@ -15,7 +15,7 @@ static struct srv_fault fault;
 
 static int parse(enum srv_endpoint endpoint, const char *body)
 {
-    return srv_ask_parse(&ask, endpoint, body, strlen(body), &fault);
+    return srv_ask_parse(&ask, endpoint, body, strlen(body), SRV_VALUES_MAX, &fault);
 }
 
 static void teardown(void)
@@ -217,7 +217,8 @@ START_TEST(deep_nesting_is_refused)
     memset(body + at, '[', 2000);
     memset(body + at + 2000, ']', 2000);
     body[at + 4000] = '}';
-    ck_assert_int_eq(srv_ask_parse(&ask, SRV_COMPLETION, body, at + 4001, &fault), -EINVAL);
+    ck_assert_int_eq(srv_ask_parse(&ask, SRV_COMPLETION, body, at + 4001, SRV_VALUES_MAX,
+                                   &fault), -EINVAL);
     ck_assert_msg(strstr(fault.message, "nested more than"), "%s", fault.message);
 }
 END_TEST
@@ -232,7 +233,8 @@ static void parse_many(size_t count, int rc)
     at += sprintf(at, "%s", head);
     for (size_t values = 6; values < count; values += 2) at += sprintf(at, ",%s", "{}");
     at += sprintf(at, "%s", tail);
-    ck_assert_int_eq(srv_ask_parse(&ask, SRV_COMPLETION, body, (size_t)(at - body), &fault), rc);
+    ck_assert_int_eq(srv_ask_parse(&ask, SRV_COMPLETION, body, (size_t)(at - body), SRV_VALUES_MAX,
+                                   &fault), rc);
     free(body);
 }
 
@@ -290,7 +292,7 @@ START_TEST(damaged_bodies_are_survived)
             body[base_rng_below(&rng, size)] = (char)base_rng_below(&rng, 256);
         }
         size = base_rng_below(&rng, 4) == 0 ? base_rng_below(&rng, size) : size;
-        int rc = srv_ask_parse(&ask, SRV_CHAT, body, size, &fault);
+        int rc = srv_ask_parse(&ask, SRV_CHAT, body, size, SRV_VALUES_MAX, &fault);
         ck_assert_msg(rc == 0 || (fault.status >= 400 && fault.message[0]), "seed %llu",
                       (unsigned long long)seed);
         srv_ask_fini(&ask);
