@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <malloc.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -126,24 +127,31 @@ void base_ledger_limit(struct base_ledger_limit *limit, const char *root)
     fclose(file);
 }
 
+const char *base_ledger_sum(const struct base_ledger *ledger, char text[BASE_LEDGER_SUM])
+{
+    char bytes[16];
+    size_t used = 0;
+    text[0] = '\0';
+    for (int t = 0; t <= BASE_LEDGER_COUNT; t++) {
+        bool all = t == BASE_LEDGER_COUNT;
+        uint64_t part = all ? base_ledger_planned(ledger) : ledger->rows[t].planned;
+        if (part == 0 && !all) continue;
+        int n = snprintf(text + used, BASE_LEDGER_SUM - used, "%s%s%s%s",
+                         all ? " = " : used ? " + " : "", all ? "" : tags[t].title,
+                         all ? "" : " ", base_str_bytes(bytes, sizeof bytes, part));
+        MUST(n > 0 && (size_t)n < BASE_LEDGER_SUM - used);
+        used += (size_t)n;
+    }
+    return text;
+}
+
 int base_ledger_check(const struct base_ledger *ledger, const struct base_ledger_limit *limit,
                       struct base_err *err)
 {
-    char text[512], bytes[16], all[16], may[16];
-    size_t used = 0;
-    uint64_t sum = base_ledger_planned(ledger);
-    if (sum <= limit->bytes) return 0;
-    text[0] = '\0';
-    for (int t = 0; t < BASE_LEDGER_COUNT; t++) {
-        if (ledger->rows[t].planned == 0) continue;
-        int n = snprintf(text + used, sizeof text - used, "%s%s %s", used ? " + " : "",
-                         tags[t].title,
-                         base_str_bytes(bytes, sizeof bytes, ledger->rows[t].planned));
-        MUST(n > 0 && (size_t)n < sizeof text - used);
-        used += (size_t)n;
-    }
-    return base_err_set(err, BASE_EBUDGET, "%s = %s, but %s allows %s: lower tiers.dram.capacity "
-                        "or kv.capacity", text, base_str_bytes(all, sizeof all, sum), limit->what,
+    char text[BASE_LEDGER_SUM], may[16];
+    if (base_ledger_planned(ledger) <= limit->bytes) return 0;
+    return base_err_set(err, BASE_EBUDGET, "%s, but %s allows %s: lower tiers.dram.capacity or "
+                        "kv.capacity", base_ledger_sum(ledger, text), limit->what,
                         base_str_bytes(may, sizeof may, limit->bytes));
 }
 

@@ -55,6 +55,10 @@ struct base_ledger_limit {
 /* `root` is put before /proc and /sys: "" but in tests. UINT64_MAX when nothing is known. */
 void base_ledger_limit(struct base_ledger_limit *limit, const char *root);
 
+/* "dense weights 1 GiB + kv cache 2 GiB = 3 GiB": what is planned, in `text`, which is returned. */
+enum { BASE_LEDGER_SUM = 512 };
+const char *base_ledger_sum(const struct base_ledger *ledger, char text[BASE_LEDGER_SUM]);
+
 /* BASE_EBUDGET with the arithmetic when the plan is above the limit. */
 int base_ledger_check(const struct base_ledger *ledger, const struct base_ledger_limit *limit,
                       struct base_err *err);

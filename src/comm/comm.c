@@ -46,7 +46,9 @@ static bool launched(void)
         const char *text = getenv(sizes[i]);
         if (text) return strtoul(text, NULL, 10) > 1;
     }
-    return getenv("PMIX_RANK") != NULL;
+    /* PMIx has a rank for a single process, too; how many there are says its launcher. */
+    const char *step = getenv("SLURM_STEP_NUM_TASKS");
+    return getenv("PMIX_RANK") && !(step && strtoul(step, NULL, 10) == 1);
 }
 
 static const struct comm_ops *find(const struct comm_config *config, struct base_err *err)

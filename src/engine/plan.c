@@ -1,3 +1,4 @@
+#include "comm/cards.h"
 #include "engine/plan.h"
 
 #include "engine/ranks.h"
@@ -139,8 +140,10 @@ static void layout_ranks(struct eng_plan *p, struct layout *l, const struct mode
     struct eng_rank_room room;
     if (!size->ranks || size->ranks->count == 1) return;
     eng_ranks_room(size->ranks, s, size, &room);
-    p->rank_send = take(l, room.send, sizeof(float));
-    p->rank_recv = take(l, room.recv, sizeof(float));
+    /* Cards that speak with one another do it from their own memory. */
+    const bool by_host = !size->on_device || !comm_has_cards(size->ranks->comm);
+    p->rank_send = take(l, by_host ? room.send : 0, sizeof(float));
+    p->rank_recv = take(l, by_host ? room.recv : 0, sizeof(float));
     p->rank_part = take(l, size->on_device ? 0 : room.part, sizeof(float));
     p->rank_whole = take(l, size->on_device ? 0 : room.whole, sizeof(float));
     p->rank_pairs = take(l, size->ranks->count, sizeof(uint32_t));

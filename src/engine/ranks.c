@@ -139,9 +139,9 @@ void eng_ranks_room(const struct eng_ranks *r, const struct model_shape *s,
         most(&room->whole, rows * (s->heads * s->v_dim > width ? s->heads * s->v_dim : width));
         size_t widest = heads > wide ? heads : wide;
         most(&room->send, rows * (widest > each ? widest : each));
-        most(&room->send, rows * s->hidden);    /* cards: the sum of embeddings */
         most(&room->send, head_rows * vocab);
         most(&room->recv, n * room->send);
+        most(&room->send, rows * s->hidden);    /* cards: the sum of embeddings, where it is */
         /* By blocks: those of a rank for all outputs, all of them for a rank's outputs. */
         most(&room->send, KERN_RANK_BLOCKS / r->tensor * rows * n * each);
         most(&room->recv, KERN_RANK_BLOCKS * rows * each);

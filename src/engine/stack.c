@@ -608,7 +608,11 @@ static int open_device(struct eng_stack *stack, struct base_err *err)
                                        .ordinal = comm ? comm->local_rank : 0,
                                        .ordinal_wraps = true };
     int rc = dev_create(&stack->device, dev_find("cuda"), &config, base_clock_real(), err);
-    if (rc == BASE_EBUDGET) base_err_prefix(err, "tiers.hbm.capacity");
+    if (rc == BASE_EBUDGET) {
+        char text[BASE_LEDGER_SUM];
+        base_err_prefix(err, "tiers.hbm.capacity or kv.capacity is too large for the card: %s",
+                        base_ledger_sum(&stack->card, text));
+    }
     return rc < 0 ? rc : eng_cards_join(stack->device, comm, err);
 }
 

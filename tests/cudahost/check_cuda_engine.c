@@ -154,7 +154,7 @@ static void draw(struct tiny_run *t, uint64_t seed)
     *t = (struct tiny_run){ .at_once = seed > 0 };
     add(t, "tiers.hbm.device", "cuda");
     add(t, "engine.threads", "1");
-    add(t, "scheduler.max_model_len", "64");
+    add(t, "scheduler.max_model_len", seed % 2 ? "14" : "64");
     add(t, "kv.block_tokens", "2");
     add(t, "scheduler.max_num_seqs", "3");
     const char *dram = seed ? ONE_OF(&rng, "25%", "50%", "100%") : "100%";

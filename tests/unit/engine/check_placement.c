@@ -4,8 +4,11 @@
 #include <stdlib.h>
 
 #include "base/rng.h"
+#include "comm/comm.h"
 #include "engine/placement.h"
+#include "engine/plan.h"
 #include "engine/ranks.h"
+#include "model/shape.h"
 
 enum { SEEDS = 60 };
 
@@ -147,6 +150,40 @@ START_TEST(refuses_what_cannot_take_effect)
 }
 END_TEST
 
+/* What a step of DeepSeek-V3 over eight ranks sends and gets: 8,272 tokens, of whose parts the
+ * widest is an eighth of the dense layers' 18,432. */
+START_TEST(rooms_are_as_large_as_what_comes)
+{
+    const struct eng_ranks eight = { .count = 8, .tensor = 8, .expert = 8 };
+    const struct model_shape v3 = { .hidden = 7168, .vocab = 129280, .shared_experts = 1,
+        .expert_width = 2048, .dense_width = 18432, .heads = 128, .v_dim = 128, .top_k = 8 };
+    const struct eng_plan_size size = { .rows = 8272, .decode_rows = 80, .ranks = &eight };
+    struct eng_rank_room room;
+    eng_ranks_room(&eight, &v3, &size, &room);
+    ck_assert_uint_eq(room.send, (size_t)8272 * 8 * 8 * (896 + 1));     /* all experts are here */
+    ck_assert_uint_eq(room.recv, (size_t)8 * 8272 * 2304);
+}
+END_TEST
+
+/* PMIx tells a single process of a rank, too. */
+START_TEST(one_process_of_a_launcher_is_one)
+{
+    static const char *const names[] = { "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK",
+                                         "SLURM_STEP_NUM_TASKS" };
+    const struct comm_config alone = { .kind = COMM_SELF, .timeout = 1000000000 };
+    struct comm *comm;
+    struct base_err err = { 0 };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) unsetenv(names[i]);
+    setenv("PMIX_RANK", "0", 1);
+    ck_assert_int_eq(comm_open(&comm, &alone, &err), BASE_ECONFIG);
+    setenv("SLURM_STEP_NUM_TASKS", "2", 1);
+    ck_assert_int_eq(comm_open(&comm, &alone, &err), BASE_ECONFIG);
+    setenv("SLURM_STEP_NUM_TASKS", "1", 1);
+    ck_assert_int_eq(comm_open(&comm, &alone, &err), 0);
+    comm_close(comm);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("placement");
@@ -156,6 +193,8 @@ int main(void)
     tcase_add_test(tests, shares_cover_once);
     tcase_add_test(tests, goes_the_way_of_fewer_bytes);
     tcase_add_test(tests, refuses_what_cannot_take_effect);
+    tcase_add_test(tests, rooms_are_as_large_as_what_comes);
+    tcase_add_test(tests, one_process_of_a_launcher_is_one);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
