@@ -39,6 +39,7 @@ static void take(struct run *run, const struct pred_acquire *a, bool counting, u
         s->lookups += a->count;
         return;
     }
+    MUST(number < s->acquires);     /* the reader gives each pass the same */
     uint64_t window = number * s->windows / s->acquires;
     run->lookups[window] += a->count;
     for (uint32_t c = 0; c < run->count; c++) {

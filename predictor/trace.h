@@ -202,7 +202,8 @@ enum { PRED_WANT_ALL = 15, PRED_WANT_STEPS = 1 << PRED_ITEM_STEP };
 int pred_trace_reader_next(struct pred_trace_reader *reader, unsigned want,
                            struct pred_trace_item *item, struct base_err *err);
 
-/* Back to the first item. */
+/* Back to the first item. What a server writes meanwhile is not read: each part ends where it ended
+ * when it was opened first, so all passes have the same items. */
 int pred_trace_reader_rewind(struct pred_trace_reader *reader, struct base_err *err);
 
 /* -EINVAL with a sentence where writing to `to` would destroy a file that the reader reads: one of

@@ -34,6 +34,13 @@ struct assembly {
     float *weights;
 };
 
+/* How far a file is read. As of its first opening, so that every pass over a trace that a server
+ * still writes reads the same. */
+struct span {
+    uint64_t bytes;
+    uint64_t whole;                 /* up to where its chunks are whole, as far as is known */
+};
+
 struct pred_trace_reader {
     char path[PATH_MAX];            /* of part 0 */
     char first_path[PATH_MAX];      /* of the first part that is read, whatever it is called */
@@ -42,6 +49,8 @@ struct pred_trace_reader {
     uint32_t first_part, part;
     uint64_t trace_id;
     uint64_t offset, file_bytes;    /* of the next chunk; of the open file */
+    struct span *spans;             /* of the parts that were ever opened, from first_part on */
+    uint32_t span_count;
     uint64_t chunk_number, record_number;
     uint8_t *chunk;
     size_t chunk_room;
@@ -111,8 +120,17 @@ static int is_zero_from(const struct pred_trace_reader *r, uint64_t offset, stru
     return 1;
 }
 
+static struct span *open_span(struct pred_trace_reader *r)
+{
+    MUST(r->health.parts > 0 && r->health.parts <= r->span_count);
+    return &r->spans[r->health.parts - 1];
+}
+
+/* What stands here is no whole chunk, or nothing at all. It stays that for later passes: a server
+ * may write over half a chunk. */
 static int torn(struct pred_trace_reader *r)
 {
+    open_span(r)->whole = r->offset;
     r->health.torn_bytes += r->file_bytes - r->offset;
     r->at_end = true;
     return 0;
@@ -131,11 +149,7 @@ static int chunk_load(struct pred_trace_reader *r, struct base_err *err)
 {
     uint8_t head[PRED_CHUNK_HEADER_BYTES];
     uint64_t left = r->file_bytes - r->offset;
-    if (left == 0) {
-        r->at_end = true;
-        return 0;
-    }
-    if (left < sizeof head) return torn(r);
+    if (r->offset >= open_span(r)->whole || left < sizeof head) return torn(r);
     int rc = read_at(r, head, sizeof head, r->offset, err);
     if (rc < 0) return rc;
     uint32_t payload = base_le_load32(head + 4);
@@ -213,6 +227,20 @@ static int header_load(struct pred_trace_reader *r, struct base_err *err)
     return 0;
 }
 
+/* What of the part that is being opened is read: what there was when it was opened first. */
+static int span_take(struct pred_trace_reader *r, uint64_t bytes)
+{
+    if (r->health.parts == r->span_count) {
+        struct span *grown = realloc(r->spans, (r->span_count + 1) * sizeof grown[0]);
+        if (!grown) return -ENOMEM;
+        r->spans = grown;
+        r->spans[r->span_count++] = (struct span){ .bytes = bytes, .whole = bytes };
+    }
+    r->file_bytes = r->spans[r->health.parts++].bytes;
+    r->health.file_bytes += r->file_bytes;
+    return 0;
+}
+
 /* Opens r->open_path as part `part` of the trace (part UINT32_MAX: whatever it is). */
 static int file_open(struct pred_trace_reader *r, uint32_t part, struct base_err *err)
 {
@@ -226,13 +254,13 @@ static int file_open(struct pred_trace_reader *r, uint32_t part, struct base_err
                             base_err_name(rc));
     }
     if (!S_ISREG(st.st_mode)) return bad_file(r, -EINVAL, "not a regular file", err);
-    r->file_bytes = (uint64_t)st.st_size;
-    r->health.file_bytes += r->file_bytes;
+    int rc = span_take(r, (uint64_t)st.st_size);
+    if (rc < 0) return rc;
     if (r->file_bytes < sizeof head) {
         return bad_file(r, BASE_EFORMAT,
                         "too short for a trace: not even its first 32 bytes are there", err);
     }
-    int rc = read_at(r, head, sizeof head, 0, err);
+    rc = read_at(r, head, sizeof head, 0, err);
     if (rc < 0) return rc;
     if (memcmp(head, PRED_TRACE_MAGIC, 8) != 0) {
         return bad_file(r, BASE_EFORMAT, "not a trace: a trace begins with EXPTRACE", err);
@@ -255,7 +283,6 @@ static int file_open(struct pred_trace_reader *r, uint32_t part, struct base_err
     r->offset = sizeof head;
     r->chunk_number = 0;
     r->health.read_bytes += sizeof head;
-    r->health.parts++;
     return header_load(r, err);
 }
 
@@ -794,6 +821,7 @@ void pred_trace_reader_close(struct pred_trace_reader *r)
     if (r->fd >= 0) close(r->fd);
     pred_header_free(r->header);
     free(r->chunk);
+    free(r->spans);
     free(r->event_ids);
     free(r->last_ids);
     free(r->stamps);

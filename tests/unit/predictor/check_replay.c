@@ -7,6 +7,7 @@
 #include "predictor/feed.h"
 #include "predictor/import.h"
 #include "predictor/replay.h"
+#include "predictor/survey.h"
 #include "tests/support/plain_lru.h"
 #include "tests/unit/predictor/support.h"
 #include "tiering/wave.h"
@@ -127,7 +128,7 @@ END_TEST
 enum { LAYERS = 3, EXPERTS = 24, TOP_K = 3, STEPS = 1500 };
 
 /* Routing with habits: skewed, drifting, batches and prompts among single tokens. */
-static void write_routing(const char *path, uint64_t seed)
+static void write_steps(const char *path, uint64_t seed, unsigned steps)
 {
     struct pred_trace_config config = support_config(path);
     static const uint64_t bytes[LAYERS] = { 1000, 1000, 1000 };
@@ -139,7 +140,7 @@ static void write_routing(const char *path, uint64_t seed)
     base_rng_init(&rng, seed);
     ck_assert_msg(pred_trace_writer_open(&w, &config, &header, true, &err) == 0, "%s", err.text);
     pred_trace_writer_patient(w);
-    for (unsigned s = 0; s < STEPS; s++) {
+    for (unsigned s = 0; s < steps; s++) {
         enum { TOKENS = 6 };
         uint32_t n = base_rng_below(&rng, 8) ? 1 : 1 + (uint32_t)base_rng_below(&rng, TOKENS);
         uint32_t ids[LAYERS * TOKENS * TOP_K], positions[TOKENS];
@@ -152,7 +153,7 @@ static void write_routing(const char *path, uint64_t seed)
         }
         for (uint32_t row = 0; row < LAYERS * n; row++) {
             uint32_t pool[EXPERTS];
-            support_ids(&rng, pool, TOP_K, 5 + s / 100);
+            support_ids(&rng, pool, TOP_K, 5 + s / 100 % 20);
             for (uint32_t k = 0; k < TOP_K; k++) {
                 ids[row * TOP_K + k] = (pool[k] + s / 200) % EXPERTS;
             }
@@ -160,8 +161,14 @@ static void write_routing(const char *path, uint64_t seed)
         struct pred_step step = { .step = s, .token_count = n, .seqs = seqs, .positions = positions,
                                   .phases = phases, .expert_ids = ids };
         pred_trace_writer_step(w, &step);
+        if (s % 50 == 49) pred_trace_writer_flush(w);
     }
     ck_assert_msg(pred_trace_writer_close(w, &err) == 0, "%s", err.text);
+}
+
+static void write_routing(const char *path, uint64_t seed)
+{
+    write_steps(path, seed, STEPS);
 }
 
 /* No policy misses less than Belady's with the same slots and partition. */
@@ -209,6 +216,69 @@ START_TEST(bytes_and_slots_agree)
         }
     }
     pred_replay_results_fini(results, 4);
+}
+END_TEST
+
+/* What a server writes between Belady's two readings belongs to neither. */
+START_TEST(a_growing_trace_is_replayed_to_one_end)
+{
+    enum { CASES = 3 };
+    struct pred_case_result grown[CASES], cut[CASES];
+    struct pred_case cases[CASES] = { make_case("belady", 8 * LAYERS, 0),
+                                      make_case("lru", 8 * LAYERS, 0),
+                                      make_case("belady", 0, 24000) };
+    const char *trace = support_path("t.trace");
+    struct pred_replay_summary summary;
+    struct support_growing growing;
+    struct pred_replay_progress progress = { support_grow, &growing };
+    struct pred_trace_health health;
+    struct base_err err = { 0 };
+    write_steps(trace, 11, 2 * STEPS);
+    support_growing_begin(&growing, trace);
+    run_cases(trace, cases, cut, CASES);
+    struct pred_trace_reader *r = open_trace(trace);
+    int rc = pred_replay_run(r, cases, grown, CASES, &summary, &progress, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    pred_trace_reader_health(r, &health);
+    ck_assert_uint_eq(health.torn_bytes, 100);
+    ck_assert(!health.ended);
+    pred_trace_reader_close(r);
+    support_growing_end(&growing);
+    for (int i = 0; i < CASES; i++) {
+        ck_assert_uint_eq(grown[i].acquires, cut[i].acquires);
+        ck_assert_mem_eq(grown[i].phases, cut[i].phases, sizeof cut[i].phases);
+    }
+    pred_replay_results_fini(grown, CASES);
+    pred_replay_results_fini(cut, CASES);
+    /* Opened anew it is as long as it has become. */
+    run_cases(trace, cases, grown, CASES);
+    ck_assert_uint_gt(grown[0].acquires, cut[0].acquires);
+    pred_replay_results_fini(grown, CASES);
+}
+END_TEST
+
+START_TEST(a_growing_trace_is_surveyed_to_one_end)
+{
+    static struct pred_survey grown, cut;
+    struct pred_case c = make_case("lru", 8 * LAYERS, 0);
+    const char *trace = support_path("t.trace");
+    struct support_growing growing;
+    struct pred_replay_progress progress = { support_grow, &growing };
+    struct base_err err = { 0 };
+    write_steps(trace, 12, 5 * STEPS);
+    support_growing_begin(&growing, trace);
+    struct pred_trace_reader *r = open_trace(trace);
+    ck_assert_int_eq(pred_survey_run(&cut, r, &c, 1, NULL, &err), 0);
+    pred_trace_reader_close(r);
+    r = open_trace(trace);
+    ck_assert_int_eq(pred_survey_run(&grown, r, &c, 1, &progress, &err), 0);
+    pred_trace_reader_close(r);
+    support_growing_end(&growing);
+    ck_assert_uint_eq(grown.acquires, cut.acquires);
+    ck_assert_uint_eq(grown.windows, PRED_SURVEY_WINDOWS);
+    ck_assert_mem_eq(grown.rates[0], cut.rates[0], sizeof cut.rates[0]);
+    pred_survey_fini(&grown);
+    pred_survey_fini(&cut);
 }
 END_TEST
 
@@ -452,6 +522,8 @@ int main(void)
     tcase_add_checked_fixture(made_up, support_begin, support_end);
     tcase_add_loop_test(made_up, belady_is_never_beaten, 0, 8);
     tcase_add_loop_test(made_up, bytes_and_slots_agree, 0, 4);
+    tcase_add_test(made_up, a_growing_trace_is_replayed_to_one_end);
+    tcase_add_test(made_up, a_growing_trace_is_surveyed_to_one_end);
     tcase_add_test(made_up, one_at_a_time_is_the_textbook);
     tcase_add_test(made_up, cells_add_up);
     tcase_add_loop_test(made_up, recorded_run_replays_exactly, 0, 2);

@@ -381,7 +381,7 @@ END_TEST
 /* -- whole traces ----------------------------------------------------------------------------- */
 
 /* A trace of two sequences with skewed random routing, batches of one to three tokens. */
-static void write_trace(const char *path, int seed)
+static void write_steps(const char *path, int seed, uint32_t steps)
 {
     struct pred_trace_config config = support_config(path);
     struct pred_trace_header header = {
@@ -393,7 +393,7 @@ static void write_trace(const char *path, int seed)
     base_rng_init(&rng, (uint64_t)seed);
     ck_assert_int_eq(pred_trace_writer_open(&writer, &config, &header, true, &err), 0);
     pred_trace_writer_patient(writer);
-    for (uint32_t step = 0; step < 200; step++) {
+    for (uint32_t step = 0; step < steps; step++) {
         uint32_t ids[4 * 3 * 2], tokens[3], positions[3], n = 1 + (uint32_t)base_rng_below(&rng, 3);
         uint64_t seqs[3];
         uint8_t phases[3];
@@ -414,8 +414,14 @@ static void write_trace(const char *path, int seed)
                                     .phases = phases,
                                     .expert_ids = ids };
         pred_trace_writer_step(writer, &record);
+        if (step % 20 == 19) pred_trace_writer_flush(writer);
     }
     ck_assert_int_eq(pred_trace_writer_close(writer, &err), 0);
+}
+
+static void write_trace(const char *path, int seed)
+{
+    write_steps(path, seed, 200);
 }
 
 static void reckoned(struct pred_machine *m)
@@ -539,6 +545,41 @@ START_TEST(the_oracle_bounds_prediction)
 }
 END_TEST
 
+/* What a server writes between Belady's two readings belongs to neither. */
+START_TEST(a_growing_trace_is_timed_to_one_end)
+{
+    struct pred_timed_case one = { .policy = "belady", .tier_count = 1, .slots = { 24 },
+                                   .prefill_share = 1, .half_life_tokens = 16 };
+    struct pred_timed_result grown, cut;
+    struct pred_timed_summary summary;
+    struct pred_trace_reader *reader;
+    struct pred_machine machine;
+    struct base_err err = { 0 };
+    const char *path = support_path("timed.trace");
+    struct support_growing growing;
+    struct pred_replay_progress progress = { support_grow, &growing };
+    struct pred_timed_args args = { .machine = &machine, .cases = &one, .count = 1 };
+    write_steps(path, 5, 600);
+    reckoned(&machine);
+    support_growing_begin(&growing, path);
+    for (int growth = 0; growth < 2; growth++) {
+        ck_assert_int_eq(pred_trace_reader_open(&reader, path, &err), 0);
+        args.reader = reader;
+        args.progress = growth ? &progress : NULL;
+        int rc = pred_timed_run(&args, growth ? &grown : &cut, &summary, &err);
+        ck_assert_msg(rc == 0, "%s", err.text);
+        pred_trace_reader_close(reader);
+    }
+    support_growing_end(&growing);
+    ck_assert_uint_lt(cut.steps, 600);
+    ck_assert_uint_eq(grown.steps, cut.steps);
+    ck_assert_uint_eq(grown.time_ns, cut.time_ns);
+    ck_assert_mem_eq(&grown.stats, &cut.stats, sizeof cut.stats);
+    pred_timed_results_fini(&grown, 1);
+    pred_timed_results_fini(&cut, 1);
+}
+END_TEST
+
 /* The descriptions that ship are read, and say something of every part. */
 START_TEST(machines_load)
 {
@@ -577,6 +618,7 @@ int main(void)
     tcase_add_test(tcase, by_hand);
     tcase_add_loop_test(tcase, runs_add_up, 0, 3);
     tcase_add_loop_test(tcase, the_oracle_bounds_prediction, 0, 3);
+    tcase_add_test(tcase, a_growing_trace_is_timed_to_one_end);
     tcase_add_test(tcase, machines_load);
     suite_add_tcase(suite, tcase);
     return support_run(suite);

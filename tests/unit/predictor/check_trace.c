@@ -838,6 +838,115 @@ START_TEST(a_rotated_trace_reads_as_one)
 }
 END_TEST
 
+struct part {
+    uint8_t *bytes;
+    size_t size;
+};
+
+/* All items of a pass from where the reader stands. */
+static unsigned pass_over(struct pred_trace_reader *r, struct pred_trace_health *health)
+{
+    static struct pred_trace_item item;
+    struct base_err err = { 0 };
+    unsigned items = 0;
+    int rc;
+    while ((rc = pred_trace_reader_next(r, PRED_WANT_ALL, &item, &err)) == 1) items++;
+    ck_assert_msg(rc == 0, "%s", err.text);
+    pred_trace_reader_health(r, health);
+    return items;
+}
+
+/* A server goes on writing, in the open part and in new ones: later passes end where the first
+ * did. */
+START_TEST(a_growing_trace_is_read_to_one_end)
+{
+    enum { ITEMS = 300, PARTS = 3, CUTS = 8, NEXT_CHUNK = PRED_CHUNK_HEADER_BYTES + 2 };
+    static const char *const written[] = { "t.trace", "t.trace.1", "t.trace.2" };
+    static const char *const growing[] = { "g.trace", "g.trace.1", "g.trace.2" };
+    struct memory *run = make_run(32, ITEMS, true);
+    struct pred_trace_config config = support_config(support_path(written[0]));
+    struct pred_trace_header header = plain_header();
+    struct pred_trace_writer *w;
+    struct base_err err = { 0 };
+    struct part parts[PARTS];
+    unsigned torn = 0, later = 0;
+    config.rotate_bytes = 10000;
+    ck_assert_int_eq(pred_trace_writer_open(&w, &config, &header, true, &err), 0);
+    for (unsigned i = 0; i < ITEMS; i += 10) {
+        write_run(w, run + i, 10);
+        pred_trace_writer_flush(w);
+    }
+    ck_assert_int_eq(pred_trace_writer_close(w, &err), 0);
+    for (int p = 0; p < PARTS; p++) {
+        parts[p].bytes = support_read(support_path(written[p]), &parts[p].size);
+    }
+    /* The rest of the trace is another matter: cut off, the last part is a torn one. */
+    for (int i = 0; i < (PARTS - 1) * CUTS; i++) {
+        struct pred_trace_health first, second;
+        struct pred_trace_reader *r;
+        int open = i / CUTS;
+        size_t head = PRED_FILE_HEADER_BYTES + PRED_CHUNK_HEADER_BYTES +
+                      base_le_load32(parts[open].bytes + PRED_FILE_HEADER_BYTES + 4);
+        size_t size = head + (parts[open].size - NEXT_CHUNK - head) * (size_t)(i % CUTS) / CUTS;
+        for (int p = 0; p < PARTS; p++) unlink(support_path(growing[p]));
+        for (int p = 0; p <= open; p++) {
+            support_write(support_path(growing[p]), parts[p].bytes,
+                          p < open ? parts[p].size : size);
+        }
+        ck_assert_int_eq(pred_trace_reader_open(&r, support_path(growing[0]), &err), 0);
+        unsigned items = pass_over(r, &first);
+        ck_assert_uint_eq(first.parts, (uint32_t)open + 1);
+        for (int p = open; p < PARTS; p++) {
+            support_write(support_path(growing[p]), parts[p].bytes,
+                          p < PARTS - 1 ? parts[p].size : parts[p].size / 2);
+        }
+        for (int pass = 0; pass < 2; pass++) {
+            ck_assert_int_eq(pred_trace_reader_rewind(r, &err), 0);
+            ck_assert_uint_eq(pass_over(r, &second), items);
+            ck_assert_mem_eq(&first, &second, sizeof first);
+        }
+        pred_trace_reader_close(r);
+        torn += first.torn_bytes > 0;
+        later += open > 0 && items > 0;
+    }
+    ck_assert_uint_gt(torn, CUTS);
+    ck_assert_uint_gt(later, 0);
+    for (int p = 0; p < PARTS; p++) free(parts[p].bytes);
+    free(run);
+}
+END_TEST
+
+/* Half a chunk that the server took back, and wrote a shorter one over, stays a torn tail. */
+START_TEST(what_was_torn_stays_torn)
+{
+    static const uint8_t hint[] = { 0, 1, 0, 0, 0, 0x3f, 0, 1 };
+    static struct builder b;
+    struct pred_trace_health first, second;
+    struct pred_trace_reader *r;
+    struct base_err err = { 0 };
+    uint8_t note[100];
+    memset(note, 'x', sizeof note);
+    build_begin(&b);
+    build_record(&b, PRED_RECORD_HINT, hint, sizeof hint);
+    struct builder *longer = malloc(sizeof *longer);
+    *longer = b;
+    build_record(longer, PRED_RECORD_SETTING, note, sizeof note);
+    build_record(&b, PRED_RECORD_HINT, hint, sizeof hint);
+    ck_assert_uint_gt(longer->size - 20, b.size);
+    support_write(support_path("g.trace"), longer->bytes, longer->size - 20);
+    ck_assert_int_eq(pred_trace_reader_open(&r, support_path("g.trace"), &err), 0);
+    ck_assert_uint_eq(pass_over(r, &first), 1);
+    ck_assert_uint_gt(first.torn_bytes, 0);
+    memset(b.bytes + b.size, 0, longer->size - b.size);
+    support_write(support_path("g.trace"), b.bytes, longer->size);
+    ck_assert_int_eq(pred_trace_reader_rewind(r, &err), 0);
+    ck_assert_uint_eq(pass_over(r, &second), 1);
+    ck_assert_mem_eq(&first, &second, sizeof first);
+    pred_trace_reader_close(r);
+    free(longer);
+}
+END_TEST
+
 START_TEST(size_max_stops_the_trace)
 {
     struct memory *run = make_run(32, 300, true);
@@ -977,6 +1086,8 @@ int main(void)
     tcase_add_test(tcase, a_full_buffer_leaves_a_gap);
     tcase_add_test(tcase, a_full_disk_loses_records_and_says_so);
     tcase_add_test(tcase, a_rotated_trace_reads_as_one);
+    tcase_add_test(tcase, a_growing_trace_is_read_to_one_end);
+    tcase_add_test(tcase, what_was_torn_stays_torn);
     tcase_add_test(tcase, size_max_stops_the_trace);
     tcase_add_test(tcase, sampling_keeps_whole_sequences);
     tcase_add_test(tcase, tokens_can_be_hidden);
