@@ -13,6 +13,8 @@
 #include "tools/fetch.h"
 #include "tools/stats_show.h"
 
+#define NOT_GIVEN UINT64_MAX
+
 static struct {
     const char *url;
     const char *by;
@@ -22,7 +24,7 @@ static struct {
     bool once, watch;
     bool json, csv;
 } flags = { .url = "http://127.0.0.1:8000", .order = "hot", .interval_ns = 1000000000,
-            .limit = 24 };
+            .limit = NOT_GIVEN };
 
 static volatile sig_atomic_t interrupted;
 
@@ -165,7 +167,9 @@ static int run(int count, char **arguments)
     struct base_err err = { 0 };
     unsigned view = 0, order = 0;
     (void)count, (void)arguments;
-    if (flags.top > 0) flags.limit = flags.top;
+    bool limited = flags.limit != NOT_GIVEN;
+    if (limited && flags.top > 0) return cli_misuse("--top and --limit: take one");
+    if (!limited) flags.limit = flags.top > 0 ? flags.top : 24;
     if (!flags.by) flags.by = flags.top > 0 ? "expert" : "phase";
     while (view < STATS_VIEW_COUNT && strcmp(flags.by, cli_stats_view(view)) != 0) view++;
     while (order < 4 && strcmp(flags.order, orders[order]) != 0) order++;
@@ -176,8 +180,8 @@ static int run(int count, char **arguments)
     if (order == 4) {
         return cli_misuse("--order must be hot, cold, missed or slow, not '%s'", flags.order);
     }
-    if (view != STATS_EXPERT && (order > 0 || flags.top > 0)) {
-        return cli_misuse("--top and --order have no effect without --by expert");
+    if (view != STATS_EXPERT && (order > 0 || flags.top > 0 || limited)) {
+        return cli_misuse("--top, --order and --limit have no effect without --by expert");
     }
     if (flags.json && flags.csv) return cli_misuse("--json and --csv: take one");
     if (flags.once && flags.watch) return cli_misuse("--once and --watch: take one");
@@ -209,7 +213,7 @@ static const struct cli_flag stats_flags[] = {
       "time in front; with --watch rows go on" },
     { "interval", CLI_TIME, &flags.interval_ns, "TIME", "time between two pictures; default 1s" },
     { "count", CLI_UINT, &flags.count, "N", "pictures of --watch; default 0 = no end" },
-    { "limit", CLI_UINT, &flags.limit, "N", "experts listed; 0 = all; default 24" },
+    { "limit", CLI_UINT, &flags.limit, "N", "experts listed (--by expert); 0 = all; default 24" },
     { 0 },
 };
 

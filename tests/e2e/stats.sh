@@ -18,7 +18,9 @@ echo '== every view, three ways'
 for by in phase tier layer expert wait lookup overlap report; do
     stats --once --by "$by" >"$work/$by.txt" || fail "--by $by"
     grep -q '^requests: ' "$work/$by.txt" || fail "--by $by: $(cat "$work/$by.txt")"
-    stats --csv --by "$by" --limit 0 >"$work/$by.csv" || fail "--csv --by $by"
+    limit=()
+    [ "$by" != expert ] || limit=(--limit 0)
+    stats --csv --by "$by" "${limit[@]}" >"$work/$by.csv" || fail "--csv --by $by"
     grep -q '^time_seconds,' "$work/$by.csv" || fail "--csv --by $by: $(head -n 2 "$work/$by.csv")"
     [ "$by" = report ] || awk -F, 'NR == 1 { n = NF } NF != n { exit 1 }' "$work/$by.csv" || fail "--csv --by $by: uneven rows"
     stats --json --by "$by" | grep -q '"wait_latency":{"demand_read":{"count":' || fail "--json --by $by"
@@ -89,6 +91,9 @@ refused() { local code=0; stats "$@" >"$work/out" 2>"$work/err" || code=$?; [ "$
 refused --by rows
 refused --order fast --by expert
 refused --top 3 --by layer
+refused --limit 24 --by layer
+refused --limit 0
+refused --limit 5 --top 3
 refused --json --csv
 refused --once --watch
 refused --count 2
