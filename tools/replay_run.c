@@ -12,6 +12,7 @@
 #include "tools/replay_timed.h"
 
 enum { CASES_MAX = 256, TEXT_MAX = 1024 };
+#define NOT_GIVEN UINT64_MAX
 
 static struct {
     const char *config, *policy, *capacity, *budget, *phase;
@@ -19,7 +20,7 @@ static struct {
     struct cli_list set, machine_set;
     uint64_t slots;
     bool as_recorded, one_at_a_time, layers, json, quiet, adaptive;
-} flags;
+} flags = { .slots = NOT_GIVEN };
 
 const struct cli_flag cli_replay_run_flags[] = {
     { "config", CLI_TEXT, &flags.config, "FILE",
@@ -145,17 +146,12 @@ static int add_configured(struct sizes *s, const char *text, struct base_err *er
 
 static int choose_sizes(struct sizes *s, struct cli_replay_config *config, struct base_err *err)
 {
-    int given = (flags.capacity != NULL) + (flags.slots > 0) + (flags.budget != NULL);
-    if (given > 1) {
-        return base_err_set(err, -EINVAL, "--capacity, --slots and --budget exclude each other");
-    }
     if (flags.capacity) return split(flags.capacity, add_share, s, err);
     if (flags.budget) return split(flags.budget, add_budget, s, err);
-    if (flags.slots > 0) {
-        if (flags.slots > s->header->experts) {
-            return base_err_set(err, -EINVAL,
-                                "--slots %" PRIu64 ": a layer has %" PRIu32 " experts", flags.slots,
-                                s->header->experts);
+    if (flags.slots != NOT_GIVEN) {
+        if (flags.slots == 0 || flags.slots > s->header->experts) {
+            return base_err_set(err, -EINVAL, "--slots %" PRIu64 ": expected 1 to %" PRIu32
+                                ", the experts of a layer", flags.slots, s->header->experts);
         }
         s->shares[0] = (double)flags.slots / s->header->experts;
         s->slots[0] = flags.slots * s->header->layers;
@@ -204,7 +200,7 @@ static int add_policy(void *context, const char *item, struct base_err *err)
         c->prefill_share = plan->prefill_share;
         c->half_life_tokens = plan->half_life;
         c->one_at_a_time = flags.one_at_a_time;
-        c->adaptive = plan->adaptive;
+        c->adaptive = plan->adaptive && c->budget_bytes == 0;   /* which is over all layers */
         plan->capacities[plan->count++] = a->sizes->shares[i];
     }
     return 0;
@@ -431,7 +427,6 @@ static int what_if(const char *path, struct pred_trace_reader *reader, const str
     struct pred_replay_summary summary;
     struct cli_progress bar;
     struct pred_replay_progress progress = { cli_replay_progress, &bar };
-    cli_progress_begin(&bar, "replaying", flags.quiet);
     if (flags.machine) {
         struct cli_timed_args args = {
             .path = path, .reader = reader, .machine = flags.machine,
@@ -439,10 +434,10 @@ static int what_if(const char *path, struct pred_trace_reader *reader, const str
             .cases = plan->cases, .capacities = plan->capacities, .count = plan->count,
             .config = config, .predictor = flags.predictor, .train = flags.train,
             .layers = flags.layers, .json = flags.json, .quiet = flags.quiet,
-            .progress = &progress,
         };
         return cli_replay_timed(&args, err);
     }
+    cli_progress_begin(&bar, "replaying", flags.quiet);
     int rc = pred_replay_run(reader, plan->cases, results, plan->count, &summary, &progress, err);
     cli_progress_end(&bar);
     if (rc >= 0) {
@@ -458,7 +453,7 @@ static int what_if(const char *path, struct pred_trace_reader *reader, const str
 
 static int check_flags(void)
 {
-    bool choosing = flags.policy || flags.capacity || flags.slots > 0 || flags.budget ||
+    bool choosing = flags.policy || flags.capacity || flags.slots != NOT_GIVEN || flags.budget ||
                     flags.config || flags.set.count > 0 || flags.phase || flags.machine ||
                     flags.one_at_a_time || flags.layers || flags.adaptive;
     bool timing = flags.machine_set.count > 0 || flags.top || flags.dram || flags.predictor ||
@@ -466,6 +461,18 @@ static int check_flags(void)
     if (timing && !flags.machine) {
         return cli_misuse("--machine-set, --top, --dram, --predictor and --train need "
                           "--machine FILE");
+    }
+    int sizes = (flags.capacity != NULL) + (flags.slots != NOT_GIVEN) + (flags.budget != NULL);
+    if (sizes > 1) return cli_misuse("--capacity, --slots and --budget exclude each other");
+    if (flags.top && strcmp(flags.top, "hbm") != 0 && strcmp(flags.top, "dram") != 0) {
+        return cli_misuse("--top %s: expected hbm or dram", flags.top);
+    }
+    if (flags.machine && flags.budget) {
+        return cli_misuse("--budget knows no slots, and the clock needs them: give --capacity or "
+                          "--slots with --machine");
+    }
+    if (flags.budget && flags.adaptive) {
+        return cli_misuse("--adaptive has no effect with --budget, which is one for all layers");
     }
     if (flags.machine && flags.phase) {
         return cli_misuse("--phase has no effect with --machine: its report has all phases apart");

@@ -99,11 +99,6 @@ static int case_add(struct plan *plan, const struct pred_case *from, const char 
                     struct base_err *err)
 {
     if (plan->count == CASES_MAX) return base_err_set(err, -E2BIG, "more than %d cases", CASES_MAX);
-    if (from->budget_bytes > 0) {
-        return base_err_set(err, -EINVAL,
-                            "--budget knows no slots, and the clock needs them: give "
-                            "--capacity or --slots with --machine");
-    }
     struct pred_timed_case *to = &plan->cases[plan->count];
     *to = (struct pred_timed_case){ .prefill_share = from->prefill_share,
                                     .half_life_tokens = from->half_life_tokens,
@@ -125,13 +120,11 @@ static int case_add(struct plan *plan, const struct pred_case *from, const char 
 static int plan_make(struct plan *plan, struct base_err *err)
 {
     const struct cli_timed_args *a = plan->args;
-    if (a->top && strcmp(a->top, "hbm") != 0 && strcmp(a->top, "dram") != 0) {
-        return base_err_set(err, -EINVAL, "--top %s: expected hbm or dram", a->top);
-    }
     int rc = pred_machine_load(&plan->machine, a->machine, err);
     for (unsigned i = 0; i < a->machine_set->count && rc >= 0; i++) {
         rc = pred_machine_set(&plan->machine, a->machine_set->text[i], err);
     }
+    if (rc < 0) return rc;
     advice_fill(plan);
     if (a->train && plan->advice.predictor[0] == '\0') {
         return base_err_set(err, -EINVAL, "--train has no effect without a predictor: give "
@@ -444,15 +437,20 @@ int cli_replay_timed(const struct cli_timed_args *args, struct base_err *err)
 {
     static struct plan plan;
     struct pred_timed_summary summary;
+    struct cli_progress bar;
+    struct pred_replay_progress progress = { cli_replay_progress, &bar };
     plan.args = args;
     plan.header = pred_trace_reader_header(args->reader);
     int rc = plan_make(&plan, err);
+    if (rc == -EINVAL || rc == -E2BIG) return cli_fail(2, err);
     if (rc >= 0 && args->train) rc = pred_trace_reader_open(&plan.advice.train, args->train, err);
     if (rc < 0) return rc;
     struct pred_timed_args run = { .reader = args->reader, .machine = &plan.machine,
                                    .cases = plan.cases, .count = plan.count,
-                                   .advice = plan.advice, .progress = args->progress };
+                                   .advice = plan.advice, .progress = &progress };
+    cli_progress_begin(&bar, "replaying", args->quiet);
     rc = pred_timed_run(&run, plan.results, &summary, err);
+    cli_progress_end(&bar);
     pred_trace_reader_close(plan.advice.train);
     if (rc >= 0) {
         if (!args->quiet) remarks(&plan, &summary);

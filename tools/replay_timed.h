@@ -20,10 +20,9 @@ struct cli_timed_args {
     const char *predictor;              /* over predictor.kind; NULL = as configured */
     const char *train;                  /* trace to learn from beforehand, or NULL */
     bool layers, json, quiet;
-    const struct pred_replay_progress *progress;
 };
 
-/* Runs and prints; 0, or a negative code with its sentence (-EINVAL: misuse). */
+/* Runs and prints; the exit code, or a negative code with its sentence. */
 int cli_replay_timed(const struct cli_timed_args *args, struct base_err *err);
 
 #endif

@@ -125,6 +125,23 @@ misused 'the arguments are missing' merge -o "$work/none.trace"
 misused '--to xml: expected jsonl or csv' export "$work/t" --to xml -o "$work/none.xml"
 misused '--from xml: expected jsonl or csv' import "$work/t" --from xml -o "$work/none.trace"
 misused '--share half: expected' sample "$work/t" --share half -o "$work/none.trace"
+for clock in '' "--machine $machines/8xh20.yaml"; do
+    # shellcheck disable=SC2086
+    misused '--slots 0: expected 1 to 16' run "$work/t" --slots 0 $clock
+    # shellcheck disable=SC2086
+    misused '--slots 17: expected 1 to 16' run "$work/t" --slots 17 $clock
+    # shellcheck disable=SC2086
+    misused 'exclude each other' run "$work/t" --slots 0 --capacity 25% $clock
+    # shellcheck disable=SC2086
+    misused '--capacity 250%' run "$work/t" --capacity 250% $clock
+done
+misused '--adaptive has no effect with --budget' run "$work/t" --policy lru --budget 1MiB --adaptive
+misused '--budget knows no slots' run "$work/t" --policy lru --budget 1MiB --machine "$machines/8xh20.yaml"
+misused '--top nvme: expected hbm or dram' run "$work/t" --machine "$machines/8xh20.yaml" --top nvme
+misused '--dram 150%: expected a share' run "$work/t" --machine "$machines/8xh20.yaml" --capacity 25% --dram 150%
+misused '--dram says what lies below hbm' run "$work/t" --machine "$machines/8xh20.yaml" --top dram --dram 50%
+misused '--train has no effect' run "$work/t" --machine "$machines/8xh20.yaml" --predictor none --train "$work/t"
+misused 'bandwith' run "$work/t" --machine "$machines/8xh20.yaml" --machine-set nvme.bandwith=1GB
 misused 'no policy is called "foo"; there are lru' run "$work/t" --policy lru,foo --capacity 25%
 misused 'belady' run "$work/t" --policy foo --budget 1MiB
 for part in 'cut --sequences 77' 'sample --share 0.0001%'; do
@@ -184,10 +201,27 @@ refused 'nothing to report' report "$work/empty" -o "$work/empty.html"
 refused "$work/none/x: cannot write: No such file" report "$work/empty" -o "$work/none/x"
 if ls "$work"/*.tmp | grep -v '/u.tmp$'; then fail 'temporary files are left'; fi
 
+# On a terminal a remark never stands in the line of the progress, where work is long enough for a bar.
+cat >"$work/terminal.py" <<'PY'
+import os, pty, re, sys
+text = b""
+def read(fd):
+    global text
+    data = os.read(fd, 65536)
+    text += data
+    return data
+pty.spawn(sys.argv[1:], read)
+print(text.count(b"left\x1b[K"), "pictures of progress", file=sys.stderr)
+sys.exit(b"what-if:" not in text or re.search(rb"left\x1b\[K[^\r\n]", text) is not None)
+PY
+bar_of() { python3 "$work/terminal.py" "$bin/tier-replay" "$@" >/dev/null || fail "a remark stands in the line of the progress: tier-replay $*"; }
+
 # Of a damaged trace cut keeps what stands before the damage, and says where that is.
 for i in $(seq 24); do tail -n +2 "$work/t.jsonl" | sed "s/^{\"seq\":/&$i/"; done | cat <(head -n 1 "$work/t.jsonl") - >"$work/long.jsonl"
 replay import --from jsonl "$work/long.jsonl" -o "$work/long" --quiet
 replay export "$work/long" --to jsonl -o "$work/long.jsonl" --quiet
+all=lru,lfu,lru_with_frequency,slru,s3fifo,sieve,arc,belady
+bar_of run "$work/long" --policy "$all" --capacity 25%,37.5%,50%,75% --machine "$machines/8xh20.yaml"
 cp "$work/long" "$work/damaged"
 printf '\377\377' | dd of="$work/damaged" bs=1 seek=300000 conv=notrunc status=none
 refused 'tier-replay cut keeps what stands before it' info "$work/damaged"
