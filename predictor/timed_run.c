@@ -352,7 +352,8 @@ static int predictor_make(struct pred_predictor **out, const struct pred_timed_a
         return base_err_set(err, BASE_ECONFIG, "no predictor is called \"%s\"", advice->predictor);
     }
     if (rc == 0 && (*out)->ops->live_only) {
-        return base_err_set(err, BASE_ECONFIG, "%s needs hidden states, which no trace holds",
+        return base_err_set(err, BASE_ECONFIG, "%s needs hidden states, which no trace holds: take "
+                            "another predictor.kind, such as blend",
                             advice->predictor);
     }
     return rc < 0 ? base_err_set(err, rc, "cannot make the predictor: %s", base_err_name(rc)) : 0;

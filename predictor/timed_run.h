@@ -41,6 +41,13 @@ struct pred_timed_case {
     struct tier_governor_options governor;
 };
 
+/* Of two tiers that hold every expert nothing is read from disk once they are full. */
+static inline bool pred_timed_holds_all(const struct pred_timed_case *c, uint64_t keys)
+{
+    if (c->tier_count < 2) return false;
+    return (c->inclusive ? 0 : c->slots[0]) + c->slots[1] >= keys;
+}
+
 /* The predictor of a run: the cases that are hinted hear the same hints. */
 struct pred_timed_advice {
     char predictor[32];         /* "" = none */

@@ -171,7 +171,6 @@ static void case_fill(struct pred_tune *t, struct pred_tune_try *try, struct pre
         .tier_count = cache->tier_count, .inclusive = cache->inclusive,
         .warm_compute = cache->warm_compute,
         .slots = { cache->slots[0], cache->slots[1] },
-        .start_full = cache->tier_count == 2 && cache->slots[0] + cache->slots[1] >= keys,
         .prefill_share = s->prefill_share, .half_life_tokens = s->half_life_tokens,
         .adaptive = s->adaptive,
         .step_done = step_done, .context = try,
@@ -182,6 +181,7 @@ static void case_fill(struct pred_tune *t, struct pred_tune_try *try, struct pre
                       .probability_min = advice->prefetch_probability_min,
                       .fixed = advice->fixed },
     };
+    to->start_full = pred_timed_holds_all(to, keys);
     pred_tune_per_layer(t, s, &to->prefetch_per_layer);
     to->prefetch = to->prefetch_per_layer > 0;
     memcpy(to->policy_below, cache->policy_below, sizeof to->policy_below);

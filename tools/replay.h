@@ -34,10 +34,16 @@ int cli_replay_report(int count, char **arguments);
 int cli_replay_exact(const char *path, bool json, bool quiet);
 
 /* What the options of a server say about its cache, by dotted key. Every key of a server's YAML is
- * known here, so that the same file can be given to both. */
+ * known here, so that the same file can be given to both.
+ *
+ * The base is the file; without one what `recorded`, which must outlive the configuration, says of
+ * the server that ran it, and for an import that nothing is set aside for decode; without either
+ * the defaults. `set` goes over it. BASE_EFORMAT: the recorded one cannot be read; else the user's
+ * words cannot. */
 struct cli_replay_config;
 int cli_replay_config_load(struct cli_replay_config **out, const char *path,
-                           const struct cli_list *set, struct base_err *err);
+                           const struct pred_trace_header *recorded, const struct cli_list *set,
+                           struct base_err *err);
 void cli_replay_config_free(struct cli_replay_config *config);
 /* The value as text; "" for a key that this build does not have. */
 const char *cli_replay_config_get(struct cli_replay_config *config, const char *key);
@@ -46,6 +52,30 @@ const char *cli_replay_config_get(struct cli_replay_config *config, const char *
  * an option parses. */
 double cli_replay_config_real(struct cli_replay_config *config, const char *key);
 bool cli_replay_config_is(struct cli_replay_config *config, const char *key, const char *value);
+
+/* The cache of a server with these options, as the decision core takes it. */
+struct cli_replay_cache {
+    uint32_t tier_count;        /* 1: dram over nvme; 2: hbm over dram over nvme */
+    bool inclusive, warm_compute, adaptive;
+    char policy[32];
+    char policy_below[32];      /* of dram below hbm; "" = as above */
+    double half_life_tokens, prefill_share;
+};
+
+/* BASE_ECONFIG: quotas that cannot be tried. */
+int cli_replay_config_cache(const struct cli_replay_config *config, struct cli_replay_cache *out,
+                            struct base_err *err);
+
+/* Slots of tiers.hbm.capacity or tiers.dram.capacity, as the server reckons them for the shape of
+ * this trace: a capacity that is still the recorded one has the slots that the server had.
+ * BASE_ECONFIG names the key. */
+enum cli_replay_tier { CLI_REPLAY_HBM, CLI_REPLAY_DRAM };
+int cli_replay_config_slots(const struct cli_replay_config *config,
+                            const struct pred_trace_header *header, enum cli_replay_tier tier,
+                            uint64_t *slots, struct base_err *err);
+
+/* For who leaves hbm out: -EINVAL names what then has no effect and is not at its default. */
+int cli_replay_cache_without_hbm(const struct cli_replay_cache *cache, struct base_err *err);
 
 /* All keys with this beginning get their defaults again. */
 void cli_replay_config_reset(struct cli_replay_config *config, const char *beginning);

@@ -57,12 +57,35 @@ struct cli_replay_config {
     struct eng_advice_config advice;
     struct base_option_group groups[GROUPS];
     char text[BASE_OPTION_TEXT];
+    const struct pred_trace_header *recorded;   /* whose configuration is the base, or NULL */
+    char recorded_capacity[CLI_REPLAY_DRAM + 1][BASE_OPTION_TEXT];
 };
 
 #define COUNT(table) (sizeof(table) / sizeof(table)[0])
 
+/* Replay without a file begins with what the trace says of its server. An import says nothing, and
+ * then policies work as in the books. */
+static int recorded_load(struct cli_replay_config *c, const struct pred_trace_header *recorded,
+                         struct base_err *err)
+{
+    struct base_err why = { 0 };
+    if (recorded->yaml[0] == '\0') {
+        return base_option_set_pair(c->groups, GROUPS, "policy.prefill_share=100%", err);
+    }
+    int rc = port_yaml_parse(recorded->yaml, strlen(recorded->yaml),
+                             "the configuration recorded in the trace", c->groups, GROUPS, &why);
+    if (rc < 0) {
+        return base_err_set(err, BASE_EFORMAT, "%s; --config FILE goes before it", why.text);
+    }
+    c->recorded = recorded;
+    memcpy(c->recorded_capacity[CLI_REPLAY_HBM], c->tier.hbm_capacity, BASE_OPTION_TEXT);
+    memcpy(c->recorded_capacity[CLI_REPLAY_DRAM], c->tier.dram_capacity, BASE_OPTION_TEXT);
+    return 0;
+}
+
 int cli_replay_config_load(struct cli_replay_config **out, const char *path,
-                           const struct cli_list *set, struct base_err *err)
+                           const struct pred_trace_header *recorded, const struct cli_list *set,
+                           struct base_err *err)
 {
     *out = NULL;
     struct cli_replay_config *c = calloc(1, sizeof *c);
@@ -83,7 +106,8 @@ int cli_replay_config_load(struct cli_replay_config **out, const char *path,
         (struct base_option_group){ "predictor", advice_table, COUNT(advice_table), &c->advice };
     c->groups[8] = (struct base_option_group){ "comm", comm_table, COUNT(comm_table), &c->comm };
     base_option_defaults(c->groups, GROUPS);
-    int rc = path ? port_yaml_load(path, c->groups, GROUPS, err) : 0;
+    int rc = path ? port_yaml_load(path, c->groups, GROUPS, err)
+                  : recorded ? recorded_load(c, recorded, err) : 0;
     for (unsigned i = 0; rc >= 0 && i < set->count; i++) {
         rc = base_option_set_pair(c->groups, GROUPS, set->text[i], err);
     }
@@ -146,4 +170,97 @@ void cli_replay_config_reset(struct cli_replay_config *c, const char *beginning)
             MUST(rc >= 0); /* a default is a value */
         }
     }
+}
+
+/* ------------------------------------------------------------------------------- the cache -- */
+
+static bool has_hbm(const struct cli_replay_config *c)
+{
+    uint64_t bytes;
+    return base_str_bytes_parse(c->tier.hbm_capacity, &bytes) < 0 || bytes > 0;
+}
+
+/* The slots that the recording server had of this capacity; false where that is not known. */
+static bool recorded_slots(const struct cli_replay_config *c, enum cli_replay_tier tier,
+                           const char *text, uint64_t *slots)
+{
+    bool dram = tier == CLI_REPLAY_DRAM;
+    if (!c->recorded || strcmp(text, c->recorded_capacity[tier]) != 0) return false;
+    const struct tier_decide_config *core = &c->recorded->decide;
+    if (core->tier_count < (dram ? 1 : 2)) return false;
+    *slots = core->tiers[dram ? core->tier_count - 1 : 0].slots;
+    return true;
+}
+
+int cli_replay_config_slots(const struct cli_replay_config *c, const struct pred_trace_header *h,
+                            enum cli_replay_tier tier, uint64_t *slots, struct base_err *err)
+{
+    bool dram = tier == CLI_REPLAY_DRAM;
+    const char *key = dram ? "tiers.dram.capacity" : "tiers.hbm.capacity";
+    const char *text = dram ? c->tier.dram_capacity : c->tier.hbm_capacity;
+    uint64_t bytes, keys = (uint64_t)h->layers * h->experts;
+    double share;
+    if (recorded_slots(c, tier, text, slots)) return 0;
+    if (strchr(text, '%')) {
+        if (base_str_share_parse(text, &share) < 0) {
+            return base_err_set(err, BASE_ECONFIG, "%s: \"%s\" is no share", key, text);
+        }
+        *slots = (uint64_t)(share * h->experts + 0.5) * h->layers;
+        return 0;
+    }
+    if (base_str_bytes_parse(text, &bytes) < 0) {
+        return base_err_set(err, BASE_ECONFIG, "%s: \"%s\" is neither a size nor a share", key,
+                            text);
+    }
+    if (bytes > 0 && h->slot_bytes == 0) {
+        return base_err_set(err, BASE_ECONFIG,
+                            "%s is %s, but the trace does not say how large a slot is: give a "
+                            "share, --set %s=25%%",
+                            key, text, key);
+    }
+    *slots = bytes > 0 ? bytes / h->slot_bytes : 0;
+    if (*slots > keys) *slots = keys;
+    return 0;
+}
+
+static void choice(const struct cli_replay_config *c, const char *key, char to[32])
+{
+    int rc = base_option_get(c->groups, GROUPS, key, to, 32);
+    MUST(rc >= 0);
+}
+
+int cli_replay_config_cache(const struct cli_replay_config *c, struct cli_replay_cache *out,
+                            struct base_err *err)
+{
+    bool adaptive = strcmp(c->tier.quotas, "adaptive") == 0;
+    *out = (struct cli_replay_cache){
+        .tier_count = has_hbm(c) ? 2 : 1, .inclusive = c->tier.inclusion == 1,
+        .warm_compute = c->tier.warm_experts == TIER_WARM_COMPUTE, .adaptive = adaptive,
+        .half_life_tokens = (double)c->tier.half_life, .prefill_share = c->tier.prefill_share,
+    };
+    if (!adaptive && strcmp(c->tier.quotas, "equal") != 0) {
+        return base_err_set(err, BASE_ECONFIG, "policy.quotas: %s: equal and adaptive ones can be "
+                            "tried; --set policy.quotas=equal begins there", c->tier.quotas);
+    }
+    choice(c, "policy.eviction", out->policy);
+    choice(c, "policy.eviction_dram", out->policy_below);
+    if (strcmp(out->policy_below, "same") == 0) out->policy_below[0] = '\0';
+    return 0;
+}
+
+int cli_replay_cache_without_hbm(const struct cli_replay_cache *cache, struct base_err *err)
+{
+    if (cache->inclusive) {
+        return base_err_set(err, -EINVAL, "tiers.inclusion: inclusive has no effect without hbm: "
+                            "set it to exclusive");
+    }
+    if (cache->warm_compute) {
+        return base_err_set(err, -EINVAL, "tiers.warm_experts: compute has no effect without hbm: "
+                            "all of dram is used where it lies; set it to copy");
+    }
+    if (cache->policy_below[0]) {
+        return base_err_set(err, -EINVAL, "policy.eviction_dram: %s has no effect without hbm: "
+                            "policy.eviction is dram's; set it to same", cache->policy_below);
+    }
+    return 0;
 }

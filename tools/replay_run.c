@@ -24,7 +24,7 @@ static struct {
 
 const struct cli_flag cli_replay_run_flags[] = {
     { "config", CLI_TEXT, &flags.config, "FILE",
-      "server YAML whose policy and capacity are tried" },
+      "server YAML whose cache is tried; default: the configuration recorded in the trace" },
     { "set", CLI_REPEATED, &flags.set, "KEY=VALUE", "override one setting of the YAML" },
     { "policy", CLI_TEXT, &flags.policy, "A,B",
       "eviction policies to try (lru, lru_global, belady, ...)" },
@@ -42,9 +42,11 @@ const struct cli_flag cli_replay_run_flags[] = {
     { "machine-set", CLI_REPEATED, &flags.machine_set, "KEY=VALUE",
       "override one line of the machine's description" },
     { "top", CLI_TEXT, &flags.top, "TIER",
-      "with --machine: the tier that --capacity is of; hbm where there is a device, else dram" },
+      "with --machine: the tier that --capacity is of; hbm where the machine has a device, else "
+      "dram; without --capacity and --slots as the configuration has it" },
     { "dram", CLI_TEXT, &flags.dram, "P",
-      "with --machine and hbm on top: share of the experts in dram; default all the others" },
+      "with --machine and hbm on top: share of the experts in dram; default: tiers.dram.capacity "
+      "where the configuration has hbm, else all the others" },
     { "one-at-a-time", CLI_SWITCH, &flags.one_at_a_time, NULL,
       "each lookup by itself, as caches in books see requests; half-lives then count lookups" },
     { "predictor", CLI_TEXT, &flags.predictor, "KIND",
@@ -64,8 +66,8 @@ struct plan {
     struct pred_case cases[CASES_MAX];
     double capacities[CASES_MAX];       /* share of a layer's experts; < 0 for budgets */
     uint32_t count;
-    double prefill_share, half_life;
-    bool adaptive;
+    struct cli_replay_cache cache;      /* as configured */
+    bool sized;                         /* the command line says how large the top tier is */
 };
 
 /* Calls `each` for every item of a comma list; stops at a negative code. */
@@ -123,47 +125,39 @@ static int add_budget(void *context, const char *item, struct base_err *err)
     return 0;
 }
 
-/* The capacity of a configuration: a share, or bytes that hold so many slots. */
-static int add_configured(struct sizes *s, const char *text, struct base_err *err)
+static void add_slots(struct sizes *s, uint64_t slots)
 {
-    uint64_t bytes;
-    if (strchr(text, '%')) return add_share(s, text, err);
-    if (base_str_bytes_parse(text, &bytes) < 0 || bytes == 0) {
-        return base_err_set(err, -EINVAL, "tiers.dram.capacity: %s: expected a size or a share",
-                            text);
-    }
-    if (s->header->slot_bytes == 0) {
-        return base_err_set(err, BASE_ECONFIG,
-                            "tiers.dram.capacity is %s, but the trace does not say how "
-                            "large a slot is: give --capacity as a share, --slots or --budget",
-                            text);
-    }
-    s->slots[s->count] = bytes / s->header->slot_bytes;
-    s->shares[s->count] = (double)s->slots[s->count] / s->header->layers / s->header->experts;
-    s->count++;
-    return 0;
+    s->slots[s->count] = slots;
+    s->shares[s->count++] = (double)slots / s->header->layers / s->header->experts;
 }
 
-static int choose_sizes(struct sizes *s, struct cli_replay_config *config, struct base_err *err)
+/* The top tier as configured. */
+static int add_configured(struct sizes *s, const struct cli_replay_config *config,
+                          const struct cli_replay_cache *cache, struct base_err *err)
+{
+    bool hbm = flags.top ? strcmp(flags.top, "hbm") == 0 : cache->tier_count == 2;
+    uint64_t slots;
+    if (hbm && cache->tier_count == 1) {
+        return base_err_set(err, -EINVAL, "--top hbm: the configuration has none "
+                            "(tiers.hbm.capacity is 0): give its size with --capacity");
+    }
+    int rc = cli_replay_config_slots(config, s->header, hbm ? CLI_REPLAY_HBM : CLI_REPLAY_DRAM,
+                                     &slots, err);
+    if (rc == 0) add_slots(s, slots);
+    return rc;
+}
+
+static int choose_sizes(struct sizes *s, const struct cli_replay_config *config,
+                        const struct cli_replay_cache *cache, struct base_err *err)
 {
     if (flags.capacity) return split(flags.capacity, add_share, s, err);
     if (flags.budget) return split(flags.budget, add_budget, s, err);
-    if (flags.slots != NOT_GIVEN) {
-        if (flags.slots == 0 || flags.slots > s->header->experts) {
-            return base_err_set(err, -EINVAL, "--slots %" PRIu64 ": expected 1 to %" PRIu32
-                                ", the experts of a layer", flags.slots, s->header->experts);
-        }
-        s->shares[0] = (double)flags.slots / s->header->experts;
-        s->slots[0] = flags.slots * s->header->layers;
-        s->count = 1;
-        return 0;
+    if (flags.slots == NOT_GIVEN) return add_configured(s, config, cache, err);
+    if (flags.slots == 0 || flags.slots > s->header->experts) {
+        return base_err_set(err, -EINVAL, "--slots %" PRIu64 ": expected 1 to %" PRIu32
+                            ", the experts of a layer", flags.slots, s->header->experts);
     }
-    if (flags.config || flags.set.count > 0 || s->header->decide.tier_count == 0) {
-        return add_configured(s, cli_replay_config_get(config, "tiers.dram.capacity"), err);
-    }
-    s->slots[0] = s->header->decide.tiers[0].slots;
-    s->shares[0] = (double)s->slots[0] / s->header->layers / s->header->experts;
-    s->count = 1;
+    add_slots(s, flags.slots * s->header->layers);
     return 0;
 }
 
@@ -197,57 +191,45 @@ static int add_policy(void *context, const char *item, struct base_err *err)
         snprintf(c->policy, sizeof c->policy, "%s", item);
         c->slots = a->sizes->slots[i];
         c->budget_bytes = a->sizes->budgets[i];
-        c->prefill_share = plan->prefill_share;
-        c->half_life_tokens = plan->half_life;
+        c->prefill_share = plan->cache.prefill_share;
+        c->half_life_tokens = plan->cache.half_life_tokens;
         c->one_at_a_time = flags.one_at_a_time;
-        c->adaptive = plan->adaptive && c->budget_bytes == 0;   /* which is over all layers */
+        c->adaptive = plan->cache.adaptive && c->budget_bytes == 0; /* which is over all layers */
         plan->capacities[plan->count++] = a->sizes->shares[i];
     }
     return 0;
 }
 
-/* Without --config the recorded configuration is the base; an import has none, and then policies
- * work as in the books: nothing is set aside for decode. */
+static bool is_set(const char *key)
+{
+    size_t length = strlen(key);
+    for (unsigned i = 0; i < flags.set.count; i++) {
+        const char *pair = flags.set.text[i];
+        if (strncmp(pair, key, length) == 0 && pair[length] == '=') return true;
+    }
+    return false;
+}
+
+/* Which policies are tried: where nobody names one, an import is shown a few. */
+static const char *choose_policies(const struct plan *plan, const struct pred_trace_header *header)
+{
+    if (flags.policy) return flags.policy;
+    bool named = flags.config || header->yaml[0] || is_set("policy.eviction");
+    return named ? plan->cache.policy : "lru_with_prediction,lru,lru_global,belady";
+}
+
 static int make_plan(struct plan *plan, const struct pred_trace_header *header,
-                     struct cli_replay_config *config, struct base_err *err)
+                     const struct cli_replay_config *config, struct base_err *err)
 {
     static struct sizes sizes;
-    bool configured = flags.config || flags.set.count > 0;
-    const char *policy = flags.policy;
-    char own[64];
-    double value;
     sizes.header = header;
-    plan->prefill_share = 1;
-    plan->half_life = 16;
-    plan->adaptive = flags.adaptive || (!configured && header->decide.adaptive);
-    if (configured) {
-        const char *quotas = cli_replay_config_get(config, "policy.quotas");
-        if (strcmp(quotas, "equal") != 0 && strcmp(quotas, "adaptive") != 0) {
-            return base_err_set(err, BASE_ECONFIG, "policy.quotas: %s cannot be tried: what-if "
-                                "runs know equal and adaptive", quotas);
-        }
-        plan->adaptive |= strcmp(quotas, "adaptive") == 0;
-        if (base_str_share_parse(cli_replay_config_get(config, "policy.prefill_share"), &value) ==
-            0) {
-            plan->prefill_share = value;
-        }
-        if (base_str_double_parse(cli_replay_config_get(config, "policy.half_life"), &value) == 0) {
-            plan->half_life = value;
-        }
-    } else if (header->decide.tier_count > 0) {
-        plan->prefill_share = header->decide.prefill_share;
-        plan->half_life = header->decide.half_life_tokens;
-    }
-    if (!policy && configured) {
-        snprintf(own, sizeof own, "%s", cli_replay_config_get(config, "policy.eviction"));
-        policy = own;
-    } else if (!policy) {
-        policy = header->decide.tier_count > 0 ? header->decide.tiers[0].policy
-                                               : "lru_with_prediction,lru,lru_global,belady";
-    }
-    int rc = choose_sizes(&sizes, config, err);
+    int rc = cli_replay_config_cache(config, &plan->cache, err);
     if (rc < 0) return rc;
-    return split(policy, add_policy, &(struct adding){ plan, &sizes }, err);
+    plan->cache.adaptive |= flags.adaptive;
+    plan->sized = flags.capacity || flags.slots != NOT_GIVEN;
+    rc = choose_sizes(&sizes, config, &plan->cache, err);
+    if (rc < 0) return rc;
+    return split(choose_policies(plan, header), add_policy, &(struct adding){ plan, &sizes }, err);
 }
 
 /* -------------------------------------------------------------------------------- printing -- */
@@ -410,6 +392,11 @@ static void remarks(const char *path, const struct plan *plan,
             "own run\n",
             summary->from_events ? "the acquires" : "the routing",
             header->model[0] ? header->model : "an unnamed model");
+    if (plan->cache.tier_count == 2) {
+        fprintf(stderr, "note: hbm alone is replayed; with --machine what lies below it counts, "
+                        "too: tiers.dram.capacity, tiers.inclusion, tiers.warm_experts and "
+                        "policy.eviction_dram\n");
+    }
     for (uint32_t i = 0; i < plan->count; i++) {
         if (!results[i].warning[0]) continue;
         fprintf(stderr, "warning: %s", plan->cases[i].policy);
@@ -432,6 +419,7 @@ static int what_if(const char *path, struct pred_trace_reader *reader, const str
             .path = path, .reader = reader, .machine = flags.machine,
             .machine_set = &flags.machine_set, .top = flags.top, .dram = flags.dram,
             .cases = plan->cases, .capacities = plan->capacities, .count = plan->count,
+            .cache = &plan->cache, .sized = plan->sized,
             .config = config, .predictor = flags.predictor, .train = flags.train,
             .layers = flags.layers, .json = flags.json, .quiet = flags.quiet,
         };
@@ -505,14 +493,16 @@ int cli_replay_run(int count, char **arguments)
     int code = check_flags();
     if (code != 0) return code;
     if (flags.as_recorded) return cli_replay_exact(arguments[0], flags.json, flags.quiet);
-    int rc = cli_replay_config_load(&config, flags.config, &flags.set, &err);
-    if (rc < 0) return cli_fail(2, &err);
-    rc = pred_trace_reader_open(&reader, arguments[0], &err);
-    if (rc == 0) {
-        rc = make_plan(&plan, pred_trace_reader_header(reader), config, &err);
+    int rc = pred_trace_reader_open(&reader, arguments[0], &err);
+    if (rc < 0) return cli_fail(1, &err);
+    const struct pred_trace_header *header = pred_trace_reader_header(reader);
+    rc = cli_replay_config_load(&config, flags.config, header, &flags.set, &err);
+    if (rc < 0 && rc != BASE_EFORMAT) code = 2;
+    if (rc >= 0) {
+        rc = make_plan(&plan, header, config, &err);
         if (rc == -EINVAL || rc == -E2BIG) code = 2;
-        if (rc >= 0) rc = what_if(arguments[0], reader, &plan, config, &err);
     }
+    if (rc >= 0) rc = what_if(arguments[0], reader, &plan, config, &err);
     pred_trace_reader_close(reader);
     cli_replay_config_free(config);
     if (rc < 0) return cli_fail(code != 0 ? code : 1, &err);

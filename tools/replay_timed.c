@@ -9,7 +9,7 @@
 #include "predictor/timed_run.h"
 #include "tools/replay.h"
 
-enum { CASES_MAX = 512 };
+enum { CASES_MAX = 512, CELL_BYTES = 48 };
 
 static const char *const cause_names[TIER_WAIT_CAUSE_COUNT] = { "demand", "late", "copy", "slot" };
 
@@ -26,33 +26,60 @@ struct plan {
 
 /* -- what to run ------------------------------------------------------------------------------ */
 
-static int tiers_of(struct plan *plan, struct pred_timed_case *to, const struct pred_case *from,
-                    struct base_err *err)
+/* Below hbm lies what was asked for, else what is configured, else all that hbm has not. */
+static int dram_of(const struct plan *plan, struct pred_timed_case *to, struct base_err *err)
 {
     const struct cli_timed_args *a = plan->args;
-    uint64_t keys = (uint64_t)plan->header->layers * plan->header->experts;
-    bool hbm = a->top ? strcmp(a->top, "hbm") == 0 : plan->machine.copy_bandwidth > 0;
+    const struct pred_trace_header *h = plan->header;
+    uint64_t keys = (uint64_t)h->layers * h->experts, others = keys - to->slots[0];
     double share;
-    to->tier_count = hbm ? 2 : 1;
-    to->slots[0] = from->slots;
-    if (!hbm) {
-        if (!a->dram) return 0;
-        return base_err_set(err, -EINVAL,
-                            "--dram says what lies below hbm, and dram is the top "
-                            "tier here: give its size with --capacity");
-    }
-    to->slots[1] = keys - from->slots;
     if (a->dram) {
         if (base_str_share_parse(a->dram, &share) < 0 || share <= 0) {
             return base_err_set(err, -EINVAL, "--dram %s: expected a share such as 50%%", a->dram);
         }
-        to->slots[1] =
-            (uint64_t)pred_slots_of_share(share, plan->header->experts) * plan->header->layers;
+        to->slots[1] = (uint64_t)pred_slots_of_share(share, h->experts) * h->layers;
+    } else if (a->cache->tier_count == 2) {
+        int rc = cli_replay_config_slots(a->config, h, CLI_REPLAY_DRAM, &to->slots[1], err);
+        if (rc < 0) return rc;
+    } else {
+        to->slots[1] = others > 0 ? others : h->layers;     /* no tier is without slots */
     }
-    /* Of two tiers that hold everything nothing is ever read from disk, once they are full. */
-    to->start_full = to->slots[0] + to->slots[1] >= keys;
-    if (to->slots[1] == 0) to->slots[1] = plan->header->layers;
+    to->start_full = pred_timed_holds_all(to, keys);
     return 0;
+}
+
+/* Belady has no use for hints, for warm experts where they lie, nor for another policy below. */
+static bool is_belady(const struct pred_timed_case *c)
+{
+    return strcmp(c->policy, "belady") == 0;
+}
+
+static int tiers_of(const struct plan *plan, struct pred_timed_case *to,
+                    const struct pred_case *from, struct base_err *err)
+{
+    const struct cli_timed_args *a = plan->args;
+    const struct cli_replay_cache *cache = a->cache;
+    bool hbm = a->top     ? strcmp(a->top, "hbm") == 0
+               : a->sized ? plan->machine.copy_bandwidth > 0
+                          : cache->tier_count == 2;
+    to->tier_count = hbm ? 2 : 1;
+    to->slots[0] = from->slots;
+    if (!hbm) {
+        if (!a->dram) return cli_replay_cache_without_hbm(cache, err);
+        return base_err_set(err, -EINVAL,
+                            "--dram says what lies below hbm, and dram is the top "
+                            "tier here: give its size with --capacity");
+    }
+    if (plan->machine.copy_bandwidth == 0) {
+        return base_err_set(err, -EINVAL, "hbm cannot be tried on a machine without a device "
+                            "(copy.bandwidth is 0): --top dram leaves it out");
+    }
+    to->inclusive = cache->inclusive;
+    if (!is_belady(to)) {
+        to->warm_compute = cache->warm_compute;
+        memcpy(to->policy_below, cache->policy_below, sizeof to->policy_below);
+    }
+    return dram_of(plan, to, err);
 }
 
 static void advice_fill(struct plan *plan)
@@ -80,7 +107,7 @@ static void case_hint(const struct plan *plan, struct pred_timed_case *to)
     uint64_t a_layer = to->slots[0] / plan->header->layers;
     uint64_t spare = a_layer > plan->header->top_k ? a_layer - plan->header->top_k : 0;
     uint64_t wanted = (uint64_t)cli_replay_config_real(c, "prefetch.experts_per_layer_max");
-    if (plan->advice.predictor[0] == '\0' || strcmp(to->policy, "belady") == 0) return;
+    if (plan->advice.predictor[0] == '\0' || is_belady(to)) return;
     to->hinted = true;
     to->prefetch_inflight = (uint64_t)cli_replay_config_real(c, "prefetch.inflight");
     bool automatic = cli_replay_config_is(c, "prefetch.enabled", "auto");
@@ -103,15 +130,9 @@ static int case_add(struct plan *plan, const struct pred_case *from, const char 
     *to = (struct pred_timed_case){ .prefill_share = from->prefill_share,
                                     .half_life_tokens = from->half_life_tokens,
                                     .adaptive = from->adaptive };
-    bool compute = cli_replay_config_is(plan->args->config, "tiers.warm_experts", "compute");
     snprintf(to->policy, sizeof to->policy, "%s", policy);
     int rc = tiers_of(plan, to, from, err);
     if (rc < 0) return rc;
-    if (compute && to->tier_count == 1) {
-        return base_err_set(err, -EINVAL, "tiers.warm_experts: compute has no effect without hbm: "
-                            "all of dram is used where it lies");
-    }
-    to->warm_compute = compute && strcmp(policy, "belady") != 0;
     case_hint(plan, to);
     plan->count++;
     return 0;
@@ -227,6 +248,16 @@ static void json_layers(struct base_buf *to, const struct plan *plan,
     base_buf_puts(to, "]");
 }
 
+/* What lies below hbm. */
+static void json_below(struct base_buf *to, const struct pred_timed_case *c)
+{
+    if (c->tier_count < 2) return;
+    base_buf_printf(to, "\"below\":{\"tier\":\"dram\",\"slots\":%" PRIu64
+                    ",\"policy\":\"%s\",\"inclusive\":%s},", c->slots[1],
+                    c->policy_below[0] ? c->policy_below : c->policy,
+                    c->inclusive ? "true" : "false");
+}
+
 static void json_run(struct base_buf *to, const struct plan *plan, uint32_t i)
 {
     const struct pred_timed_result *r = &plan->results[i], *b = &plan->results[plan->belady[i]];
@@ -237,6 +268,7 @@ static void json_run(struct base_buf *to, const struct plan *plan, uint32_t i)
                     "{\"policy\":\"%s\",\"top\":\"%s\",\"capacity\":%.6g,\"slots\":%" PRIu64 ",",
                     plan->cases[i].policy, plan->cases[i].tier_count == 2 ? "hbm" : "dram",
                     plan->args->capacities[i], plan->cases[i].slots[0]);
+    json_below(to, &plan->cases[i]);
     base_buf_printf(to,
                     "\"tokens_per_second\":%.4f,\"steps\":%" PRIu64 ",\"decode_tokens\":%" PRIu64
                     ",\"prefill_tokens\":%" PRIu64 ",\"seconds\":%.6f,\"compute_seconds\":%.6f,"
@@ -295,14 +327,21 @@ static int print_json(const struct plan *plan, const struct pred_timed_summary *
     return cli_replay_print(&buf);
 }
 
-static void row_case(const struct plan *plan, uint32_t i, char text[2][32])
+static void row_case(const struct plan *plan, uint32_t i, char text[2][CELL_BYTES])
 {
-    snprintf(text[0], sizeof text[0], "%.31s", plan->cases[i].policy);
-    snprintf(text[1], sizeof text[1], "%s %.4g%%", plan->cases[i].tier_count == 2 ? "hbm" : "dram",
-             100 * plan->args->capacities[i]);
+    const struct pred_timed_case *c = &plan->cases[i];
+    double top = 100 * plan->args->capacities[i];
+    double keys = (double)plan->header->layers * plan->header->experts;
+    snprintf(text[0], sizeof text[0], "%.31s", c->policy);
+    if (c->tier_count == 2) {
+        snprintf(text[1], sizeof text[1], "hbm %.4g%%, dram %.4g%%", top,
+                 100 * (double)c->slots[1] / keys);
+    } else {
+        snprintf(text[1], sizeof text[1], "dram %.4g%%", top);
+    }
 }
 
-static void row_add(struct cli_table *table, char (*text)[32], unsigned columns)
+static void row_add(struct cli_table *table, char (*text)[CELL_BYTES], unsigned columns)
 {
     const char *cells[16];
     for (unsigned k = 0; k < columns; k++) cells[k] = text[k];
@@ -322,7 +361,7 @@ static int print_times(const struct plan *plan)
         const struct pred_timed_result *r = &plan->results[i], *b = &plan->results[plan->belady[i]];
         struct pred_timed_counts all = all_cells(r);
         double time = (double)r->time_ns, lookups = (double)all.lookups;
-        char text[COLUMNS][32];
+        char text[COLUMNS][CELL_BYTES];
         row_case(plan, i, text);
         snprintf(text[2], sizeof text[0], "%.2f", tokens_per_second(r));
         snprintf(text[3], sizeof text[0], "%.2f", 100 * ratio((double)all.hits, lookups));
@@ -358,7 +397,7 @@ static int print_bytes(const struct plan *plan)
                                    s->prefetch_bytes, s->prefetch_wasted_bytes, s->copy_up_bytes,
                                    s->copy_down_bytes, s->hinted_bytes, s->useful_bytes,
                                    s->late_bytes };
-        char text[COLUMNS][32];
+        char text[COLUMNS][CELL_BYTES];
         row_case(plan, i, text);
         for (unsigned k = 0; k < sizeof bytes / sizeof bytes[0]; k++) {
             double a_token = ratio((double)bytes[k] / 1e6, (double)tokens_of(r));
@@ -385,7 +424,7 @@ static void print_layers(const struct plan *plan, uint32_t i)
     for (uint32_t l = 0; l < plan->header->layers; l++) {
         const struct pred_timed_layer *layer = &plan->results[i].layers[l];
         double lookups = (double)layer->counts.lookups;
-        char text[COLUMNS][32];
+        char text[COLUMNS][CELL_BYTES];
         const char *cells[COLUMNS];
         snprintf(text[0], sizeof text[0], "%" PRIu32, plan->header->first_moe_layer + l);
         snprintf(text[1], sizeof text[0], "%" PRIu64, layer->counts.lookups);
@@ -419,6 +458,12 @@ static void remarks(const struct plan *plan, const struct pred_timed_summary *su
     fprintf(stderr, "what-if: the routing of %s on the virtual clock of %s\n",
             plan->header->model[0] ? plan->header->model : "an unnamed model",
             plan->machine.name[0] ? plan->machine.name : plan->args->machine);
+    const struct cli_replay_cache *cache = plan->args->cache;
+    if (plan->cases[0].tier_count == 2 && (cache->inclusive || cache->policy_below[0])) {
+        fprintf(stderr, "below hbm: dram, %s, policy %s\n",
+                cache->inclusive ? "inclusive" : "exclusive",
+                cache->policy_below[0] ? cache->policy_below : "as above");
+    }
     const struct pred_predictor_ops *ops = pred_predictor_find(plan->advice.predictor);
     if (ops && ops->replay_only) {
         fprintf(stderr, "bound: %s knows the routing of every step before it begins; what is left "

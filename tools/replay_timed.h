@@ -11,8 +11,10 @@ struct cli_timed_args {
     struct pred_trace_reader *reader;
     const char *machine; /* YAML */
     const struct cli_list *machine_set;
-    const char *top;               /* "hbm", "dram"; NULL = hbm where there is a device */
-    const char *dram;              /* share of the experts below hbm; NULL = all the others */
+    const struct cli_replay_cache *cache;   /* as configured */
+    bool sized;         /* the cases' slots were given beside it */
+    const char *top;    /* "hbm", "dram"; NULL = as cache; where sized, hbm if there is a device */
+    const char *dram;   /* share of the experts below hbm; NULL = as cache, else all the others */
     const struct pred_case *cases; /* policy and slots of the top tier */
     const double *capacities;
     uint32_t count;

@@ -40,73 +40,26 @@ const struct cli_flag cli_replay_tune_flags[] = {
 
 /* -------------------------------------------------------------------------------- the cache -- */
 
-/* Slots of a capacity, as the server reckons them; no slots for "0". */
-static int slots_of(struct cli_replay_config *config, const struct pred_trace_header *h,
-                    const char *key, uint64_t *slots, struct base_err *err)
-{
-    char text[256];
-    uint64_t bytes;
-    double share;
-    snprintf(text, sizeof text, "%s", cli_replay_config_get(config, key));
-    if (strchr(text, '%')) {
-        if (base_str_share_parse(text, &share) < 0) {
-            return base_err_set(err, BASE_ECONFIG, "%s: \"%s\" is no share", key, text);
-        }
-        *slots = (uint64_t)(share * h->experts + 0.5) * h->layers;
-        return 0;
-    }
-    if (base_str_bytes_parse(text, &bytes) < 0) {
-        return base_err_set(err, BASE_ECONFIG, "%s: \"%s\" is neither a size nor a share", key,
-                            text);
-    }
-    *slots = 0;
-    if (bytes == 0) return 0;
-    if (h->slot_bytes == 0) {
-        return base_err_set(err, BASE_ECONFIG,
-                            "%s is %s, but the trace does not say how large a slot is: give a "
-                            "share, --set %s=25%%",
-                            key, text, key);
-    }
-    *slots = bytes / h->slot_bytes;
-    uint64_t keys = (uint64_t)h->layers * h->experts;
-    if (*slots > keys) *slots = keys;
-    return 0;
-}
-
-static int cache_of(struct cli_replay_config *config, const struct pred_trace_header *h,
+static int cache_of(const struct cli_replay_config *config, const struct pred_trace_header *h,
                     struct pred_tune_args *args, struct base_err *err)
 {
-    uint64_t hbm, dram;
-    double share, half_life;
-    int rc = slots_of(config, h, "tiers.hbm.capacity", &hbm, err);
-    if (rc == 0) rc = slots_of(config, h, "tiers.dram.capacity", &dram, err);
+    struct cli_replay_cache cache;
+    int rc = cli_replay_config_cache(config, &cache, err);
     if (rc < 0) return rc;
-    args->cache.tier_count = hbm > 0 ? 2 : 1;
-    args->cache.slots[0] = hbm > 0 ? hbm : dram;
-    args->cache.slots[1] = hbm > 0 ? dram : 0;
-    args->cache.inclusive =
-        strcmp(cli_replay_config_get(config, "tiers.inclusion"), "inclusive") == 0;
-    args->cache.warm_compute =
-        hbm > 0 && cli_replay_config_is(config, "tiers.warm_experts", "compute");
-    snprintf(args->base.policy, sizeof args->base.policy, "%s",
-             cli_replay_config_get(config, "policy.eviction"));
-    const char *below = cli_replay_config_get(config, "policy.eviction_dram");
-    if (hbm > 0 && strcmp(below, "same") != 0) {
-        snprintf(args->cache.policy_below, sizeof args->cache.policy_below, "%s", below);
-    }
-    const char *quotas = cli_replay_config_get(config, "policy.quotas");
-    args->base.adaptive = strcmp(quotas, "adaptive") == 0;
-    if (!args->base.adaptive && strcmp(quotas, "equal") != 0) {
-        return base_err_set(err, BASE_ECONFIG, "policy.quotas: %s: equal and adaptive ones can be "
-                            "tuned; --set policy.quotas=equal begins there", quotas);
-    }
-    rc = base_str_double_parse(cli_replay_config_get(config, "policy.half_life"), &half_life);
-    if (rc == 0) {
-        rc = base_str_share_parse(cli_replay_config_get(config, "policy.prefill_share"), &share);
-    }
-    if (rc < 0) return base_err_set(err, rc, "the settings of policy.* cannot be read");
-    args->base.half_life_tokens = half_life;
-    args->base.prefill_share = share;
+    args->cache = (struct pred_tune_cache){
+        .tier_count = cache.tier_count, .inclusive = cache.inclusive,
+        .warm_compute = cache.warm_compute,
+    };
+    uint64_t *slots = args->cache.slots;
+    if (cache.tier_count == 1) rc = cli_replay_cache_without_hbm(&cache, err);
+    else rc = cli_replay_config_slots(config, h, CLI_REPLAY_HBM, slots++, err);
+    if (rc == 0) rc = cli_replay_config_slots(config, h, CLI_REPLAY_DRAM, slots, err);
+    if (rc < 0) return rc;
+    memcpy(args->cache.policy_below, cache.policy_below, sizeof cache.policy_below);
+    memcpy(args->base.policy, cache.policy, sizeof cache.policy);
+    args->base.adaptive = cache.adaptive;
+    args->base.half_life_tokens = cache.half_life_tokens;
+    args->base.prefill_share = cache.prefill_share;
     return 0;
 }
 
@@ -464,7 +417,7 @@ int cli_replay_tune(int count, char **arguments)
     if (flags.machine_set.count > 0 && !flags.machine) {
         return cli_misuse("--machine-set has no effect without --machine");
     }
-    int rc = cli_replay_config_load(&config, flags.config, &flags.set, &err);
+    int rc = cli_replay_config_load(&config, flags.config, NULL, &flags.set, &err);
     if (rc < 0) return cli_fail(2, &err);
     for (int i = 0; rc == 0 && i < count; i++) {
         rc = pred_trace_reader_open(&traces[i], arguments[i], &err);

@@ -143,7 +143,12 @@ static const struct cli_command commands[] = {
       "warm across sequences; the experts of one layer and token are looked up together. The "
       "totals "
       "count every lookup of the chosen phase; cold start, prefill and decode stand beside them, "
-      "never averaged. Without --config the configuration recorded in the trace is the base.\n\n"
+      "never averaged.\n\n"
+      "Without --config the configuration recorded in the trace is the base, and --set goes over "
+      "it; an import, which no server recorded, has the defaults with policy.prefill_share at "
+      "100%. The sizes of the tiers, tiers.inclusion, policy.* and, with --machine, "
+      "tiers.warm_experts, predictor.* and prefetch.* count. Without --machine the top tier alone "
+      "is replayed.\n\n"
       "With --as-recorded the server's own events run through its own configuration: the counts "
       "must "
       "be the live ones, to the last, or the exit code is 1.",

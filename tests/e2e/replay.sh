@@ -99,6 +99,56 @@ for clock in '' "--machine $machines/8xh20.yaml"; do
     holds "$work/high.json" '[(l["layer"], l["moe_layer"]) for l in d["runs"][0]["by_layer"]] == [(4, 0), (5, 1), (6, 2)]'
 done
 
+# What is set changes that alone: an import has nothing set aside for decode, whatever else is set.
+awk 'NR > 1 { n[$1]++ } NR > 1 && n[$1] <= 12 { sub(/"decode"/, "\"prefill\"") } { print }' FS=, "$work/t.jsonl" >"$work/prompts.jsonl"
+replay import --from jsonl "$work/prompts.jsonl" -o "$work/prompts" --quiet
+replay run "$work/prompts" --json --quiet >"$work/plain.json"
+holds "$work/plain.json" '[r["policy"] for r in d["runs"]] == ["lru_with_prediction", "lru", "lru_global", "belady"]'
+replay run "$work/prompts" --json --quiet --set predictor.kind=none | cmp - "$work/plain.json" || fail 'one setting changed the rest'
+replay run "$work/prompts" --json --quiet --set policy.prefill_share=50% | cmp -s - "$work/plain.json" && fail 'the prefill share has no effect'
+replay run "$work/prompts" --json --quiet --set policy.eviction=lru >"$work/one.json"
+holds "$work/one.json" '[r["policy"] for r in d["runs"]] == ["lru"]'
+
+# The cache of a YAML, as tune has it: both tiers, what lies in both, the policy below.
+printf 'tiers:\n  hbm:\n    capacity: "25%%"\n  dram:\n    capacity: "50%%"\npolicy:\n  eviction: lru\npredictor:\n  kind: none\n' \
+    >"$work/cache.yaml"
+clock() { replay run "$@" --machine "$machines/8xh20.yaml" --json --quiet; }
+clock "$work/odd" --config "$work/cache.yaml" >"$work/cache.json"
+holds "$work/cache.json" 'd["runs"][0]["top"] == "hbm" and d["runs"][0]["slots"] == 12 and
+    d["runs"][0]["below"] == {"tier": "dram", "slots": 24, "policy": "lru", "inclusive": False}'
+clock "$work/odd" --policy lru --capacity 25% --dram 50% --predictor none --set policy.prefill_share=50% | cmp - "$work/cache.json" ||
+    fail 'the same cache in other words gives something else'
+for key in tiers.inclusion=inclusive policy.eviction_dram=s3fifo tiers.dram.capacity=37.5%; do
+    clock "$work/odd" --config "$work/cache.yaml" --set "$key" >"$work/other.json"
+    python3 - "$work/cache.json" "$work/other.json" <<'PY' || fail "$key has no effect: $(cat "$work/other.json")"
+import json, sys
+one, other = (json.load(open(path))["runs"][0] for path in sys.argv[1:])
+sys.exit(one["below"] == other["below"] or one["bytes"] == other["bytes"])
+PY
+done
+# Every second sequence is what tune holds out.
+for key in tiers.inclusion=inclusive policy.eviction_dram=s3fifo; do
+    clock "$work/odd" --config "$work/cache.yaml" --set "$key" >"$work/run.json"
+    replay tune "$work/t" --config "$work/cache.yaml" --set "$key" --machine "$machines/8xh20.yaml" -o "$work/tuned.yaml" --json \
+        --quiet >"$work/tune.json"
+    python3 - "$work/run.json" "$work/tune.json" <<'PY' || fail "run and tune differ with $key"
+import json, sys
+run, tune = (json.load(open(path)) for path in sys.argv[1:])
+run, tune = run["runs"][0], tune["path"][0]["held_out"]
+print(run["lookups"], run["hits"], run["seconds"], tune)
+sys.exit(not (run["lookups"] == tune["lookups"] and run["hits"] == tune["hits"] and
+              abs(run["seconds"] - tune["cost"] / 1e9) < 2e-6))
+PY
+done
+# A capacity that is not used needs no sense.
+replay run "$work/t" --capacity 25% --policy lru --set tiers.dram.capacity=16GiB --quiet >/dev/null || fail 'a size stands in the way of a share'
+refused 'how large a slot is' run "$work/t" --policy lru --set tiers.dram.capacity=16GiB
+# Without the clock the top tier is replayed, and that is said.
+replay run "$work/t" --config "$work/cache.yaml" --json >"$work/top.json" 2>"$work/top.err"
+holds "$work/top.json" '[(r["policy"], r["slots"]) for r in d["runs"]] == [("lru", 12)]'
+grep -q 'note: hbm alone is replayed' "$work/top.err" || fail "nothing is said of dram: $(cat "$work/top.err")"
+if grep -q 'hbm alone' "$work/t.err"; then fail 'an import has no hbm'; fi
+
 # What cannot work is refused in words.
 refused 'prefetch.experts_per_layer_max' run "$work/t" --machine "$machines/8xh20.yaml" --policy lru --capacity 25% \
     --predictor blend --set prefetch.enabled=true
@@ -140,8 +190,15 @@ misused '--budget knows no slots' run "$work/t" --policy lru --budget 1MiB --mac
 misused '--top nvme: expected hbm or dram' run "$work/t" --machine "$machines/8xh20.yaml" --top nvme
 misused '--dram 150%: expected a share' run "$work/t" --machine "$machines/8xh20.yaml" --capacity 25% --dram 150%
 misused '--dram says what lies below hbm' run "$work/t" --machine "$machines/8xh20.yaml" --top dram --dram 50%
+misused '--top hbm: the configuration has none' run "$work/t" --machine "$machines/8xh20.yaml" --top hbm
+misused 'without a device' run "$work/t" --machine "$machines/cpu-only.yaml" --config "$work/cache.yaml"
 misused '--train has no effect' run "$work/t" --machine "$machines/8xh20.yaml" --predictor none --train "$work/t"
 misused 'bandwith' run "$work/t" --machine "$machines/8xh20.yaml" --machine-set nvme.bandwith=1GB
+for key in tiers.inclusion=inclusive tiers.warm_experts=compute policy.eviction_dram=lfu; do
+    misused "${key%=*}: ${key#*=} has no effect without hbm" run "$work/t" --machine "$machines/8xh20.yaml" --top dram --set "$key"
+    refused "${key%=*}: ${key#*=} has no effect without hbm" tune "$work/t" --set "$key" -o "$work/none.yaml"
+done
+[ ! -e "$work/none.yaml" ] || fail 'what was refused left a file'
 misused 'no policy is called "foo"; there are lru' run "$work/t" --policy lru,foo --capacity 25%
 misused 'belady' run "$work/t" --policy foo --budget 1MiB
 for part in 'cut --sequences 77' 'sample --share 0.0001%'; do
