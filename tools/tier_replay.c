@@ -146,9 +146,8 @@ static const struct cli_command commands[] = {
       "never averaged.\n\n"
       "Without --config the configuration recorded in the trace is the base, and --set goes over "
       "it; an import, which no server recorded, has the defaults with policy.prefill_share at "
-      "100%. The sizes of the tiers, tiers.inclusion, policy.* and, with --machine, "
-      "tiers.warm_experts, predictor.* and prefetch.* count. Without --machine the top tier alone "
-      "is replayed.\n\n"
+      "100%. The top tier's size and policy.* count; with --machine also what lies below hbm, "
+      "tiers.inclusion, tiers.warm_experts, predictor.* and prefetch.*.\n\n"
       "With --as-recorded the server's own events run through its own configuration: the counts "
       "must "
       "be the live ones, to the last, or the exit code is 1.",
