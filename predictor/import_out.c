@@ -37,16 +37,19 @@ int pred_import_out_begin(struct pred_import_out *out, const char *to,
     base_option_defaults(&group, 1);
     out->writer = NULL;
     int rc = target_find(&out->out, to, err);
+    if (rc == 0) rc = base_out_make(&out->out, err);
     if (rc < 0) return rc;
-    if (strlen(out->out.temporary) >= sizeof config.path) {
-        return base_err_set(err, -ENAMETOOLONG, "%s: this path is too long", to);
+    const char *path = out->out.temporary;
+    if (strlen(path) >= sizeof config.path) {
+        rc = base_err_set(err, -ENAMETOOLONG, "%s: this path is too long", to);
+    } else {
+        memcpy(config.path, path, strlen(path) + 1);
+        config.weights = weights ? PRED_WEIGHTS_F32 : PRED_WEIGHTS_NONE;
+        rc = pred_trace_writer_open(&out->writer, &config, header, true, err);
     }
-    memcpy(config.path, out->out.temporary, strlen(out->out.temporary) + 1);
-    config.weights = weights ? PRED_WEIGHTS_F32 : PRED_WEIGHTS_NONE;
-    if (!out->out.direct) unlink(out->out.temporary);       /* what an earlier run left */
-    rc = pred_trace_writer_open(&out->writer, &config, header, true, err);
-    if (rc == 0) pred_trace_writer_patient(out->writer);
-    return rc;
+    if (rc < 0) return base_out_end(&out->out, rc, err);
+    pred_trace_writer_patient(out->writer);
+    return 0;
 }
 
 int pred_import_out_end(struct pred_import_out *out, int rc, struct base_err *err)

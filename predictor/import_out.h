@@ -20,8 +20,8 @@ struct pred_import_out {
  * sentence; touches nothing. */
 int pred_import_out_check(const char *from, const char *to, struct base_err *err);
 
-/* Opens TO.tmp with this header (base/out.h; a device is written as it is, a pipe is refused).
- * `weights`: gate weights will come, and are kept exactly. */
+/* Begins a trace with this header under a temporary name (base/out.h; a device is written as it is,
+ * a pipe is refused). `weights`: gate weights will come, and are kept exactly. */
 int pred_import_out_begin(struct pred_import_out *out, const char *to,
                           const struct pred_trace_header *header, bool weights,
                           struct base_err *err);

@@ -208,8 +208,10 @@ int main(int argc, char **argv)
             "decision core on them that the server runs. Replay of the recorded events with the "
             "recorded configuration is exact; everything else is a what-if and says so.\n\n"
             "What -o names appears there when it is whole, in the place of a file of that name, "
-            "but never of one that is read. Links are followed; text can go to a pipe or a device, "
-            "and from export and report to standard output, -o -.",
+            "but never of one that is read; until then it lies beside it under a name of its own "
+            "(FILE.1a2b3c4d.tmp), which a run that is stopped takes along. Links are followed; "
+            "text can go to a pipe or a device, and from export and report to standard output, "
+            "-o -. Parts of a trace that are needed on the way lie in TMPDIR.",
         .commands = commands,
         .command_count = sizeof commands / sizeof commands[0],
         .examples =

@@ -1,13 +1,17 @@
 #include "base/out.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/temp.h"
 
-enum { LINKS_MAX = 40 };
+enum { LINKS_MAX = 40, NAMES_TRIED_MAX = 100, ENDING_BYTES = sizeof ".12345678.tmp" - 1 };
 
 /* Replaces the path by what its links lead to, be that there or not. */
 static int follow(char path[PATH_MAX])
@@ -51,10 +55,7 @@ int base_out_begin(struct base_out *out, const char *to, struct base_err *err)
         rc = out->direct ? 0 : follow(out->path);
     }
     if (rc == 0 && !out->direct) rc = base_file_place(out->path);
-    if (rc == 0 && snprintf(out->temporary, PATH_MAX, "%s%s", out->path,
-                            out->direct ? "" : ".tmp") >= PATH_MAX) {
-        rc = -ENAMETOOLONG;
-    }
+    if (rc == 0 && strlen(out->path) + ENDING_BYTES >= PATH_MAX) rc = -ENAMETOOLONG;
     if (rc == 0) return 0;
     return base_err_set(err, rc, "%.500s: cannot write: %s", to, base_err_name(rc));
 }
@@ -73,11 +74,43 @@ int base_out_spares(const struct base_out *out, const char *input, struct base_e
         return base_err_set(err, -EINVAL, "%.250s: this is %.250s, which is read: name another "
                             "file to write", out->to, input);
     }
-    if (!out->direct && is_same(out->temporary, &st)) {
-        return base_err_set(err, -EINVAL, "%.250s: what is written has the name %.250s until it is "
-                            "whole, and that is read: name another file to write", out->to,
-                            out->temporary);
+    return 0;
+}
+
+/* Makes a file beside the result under a name that nobody had: a descriptor or -errno. What is cut
+ * from a long name makes room for the ending. */
+static int temporary_make(struct base_out *out)
+{
+    const char *slash = strrchr(out->path, '/');
+    size_t size = strlen(out->path), folder = slash ? (size_t)(slash + 1 - out->path) : 0;
+    if (size - folder > NAME_MAX - ENDING_BYTES) size = folder + NAME_MAX - ENDING_BYTES;
+    int rc = -EEXIST;
+    for (int i = 0; i < NAMES_TRIED_MAX && rc == -EEXIST; i++) {
+        uint32_t number;
+        if (getrandom(&number, sizeof number, 0) != sizeof number) return -EIO;
+        snprintf(out->temporary, PATH_MAX, "%.*s.%08" PRIx32 ".tmp", (int)size, out->path, number);
+        int fd = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (fd >= 0) {
+            base_temp_add(out->temporary);
+            return fd;
+        }
+        rc = -errno;
     }
+    out->temporary[0] = '\0';
+    return rc;
+}
+
+static int refused(const struct base_out *out, int rc, struct base_err *err)
+{
+    return base_err_set(err, rc, "%.500s: cannot write: %s", out->to, base_err_name(rc));
+}
+
+int base_out_make(struct base_out *out, struct base_err *err)
+{
+    int fd = out->direct ? -1 : temporary_make(out);
+    if (out->direct) memcpy(out->temporary, out->path, strlen(out->path) + 1);
+    else if (fd < 0) return refused(out, fd, err);
+    else close(fd);
     return 0;
 }
 
@@ -90,10 +123,16 @@ int base_out_open(struct base_out *out, struct base_err *err)
         out->file = stdout;
         return 0;
     }
-    if (!out->direct) unlink(out->temporary);       /* what an earlier run left */
-    out->file = fopen(out->temporary, out->direct ? "we" : "wxe");
+    if (out->direct) {
+        out->file = fopen(out->path, "we");
+        return out->file ? 0 : refused(out, -errno, err);
+    }
+    int fd = temporary_make(out);
+    if (fd < 0) return refused(out, fd, err);
+    out->file = fdopen(fd, "w");
     if (out->file) return 0;
-    return base_err_set(err, -errno, "%.500s: cannot write: %s", out->to, strerror(errno));
+    close(fd);
+    return base_out_end(out, -ENOMEM, err);
 }
 
 int base_out_end(struct base_out *out, int rc, struct base_err *err)
@@ -107,8 +146,11 @@ int base_out_end(struct base_out *out, int rc, struct base_err *err)
     }
     out->file = NULL;
     if (rc >= 0) rc = code;
-    if (rc == 0 && !out->direct && rename(out->temporary, out->path) < 0) rc = -errno;
-    if (rc == 0) return 0;
-    if (!out->direct) unlink(out->temporary);
-    return base_err_set(err, rc, "%.500s: cannot write: %s", out->to, base_err_name(rc));
+    if (!out->direct && out->temporary[0]) {
+        if (rc == 0 && rename(out->temporary, out->path) < 0) rc = -errno;
+        if (rc < 0) unlink(out->temporary);
+        base_temp_drop(out->temporary);
+        out->temporary[0] = '\0';
+    }
+    return rc == 0 ? 0 : refused(out, rc, err);
 }

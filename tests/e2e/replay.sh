@@ -227,8 +227,11 @@ for to in t link twin; do
 done
 refused 'which is read' import --from jsonl "$work/t.jsonl" -o "$work/t.jsonl"
 refused 'which is read' compose "$work/t" --arrivals "$work/arrivals.csv" -o "$work/arrivals.csv"
+# What lies beside it, whatever it is called, is somebody else's.
 cp "$work/t" "$work/u.tmp"
-refused 'name another file' export "$work/u.tmp" --to jsonl -o "$work/u"
+replay export "$work/u.tmp" --to jsonl -o "$work/u" --quiet
+replay cut "$work/t" -o "$work/u" --quiet
+replay report "$work/t" -o "$work/u" --quiet
 cmp "$work/t" "$work/u.tmp"
 replay export "$work/t" --to jsonl -o "$work/out.jsonl" --quiet
 ln -s out.jsonl "$work/out.link"

@@ -1,6 +1,7 @@
 /* A result takes its place whole or not at all; links lead on, pipes are written as they are and
  * stay, and no file that is read is written over. */
 #include <check.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -47,6 +48,17 @@ static void expect(const char *path, const char *text)
     free(bytes);
 }
 
+/* How many there are. */
+static unsigned files(void)
+{
+    unsigned count = 0;
+    DIR *all = opendir(".");
+    ck_assert_ptr_nonnull(all);
+    for (struct dirent *one; (one = readdir(all));) count += one->d_name[0] != '.';
+    closedir(all);
+    return count;
+}
+
 /* Writes the text and ends with `rc`. */
 static int write_out(const char *to, const char *text, int rc, struct base_err *err)
 {
@@ -65,10 +77,51 @@ START_TEST(whole_or_not_at_all)
     expect("a", "one");
     ck_assert_int_eq(write_out("a", "two", -EIO, &err), -EIO);
     expect("a", "one");
-    ck_assert_int_eq(access("a.tmp", F_OK), -1);
-    put("a.tmp", "left by a run that was killed");
+    ck_assert_uint_eq(files(), 1);
     ck_assert_int_eq(write_out("a", "two", 0, NULL), 0);
     expect("a", "two");
+    ck_assert_uint_eq(files(), 1);
+}
+END_TEST
+
+/* What somebody else has beside it stays, and two that write at the same time never meet. */
+START_TEST(others_are_left_alone)
+{
+    struct base_err err = { 0 };
+    struct base_out one, two;
+    put("a.tmp", "notes");
+    ck_assert(base_out_begin(&one, "a", &err) == 0 && base_out_open(&one, &err) == 0);
+    fputs("one", one.file);
+    ck_assert(base_out_begin(&two, "a", &err) == 0 && base_out_open(&two, &err) == 0);
+    ck_assert_str_ne(one.temporary, two.temporary);
+    fputs("tw", two.file);
+    fflush(two.file);
+    ck_assert_msg(base_out_end(&one, 0, &err) == 0, "%s", err.text);
+    expect("a", "one");
+    fputs("o", two.file);
+    ck_assert_msg(base_out_end(&two, 0, &err) == 0, "%s", err.text);
+    expect("a", "two");
+    ck_assert_int_eq(write_out("a", "three", -EIO, &err), -EIO);
+    expect("a.tmp", "notes");
+    ck_assert_uint_eq(files(), 2);
+}
+END_TEST
+
+/* Also for a name that leaves no room for an ending, and for who writes by name. */
+START_TEST(made_for_another)
+{
+    char name[NAME_MAX + 1];
+    struct base_err err = { 0 };
+    struct base_out out;
+    memset(name, 'n', sizeof name - 1);
+    name[NAME_MAX] = '\0';
+    ck_assert_int_eq(base_out_begin(&out, name, &err), 0);
+    ck_assert_msg(base_out_make(&out, &err) == 0, "%s", err.text);
+    expect(out.temporary, "");
+    put(out.temporary, "made");
+    ck_assert_msg(base_out_end(&out, 0, &err) == 0, "%s", err.text);
+    expect(name, "made");
+    ck_assert_uint_eq(files(), 1);
 }
 END_TEST
 
@@ -126,16 +179,15 @@ START_TEST(what_is_read_is_spared)
 {
     struct base_out out;
     put("in", "precious");
-    put("other.tmp", "precious");
     ck_assert_int_eq(symlink("in", "link"), 0);
     ck_assert_int_eq(link("in", "twin"), 0);
     static const struct {
         const char *to, *input;
         int rc;
     } cases[] = {
-        { "in", "in", -EINVAL },   { "link", "in", -EINVAL },         { "in", "link", -EINVAL },
-        { "twin", "in", -EINVAL }, { "other", "other.tmp", -EINVAL }, { "new", "in", 0 },
-        { "new", "absent", 0 },    { "-", "in", 0 },
+        { "in", "in", -EINVAL },   { "link", "in", -EINVAL }, { "in", "link", -EINVAL },
+        { "twin", "in", -EINVAL }, { "new", "in", 0 },        { "new", "absent", 0 },
+        { "-", "in", 0 },
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct base_err err = { 0 };
@@ -167,6 +219,8 @@ int main(void)
     TCase *tcase = tcase_create("out");
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, whole_or_not_at_all);
+    tcase_add_test(tcase, others_are_left_alone);
+    tcase_add_test(tcase, made_for_another);
     tcase_add_test(tcase, links_lead_on);
     tcase_add_test(tcase, a_pipe_is_written_and_stays);
     tcase_add_test(tcase, what_is_read_is_spared);

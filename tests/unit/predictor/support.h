@@ -3,6 +3,7 @@
 #define TESTS_PREDICTOR_SUPPORT_H
 
 #include <check.h>
+#include <dirent.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -37,6 +38,17 @@ static inline const char *support_path(const char *name)
     char *to = path[next++ % 4];
     snprintf(to, sizeof path[0], "%s/%s", support_dir, name);
     return to;
+}
+
+/* How many there are. */
+static inline unsigned support_files(void)
+{
+    unsigned count = 0;
+    DIR *all = opendir(support_dir);
+    ck_assert_ptr_nonnull(all);
+    for (struct dirent *one; (one = readdir(all));) count += one->d_name[0] != '.';
+    closedir(all);
+    return count;
 }
 
 static inline struct pred_trace_config support_config(const char *path)
