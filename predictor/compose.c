@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/temp.h"
 #include "port/json.h"
 #include "predictor/import_out.h"
 
@@ -106,15 +107,23 @@ struct spool {
     uint64_t sequence_count;
 };
 
+static int spool_file(FILE **out, struct base_err *err)
+{
+    int fd = base_temp_open(err);
+    if (fd < 0) return fd;
+    *out = fdopen(fd, "w+");
+    if (*out) return 0;
+    close(fd);
+    return base_err_set(err, -ENOMEM, "no memory for a temporary file");
+}
+
 static int spool_open(struct spool *s, const struct pred_trace_header *header, struct base_err *err)
 {
     *s = (struct spool){ .header = header };
     s->ids_bytes = (size_t)header->layers * header->top_k * sizeof(uint32_t);
     s->record_bytes = sizeof(struct token_head) + s->ids_bytes;
-    s->tokens = tmpfile();
-    s->sequences = tmpfile();
-    if (s->tokens && s->sequences) return 0;
-    return base_err_set(err, -errno, "no temporary file to compose in: %s", strerror(errno));
+    int rc = spool_file(&s->tokens, err);
+    return rc < 0 ? rc : spool_file(&s->sequences, err);
 }
 
 static void spool_close(struct spool *s)

@@ -9,7 +9,8 @@
  * Arrival files: CSV with the columns TIMESTAMP,ContextTokens,GeneratedTokens (Azure 2023), or
  * JSONL with timestamp in ms, input_length, output_length (Mooncake); .xz too.
  *
- * Tokens lie in an unlinked temporary file meanwhile: memory does not grow with the trace.
+ * Tokens lie in unlinked temporary files (TMPDIR) meanwhile: memory does not grow with the
+ * trace.
  */
 #ifndef PREDICTOR_COMPOSE_H
 #define PREDICTOR_COMPOSE_H

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/must.h"
+#include "base/temp.h"
 #include "predictor/timed_run.h"
 #include "predictor/tune_priv.h"
 
@@ -71,29 +72,23 @@ static int piece_write(struct pred_tune *t, enum pred_tune_piece piece, const ch
     return end < 0 ? base_err_set(err, end, "%s", closing.text) : 0;
 }
 
-static void piece_path(const struct pred_tune *t, int piece, char *to, size_t size)
-{
-    snprintf(to, size, "%s/piece-%d", t->folder, piece);
-}
-
 void pred_tune_clock_end(struct pred_tune *t)
 {
-    char path[200];
     for (int piece = 0; piece < PRED_TUNE_PIECES; piece++) {
         pred_predictor_destroy(t->learned[piece]);
         pred_trace_reader_close(t->pieces[piece]);
         if (!t->folder[0]) continue;
-        piece_path(t, piece, path, sizeof path);
-        unlink(path);
+        unlink(t->paths[piece]);
+        base_temp_drop(t->paths[piece]);
     }
-    if (t->folder[0]) rmdir(t->folder);
+    if (!t->folder[0]) return;
+    rmdir(t->folder);
+    base_temp_drop(t->folder);
 }
 
 int pred_tune_clock_begin(struct pred_tune *t, struct base_err *err)
 {
-    const char *dir = getenv("TMPDIR");
-    char path[200];
-    if (!dir || !*dir) dir = "/tmp";
+    const char *dir = base_temp_folder();
     int length = snprintf(t->folder, sizeof t->folder, "%s/expertier-tune-XXXXXX", dir);
     if (length >= (int)sizeof t->folder) {
         t->folder[0] = '\0';
@@ -105,13 +100,17 @@ int pred_tune_clock_begin(struct pred_tune *t, struct base_err *err)
         t->folder[0] = '\0';
         return rc;
     }
+    base_temp_add(t->folder);
     for (int piece = 0; piece < PRED_TUNE_PIECES; piece++) {
-        piece_path(t, piece, path, sizeof path);
-        int rc = piece_write(t, (enum pred_tune_piece)piece, path, err);
-        if (rc == 0) rc = pred_trace_reader_open(&t->pieces[piece], path, err);
-        if (rc < 0) return rc;
+        snprintf(t->paths[piece], sizeof t->paths[piece], "%s/piece-%d", t->folder, piece);
+        base_temp_add(t->paths[piece]);
     }
-    return 0;
+    int rc = 0;
+    for (int piece = 0; piece < PRED_TUNE_PIECES && rc == 0; piece++) {
+        rc = piece_write(t, (enum pred_tune_piece)piece, t->paths[piece], err);
+        if (rc == 0) rc = pred_trace_reader_open(&t->pieces[piece], t->paths[piece], err);
+    }
+    return rc;
 }
 
 /* -- learning --------------------------------------------------------------------------------- */

@@ -57,7 +57,7 @@ struct pred_tune {
     uint32_t room, *numbers;    /* [room] */
     /* On the clock: where the pieces are kept ("" = nowhere), as traces, their steps, and what a
      * predictor learned before it runs over each. */
-    char folder[160];
+    char folder[160], paths[PRED_TUNE_PIECES][200];
     struct pred_trace_reader *pieces[PRED_TUNE_PIECES];
     uint64_t steps[PRED_TUNE_PIECES];
     struct pred_predictor *learned[PRED_TUNE_PIECES];

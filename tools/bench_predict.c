@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/rng.h"
+#include "base/temp.h"
 #include "kernels/kern.h"
 #include "predictor/adviser.h"
 #include "predictor/trace.h"
@@ -241,7 +242,7 @@ static int run(int count, char **arguments)
     struct world w = { 0 };
     struct base_err err = { 0 };
     struct cost cost;
-    char path[] = "/tmp/expertier-bench-XXXXXX";
+    char path[200];             /* trace.path takes no longer one */
     (void)count;
     (void)arguments;
     if (rounds < 1 || rounds > BENCH_ROUNDS_MAX) {
@@ -250,14 +251,21 @@ static int run(int count, char **arguments)
     if (tokens < 1 || top_k < 1 || top_k > experts || layers < 1) {
         return cli_misuse("--tokens, --layers and --top-k: 1 or more, --top-k up to --experts");
     }
-    int fd = mkstemp(path);
-    if (fd < 0) return cli_misuse("cannot write in /tmp");
+    const char *dir = base_temp_folder();
+    int size = snprintf(path, sizeof path, "%s/expertier-bench-XXXXXX", dir);
+    int fd = size < (int)sizeof path ? mkstemp(path) : -1;
+    if (fd < 0) {
+        int code = size < (int)sizeof path ? -errno : -ENAMETOOLONG;
+        base_err_set(&err, code, "%.80s: no temporary file can be made there: %s (TMPDIR names "
+                     "another folder)", dir, base_err_name(code));
+        return cli_fail(1, &err);
+    }
     close(fd);
     int rc = world_open(&w, path, &err);
+    unlink(path);               /* the writer has it open */
     if (rc == 0) rc = measure(&w, &cost, &err);
     if (rc == 0) print(&cost);
     if (w.trace) pred_trace_writer_close(w.trace, NULL);
-    unlink(path);
     pred_adviser_destroy(w.adviser);
     pred_predictor_destroy(w.predictor);
     free(w.ids);

@@ -6,6 +6,7 @@
 
 #include "base/must.h"
 #include "base/str.h"
+#include "base/temp.h"
 #include "tools/cli_help.h"
 
 enum { EXIT_MISUSE = 2, NAMES_MAX = 128, NAME_BYTES = 64 };
@@ -290,6 +291,7 @@ int cli_main(const struct cli_program *program, int argc, char **argv)
     MUST(program->command_count >= 1);
     speaker = program->name;
     speaking_command = NULL;
+    base_temp_guard();
     int exit_code = run(program, argc, argv);
     /* A full disk behind stdout must not look like success. */
     errno = 0;

@@ -60,7 +60,8 @@ struct cli_program {
     const char *files;          /* man page FILES section; may be NULL */
 };
 
-/* Runs the program; returns the exit code for main. */
+/* Runs the program; returns the exit code for main. Stopped by a signal, it takes its temporary
+ * files with it (base/temp.h). */
 int cli_main(const struct cli_program *program, int argc, char **argv);
 
 /* Prints "name: sentence" on stderr and returns `exit_code`. */

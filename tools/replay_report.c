@@ -10,6 +10,7 @@
 
 #include "base/out.h"
 #include "base/str.h"
+#include "base/temp.h"
 #include "predictor/edit.h"
 #include "predictor/score.h"
 #include "predictor/survey.h"
@@ -124,17 +125,17 @@ static int score(struct report *r, const char *train_path, const char *test_path
 static int measure_predictors(struct report *r, const char *path, struct base_err *err)
 {
     char folder[4096], even[4200], odd[4200];
-    const char *dir = getenv("TMPDIR");
     uint64_t learned, tested;
     if (flags.train) return score(r, flags.train, path, err);
-    snprintf(folder, sizeof folder, "%.4000s/tier-replay-report-XXXXXX",
-             dir && *dir ? dir : "/tmp");
+    snprintf(folder, sizeof folder, "%.4000s/tier-replay-report-XXXXXX", base_temp_folder());
     if (!mkdtemp(folder)) {
         return base_err_set(err, -errno, "%s: no temporary folder can be made there: %s", folder,
                             strerror(errno));
     }
     snprintf(even, sizeof even, "%s/even", folder);
     snprintf(odd, sizeof odd, "%s/odd", folder);
+    const char *const made[] = { folder, even, odd };
+    for (int i = 0; i < 3; i++) base_temp_add(made[i]);
     int rc = half(r, 0, even, &learned, err);
     if (rc >= 0) rc = half(r, 1, odd, &tested, err);
     if (rc >= 0 && (learned == 0 || tested == 0)) {
@@ -148,6 +149,7 @@ static int measure_predictors(struct report *r, const char *path, struct base_er
     unlink(even);
     unlink(odd);
     rmdir(folder);
+    for (int i = 0; i < 3; i++) base_temp_drop(made[i]);
     return rc;
 }
 

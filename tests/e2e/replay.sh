@@ -261,6 +261,33 @@ refused 'nothing to report' report "$work/empty" -o "$work/empty.html"
 refused "$work/none/x: cannot write: No such file" report "$work/empty" -o "$work/none/x"
 if ls "$work"/*.tmp | grep -v '/u.tmp$'; then fail 'temporary files are left'; fi
 
+# Stopped on the way nothing stays: not of the result, and no copy of the trace in TMPDIR.
+mkdir "$work/tmp"
+stopped() { # FOLDER ARGUMENT...
+    local folder=$1; shift
+    TMPDIR=$work/tmp "$bin/tier-replay" "$@" >"$work/said" 2>&1 & pid=$!
+    for _ in $(seq 2000); do
+        [ -z "$(ls "$folder")" ] && kill -0 $pid 2>/dev/null || break
+        sleep 0.005
+    done
+    kill -TERM $pid 2>/dev/null || true
+    code=0
+    wait $pid || code=$?
+    [ "$code" = 143 ] || [ "$code" = 0 ] || fail "stopped, tier-replay $* exits $code: $(cat "$work/said")"
+    [ -z "$(ls "$work/tmp")" ] || fail "stopped, tier-replay $* leaves $(ls -R "$work/tmp")"
+}
+mkdir "$work/out"
+mkfifo "$work/slow"
+exec 9<>"$work/slow"
+head -n 20 "$work/t.jsonl" >&9
+stopped "$work/out" import --from jsonl "$work/slow" -o "$work/out/trace"
+exec 9>&-
+[ "$code" = 143 ] || fail "import was not stopped: $code"
+[ -z "$(ls "$work/out")" ] || fail "a stopped import leaves $(ls "$work/out")"
+stopped "$work/tmp" report "$work/t" -o "$work/out/page"
+stopped "$work/tmp" tune "$work/t" --machine "$machines/8xh20.yaml" -o "$work/out/yaml"
+if ls "$work/out"/*.tmp 2>/dev/null; then fail 'temporary files are left'; fi
+
 # On a terminal a remark never stands in the line of the progress, where work is long enough for a bar.
 cat >"$work/terminal.py" <<'PY'
 import os, pty, re, sys
@@ -276,7 +303,6 @@ sys.exit(b"what-if:" not in text or re.search(rb"left\x1b\[K[^\r\n]", text) is n
 PY
 bar_of() { python3 "$work/terminal.py" "$bin/tier-replay" "$@" >/dev/null || fail "a remark stands in the line of the progress: tier-replay $*"; }
 
-# Of a damaged trace cut keeps what stands before the damage, and says where that is.
 for i in $(seq 24); do tail -n +2 "$work/t.jsonl" | sed "s/^{\"seq\":/&$i/"; done | cat <(head -n 1 "$work/t.jsonl") - >"$work/long.jsonl"
 replay import --from jsonl "$work/long.jsonl" -o "$work/long" --quiet
 replay export "$work/long" --to jsonl -o "$work/long.jsonl" --quiet
