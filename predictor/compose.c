@@ -105,6 +105,7 @@ struct spool {
     size_t ids_bytes, record_bytes;
     uint64_t count;             /* tokens so far */
     uint64_t sequence_count;
+    uint64_t lost;              /* records that the trace lacks */
 };
 
 static int spool_file(FILE **out, struct base_err *err)
@@ -158,8 +159,13 @@ static int spool_fill(struct spool *s, struct pred_trace_reader *from, struct ba
     struct sequence running = { 0 };
     uint64_t seq = 0;
     int rc;
-    while ((rc = pred_trace_reader_next(from, PRED_WANT_STEPS, &item, err)) > 0) {
+    const unsigned want = PRED_WANT_STEPS | 1 << PRED_ITEM_GAP;
+    while ((rc = pred_trace_reader_next(from, want, &item, err)) > 0) {
         const struct pred_step *step = &item.step;
+        if (item.kind == PRED_ITEM_GAP) {
+            s->lost += item.lost;
+            continue;
+        }
         for (uint32_t i = 0; rc >= 0 && i < step->token_count; i++) {
             if (step->seqs[i] != step->seqs[0]) {
                 return base_err_set(err, BASE_EMISMATCH, "step %" PRIu64 " holds several "
@@ -392,6 +398,8 @@ int pred_compose(struct pred_trace_reader *from, const char *to,
     header.decide = (struct tier_decide_config){ 0 };
     snprintf(header.source, sizeof header.source, "composed");
     rc = pred_import_out_begin(&c.out, to, &header, false, err);
+    /* Whose tokens are missing nobody knows any more. */
+    if (rc >= 0) pred_trace_writer_gap(c.out.writer, c.spool.lost);
     if (rc >= 0) rc = steps_compose(&c, err);
     stats->sequences = c.spool.sequence_count;
     stats->batch_mean =

@@ -44,10 +44,11 @@ int pred_compose(struct pred_trace_reader *from, const char *to,
                  const struct pred_compose_options *options, struct pred_compose_stats *stats,
                  struct base_err *err);
 
-/* The trace says of itself that it was composed; whoever reports on it says so too. */
+/* The trace says of itself that it was composed, or is made of one that was; whoever reports on it
+ * says so too. */
 static inline bool pred_trace_composed(const struct pred_trace_header *header)
 {
-    return strncmp(header->source, "composed", sizeof "composed" - 1) == 0;
+    return strstr(header->source, "composed") != NULL;
 }
 
 #endif

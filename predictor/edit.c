@@ -8,9 +8,13 @@
 
 #include "base/out.h"
 #include "port/hash.h"
+#include "predictor/compose.h"
 #include "predictor/import_out.h"
 
-enum { PROGRESS_EVERY = 256 };      /* steps */
+enum {
+    PROGRESS_EVERY = 256,           /* steps */
+    COPIED = PRED_WANT_STEPS | 1 << PRED_ITEM_GAP,
+};
 
 /* A step's kept tokens, in arrays that grow with the largest step. */
 struct kept {
@@ -119,23 +123,19 @@ static void show(struct pred_trace_reader *r, const struct pred_replay_progress 
     progress->report(progress->context, what, health.read_bytes, health.file_bytes);
 }
 
-/* The header of a derived trace: shape and YAML stay, the core's configuration goes with the
- * events. */
-static int begin(struct pred_import_out *out, const char *to, const struct pred_trace_header *from,
-                 struct base_err *err)
+static int begin(struct pred_import_out *out, const char *to,
+                 const struct pred_trace_header *header, struct base_err *err)
 {
-    struct pred_trace_header header = *from;
-    header.decide = (struct tier_decide_config){ 0 };
-    return pred_import_out_begin(out, to, &header, from->weights != PRED_WEIGHTS_NONE, err);
+    return pred_import_out_begin(out, to, header, header->weights != PRED_WEIGHTS_NONE, err);
 }
 
-/* The next step; damage behind whole steps is the end where that was asked for. */
+/* The next step or gap; damage behind whole steps is the end where that was asked for. */
 static int select_next(struct pred_trace_reader *from, const struct pred_selection *s,
                        struct pred_trace_item *item, struct pred_edit_stats *stats,
                        struct base_err *err)
 {
     struct base_err why = { 0 };
-    int rc = pred_trace_reader_next(from, PRED_WANT_STEPS, item, &why);
+    int rc = pred_trace_reader_next(from, COPIED, item, &why);
     if (rc >= 0) return rc;
     base_err_set(&why, rc, "the trace cannot be read: %s", base_err_name(rc));
     if (s->until_damage && rc != -ENOMEM && stats->steps_read > 0) {
@@ -153,15 +153,22 @@ int pred_edit_select(struct pred_trace_reader *from, const char *to,
     struct kept kept = { 0 };
     struct pred_trace_item item;
     const struct pred_trace_header *h = pred_trace_reader_header(from);
+    struct pred_trace_header header;
     memset(stats, 0, sizeof *stats);
+    pred_import_out_derive(&header, "part", h);
     int rc = pred_trace_reader_spares(from, to, err);
-    if (rc == 0) rc = begin(&out, to, h, err);
+    if (rc == 0) rc = begin(&out, to, &header, err);
     while (rc >= 0 && stats->steps_read <= s->step_last) {
         struct pred_step step;
         rc = select_next(from, s, &item, stats, err);
         if (rc <= 0) break;
         show(from, progress, "copying", stats->steps_read);
-        bool inside = stats->steps_read++ >= s->step_first;
+        bool inside = stats->steps_read >= s->step_first;
+        if (item.kind == PRED_ITEM_GAP) {
+            if (inside) pred_trace_writer_gap(out.writer, item.lost);
+            continue;
+        }
+        stats->steps_read++;
         rc = kept_take(&kept, h, &item.step, s, &step);
         if (rc < 0) break;
         uint32_t tokens = inside ? step.token_count : 0;
@@ -188,6 +195,27 @@ static int renumber(struct pred_positions *numbers, struct kept *kept, uint32_t 
     return 0;
 }
 
+/* Says of the whole what holds of every trace: the least share of the sequences, weights where some
+ * have them, token ids where some have those. */
+static void merge_header(struct pred_trace_header *to, struct pred_trace_reader *const *from,
+                         uint32_t count)
+{
+    struct pred_trace_header all = *pred_trace_reader_header(from[0]), made;
+    pred_import_out_derive(to, "merge", &all);
+    for (uint32_t i = 1; i < count; i++) {
+        const struct pred_trace_header *h = pred_trace_reader_header(from[i]);
+        if (h->sample < all.sample) all.sample = h->sample;
+        if (h->weights > all.weights) all.weights = h->weights;
+        if (h->tokens < all.tokens) all.tokens = h->tokens;
+        pred_import_out_derive(&made, "merge", h);
+        if (strcmp(made.source, to->source) != 0 && !pred_trace_composed(&all)) {
+            snprintf(all.source, sizeof all.source, "%s",
+                     pred_trace_composed(h) ? h->source : "several");
+        }
+        pred_import_out_derive(to, "merge", &all);
+    }
+}
+
 int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const char *to,
                     struct pred_edit_stats *stats, const struct pred_replay_progress *progress,
                     struct base_err *err)
@@ -197,6 +225,7 @@ int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const
     struct pred_trace_item item;
     const struct pred_trace_header *first = pred_trace_reader_header(from[0]);
     static const struct pred_selection all = { .seq_last = UINT64_MAX, .share = 1, .phase = -1 };
+    struct pred_trace_header header;
     uint32_t sequences = 0;
     memset(stats, 0, sizeof *stats);
     for (uint32_t i = 1; i < count; i++) {
@@ -214,11 +243,16 @@ int pred_edit_merge(struct pred_trace_reader *const *from, uint32_t count, const
     for (uint32_t i = 0; rc == 0 && i < count; i++) {
         rc = pred_trace_reader_spares(from[i], to, err);
     }
-    if (rc == 0) rc = begin(&out, to, first, err);
+    merge_header(&header, from, count);
+    if (rc == 0) rc = begin(&out, to, &header, err);
     for (uint32_t i = 0; rc >= 0 && i < count; i++) {
         struct pred_positions numbers = { 0 };
-        while ((rc = pred_trace_reader_next(from[i], PRED_WANT_STEPS, &item, err)) > 0) {
+        while ((rc = pred_trace_reader_next(from[i], COPIED, &item, err)) > 0) {
             struct pred_step step;
+            if (item.kind == PRED_ITEM_GAP) {
+                pred_trace_writer_gap(out.writer, item.lost);
+                continue;
+            }
             show(from[i], progress, "copying", stats->steps);
             rc = kept_take(&kept, first, &item.step, &all, &step);
             if (rc < 0) break;
@@ -249,7 +283,8 @@ static void jsonl_lists(FILE *to, const struct pred_trace_header *h, const struc
         for (uint32_t k = 0; k < h->top_k; k++) {
             if (k > 0) fputc(',', to);
             if (weights) {
-                fprintf(to, "%.9g", (double)step->expert_weights[at + k]);
+                fprintf(to, "%.9g",
+                        step->expert_weights ? (double)step->expert_weights[at + k] : 0.0);
             } else {
                 fprintf(to, "%" PRIu32, step->expert_ids[at + k]);
             }
@@ -258,7 +293,8 @@ static void jsonl_lists(FILE *to, const struct pred_trace_header *h, const struc
     }
 }
 
-/* Tokens of one step say so: they come back as one step. */
+/* Tokens of one step say so: they come back as one step. Where the trace has weights and the step
+ * has none, they are zeros: every line has weights or none has. */
 static int jsonl_step(FILE *to, const struct pred_trace_header *h, const struct pred_step *step,
                       uint64_t number, struct base_err *err)
 {
@@ -270,7 +306,7 @@ static int jsonl_step(FILE *to, const struct pred_trace_header *h, const struct 
         fprintf(to, "\"seq\":%" PRIu64 ",\"phase\":\"%s\",\"token\":%" PRId64 ",\"experts\":[",
                 step->seqs[i], step->phases[i] == TIER_DECODE ? "decode" : "prefill", token);
         jsonl_lists(to, h, step, i, false);
-        if (step->expert_weights) {
+        if (h->weights != PRED_WEIGHTS_NONE) {
             fputs("],\"weights\":[", to);
             jsonl_lists(to, h, step, i, true);
         }

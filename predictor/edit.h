@@ -1,5 +1,7 @@
-/* Traces made from traces: parts of one, several in a row. The routing is copied; a result that is
- * not the whole holds no cache events, since they would no longer tell the truth. The result
+/* Traces made from traces: parts of one, several in a row. The routing is copied with the gaps in
+ * it; a result that is not the whole holds no cache events, since they would no longer tell the
+ * truth. What the original says of itself (how tokens were kept, which share of the sequences) the
+ * result says too, and that it is "part of" or "merge of" what that was from. The result
  * appears under its name only when it is whole (base/out.h), and never takes the place of a file
  * that is read: -EINVAL with a sentence. */
 #ifndef PREDICTOR_EDIT_H

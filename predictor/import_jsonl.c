@@ -158,11 +158,14 @@ static int reserve(struct jsonl *j)
     return 0;
 }
 
-/* Writes the step in the making. */
+/* Writes the step in the making. Weights that are all zero are those of a step that had none. */
 static void flush(struct jsonl *j)
 {
     uint32_t layers = j->header.layers, top_k = j->header.top_k, n = j->tokens;
+    size_t ids = (size_t)layers * n * top_k;
+    bool weights = false;
     if (n == 0) return;
+    for (size_t i = 0; j->weights && i < ids && !weights; i++) weights = j->gate[i] != 0;
     for (uint32_t t = 0; t < n; t++) {
         for (uint32_t l = 0; l < layers; l++) {
             size_t from = ((size_t)t * layers + l) * top_k, to = ((size_t)l * n + t) * top_k;
@@ -173,7 +176,7 @@ static void flush(struct jsonl *j)
     struct pred_step step = {
         .step = j->stats->steps, .token_count = n, .seqs = j->seqs, .tokens = j->token_ids,
         .positions = j->positions_of, .phases = j->phases, .expert_ids = j->turned_ids,
-        .expert_weights = j->weights ? j->turned_gate : NULL,
+        .expert_weights = weights ? j->turned_gate : NULL,
     };
     pred_trace_writer_step(j->out.writer, &step);
     j->stats->steps++;

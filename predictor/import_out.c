@@ -52,6 +52,17 @@ int pred_import_out_begin(struct pred_import_out *out, const char *to,
     return 0;
 }
 
+void pred_import_out_derive(struct pred_trace_header *to, const char *made,
+                            const struct pred_trace_header *from)
+{
+    static const char between[] = " of ";
+    const char *of = strstr(from->source, between);
+    const char *origin = of ? of + sizeof between - 1 : from->source;
+    *to = *from;
+    to->decide = (struct tier_decide_config){ 0 };
+    snprintf(to->source, sizeof to->source, "%s%s%.20s", made, between, origin);
+}
+
 int pred_import_out_end(struct pred_import_out *out, int rc, struct base_err *err)
 {
     if (!out->writer) return rc;

@@ -25,6 +25,11 @@ int pred_import_out_check(const char *from, const char *to, struct base_err *err
 int pred_import_out_begin(struct pred_import_out *out, const char *to,
                           const struct pred_trace_header *header, bool weights,
                           struct base_err *err);
+/* For what is made of another trace: keeps what that one says of itself, but for the core's
+ * configuration, which goes with the events. Its source becomes "MADE of ...", its origin. */
+void pred_import_out_derive(struct pred_trace_header *to, const char *made,
+                            const struct pred_trace_header *from);
+
 /* After rc = 0: closes, syncs and renames. After an error: removes what was written. Returns rc, or
  * the code of what went wrong at the end. */
 int pred_import_out_end(struct pred_import_out *out, int rc, struct base_err *err);

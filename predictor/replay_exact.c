@@ -39,8 +39,8 @@ static int refuse_inexact(const struct pred_trace_header *header, struct base_er
 {
     if (header->decide.tier_count == 0) {
         return base_err_set(err, BASE_ECONFIG,
-                            "it was imported from %s, no server recorded it: there "
-                            "is nothing to compare with; run it without --as-recorded",
+                            "it holds no events of a server's cache (it is from: %s): there is "
+                            "nothing to compare with; run it without --as-recorded",
                             header->source);
     }
     if (header->sample < 1) {

@@ -77,7 +77,8 @@ enum {
 
 struct pred_trace_header {
     char model[64];
-    char source[32];            /* "server", or where it was imported from: "jsonl", "csv" */
+    char source[32];            /* "server", or where it was imported from: "jsonl", "csv"; what was
+                                 * made of one says so: "part of server" */
     uint32_t layers;            /* with experts: "moe layers" */
     uint32_t first_moe_layer;   /* the model's number of moe layer 0 */
     uint32_t experts, top_k;
@@ -86,9 +87,10 @@ struct pred_trace_header {
     const char *yaml;           /* effective configuration; NULL or "" = none */
     /* What the core ran with; .tier_count = 0 when no core ran (imports). next_use is ignored. */
     struct tier_decide_config decide;
-    /* Set by the reader; the writer takes them from its options. */
-    enum pred_trace_tokens tokens;
+    /* Set by the reader. The writer takes the weights from its options; tokens and sample say what
+     * the steps that it will be given hold already (0 = all), and its options come on top. */
     enum pred_trace_weights weights;
+    enum pred_trace_tokens tokens;
     double sample;
     uint32_t part;              /* 0 = the first file of a rotated trace */
     uint64_t trace_id;          /* the same in all parts */
@@ -139,6 +141,9 @@ void pred_trace_writer_event(void *writer, const struct tier_event *event);
 
 /* The end of a step, after its events. */
 void pred_trace_writer_step(struct pred_trace_writer *writer, const struct pred_step *step);
+
+/* So many records are missing at this place, in the trace that the steps are taken from. */
+void pred_trace_writer_gap(struct pred_trace_writer *writer, uint64_t lost);
 
 /* The live counters at this place; once before close, and as often between as one likes to have
  * exact replay checked (a crashed server's trace is checked up to the last). */

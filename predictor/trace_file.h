@@ -43,7 +43,7 @@ struct pred_trace_file_state {
 };
 const struct pred_trace_file_state *pred_trace_file_state(const struct pred_trace_file *file);
 
-/* Adds the end mark (with `lost_before`, what the ring had to refuse), syncs, closes, frees.
+/* Adds the end mark (with `lost_before`, what never came this far), syncs, closes, frees.
  * Returns 0, or the first error that lost records. Accepts NULL. */
 int pred_trace_file_close(struct pred_trace_file *file, uint64_t lost_before, struct base_err *err);
 

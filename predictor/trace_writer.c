@@ -43,6 +43,7 @@ struct pred_trace_writer {
     /* engine's thread */
     uint64_t lost_pending;
     uint64_t lost_ring;
+    uint64_t lost_before;                   /* where the steps come from */
     uint32_t last_layer, last_granted;      /* the last acquire, for short release records */
     uint32_t *last_ids;
     bool last_valid;
@@ -399,6 +400,14 @@ void pred_trace_writer_step(struct pred_trace_writer *w, const struct pred_step 
     if (step_head(w, step, kept) && step_tokens(w, step)) step_routes(w, step);
 }
 
+void pred_trace_writer_gap(struct pred_trace_writer *w, uint64_t lost)
+{
+    MUST_MAGIC(w, WRITER_MAGIC);
+    w->lost_pending += lost;
+    w->lost_before += lost;
+    w->last_valid = false;
+}
+
 void pred_trace_writer_counts(struct pred_trace_writer *w, const struct pred_trace_counts *counts)
 {
     MUST_MAGIC(w, WRITER_MAGIC);
@@ -521,9 +530,9 @@ int pred_trace_writer_open(struct pred_trace_writer **out, const struct pred_tra
 {
     *out = NULL;
     struct pred_trace_header own = *header;
-    own.tokens = (enum pred_trace_tokens)config->tokens;
+    if ((int)own.tokens < config->tokens) own.tokens = (enum pred_trace_tokens)config->tokens;
     own.weights = (enum pred_trace_weights)config->weights;
-    own.sample = config->sample;
+    own.sample = config->sample * (header->sample > 0 ? header->sample : 1);
     int rc = pred_header_check(&own, err);
     if (rc < 0) return rc;
     struct pred_trace_writer *w = calloc(1, sizeof *w);
@@ -535,9 +544,9 @@ int pred_trace_writer_open(struct pred_trace_writer **out, const struct pred_tra
     w->layers = own.layers;
     w->experts = own.experts;
     w->top_k = own.top_k;
-    w->tokens = own.tokens;
+    w->tokens = (enum pred_trace_tokens)config->tokens;
     w->weights = own.weights;
-    w->sample = own.sample;
+    w->sample = config->sample;
     rc = writer_prepare(w, config);
     if (rc < 0) goto fail;
     rc = file_open(w, config, &own, replace, err);
@@ -599,7 +608,7 @@ int pred_trace_writer_close(struct pred_trace_writer *w, struct base_err *err)
     sem_post(&w->wake);
     pthread_join(w->thread, NULL);
     uint64_t lost = w->lost_ring;
-    int rc = pred_trace_file_close(w->file, lost, err);
+    int rc = pred_trace_file_close(w->file, lost + w->lost_before, err);
     if (rc == 0 && lost > 0) {
         rc = base_err_set(err, -ENOBUFS,
                           "%llu trace records were lost: the disk was slower than the engine "

@@ -84,7 +84,9 @@ int cli_replay_config_set(struct cli_replay_config *config, const char *pair, st
 /* All keys and values, as a YAML that a server takes. */
 void cli_replay_config_print(FILE *to, const struct cli_replay_config *config);
 
-/* Tells about composed batches, losses and torn tails on stderr. */
+/* Tells about composed batches, losses and torn tails on stderr; of a trace that was read to its
+ * end also where nothing closed it. */
+void cli_replay_losses(const char *path, const struct pred_trace_reader *reader);
 void cli_replay_health(const char *path, const struct pred_trace_reader *reader);
 
 /* A pred_replay_progress's function; context is a struct cli_progress that was begun. A new `what`

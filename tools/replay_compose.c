@@ -45,6 +45,7 @@ int cli_replay_compose(int count, char **arguments)
     int rc = pred_trace_reader_open(&from, arguments[0], &err);
     if (rc < 0) return cli_fail(1, &err);
     rc = pred_compose(from, flags.to, &options, &stats, &err);
+    if (rc >= 0 && !flags.quiet) cli_replay_health(arguments[0], from);
     pred_trace_reader_close(from);
     if (rc < 0) return cli_fail(1, &err);
     if (!flags.quiet) {

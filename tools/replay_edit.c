@@ -84,6 +84,10 @@ static int select_to(const char *path, const struct pred_selection *selection)
     cli_progress_begin(&bar, "copying", flags.quiet);
     rc = pred_edit_select(reader, flags.to, selection, &stats, &progress, &err);
     cli_progress_end(&bar);
+    if (rc >= 0 && !flags.quiet) {
+        bool whole = stats.damage.code == 0 && stats.steps_read <= selection->step_last;
+        (whole ? cli_replay_health : cli_replay_losses)(path, reader);
+    }
     pred_trace_reader_close(reader);
     if (rc < 0) return cli_fail(1, &err);
     tell(&stats);
@@ -157,6 +161,9 @@ int cli_replay_merge(int count, char **arguments)
         rc = pred_edit_merge(readers, (uint32_t)count, flags.to, &stats, &progress, &err);
         cli_progress_end(&bar);
     }
+    for (int i = 0; rc >= 0 && !flags.quiet && i < count; i++) {
+        cli_replay_health(arguments[i], readers[i]);
+    }
     for (int i = 0; i < count; i++) pred_trace_reader_close(readers[i]);
     if (rc < 0) return cli_fail(1, &err);
     tell(&stats);
@@ -183,6 +190,7 @@ int cli_replay_export(int count, char **arguments)
     rc = pred_edit_export(reader, flags.to, csv ? PRED_EXPORT_CSV : PRED_EXPORT_JSONL, &stats,
                           &progress, &err);
     cli_progress_end(&bar);
+    if (rc >= 0 && !flags.quiet) cli_replay_health(arguments[0], reader);
     pred_trace_reader_close(reader);
     if (rc < 0) return cli_fail(1, &err);
     tell(&stats);

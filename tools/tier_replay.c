@@ -63,7 +63,7 @@ void cli_replay_progress(void *context, const char *what, uint64_t done, uint64_
     cli_progress_bytes(bar, done, total);
 }
 
-void cli_replay_health(const char *path, const struct pred_trace_reader *reader)
+void cli_replay_losses(const char *path, const struct pred_trace_reader *reader)
 {
     struct pred_trace_health health;
     if (pred_trace_composed(pred_trace_reader_header(reader))) {
@@ -80,6 +80,13 @@ void cli_replay_health(const char *path, const struct pred_trace_reader *reader)
         fprintf(stderr, "warning: %s: %" PRIu64 " records are missing (gaps)\n", path,
                 health.lost_records);
     }
+}
+
+void cli_replay_health(const char *path, const struct pred_trace_reader *reader)
+{
+    struct pred_trace_health health;
+    cli_replay_losses(path, reader);
+    pred_trace_reader_health(reader, &health);
     if (!health.ended) {
         fprintf(stderr,
                 "note: %s was not closed in order: the server was killed, or still writes it\n",
@@ -181,9 +188,10 @@ static const struct cli_command commands[] = {
       1, 1, cli_replay_report_flags, cli_replay_report },
     { "info", "TRACE", "what a trace holds", NULL, 1, 1, cli_replay_info_flags, cli_replay_info },
     { "cut", "TRACE", "keep some sequences, steps or one phase",
-      "The result holds routing and no cache events: those of a part would not tell the truth. Of "
-      "a damaged trace it holds what stands before the damage; a warning names the last whole "
-      "step, and the exit code is 0.",
+      "The result holds routing and no cache events: those of a part would not tell the truth. "
+      "Gaps stay, and so does what the trace says of its tokens and of the share of sequences in "
+      "it. Of a damaged trace it holds what stands before the damage; a warning names the last "
+      "whole step, and the exit code is 0.",
       1, 1, cli_replay_cut_flags, cli_replay_cut },
     { "sample", "TRACE", "keep a share of the sequences", NULL, 1, 1, cli_replay_sample_flags,
       cli_replay_sample },

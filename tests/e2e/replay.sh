@@ -308,6 +308,22 @@ replay import --from jsonl "$work/long.jsonl" -o "$work/long" --quiet
 replay export "$work/long" --to jsonl -o "$work/long.jsonl" --quiet
 all=lru,lfu,lru_with_frequency,slru,s3fifo,sieve,arc,belady
 bar_of run "$work/long" --policy "$all" --capacity 25%,37.5%,50%,75% --machine "$machines/8xh20.yaml"
+# Whoever makes a trace of one that lacks something hears of it.
+head -c -70 "$work/long" >"$work/torn"
+for command in "cut $work/torn" "sample $work/torn --share 50%" "merge $work/torn $work/long" "export $work/torn --to jsonl" \
+    "compose $work/torn --arrivals $work/arrivals.csv"; do
+    # shellcheck disable=SC2086
+    replay $command -o "$work/derived" 2>"$work/derived.err" || fail "$command: $(cat "$work/derived.err")"
+    grep -q 'torn: the last [0-9]* bytes are no whole chunk' "$work/derived.err" || fail "$command: $(cat "$work/derived.err")"
+    grep -q 'torn was not closed in order' "$work/derived.err" || fail "$command: $(cat "$work/derived.err")"
+done
+replay cut "$work/t" --steps 0-3 -o "$work/derived" 2>"$work/derived.err"
+if grep -q 'not closed' "$work/derived.err"; then fail "what was not read to its end: $(cat "$work/derived.err")"; fi
+# A source is text like any other.
+replay info "$work/derived" --json --quiet >"$work/derived.json"
+holds "$work/derived.json" 'd["source"] == "part of jsonl"'
+
+# Of a damaged trace cut keeps what stands before the damage, and says where that is.
 cp "$work/long" "$work/damaged"
 printf '\377\377' | dd of="$work/damaged" bs=1 seek=300000 conv=notrunc status=none
 refused 'tier-replay cut keeps what stands before it' info "$work/damaged"
