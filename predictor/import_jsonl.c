@@ -184,18 +184,19 @@ static void flush(struct jsonl *j)
     j->tokens = 0;
 }
 
+/* `layer` is a moe layer; sentences have the model's number. */
 static int read_layer(struct jsonl *j, const struct port_json *list, uint32_t layer,
                       struct base_err *err)
 {
-    uint32_t top_k = j->header.top_k;
+    uint32_t top_k = j->header.top_k, number = layer + j->header.first_moe_layer;
     uint32_t *ids = j->ids + ((size_t)j->tokens * j->header.layers + layer) * top_k;
     if (list && port_json_type(list) == PORT_JSON_NULL) {
         for (uint32_t k = 0; k < top_k; k++) ids[k] = PRED_NO_EXPERT;
         return 0;
     }
     if (!list || port_json_type(list) != PORT_JSON_ARRAY || port_json_count(list) != top_k) {
-        return pred_import_bad(
-            j->in, err, "layer %" PRIu32 ": expected a list of %" PRIu32 " experts", layer, top_k);
+        return pred_import_bad(j->in, err, "layer %" PRIu32 ": expected a list of %" PRIu32
+                               " experts", number, top_k);
     }
     for (uint32_t k = 0; k < top_k; k++) {
         const struct port_json *value = port_json_at(list, k);
@@ -203,13 +204,13 @@ static int read_layer(struct jsonl *j, const struct port_json *list, uint32_t la
         if (port_json_type(value) != PORT_JSON_INT || id < 0 || id >= j->header.experts) {
             return pred_import_bad(
                 j->in, err, "layer %" PRIu32 ": expert %" PRId64 " is not one of 0 to %" PRIu32,
-                layer, id, j->header.experts - 1);
+                number, id, j->header.experts - 1);
         }
         ids[k] = (uint32_t)id;
         for (uint32_t i = 0; i < k; i++) {
             if (ids[i] == ids[k]) {
                 return pred_import_bad(j->in, err, "layer %" PRIu32 ": expert %" PRId64
-                                       " stands there twice", layer, id);
+                                       " stands there twice", number, id);
             }
         }
     }

@@ -116,7 +116,7 @@ static int cache_create(struct run *run, uint32_t i, struct base_err *err)
             return base_err_set(err, BASE_ECONFIG,
                                 "the trace does not say how many bytes an expert of "
                                 "layer %" PRIu32 " has: give the capacity as a share or in slots",
-                                l);
+                                h->first_moe_layer + l);
         }
         return pred_sim_bytes_create(&cache->bytes, h->layers, h->experts, run->expert_bytes,
                                      c->budget_bytes, wants_future(c) ? run->future : NULL);

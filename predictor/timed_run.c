@@ -289,7 +289,7 @@ static int sizes_fill(struct run *run, struct base_err *err)
                                 "neither the trace nor the machine's "
                                 "description says how many bytes an expert of layer %" PRIu32
                                 " has: set model.expert_bytes",
-                                l);
+                                h->first_moe_layer + l);
         }
         run->expert_bytes[l] = bytes;
         run->read_bytes[l] = m->read_bytes > 0 ? m->read_bytes : bytes;

@@ -86,7 +86,7 @@ static int budget_check(const struct tier_decide *d, uint32_t tier, struct base_
     uint32_t least = tier == 0 && c->strict ? c->top_k : 1;
     for (uint32_t l = 0; l < c->layers; l++) {
         if (plane->quotas[l] >= least) continue;
-        return base_err_set(err, BASE_EBUDGET, "%s has %" PRIu32 " slots for layer %" PRIu32
+        return base_err_set(err, BASE_EBUDGET, "%s has %" PRIu32 " slots for moe layer %" PRIu32
                             " of %" PRIu32 " (%" PRIu64 " in all), but it needs at least %" PRIu32
                             " each%s: %" PRIu64 " in all", name, plane->quotas[l], l, c->layers,
                             t->slots, least, least == c->top_k ? " (top_k)" : "",
@@ -111,7 +111,7 @@ static int inclusive_check(const struct tier_decide *d, struct base_err *err)
         if (upper->global) above = c->tiers[0].slots < c->experts ? c->tiers[0].slots : c->experts;
         if (lower->quotas[l] >= above) continue;
         return base_err_set(err, BASE_EBUDGET, "inclusion: inclusive keeps all of hbm in dram too: "
-                            "layer %" PRIu32 " has %" PRIu32 " slots in dram and up to %" PRIu64
+                            "moe layer %" PRIu32 " has %" PRIu32 " slots in dram and up to %" PRIu64
                             " in hbm", l, lower->quotas[l], above);
     }
     return 0;

@@ -11,8 +11,8 @@ static int event_check(struct tier_decide *d, const struct tier_event *event,
     if (event->kind == TIER_EVENT_SETTING) return 0;
     if (event->layer >= d->layers || event->count > d->experts) {
         return base_err_set(err, BASE_EFORMAT,
-                            "event of layer %" PRIu32 " with %" PRIu32 " experts: this cache has "
-                            "%" PRIu32 " layers of %" PRIu32, event->layer, event->count,
+                            "event of moe layer %" PRIu32 " with %" PRIu32 " experts: this cache "
+                            "has %" PRIu32 " layers of %" PRIu32, event->layer, event->count,
                             d->layers, d->experts);
     }
     if (event->phase >= TIER_PHASE_COUNT || event->tier >= d->tier_count) {
@@ -29,12 +29,12 @@ static int event_check(struct tier_decide *d, const struct tier_event *event,
     for (uint32_t i = 0; i < event->count; i++) {
         uint32_t id = event->ids[i];
         if (id >= d->experts) {
-            return base_err_set(err, BASE_EFORMAT, "expert %" PRIu32 " of layer %" PRIu32
+            return base_err_set(err, BASE_EFORMAT, "expert %" PRIu32 " of moe layer %" PRIu32
                                 ": a layer has %" PRIu32, id, event->layer, d->experts);
         }
         uint64_t bit = UINT64_C(1) << id % 64;
         if (d->marks[id / 64] & bit && event->kind != TIER_EVENT_RELEASE) {
-            return base_err_set(err, BASE_EFORMAT, "expert %" PRIu32 " of layer %" PRIu32
+            return base_err_set(err, BASE_EFORMAT, "expert %" PRIu32 " of moe layer %" PRIu32
                                 " twice in one event", id, event->layer);
         }
         d->marks[id / 64] |= bit;
@@ -47,14 +47,14 @@ static int apply_acquire(struct tier_decide *d, const struct tier_event *event,
 {
     for (uint32_t i = 0; i < event->count; i++) {
         if (d->entries[event->layer * d->experts + event->ids[i]].count < UINT16_MAX) continue;
-        return base_err_set(err, BASE_EFORMAT, "acquire of expert %" PRIu32 " of layer %" PRIu32
+        return base_err_set(err, BASE_EFORMAT, "acquire of expert %" PRIu32 " of moe layer %" PRIu32
                             ", which is leased %d times: more than can be counted", event->ids[i],
                             event->layer, UINT16_MAX);
     }
     uint32_t k = tier_decide_acquire(d, event->layer, event->ids, event->count, event->phase,
                                      d->found);
     if (k == event->granted) return 0;
-    return base_err_set(err, BASE_EMISMATCH, "acquire of %" PRIu32 " experts of layer %" PRIu32
+    return base_err_set(err, BASE_EMISMATCH, "acquire of %" PRIu32 " experts of moe layer %" PRIu32
                         ": %" PRIu32 " were granted when this was recorded, %" PRIu32 " now",
                         event->count, event->layer, event->granted, k);
 }
@@ -64,7 +64,7 @@ static int apply_release(struct tier_decide *d, const struct tier_event *event,
 {
     uint32_t n = tier_decide_unpin(d, event->layer, event->ids, event->count);
     if (n < event->count) {
-        return base_err_set(err, BASE_EFORMAT, "release of expert %" PRIu32 " of layer %" PRIu32
+        return base_err_set(err, BASE_EFORMAT, "release of expert %" PRIu32 " of moe layer %" PRIu32
                             ", which is not leased", event->ids[n], event->layer);
     }
     tier_decide_drain(d, event->layer);
@@ -98,7 +98,7 @@ int tier_decide_apply(struct tier_decide *d, const struct tier_event *event, str
         bool admitted = tier_decide_hint(d, event->layer, event->ids[0], event->probability,
                                          event->distance);
         if (admitted == (event->admitted != 0)) return 0;
-        return base_err_set(err, BASE_EMISMATCH, "hint for expert %" PRIu32 " of layer %" PRIu32
+        return base_err_set(err, BASE_EMISMATCH, "hint for expert %" PRIu32 " of moe layer %" PRIu32
                             ": %s when this was recorded, %s now", event->ids[0], event->layer,
                             event->admitted ? "admitted" : "not admitted",
                             admitted ? "admitted" : "not admitted");
@@ -107,7 +107,7 @@ int tier_decide_apply(struct tier_decide *d, const struct tier_event *event, str
         uint32_t n = tier_decide_restore(d, event->tier, event->layer, event->ids, event->uses,
                                          event->count);
         if (n == event->count) return 0;
-        return base_err_set(err, BASE_EMISMATCH, "warm start of layer %" PRIu32 ": %" PRIu32
+        return base_err_set(err, BASE_EMISMATCH, "warm start of moe layer %" PRIu32 ": %" PRIu32
                             " experts fitted when this was recorded, %" PRIu32 " now",
                             event->layer, event->count, n);
     }

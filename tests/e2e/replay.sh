@@ -155,6 +155,9 @@ refused 'prefetch.experts_per_layer_max' run "$work/t" --machine "$machines/8xh2
 refused 'hidden states' run "$work/t" --machine "$machines/8xh20.yaml" --predictor lookahead
 refused 'crystal_ball' run "$work/t" --machine "$machines/8xh20.yaml" --predictor crystal_ball
 refused 'model.expert_bytes' run "$work/t" --machine "$machines/8xh20.yaml" --machine-set model.expert_bytes=0
+refused 'expert of layer 4 has' run "$work/high" --machine "$machines/8xh20.yaml" --machine-set model.expert_bytes=0
+refused 'expert of layer 4 has' run "$work/high" --policy lru --budget 1MiB
+refused "no events of a server's cache (it is from: part of jsonl)" run "$work/even" --as-recorded
 refused '--train' predict "$work/t"
 refused 'crystal_ball' predict "$work/t" --train "$work/t" --predictor crystal_ball
 refused 'lookahead' predict "$work/t" --train "$work/t" --predictor lookahead

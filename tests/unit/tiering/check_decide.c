@@ -859,8 +859,8 @@ START_TEST(leases_beyond_counting_are_refused)
     ck_assert_int_eq(tier_decide_create(&d, &c, NULL), 0);
     for (uint32_t i = 0; i < UINT16_MAX; i++) ck_assert_int_eq(tier_decide_apply(d, &e, NULL), 0);
     ck_assert_int_eq(tier_decide_apply(d, &e, &err), BASE_EFORMAT);
-    ck_assert_str_eq(err.text, "acquire of expert 3 of layer 1, which is leased 65535 times: more "
-                               "than can be counted");
+    ck_assert_str_eq(err.text, "acquire of expert 3 of moe layer 1, which is leased 65535 times: "
+                               "more than can be counted");
     e.kind = TIER_EVENT_RELEASE;
     ck_assert_int_eq(tier_decide_apply(d, &e, NULL), 0);
     e.kind = TIER_EVENT_ACQUIRE;
