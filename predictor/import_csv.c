@@ -148,7 +148,9 @@ static int parse_row(struct csv *c, char *line, struct row *row, struct base_err
         char want = i < 8 ? ',' : '\0';
         bool whole = i == 6 || (values[i] >= 0 && values[i] <= 1e15 &&
                                 values[i] == (double)(uint64_t)values[i]);
-        if (end == at || *end != want || !whole || !(values[i] >= -1e30 && values[i] <= 1e30)) {
+        bool sane =
+            values[i] >= -PRED_IMPORT_WEIGHT_MAX && values[i] <= PRED_IMPORT_WEIGHT_MAX;
+        if (end == at || *end != want || !whole || !sane) {
             return pred_import_bad(c->in, err, "column %d is not the number it should be", i + 1);
         }
         at = end + 1;

@@ -120,6 +120,13 @@ static int settle_layers(struct jsonl *j, const struct port_json *lists, struct 
     return 0;
 }
 
+/* The token's weights; NULL where it has none, or null. */
+static const struct port_json *weights_of(const struct port_json *token)
+{
+    const struct port_json *lists = port_json_get(token, "weights");
+    return lists && port_json_type(lists) != PORT_JSON_NULL ? lists : NULL;
+}
+
 static int begin(struct jsonl *j, const struct port_json *token, const struct port_json *bytes,
                  const char *to, struct base_err *err)
 {
@@ -127,7 +134,7 @@ static int begin(struct jsonl *j, const struct port_json *token, const struct po
     if (rc < 0) return rc;
     rc = header_expert_bytes(j, bytes, err);
     if (rc < 0) return rc;
-    j->weights = port_json_get(token, "weights") != NULL;
+    j->weights = weights_of(token) != NULL;
     j->stats->layers = j->header.layers;
     j->stats->experts = j->header.experts;
     j->stats->top_k = j->header.top_k;
@@ -217,10 +224,25 @@ static int read_layer(struct jsonl *j, const struct port_json *list, uint32_t la
     return 0;
 }
 
+static bool is_weight(const struct port_json *value)
+{
+    double weight = port_json_as_double(value);
+    enum port_json_type type = port_json_type(value);
+    return (type == PORT_JSON_INT || type == PORT_JSON_REAL) &&
+           weight >= -PRED_IMPORT_WEIGHT_MAX && weight <= PRED_IMPORT_WEIGHT_MAX;
+}
+
+/* All lines have weights or none. */
 static int read_weights(struct jsonl *j, const struct port_json *lists, struct base_err *err)
 {
-    uint32_t top_k = j->header.top_k;
+    uint32_t top_k = j->header.top_k, first = j->header.first_moe_layer;
     float *gate = j->gate + (size_t)j->tokens * j->header.layers * top_k;
+    if (!lists && !j->weights) return 0;
+    if (!lists || !j->weights) {
+        return pred_import_bad(j->in, err, "%s weights, and the first token has %s",
+                               lists ? "this token has" : "this token has no",
+                               lists ? "none" : "some");
+    }
     for (uint32_t l = 0; l < j->header.layers; l++) {
         const struct port_json *list = port_json_at(lists, l + j->skipped);
         if (list && port_json_type(list) == PORT_JSON_NULL) {
@@ -228,11 +250,17 @@ static int read_weights(struct jsonl *j, const struct port_json *lists, struct b
             continue;
         }
         if (port_json_count(list) != top_k) {
-            return pred_import_bad(j->in, err, "layer %" PRIu32 ": expected %" PRIu32 " weights", l,
-                                   top_k);
+            return pred_import_bad(j->in, err, "layer %" PRIu32 ": expected %" PRIu32 " weights",
+                                   first + l, top_k);
         }
         for (uint32_t k = 0; k < top_k; k++) {
-            gate[(size_t)l * top_k + k] = (float)port_json_as_double(port_json_at(list, k));
+            const struct port_json *value = port_json_at(list, k);
+            if (!is_weight(value)) {
+                return pred_import_bad(j->in, err, "layer %" PRIu32 ": weight %" PRIu32 " is not a "
+                                       "number of at most %g", first + l, k,
+                                       PRED_IMPORT_WEIGHT_MAX);
+            }
+            gate[(size_t)l * top_k + k] = (float)port_json_as_double(value);
         }
     }
     return 0;
@@ -269,8 +297,7 @@ static int read_token(struct jsonl *j, const struct port_json *doc, const char *
     for (uint32_t l = 0; rc == 0 && l < j->header.layers; l++) {
         rc = read_layer(j, port_json_at(lists, l + j->skipped), l, err);
     }
-    const struct port_json *weights = port_json_get(doc, "weights");
-    if (rc == 0 && j->weights) rc = read_weights(j, weights, err);
+    if (rc == 0) rc = read_weights(j, weights_of(doc), err);
     if (rc < 0) return rc;
     rc = pred_positions_next(&j->positions, (uint64_t)seq, &j->positions_of[j->tokens]);
     if (rc < 0) return rc;

@@ -11,6 +11,12 @@
 #include "predictor/text_in.h"
 #include "predictor/trace.h"
 
+/* Gate weights lie between this and its negative: far beyond any, and sums of them are finite. */
+#define PRED_IMPORT_WEIGHT_MAX 1e30
+
+/* Most tokens that one step of this model can hold in a trace. */
+uint32_t pred_import_step_tokens_max(const struct pred_trace_header *header);
+
 struct pred_import_out {
     struct base_out out;
     struct pred_trace_writer *writer;   /* NULL until begun */

@@ -8,6 +8,9 @@
 
 #define HEAD "{\"format\": \"routing-jsonl\", \"version\": 1, \"model\": \"m\", \"layers\": 2, " \
              "\"first_moe_layer\": 0, \"experts\": 8, \"top_k\": 2}\n"
+#define HIGH_HEAD "{\"format\": \"routing-jsonl\", \"version\": 1, \"layers\": 7, " \
+                  "\"first_moe_layer\": 5, \"experts\": 8, \"top_k\": 2}\n"
+#define TOKEN(experts) "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":" experts
 #define CSV_HEAD \
     "# route_trace v1\n# model=/a/b/tiny-Q4.gguf arch=x n_layer=2 n_expert=8 n_expert_used=2\n" \
     "# layer=0 expert_bytes=100 dense_bytes=1\n# layer=1 expert_bytes=300 dense_bytes=1\n" \
@@ -308,6 +311,23 @@ START_TEST(bad_recordings)
           "in.txt:2", "token" },
         { "jsonl", HEAD "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[1,2],[3,4]]",
           "in.txt:2", "" },
+        { "jsonl", HIGH_HEAD TOKEN("[[1,2],[3]]") "}\n", "in.txt:2: ",
+          "layer 6: expected a list" },
+        { "jsonl", HIGH_HEAD TOKEN("[[1,9],[3,4]]") "}\n", "in.txt:2: ", "layer 5: expert 9" },
+        { "jsonl", HIGH_HEAD TOKEN("[[1,2],[3,3]]") "}\n", "in.txt:2: ",
+          "layer 6: expert 3 stands" },
+        { "jsonl", HIGH_HEAD TOKEN("[[1,2],[3,4]]") ",\"weights\":[[1,2],[3]]}\n",
+          "in.txt:2: ", "layer 6: expected 2 weights" },
+        { "jsonl", HEAD TOKEN("[[1,2],[3,4]]") ",\"weights\":[[1,2],[1e39,0.5]]}\n",
+          "in.txt:2: ", "layer 1: weight 0 is not a number" },
+        { "jsonl", HEAD TOKEN("[[1,2],[3,4]]") ",\"weights\":[[1,\"2\"],[3,4]]}\n",
+          "in.txt:2: ", "layer 0: weight 1 is not a number" },
+        { "jsonl", HEAD TOKEN("[[1,2],[3,4]]") "}\n" TOKEN("[[1,2],[3,4]]")
+          ",\"weights\":[[1,2],[3,4]]}\n", "in.txt:3: ",
+          "has weights, and the first token has none" },
+        { "jsonl", HEAD TOKEN("[[1,2],[3,4]]") ",\"weights\":[[1,2],[3,4]]}\n"
+          TOKEN("[[1,2],[3,4]]") "}\n", "in.txt:3: ",
+          "has no weights, and the first token has some" },
         { "csv", "", "in.txt: ", "no rows" },
         { "csv", "a,b\n", "in.txt:1: ", "columns" },
         { "csv", "turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n",
