@@ -382,6 +382,12 @@ int pred_compose(struct pred_trace_reader *from, const char *to,
         return base_err_set(err, -EINVAL, "users: 1 to %d, chunk: 1 to %d tokens, step: above 0",
                             PRED_COMPOSE_USERS_MAX, PRED_STEP_TOKENS_MAX / 2);
     }
+    uint32_t most = pred_import_step_tokens_max(&header);
+    if (options->users + options->chunk > most) {
+        return base_err_set(err, -EINVAL, "%" PRIu32 " users and a chunk of %" PRIu32 " tokens: a "
+                            "step of this model can hold %" PRIu32, options->users, options->chunk,
+                            most);
+    }
     int rc = pred_import_out_check(options->arrivals, to, err);
     if (rc == 0) rc = pred_trace_reader_spares(from, to, err);
     if (rc == 0) rc = spool_open(&c.spool, pred_trace_reader_header(from), err);

@@ -38,6 +38,7 @@ struct csv {
     uint32_t layer;                             /* of its latest row, as moe layer */
     struct row first;
     uint64_t rows;
+    uint64_t step_last;                         /* the largest step number of its tokens */
     uint64_t *steps;                            /* [room] step number of each token */
     uint32_t *got;                              /* [room] rows of the running layer */
     uint32_t *ids;                              /* [layers x room x top_k] */
@@ -257,11 +258,13 @@ static int block_end(struct csv *c, struct base_err *err)
  * moved. */
 static int token_add(struct csv *c, uint64_t step, struct base_err *err)
 {
+    uint32_t most = pred_import_step_tokens_max(&c->header);
+    if (c->tokens == most) {
+        return pred_import_bad(c->in, err, "a prompt of more than %" PRIu32 " tokens, the most "
+                               "that a step of %" PRIu32 " layers and top-%" PRIu32 " can hold",
+                               most, c->header.layers, c->header.top_k);
+    }
     if (c->tokens == c->room) {
-        if (c->room >= PRED_STEP_TOKENS_MAX) {
-            return pred_import_bad(c->in, err, "a prompt of more than %d tokens",
-                                   PRED_STEP_TOKENS_MAX);
-        }
         uint32_t room = c->room ? c->room * 2 : 64;
         size_t ids = (size_t)room * c->header.layers * c->header.top_k;
         uint64_t *steps = realloc(c->steps, room * sizeof steps[0]);
@@ -275,6 +278,7 @@ static int token_add(struct csv *c, uint64_t step, struct base_err *err)
         if (!steps || !got || !id_room || !weight_room) return -ENOMEM;
         c->room = room;
     }
+    if (c->tokens == 0 || step > c->step_last) c->step_last = step;
     c->steps[c->tokens] = step;
     c->got[c->tokens++] = 0;
     return 0;
@@ -287,9 +291,11 @@ static bool begins_block(const struct csv *c, const struct row *row)
     return row->layer < c->layer;
 }
 
-/* Tokens come in the same order in every layer: it is nearly always the latest one or the next. */
+/* Tokens come in the same order in every layer: it is nearly always the latest one, the next, or
+ * one that goes on counting. c->tokens for a new one. */
 static uint32_t token_of(struct csv *c, uint64_t step)
 {
+    if (c->tokens > 0 && step > c->step_last) return c->latest = c->tokens;
     for (uint32_t i = 0; i < c->tokens; i++) {
         uint32_t t = (c->latest + i) % c->tokens;
         if (c->steps[t] == step) return c->latest = t;

@@ -279,9 +279,11 @@ static int read_token(struct jsonl *j, const struct port_json *doc, const char *
     if (rc < 0) return rc;
     if (mark < 0 || mark != j->mark) flush(j);
     j->mark = mark;
-    if (j->tokens == PRED_STEP_TOKENS_MAX) {
-        return pred_import_bad(j->in, err, "step %" PRId64 " has more than %d tokens", mark,
-                               PRED_STEP_TOKENS_MAX);
+    uint32_t most = pred_import_step_tokens_max(&j->header);
+    if (j->tokens == most) {
+        return pred_import_bad(j->in, err, "step %" PRId64 " has more than %" PRIu32 " tokens, the "
+                               "most that one of %" PRIu32 " layers and top-%" PRIu32 " can hold",
+                               mark, most, j->header.layers, j->header.top_k);
     }
     rc = reserve(j);
     if (rc < 0) return rc;

@@ -9,6 +9,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "predictor/trace_format.h"
+
+uint32_t pred_import_step_tokens_max(const struct pred_trace_header *header)
+{
+    uint32_t most = PRED_STEP_IDS_MAX / (header->layers * header->top_k);
+    return most < PRED_STEP_TOKENS_MAX ? most : PRED_STEP_TOKENS_MAX;
+}
+
 /* A trace is written at places of its file, which pipes and standard output do not have. */
 static int target_find(struct base_out *out, const char *to, struct base_err *err)
 {

@@ -4,6 +4,7 @@
 
 #include "predictor/edit.h"
 #include "predictor/import.h"
+#include "predictor/import_out.h"
 #include "tests/unit/predictor/support.h"
 
 #define HEAD "{\"format\": \"routing-jsonl\", \"version\": 1, \"model\": \"m\", \"layers\": 2, " \
@@ -361,6 +362,47 @@ START_TEST(bad_recordings)
 }
 END_TEST
 
+/* A prompt as long as some are takes no longer for each of its tokens than a short one. */
+START_TEST(long_prompts_come_in_at_once)
+{
+    enum { PROMPT = 300000 };
+    struct pred_import_stats stats;
+    struct base_err err = { 0 };
+    const char *from = support_path("in.txt");
+    FILE *file = fopen(from, "w");
+    fputs("# model=m n_layer=1 n_expert=8 n_expert_used=1\n"
+          "turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n", file);
+    for (int i = 0; i < PROMPT; i++) fprintf(file, "0,0,%d,0,0,%d,0.5,0,1\n", i, i % 8);
+    fclose(file);
+    ck_assert_msg(pred_import_csv(from, support_path("out.trace"), &stats, NULL, &err) == 0, "%s",
+                  err.text);
+    ck_assert_uint_eq(stats.tokens, PROMPT);
+    ck_assert_uint_eq(stats.steps, 1);
+}
+END_TEST
+
+/* What one step cannot hold is said with the line, not at the end and not as the disk's fault. */
+START_TEST(a_step_has_an_end)
+{
+    enum { MOST = 256 };        /* of 1024 layers and top-256 */
+    struct pred_import_stats stats;
+    struct base_err err = { 0 };
+    const char *from = support_path("in.txt");
+    FILE *file = fopen(from, "w");
+    fputs("# model=m n_layer=1024 n_expert=300 n_expert_used=256\n"
+          "turn,phase,step,layer,slot,expert,weight,residency,expert_bytes\n", file);
+    for (int i = 0; i <= MOST; i++) fprintf(file, "0,0,%d,0,0,1,0.5,0,1\n", i);
+    fclose(file);
+    ck_assert_int_eq(pred_import_csv(from, support_path("out.trace"), &stats, NULL, &err),
+                     BASE_EFORMAT);
+    ck_assert_msg(strstr(err.text, "in.txt:259: a prompt of more than 256 tokens"), "%s", err.text);
+    struct pred_trace_header header = { .layers = 58, .top_k = 8 };
+    ck_assert_uint_eq(pred_import_step_tokens_max(&header), 144631);
+    header = (struct pred_trace_header){ .layers = 1, .top_k = 1 };
+    ck_assert_uint_eq(pred_import_step_tokens_max(&header), PRED_STEP_TOKENS_MAX);
+}
+END_TEST
+
 START_TEST(broken_xz_is_refused)
 {
     struct pred_import_stats stats;
@@ -382,6 +424,7 @@ int main(void)
 {
     Suite *suite = suite_create("predictor/import");
     TCase *tcase = tcase_create("import");
+    tcase_set_timeout(tcase, 30);
     tcase_add_checked_fixture(tcase, support_begin, support_end);
     tcase_add_test(tcase, jsonl_lines_become_steps);
     tcase_add_test(tcase, jsonl_may_count_dense_layers);
@@ -389,6 +432,8 @@ int main(void)
     tcase_add_test(tcase, jsonl_step_of_several_tokens);
     tcase_add_loop_test(tcase, exports_come_back, 0, 8);
     tcase_add_test(tcase, bad_recordings);
+    tcase_add_test(tcase, long_prompts_come_in_at_once);
+    tcase_add_test(tcase, a_step_has_an_end);
     tcase_add_test(tcase, broken_xz_is_refused);
     suite_add_tcase(suite, tcase);
     return support_run(suite);
