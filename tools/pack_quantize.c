@@ -235,13 +235,15 @@ int pack_quantize(int count, char **arguments)
     int rc = pack_flags.text
                  ? base_file_read(&text, &text_size, pack_flags.text, text_bytes_max, &err)
                  : 0;
+    if (rc == 0 && text) rc = eng_perplexity_check(q.from, text, text_size, &err);
     struct tier_store_progress progress = pack_progress(&bar, "quantising");
     q.progress = &progress;
     if (rc == 0) rc = quantize_run(&q, &err);
     cli_progress_end(&bar);
+    const bool written = rc == 0;
     if (rc == 0 && text) rc = measure_both(&quality, &q, text, text_size, &err);
     /* The model is there even when it could not be measured: say what is known of it. */
-    if (rc == 0 || quality.before.tokens > 0) {
+    if (written) {
         if (pack_flags.json)
             report_json(&q, &quality);
         else

@@ -92,28 +92,57 @@ static int read_all(struct reading *reading, const uint32_t *ids, size_t count, 
     return rc;
 }
 
+/* Ids of what begins every window, and of that and the text. */
+struct text {
+    uint32_t *head_ids, *ids;
+    size_t head, count;
+};
+
+static int text_encode(struct text *t, const struct model_chat *chat, const char *text, size_t size,
+                       uint32_t window, struct base_err *err)
+{
+    *t = (struct text){ 0 };
+    int rc = model_chat_prompt(chat, "", 0, false, MODEL_CHAT_ANY, &t->head_ids, &t->head, err);
+    if (rc == 0) rc = model_chat_prompt(chat, text, size, false, MODEL_CHAT_ANY, &t->ids, &t->count,
+                                        err);
+    if (rc < 0 || (t->count >= t->head + 2 && window >= t->head + 2)) return rc;
+    return base_err_set(err, -EINVAL,
+                        "a text of %zu tokens in windows of %u says nothing about a model",
+                        t->count - t->head, window);
+}
+
+static void text_free(struct text *t)
+{
+    free(t->head_ids);
+    free(t->ids);
+}
+
+int eng_perplexity_check(const char *model_dir, const char *text, size_t size,
+                         struct base_err *err)
+{
+    struct model_tokenizer *tokenizer = NULL;
+    struct model_chat *chat = NULL;
+    struct text t = { 0 };
+    int rc = model_tokenizer_load(&tokenizer, model_dir, err);
+    if (rc == 0) rc = model_chat_load(&chat, model_dir, tokenizer, err);
+    if (rc == 0) rc = text_encode(&t, chat, text, size, ENG_PERPLEXITY_WINDOW, err);
+    text_free(&t);
+    model_chat_free(chat);
+    model_tokenizer_free(tokenizer);
+    return rc;
+}
+
 static int read_text(struct reading *reading, const char *text, size_t size, uint32_t window,
                      int (*progress)(void *, uint64_t, uint64_t), void *context,
                      struct base_err *err)
 {
-    uint32_t *ids = NULL, *head_ids = NULL;
-    size_t count = 0, head = 0;
-    const struct model_chat *chat = reading->stack.chat;
+    struct text t;
     uint32_t longest = eng_tokens_max(reading->stack.engine);
     if (window == 0) window = ENG_PERPLEXITY_WINDOW;
     if (window >= longest) window = longest - 1;
-    int rc = model_chat_prompt(chat, "", 0, false, MODEL_CHAT_ANY, &head_ids, &head, err);
-    if (rc == 0) rc = model_chat_prompt(chat, text, size, false, MODEL_CHAT_ANY, &ids,
-                                        &count, err);
-    if (rc == 0 && (count < head + 2 || window < head + 2)) {
-        rc = base_err_set(err, -EINVAL,
-                          "a text of %zu tokens in windows of %u says nothing about "
-                          "a model",
-                          count - head, window);
-    }
-    if (rc == 0) rc = read_all(reading, ids, count, head, window, progress, context, err);
-    free(head_ids);
-    free(ids);
+    int rc = text_encode(&t, reading->stack.chat, text, size, window, err);
+    if (rc == 0) rc = read_all(reading, t.ids, t.count, t.head, window, progress, context, err);
+    text_free(&t);
     return rc;
 }
 

@@ -25,4 +25,9 @@ int eng_perplexity(struct eng_perplexity *out, const struct eng_stack_args *args
                    int (*progress)(void *context, uint64_t done, uint64_t total), void *context,
                    struct base_err *err);
 
+/* Whether this text has enough tokens for the model in this folder, without opening the rest of it:
+ * 0, or what eng_perplexity would say of it. */
+int eng_perplexity_check(const char *model_dir, const char *text, size_t size,
+                         struct base_err *err);
+
 #endif

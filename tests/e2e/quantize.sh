@@ -83,6 +83,9 @@ refuse 1 'that is no smaller rung' quantize --to int8 "$model" "$work/no"
 refuse 1 'is there already' quantize --to int4 "$model" "$work/again"
 refuse 1 'quantize reads F32' quantize --to int4 "$work/int8-32" "$work/no"
 refuse 1 'no-such-text' quantize --to int4 --text "$work/no-such-text" "$model" "$work/no"
+printf a >"$work/short"
+refuse 1 'says nothing about a model' quantize --to int4 --text "$work/short" "$model" "$work/no"
+[ ! -e "$work/no" ] || fail 'a model was written whose text says nothing'
 refuse 1 'engine.activations: int8 cannot take effect' "$bin/tier-run" --model "$model" --prompt a \
     --set engine.activations=int8
 refuse 2 '--to int5: wanted int8 or int4' quantize --dense --to int5 "$model" "$work/no"
@@ -128,6 +131,17 @@ kill -INT $! 2>/dev/null || true
 code=0
 wait $! 2>/dev/null || code=$?
 [ "$code" = 0 ] || grep -q 'stopped on request' "$work/out" || fail "why it stopped: $(cat "$work/out")"
+# What stops while it is measured was written: its errors are told all the same.
+"$bin/tier-pack" quantize --to int4 --quiet --text "$EXPERTIER_SOURCE/README.md" "$model" "$work/told" >"$work/out" 2>&1 &
+for _ in $(seq 1000); do
+    [ ! -e "$work/told" ] || break
+    sleep 0.02
+done
+kill -TERM $! 2>/dev/null || true
+code=0
+wait $! 2>/dev/null || code=$?
+if [ "$code" != 0 ]; then grep -q 'stopped on request' "$work/out" || fail "why it stopped: $(cat "$work/out")"; fi
+grep -q 'told: experts of .*relative RMS error' "$work/out" || fail "no word about what was written: $(cat "$work/out")"
 # Files of at most 4 MiB stand for a disk that is full. The limit's signal is not for us.
 refuse 1 '.safetensors: cannot be written: File too large' bash -c \
     'trap "" XFSZ; ulimit -f 4096; exec "$0" quantize --to int4 --quiet "$1" "$2"' "$bin/tier-pack" "$model" "$work/no"
