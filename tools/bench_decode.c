@@ -92,13 +92,15 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
 
 static void print_json(const struct bench_stack *b, const struct result *r)
 {
-    printf("{\"model\":\"%s\",\"threads\":%u,\"batch\":%llu,\"tokens\":%llu,\"rounds\":%llu,"
+    putchar('{');
+    bench_print_model(b);
+    printf(",\"threads\":%u,\"batch\":%llu,\"tokens\":%llu,\"rounds\":%llu,"
            "\"tokens_per_second\":%.3f,\"spread\":%.4f,\"bytes_per_token\":%.0f,"
            "\"expert_bytes\":%llu,"
            "\"missed_bytes_per_token\":%.0f,\"read_ahead_bytes_per_token\":%.0f,"
            "\"wasted_bytes_per_token\":%.0f,\"resident_rate\":%.5f,\"hit_rate\":%.5f,"
            "\"wait_share\":%.4f,",
-           b->stack.shape.name, b->threads, (unsigned long long)batch, (unsigned long long)tokens,
+           b->threads, (unsigned long long)batch, (unsigned long long)tokens,
            (unsigned long long)flags.rounds, r->rate, r->spread, r->bytes,
            (unsigned long long)tier_store_expert_bytes(b->stack.store), r->missed, r->ahead,
            r->wasted, r->resident, r->hit, r->waits);

@@ -120,15 +120,17 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
 
 static void print_json(const struct bench_stack *b, const struct result *r)
 {
-    printf("{\"model\":\"%s\",\"threads\":%u,\"tokens\":%llu,\"rounds\":%llu,"
+    putchar('{');
+    bench_print_model(b);
+    printf(",\"threads\":%u,\"tokens\":%llu,\"rounds\":%llu,"
            "\"tokens_per_second\":%.3f,\"spread\":%.4f,\"multiply_adds_per_token\":%.0f,"
            "\"low_multiply_adds_per_token\":%.0f,\"missed_bytes_per_token\":%.0f,"
            "\"wait_share\":%.4f,\"multiply_adds_per_second\":%.0f,"
            "\"low_multiply_adds_per_second\":%.0f,\"disk_bytes_per_second\":%.0f,"
            "\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%.4f,"
            "\"floor_fraction_spread\":%.4f,",
-           b->stack.shape.name, b->threads, (unsigned long long)tokens,
-           (unsigned long long)flags.rounds, r->rate, r->spread, r->work, r->low_work, r->missed,
+           b->threads, (unsigned long long)tokens, (unsigned long long)flags.rounds, r->rate,
+           r->spread, r->work, r->low_work, r->missed,
            r->waits, r->peak, r->peak_low, r->disk_rate, r->floor_rate, r->fraction,
            r->fraction_spread);
     bench_print_account(b, true);

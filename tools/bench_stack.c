@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/buf.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/rng.h"
@@ -242,6 +243,15 @@ double bench_accounted(const struct bench_stack *b)
     for (int op = 0; op < ENG_OP_COUNT; op++) known += b->account_op_ns[op];
     for (int cause = 0; cause < TIER_WAIT_CAUSE_COUNT; cause++) known += b->account_wait_ns[cause];
     return share_of(b, known);
+}
+
+void bench_print_model(const struct bench_stack *b)
+{
+    struct base_buf name;
+    base_buf_init(&name);
+    base_buf_json_escape(&name, b->stack.shape.name, strlen(b->stack.shape.name));
+    printf("\"model\":\"%s\"", name.data && base_buf_error(&name) == 0 ? name.data : "");
+    base_buf_fini(&name);
 }
 
 void bench_print_account(const struct bench_stack *b, bool json)

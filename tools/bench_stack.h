@@ -67,6 +67,8 @@ int bench_generate(struct bench_stack *bench, uint32_t count, uint32_t prompt_to
 /* Brings in every expert that there is room for; the account of steps begins behind it. */
 int bench_warm(struct bench_stack *bench, struct base_err *err);
 
+/* Prints "model":"NAME", a member of a JSON object. */
+void bench_print_model(const struct bench_stack *bench);
 /* Share of the steps' time that is known: compute, operation by operation, and waits by cause. */
 double bench_accounted(const struct bench_stack *bench);
 /* That, and the operations and waits by their shares: as members of a JSON object, or as text. */

@@ -212,9 +212,11 @@ static int info_json(const struct pred_trace_header *h, const struct pred_trace_
     base_buf_init(&buf);
     base_buf_puts(&buf, "{\"model\":\"");
     base_buf_json_escape(&buf, h->model, strlen(h->model));
-    base_buf_printf(&buf, "\",\"source\":\"%s\",\"layers\":%" PRIu32 ",\"first_moe_layer\":%" PRIu32
+    base_buf_puts(&buf, "\",\"source\":\"");
+    base_buf_json_escape(&buf, h->source, strlen(h->source));
+    base_buf_printf(&buf, "\",\"layers\":%" PRIu32 ",\"first_moe_layer\":%" PRIu32
                     ",\"experts\":%" PRIu32 ",\"top_k\":%" PRIu32 ",\"slot_bytes\":%" PRIu64
-                    ",\"tokens\":\"%s\",\"weights\":\"%s\",\"sample\":%.6g", h->source, h->layers,
+                    ",\"tokens\":\"%s\",\"weights\":\"%s\",\"sample\":%.6g", h->layers,
                     h->first_moe_layer, h->experts, h->top_k, h->slot_bytes, token_kinds[h->tokens],
                     weight_kinds[h->weights], h->sample);
     base_buf_printf(&buf,

@@ -52,6 +52,15 @@ refuse 1 'config.json' "$bin/tier-pack" info "$work"
 grep -q '"fio_skipped":"--no-fio"' "$work/bench.json" || fail "bench: $(cat "$work/bench.json")"
 refuse 2 '--depth' "$bin/tier-bench" io --depth none
 [ -z "$(find "$work" -name 'tier-bench*')" ] || fail 'the bench left its file'
+# A folder's name is any text.
+odd="$work/we\"ird"
+mkdir "$odd"
+for file in "$model"/*.json "$model"/*.safetensors; do ln -s "$file" "$odd"; done
+for what in 'decode --tokens 2' 'prefill --tokens 4'; do
+    # shellcheck disable=SC2086
+    "$bin/tier-bench" $what --model "$odd" --rounds 1 --quiet --json --set "tiers.nvme.index=$work/odd.index" >"$work/bench.json"
+    grep -qF '{"model":"we\"ird","threads":' "$work/bench.json" || fail "$what: $(cat "$work/bench.json")"
+done
 # Interrupted, it takes its folder along. A script's children begin deaf to SIGINT, not to SIGTERM.
 "$bin/tier-bench" cache --dir "$work" --lookups 100000000 >"$work/out" 2>&1 & bench=$!
 for _ in $(seq 200); do
