@@ -461,12 +461,16 @@ static int machine_write(const struct bench_stack *b, struct pred_machine *m, co
     struct base_option_group group = { "machine", pred_machine_options, pred_machine_option_count,
                                        m };
     struct base_out out;
+    double memory_rate = bench_memory_rate(b->threads);
     int rc = base_out_begin(&out, output, err);
     if (rc == 0) rc = base_out_open(&out, err);
     if (rc < 0) return rc;
     FILE *to = out.file;
-    fprintf(to, "# Measured by tier-bench machine; memory reads %.1f GB/s on %u threads.\n",
-            bench_memory_rate(b->threads) / 1e9, b->threads);
+    fputs("# Measured by tier-bench machine", to);
+    if (memory_rate > 0) {
+        fprintf(to, "; memory reads %.1f GB/s on %u threads", memory_rate / 1e9, b->threads);
+    }
+    fputs(".\n", to);
     fprintf(to, "# Reads: median of %d windows of %.1f to %.1f MB/s.\n", WINDOWS,
             d->slowest / 1e6, d->fastest / 1e6);
     take_in_write(to, m, d);

@@ -203,6 +203,9 @@ static int measure(struct world *w, struct cost *best, struct base_err *err)
         .bytes = pred_predictor_bytes(w->predictor) + pred_adviser_bytes(w->adviser),
     };
     best->gates_ns = ahead > 0 ? measure_gates() : 0;
+    if (best->memory_rate == 0) {
+        return base_err_set(err, -ENOMEM, "no memory to measure the rate of memory with");
+    }
     best->floor_ns = (double)active_bytes / best->memory_rate * 1e9;
     struct pred_trace_metrics metrics;
     pred_trace_writer_snapshot(w->trace, &metrics);

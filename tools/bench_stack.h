@@ -85,7 +85,7 @@ void bench_memory_close(struct bench_memory *memory);
 /* Bytes a second, of one stream a thread or of four, whichever is faster; of five times through all
  * of it the best one, or the median. */
 double bench_memory_read(struct bench_memory *memory, bool best);
-/* The best of five, all at once. */
+/* The best of five, all at once; 0: no memory. */
 double bench_memory_rate(unsigned threads);
 /* Bytes a second at which the disk gives again what the counted steps read: their experts in the
  * order of ids, in parts of up to 1 MiB, 16 at once, over and over for a second. The same bytes,
