@@ -205,7 +205,7 @@ static int measure_compute(struct bench_stack *b, struct probe *p, struct pred_m
         rc = measure_batch(b, p, &points[n++], err);
     }
     if (rc == 0) lines_lay(m, points, n, b->stack.shape.top_k);
-    /* Whatever the device, the CPU computed. */
+    /* A card was refused: whatever the device, the CPU computed. */
     m->cpu_expert_time = m->expert_time;
     m->cpu_expert_token_time = m->expert_token_time;
     return rc;
@@ -504,6 +504,11 @@ static int run(int count, char **arguments)
     int rc = check_output(&err);
     if (rc == 0) rc = pred_machine_load(&machine, NULL, &err);
     if (rc == 0) rc = bench_open(&bench, &flags, &err);
+    if (rc == 0 && bench.stack.device) {
+        rc = base_err_set(&err, BASE_ECONFIG, "tiers.hbm.device: what a card computes and is sent "
+                          "is not measured here: describe it by hand, as configs/machines does, "
+                          "and measure the disk with tiers.hbm.capacity=0 and the device sim");
+    }
     if (rc == 0) {
         snprintf(machine.name, sizeof machine.name, "this machine with %s, %u threads",
                  bench.stack.shape.name, bench.threads);
@@ -540,7 +545,8 @@ const struct cli_command bench_machine_command = {
                "experts from the\n"
                "model's files through the configured IO (io.throttle_* included), and copies where "
                "tiers.hbm.capacity\n"
-               "is set. The YAML it writes is what tier-replay's virtual clock reads.",
+               "is set. The YAML it writes is what tier-replay's virtual clock reads. Cards are\n"
+               "not measured.",
     .flags = machine_flags,
     .run = run,
 };

@@ -17,6 +17,7 @@ static uint64_t tokens = 512;
 struct result {
     double rate, spread, work, low_work, missed, waits;  /* low: of work, what is rounded */
     double peak, peak_low, disk_rate, floor_rate, fraction, fraction_spread;
+    bool floor;                 /* the CPU computes: its cores' peak is what bounds */
 };
 
 /* Multiply-adds of one prompt token that sees `seen` tokens before it. */
@@ -84,24 +85,29 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     double peaks_low[BENCH_ROUNDS_MAX], missed = 0, waits = 0, times = 0, spread;
     enum bench_arithmetic kind = arithmetic(b);
     int rc = bench_warm(b, err);
+    r->floor = !b->stack.device;
     r->work = token_work(&b->stack.shape, (double)tokens / 2);
     r->low_work = low_work(r, &b->stack.shape, kind);
     for (uint64_t round = 0; round < flags.rounds && rc == 0; round++) {
-        peaks[round] = bench_peak_rate(b->threads, BENCH_F32);
-        peaks_low[round] = bench_peak_rate(b->threads, kind);
+        if (r->floor) {
+            peaks[round] = bench_peak_rate(b->threads, BENCH_F32);
+            peaks_low[round] = bench_peak_rate(b->threads, kind);
+        }
         bench_reset(b);
         uint64_t begin = base_now_ns();
         rc = bench_generate(b, 1, (uint32_t)tokens, 1, flags.seed + round * 100, err);
         if (rc < 0) break;
         rates[round] = (double)tokens * 1e9 / (double)(b->first_ns - begin);
-        double seconds = floor_seconds(r, peaks[round], peaks_low[round]), disk = 0;
-        if (b->counters.missed_bytes > 0) disks[round] = bench_disk_rate(b);
-        if (disks[round] > 0) {
-            disk = (double)b->counters.missed_bytes / disks[round] / (double)tokens;
+        if (r->floor) {
+            double seconds = floor_seconds(r, peaks[round], peaks_low[round]), disk = 0;
+            if (b->counters.missed_bytes > 0) disks[round] = bench_disk_rate(b);
+            if (disks[round] > 0) {
+                disk = (double)b->counters.missed_bytes / disks[round] / (double)tokens;
+            }
+            if (disk > seconds) seconds = disk;
+            floors[round] = 1 / seconds;
+            shares[round] = rates[round] / floors[round];
         }
-        if (disk > seconds) seconds = disk;
-        floors[round] = 1 / seconds;
-        shares[round] = rates[round] / floors[round];
         missed += (double)b->counters.missed_bytes;
         waits += (double)b->wait_ns;
         times += (double)b->step_ns;
@@ -110,6 +116,7 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     r->rate = bench_median(rates, flags.rounds, &r->spread);
     r->missed = missed / (double)(flags.rounds * tokens);
     r->waits = waits / times;
+    if (!r->floor) return 0;
     r->peak = bench_median(peaks, flags.rounds, &spread);
     r->peak_low = bench_median(peaks_low, flags.rounds, &spread);
     r->fraction = bench_median(shares, flags.rounds, &r->fraction_spread);
@@ -125,14 +132,17 @@ static void print_json(const struct bench_stack *b, const struct result *r)
     printf(",\"threads\":%u,\"tokens\":%llu,\"rounds\":%llu,"
            "\"tokens_per_second\":%.3f,\"spread\":%.4f,\"multiply_adds_per_token\":%.0f,"
            "\"low_multiply_adds_per_token\":%.0f,\"missed_bytes_per_token\":%.0f,"
-           "\"wait_share\":%.4f,\"multiply_adds_per_second\":%.0f,"
-           "\"low_multiply_adds_per_second\":%.0f,\"disk_bytes_per_second\":%.0f,"
-           "\"floor_tokens_per_second\":%.3f,\"floor_fraction\":%.4f,"
-           "\"floor_fraction_spread\":%.4f,",
+           "\"wait_share\":%.4f,",
            b->threads, (unsigned long long)tokens, (unsigned long long)flags.rounds, r->rate,
-           r->spread, r->work, r->low_work, r->missed,
-           r->waits, r->peak, r->peak_low, r->disk_rate, r->floor_rate, r->fraction,
-           r->fraction_spread);
+           r->spread, r->work, r->low_work, r->missed, r->waits);
+    if (r->floor) {
+        printf("\"multiply_adds_per_second\":%.0f,\"low_multiply_adds_per_second\":%.0f,"
+               "\"disk_bytes_per_second\":%.0f,\"floor_tokens_per_second\":%.3f,"
+               "\"floor_fraction\":%.4f,\"floor_fraction_spread\":%.4f,",
+               r->peak, r->peak_low, r->disk_rate, r->floor_rate, r->fraction, r->fraction_spread);
+    } else {
+        fputs("\"floor_tokens_per_second\":null,", stdout);
+    }
     bench_print_account(b, true);
     puts("}");
 }
@@ -143,9 +153,16 @@ static void print_text(const struct bench_stack *b, const struct result *r)
         "%s, %u threads, a prompt of %llu tokens: %.1f tokens/s, median of %llu (spread %.0f%%)\n",
         b->stack.shape.name, b->threads, (unsigned long long)tokens, r->rate,
         (unsigned long long)flags.rounds, 100 * r->spread);
-    printf("  %.1f M multiply-adds a token (%.1f M of them in %s), the cores can do %.1f G a "
-           "second (%.1f G)", r->work / 1e6, r->low_work / 1e6,
-           arithmetic(b) == BENCH_BF16 ? "bf16" : "8 bits", r->peak / 1e9, r->peak_low / 1e9);
+    printf("  %.1f M multiply-adds a token", r->work / 1e6);
+    if (!r->floor) {
+        printf(", %.1f MB missed, %.0f%% of the time waiting\n  floor: none: a card computes, "
+               "whose peak is not measured here\n", r->missed / 1e6, 100 * r->waits);
+        bench_print_account(b, false);
+        return;
+    }
+    printf(" (%.1f M of them in %s), the cores can do %.1f G a second (%.1f G)",
+           r->low_work / 1e6, arithmetic(b) == BENCH_BF16 ? "bf16" : "8 bits", r->peak / 1e9,
+           r->peak_low / 1e9);
     if (r->missed > 0) {
         printf("; %.1f MB missed a token, the disk reads %.2f GB/s; %.0f%% of the time waiting",
                r->missed / 1e6, r->disk_rate / 1e9, 100 * r->waits);
@@ -200,7 +217,7 @@ const struct cli_command bench_prefill_command = {
                "over the peak\n"
                "of the cores (that of bf16 or of 8 bits for what is so multiplied), bytes missed "
                "over the\n"
-               "measured rate of the disk.",
+               "measured rate of the disk. On a card there is none here: its peak is not measured.",
     .flags = prefill_flags,
     .run = run,
 };

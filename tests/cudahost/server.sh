@@ -86,7 +86,17 @@ if [ "$schedules" -ge 100 ]; then # it warms the cache first: half a minute here
         --prompt-tokens 2 --quiet --set "tiers.nvme.index=$work/expertier.index" --set tiers.hbm.device=cuda \
         --set tiers.hbm.capacity=50% >"$work/bench" || fail 'tier-bench decode'
     grep 'floor: none: .*the card' "$work/bench" || fail "a floor where none was measured: $(cat "$work/bench")"
+    CUDAHOST_MEMORY=256 "$EXPERTIER_BUILD/tests/cudahost/tier-bench-emulated" prefill --model "$model" --rounds 1 --tokens 2 \
+        --quiet --set "tiers.nvme.index=$work/expertier.index" --set tiers.hbm.device=cuda --set tiers.hbm.capacity=50% \
+        --json >"$work/bench" || fail 'tier-bench prefill'
+    grep '"floor_tokens_per_second":null' "$work/bench" || fail "a floor where none was measured: $(cat "$work/bench")"
 fi
+code=0
+CUDAHOST_MEMORY=256 "$EXPERTIER_BUILD/tests/cudahost/tier-bench-emulated" machine --model "$model" --quiet \
+    --set "tiers.nvme.index=$work/expertier.index" --set tiers.hbm.device=cuda --set tiers.hbm.capacity=50% -o "$work/machine.yaml" \
+    >"$work/bench" 2>&1 || code=$?
+[ "$code" = 1 ] && [ ! -e "$work/machine.yaml" ] && grep -q 'not measured here' "$work/bench" ||
+    fail "tier-bench machine describes a card: $code, $(cat "$work/bench")"
 
 echo '== the same bits under any schedule'
 one_schedule() { # SEED: what the client sees, and a hash of routing and logits as they came down
