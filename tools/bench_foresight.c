@@ -157,14 +157,19 @@ static void print(struct bench_stack *b)
     struct eng_advice_metrics m;
     eng_advice_snapshot(b->stack.advice, &m);
     double steps = b->steps > 0 ? (double)b->steps : 1, us = 1e6 / steps;
+    uint64_t wasted = w->prefetched[2] - w->useful[2];
+    char wasted_text[32] = "all";
+    if (w->useful[2] > 0 || wasted == 0) {
+        snprintf(wasted_text, sizeof wasted_text, "%.1f for each useful",
+                 share(wasted, w->useful[2]) / 100);
+    }
     printf("%llu lookups of generated tokens, %llu misses at 25%%; layers not known: %llu\n",
            (unsigned long long)w->chosen, (unsigned long long)w->misses,
            (unsigned long long)lead);
     printf("recall %.1f%%, covers 1 / 2 / 4: %.1f / %.1f / %.1f%%, precision 4: %.1f%%, "
-           "wasted %.1f for each useful\n", share(w->in_k, w->chosen),
-           share(w->useful[0], w->misses), share(w->useful[1], w->misses),
-           share(w->useful[2], w->misses), share(w->useful[2], w->prefetched[2]),
-           (share(w->prefetched[2], w->useful[2]) - 100) / 100);
+           "wasted %s\n", share(w->in_k, w->chosen), share(w->useful[0], w->misses),
+           share(w->useful[1], w->misses), share(w->useful[2], w->misses),
+           share(w->useful[2], w->prefetched[2]), wasted_text);
     printf("a step: %.0f us; predicting %.0f us, of it gates ahead %.0f us; learning %.0f us\n",
            (double)b->step_ns / 1e3 / steps, m.predict_seconds * us, m.lookahead_seconds * us,
            m.learn_seconds * us);

@@ -33,11 +33,14 @@ static double share(uint64_t part, uint64_t whole)
     return whole > 0 ? (double)part / (double)whole : 0;
 }
 
-/* Wrong reads per right one, at the largest depth; 0 where nothing was right. */
-static double wasted(const struct pred_score *score)
+/* Wrong reads per right one, at the largest depth, as text; `none` where all were wrong. */
+static void wasted(char *to, size_t size, const struct pred_score *score, int places,
+                   const char *none)
 {
     int d = PRED_SCORE_DEPTHS - 1;
-    return share(score->prefetched[d] - score->useful[d], score->useful[d]);
+    uint64_t wrong = score->prefetched[d] - score->useful[d];
+    if (wrong > 0 && score->useful[d] == 0) snprintf(to, size, "%s", none);
+    else snprintf(to, size, "%.*f", places, share(wrong, score->useful[d]));
 }
 
 static void json_depths(struct base_buf *buf, const char *key, const double *values)
@@ -59,6 +62,7 @@ static int print_json(const struct pred_score *scores, uint32_t count,
     for (uint32_t p = 0; p < count; p++) {
         const struct pred_score *s = &scores[p];
         double covered[PRED_SCORE_DEPTHS], precision[PRED_SCORE_DEPTHS];
+        char wasted_text[32];
         for (int d = 0; d < PRED_SCORE_DEPTHS; d++) {
             covered[d] = share(s->useful[d], total->misses);
             precision[d] = share(s->useful[d], s->prefetched[d]);
@@ -68,7 +72,8 @@ static int print_json(const struct pred_score *scores, uint32_t count,
                         share(s->in_2k, s->chosen));
         json_depths(&buf, "covered", covered);
         json_depths(&buf, "precision", precision);
-        base_buf_printf(&buf, ",\"wasted_per_useful\":%.6f}", wasted(s));
+        wasted(wasted_text, sizeof wasted_text, s, 6, "null");
+        base_buf_printf(&buf, ",\"wasted_per_useful\":%s}", wasted_text);
     }
     base_buf_puts(&buf, "]}");
     return cli_replay_print(&buf);
@@ -95,7 +100,7 @@ static int print_table(const struct pred_score *scores, uint32_t count,
                      100 * share(s->useful[d], total->misses));
         }
         snprintf(text[6], sizeof text[6], "%.1f%%", 100 * share(s->useful[2], s->prefetched[2]));
-        snprintf(text[7], sizeof text[7], "%.2f", wasted(s));
+        wasted(text[7], sizeof text[7], s, 2, "all");
         base_str_bytes(text[8], sizeof text[8], s->table_bytes);
         snprintf(text[9], sizeof text[9], "%.0f", s->predict_ns);
         for (int k = 0; k < COLUMNS; k++) cells[k] = text[k];

@@ -43,6 +43,17 @@ holds "$work/p.json" 'all(list(p) == ["name", "recall_k", "recall_2k", "covered"
     list(p["covered"]) == list(p["precision"]) == ["1", "2", "4"] and
     0 < p["covered"]["1"] <= p["covered"]["2"] <= p["covered"]["4"] <= 1 for p in d["predictors"])'
 replay predict "$work/odd" --train "$work/even" --capacity 25% --json --quiet | cmp - "$work/p.json"
+# Where nothing was right, all was wasted, and no number says how much that is for each right one.
+for pair in 8,9 14,15; do
+    head -n 1 "$work/t.jsonl"
+    for _ in $(seq 20); do echo "{\"seq\":0,\"phase\":\"decode\",\"token\":1,\"experts\":[[$pair],[$pair],[$pair]]}"; done
+done | split -l 21 - "$work/pair."
+replay import --from jsonl "$work/pair.aa" -o "$work/learned" --quiet
+replay import --from jsonl "$work/pair.ab" -o "$work/other" --quiet
+replay predict "$work/other" --train "$work/learned" --json --quiet >"$work/p.json"
+holds "$work/p.json" '{p["name"] for p in d["predictors"] if p["wasted_per_useful"] is None} ==
+    {p["name"] for p in d["predictors"] if p["covered"]["4"] == 0} and d["predictors"][0]["wasted_per_useful"] is None'
+grep -q ' all ' <<<"$(replay predict "$work/other" --train "$work/learned" --predictor frequency --quiet)" || fail 'the table does not say that all was wasted'
 
 # Batches that nobody ran: every report says so.
 printf 'TIMESTAMP,ContextTokens,GeneratedTokens\n' >"$work/arrivals.csv"
