@@ -135,21 +135,23 @@ static int make_file(struct bench *bench, struct base_err *err)
     return rc;
 }
 
+/* Of the file that is there, or will be made. */
 static int measure_size(struct bench *bench, struct base_err *err)
 {
-    int fd = open(bench->path, O_RDONLY | O_CLOEXEC);
+    int fd = bench->path ? open(bench->path, O_RDONLY | O_CLOEXEC) : -1;
     off_t end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
-    if (end < 0) base_err_set(err, -errno, "%s: %s", bench->path, strerror(errno));
+    bench->file_bytes = bench->path ? (uint64_t)end : flags.bytes;
+    if (bench->path && end < 0) base_err_set(err, -errno, "%s: %s", bench->path, strerror(errno));
     if (fd >= 0) close(fd);
-    if (end < 0) return -EIO;
-    bench->file_bytes = (uint64_t)end;
+    return bench->path && end < 0 ? -EIO : 0;
+}
+
+/* The first size that cannot be read, or 0. */
+static uint64_t bad_size(const struct bench *bench)
+{
     for (unsigned i = 0; i < bench->size_count; i++) {
-        if (bench->sizes[i] % PAGE != 0 || bench->sizes[i] * 4 > bench->file_bytes) {
-            return base_err_set(err, -EINVAL, "--size %llu: reads are multiples of 4096 and at "
-                                "most a quarter of the file (%llu bytes)",
-                                (unsigned long long)bench->sizes[i],
-                                (unsigned long long)bench->file_bytes);
-        }
+        uint64_t size = bench->sizes[i];
+        if (size % PAGE != 0 || size > bench->file_bytes / 4) return size;
     }
     return 0;
 }
@@ -555,12 +557,19 @@ static int run(int count, char **arguments)
     if (flags.rounds < 1 || flags.rounds > ROUNDS_MAX) {
         return cli_misuse("--rounds: 1 to %d", ROUNDS_MAX);
     }
+    int rc = measure_size(&bench, &err);
+    if (rc < 0) return cli_fail(1, &err);
+    uint64_t bad = bad_size(&bench);
+    if (bad > 0) {
+        return cli_misuse("--size %llu: reads are multiples of 4096 and at most a quarter of the "
+                          "file (%llu bytes)", (unsigned long long)bad,
+                          (unsigned long long)bench.file_bytes);
+    }
     struct sigaction action = { .sa_handler = on_signal };
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     find_fio(&bench);
-    int rc = bench.path ? 0 : make_file(&bench, &err);
-    if (rc == 0) rc = measure_size(&bench, &err);
+    if (!bench.path) rc = make_file(&bench, &err);
     if (rc == 0) rc = measure(&bench, &err);
     tier_store_close(bench.store);
     if (bench.temp[0]) unlink(bench.temp);

@@ -51,6 +51,11 @@ refuse 1 'config.json' "$bin/tier-pack" info "$work"
     --rounds 1 --time 20ms >"$work/bench.json"
 grep -q '"fio_skipped":"--no-fio"' "$work/bench.json" || fail "bench: $(cat "$work/bench.json")"
 refuse 2 '--depth' "$bin/tier-bench" io --depth none
+# Before the file is made; a bad size of a given file alike.
+refuse 2 '--size 1000: reads are multiples of 4096' "$bin/tier-bench" io --no-fio --dir "$work/none" --size 1000
+refuse 2 'at most a quarter of the file (32768 bytes)' "$bin/tier-bench" io --no-fio --dir "$work/none" --bytes 32KiB --size 16KiB
+refuse 2 'at most a quarter of the file' "$bin/tier-bench" io --no-fio --file "$work/bench.json" --size 1MiB
+refuse 1 "$work/none: No such file" "$bin/tier-bench" io --no-fio --file "$work/none"
 [ -z "$(find "$work" -name 'tier-bench*')" ] || fail 'the bench left its file'
 # A folder's name is any text.
 odd="$work/we\"ird"
