@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
@@ -81,6 +82,20 @@ static int connect_unix(const char *path)
     return rc;
 }
 
+/* A body shorter than its head says was cut off on the way: 0, or BASE_ETORN. */
+static int check_length(const char *head, size_t body_bytes, struct base_err *err)
+{
+    static const char name[] = "\r\ncontent-length:";
+    for (const char *at = head; *at && strncmp(at, "\r\n\r\n", 4) != 0; at++) {
+        if (strncasecmp(at, name, sizeof name - 1) != 0) continue;
+        unsigned long long length = strtoull(at + sizeof name - 1, NULL, 10);
+        if (body_bytes >= length) return 0;
+        return base_err_set(err, BASE_ETORN, "the answer ends after %zu of its %llu bytes: the "
+                            "server ended while it sent them", body_bytes, length);
+    }
+    return 0;
+}
+
 /* Reads until the server closes: HTTP/1.0 bodies end there. */
 static int exchange(int fd, const char *host, const char *path, struct base_buf *all)
 {
@@ -124,8 +139,12 @@ int cli_fetch(const char *url, const char *path, struct base_buf *body, struct b
         rc = base_err_set(err, BASE_EFORMAT, "%.200s%s: what answers there speaks no HTTP", url,
                           path);
     } else {
-        base_buf_append(body, head_end + 4, (size_t)(all.data + all.size - head_end - 4));
-        rc = status;
+        size_t bytes = (size_t)(all.data + all.size - head_end - 4);
+        struct base_err inner = { 0 };
+        rc = check_length(all.data, bytes, &inner);
+        if (rc < 0) base_err_set(err, rc, "%.200s%s: %s", url, path, inner.text);
+        if (rc == 0) base_buf_append(body, head_end + 4, bytes);
+        if (rc == 0) rc = status;
     }
     base_buf_fini(&all);
     return rc;
