@@ -48,10 +48,6 @@ int tier_prefetch_settle(struct tier *t, bool first, struct base_err *err)
     t->prefetch = c->prefetch != 0;
     t->prefetch_per_layer = (uint32_t)(spare < wanted ? spare : wanted);
     t->prefetch_degraded = t->prefetch && spare < wanted;
-    if (first && t->prefetch && c->prefetch_share <= 0) {
-        return base_err_set(err, BASE_ECONFIG, "prefetch.bandwidth_share: 0%% leaves nothing to "
-                            "read ahead with: set prefetch.enabled to false instead");
-    }
     if (first && t->prefetch_degraded && c->prefetch == 1) {
         return base_err_set(err, BASE_EBUDGET, "prefetch.enabled: %" PRIu64 " experts a layer "
                             "(prefetch.experts_per_layer_max) beside top_k %" PRIu32 " need %"

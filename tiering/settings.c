@@ -86,6 +86,10 @@ int tier_config_check(const struct tier_config *config, struct base_err *err)
         return base_err_set(err, BASE_ECONFIG, "tiers.warm.save_every has no effect without "
                             "tiers.warm.path: name the file to save in, or leave it out");
     }
+    if (config->prefetch && config->prefetch_share <= 0) {
+        return base_err_set(err, BASE_ECONFIG, "prefetch.bandwidth_share: 0%% leaves nothing to "
+                            "read ahead with: set prefetch.enabled to false instead");
+    }
     unsigned long long initial = strtoull(tier_option_of("policy.half_life")->initial, NULL, 10);
     if (!decayed && config->half_life != initial) {
         return base_err_set(err, BASE_ECONFIG,

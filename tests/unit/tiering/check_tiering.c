@@ -452,6 +452,36 @@ START_TEST(settings_without_effect_are_refused)
 }
 END_TEST
 
+/* At start and while it runs; what prefetch may take is nobody's business while it is off. */
+START_TEST(no_bandwidth_for_prefetch_is_refused)
+{
+    static struct run r;
+    struct tier *tier;
+    struct base_err err = { 0 };
+    defaults(&r);
+    set(&r, "tiers.dram.capacity=50%");
+    struct tier_open_args args = {
+        .config = &r.config, .io = &r.io, .store = store, .top_k = TOP_K,
+    };
+    for (int live = 0; live < 2; live++) {
+        set(&r, live ? "prefetch.bandwidth_share=30%" : "prefetch.bandwidth_share=0%");
+        int rc = tier_open(&tier, &args, &err);
+        ck_assert_int_eq(rc, live ? 0 : BASE_ECONFIG);
+        set(&r, "prefetch.bandwidth_share=0%");
+        if (live) ck_assert_int_eq(tier_reconfigure(tier, &r.config, &err), BASE_ECONFIG);
+        ck_assert_ptr_nonnull(strstr(err.text, "prefetch.bandwidth_share: 0% leaves nothing"));
+        err = (struct base_err){ 0 };
+    }
+    ck_assert_double_gt(tier->config.prefetch_share, 0.29);
+    set(&r, "prefetch.enabled=false");
+    ck_assert_int_eq(tier_reconfigure(tier, &r.config, &err), 0);
+    /* On again it needs some. */
+    set(&r, "prefetch.enabled=auto");
+    ck_assert_int_eq(tier_reconfigure(tier, &r.config, &err), BASE_ECONFIG);
+    tier_close(tier);
+}
+END_TEST
+
 START_TEST(hits_wait_for_nothing)
 {
     static struct run r;
@@ -759,6 +789,7 @@ int main(void)
     tcase_add_unchecked_fixture(rules, setup, teardown);
     tcase_add_test(rules, budgets_are_refused_with_the_arithmetic);
     tcase_add_test(rules, settings_without_effect_are_refused);
+    tcase_add_test(rules, no_bandwidth_for_prefetch_is_refused);
     tcase_add_test(rules, hits_wait_for_nothing);
     tcase_add_test(rules, time_under_way_is_a_union);
     tcase_add_test(rules, time_of_one_kind_is_in_that_of_all);
