@@ -94,6 +94,13 @@ static bool needs_dram(const struct pred_timed *t, uint32_t key)
     return t->flags[key] & WANT_HBM && !is_ready(t->hbm, key);
 }
 
+/* It has a slot, or waits for one to be read into. */
+static bool has(const struct pred_timed *t, uint32_t key)
+{
+    return t->dram[key].state != SEAT_NONE || t->hbm[key].state != SEAT_NONE ||
+           t->flags[key] & LINE_DRAM;
+}
+
 static void line_push(struct pred_timed *t, struct list *line, uint32_t key, uint8_t flag)
 {
     if (t->flags[key] & flag) return;
@@ -620,7 +627,8 @@ static bool may_fetch_ahead(struct pred_timed *t, const struct tier_hint *h, boo
 static bool hint_one(struct pred_timed *t, const struct tier_hint *h, bool top)
 {
     uint32_t key = h->layer * t->experts + h->expert;
-    bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert);
+    bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert) &&
+                 has(t, key);
     if (top && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) return false;
     t->stats.hints++;
     if (!top && !may_fetch_ahead(t, h, below)) {

@@ -262,6 +262,13 @@ static inline bool tier_cache_noted(const struct tier_cache *cache, uint32_t key
     return cache->use[key].layout != TIER_NO_LAYOUT;
 }
 
+/* It has a slot, or waits for one to be read into: nothing more need be read for it. */
+static inline bool tier_cache_has(const struct tier_cache *cache, uint32_t key)
+{
+    return cache->dram.slot_of[key] != TIER_NO_SLOT || cache->flags[key] & TIER_KEY_IN_LINE ||
+           (cache->device && cache->hbm.slot_of[key] != TIER_NO_SLOT);
+}
+
 /* Readable where it runs. */
 static inline bool tier_cache_ready(const struct tier_cache *cache, uint32_t key)
 {

@@ -114,12 +114,14 @@ static bool may_fetch_ahead(struct tier *t, const struct tier_hint *h, bool belo
 /* True if the hint brought its expert in. */
 static bool hint_one(struct tier *t, const struct tier_hint *h, bool top, uint64_t now_ns)
 {
-    bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert);
+    uint32_t key = h->layer * t->experts + h->expert;
+    /* Where a demotion was dropped, or a prefetch cancelled, only a read brings it. */
+    bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert) &&
+                 tier_cache_has(&t->cache, key);
     /* The same again about an expert that is there tells nobody anything. */
     if (top && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) return false;
     t->hint_count++;
     t->layer_hints[h->layer]++;
-    uint32_t key = h->layer * t->experts + h->expert;
     if (!top && !may_fetch_ahead(t, h, below)) {
         t->prefetch_refused += t->prefetch;
         tier_story_hint(&t->story, now_ns, key, h->probability, "refused");

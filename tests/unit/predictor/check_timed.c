@@ -378,6 +378,70 @@ START_TEST(by_hand)
 }
 END_TEST
 
+/* A disk that reads two experts at a time, one of them ahead, 10 us and 100 us each. */
+static struct pred_timed *two_at_a_time(struct pred_machine *m, struct pred_timed_config *config)
+{
+    static const uint64_t bytes[2] = { 100000, 100000 };
+    struct base_err err = { 0 };
+    struct pred_timed *t;
+    ck_assert_int_eq(pred_machine_load(m, NULL, &err), 0);
+    m->nvme_bandwidth = 1000000000;
+    m->nvme_latency = 10000;
+    m->nvme_depth = 2;
+    m->expert_reads = 1;
+    m->copy_bandwidth = 10000000000;
+    config->machine = m;
+    config->expert_bytes = config->read_bytes = bytes;
+    config->governor = (struct tier_governor_options){ .share = 1, .fixed = true };
+    config->decide.prefetch = true;
+    int rc = pred_timed_create(&t, config, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    return t;
+}
+
+static void timed_take(struct pred_timed *t, uint32_t layer, uint32_t id)
+{
+    ck_assert_uint_eq(pred_timed_acquire(t, layer, &id, 1, TIER_DECODE), 1);
+}
+
+static void timed_leave(struct pred_timed *t, uint32_t layer, uint32_t id)
+{
+    while (!pred_timed_ready(t, layer, id)) pred_timed_wait(t, layer, &id, 1);
+    pred_timed_release(t, layer, &id, 1);
+}
+
+/* A cancelled prefetch that hbm let go of since is in dram as far as the core knows: to bring it up
+ * takes a read, within what prefetch may have under way. */
+START_TEST(what_was_cancelled_is_no_copy)
+{
+    struct pred_machine m;
+    struct pred_timed_config config = {
+        .prefetch_inflight = 100000, .prefetch_per_layer = 2,
+        .decide = { .layers = 2, .experts = 8, .top_k = 1, .tier_count = 2, .prefill_share = 1,
+                    .tiers = { { .slots = 4, .policy = "lru" },
+                               { .slots = 16, .policy = "lru" } } },
+    };
+    struct pred_timed *t = two_at_a_time(&m, &config);
+    const struct pred_timed_stats *s = pred_timed_stats_get(t);
+    timed_take(t, 1, 0);
+    ck_assert(pred_timed_hint(t, &(struct tier_hint){ 0, 1, 0.9f, 1 }, 1));
+    timed_take(t, 0, 0);
+    ck_assert_uint_eq(s->prefetch_cancelled, 1);
+    timed_leave(t, 1, 0);
+    timed_leave(t, 0, 0);
+    timed_take(t, 0, 2);
+    timed_leave(t, 0, 2);
+    ck_assert(tier_decide_resident(pred_timed_decide(t), 1, 0, 1));
+    ck_assert(pred_timed_hint(t, &(struct tier_hint){ 1, 3, 0.8f, 1 }, 1));
+    ck_assert(!pred_timed_hint(t, &(struct tier_hint){ 0, 1, 0.8f, 1 }, 1));
+    ck_assert_uint_eq(s->hints_refused, 1);
+    pred_timed_compute(t, 1, 1000000);
+    ck_assert(pred_timed_hint(t, &(struct tier_hint){ 0, 1, 0.8f, 1 }, 1));
+    ck_assert_uint_eq(s->prefetch_reads, 2);
+    pred_timed_destroy(t);
+}
+END_TEST
+
 /* -- whole traces ----------------------------------------------------------------------------- */
 
 /* A trace of two sequences with skewed random routing, batches of one to three tokens. */
@@ -616,6 +680,7 @@ int main(void)
     tcase_add_loop_test(tcase, demand_agrees, 0, 6);
     tcase_add_loop_test(tcase, hints_agree, 0, 2);
     tcase_add_test(tcase, by_hand);
+    tcase_add_test(tcase, what_was_cancelled_is_no_copy);
     tcase_add_loop_test(tcase, runs_add_up, 0, 3);
     tcase_add_loop_test(tcase, the_oracle_bounds_prediction, 0, 3);
     tcase_add_test(tcase, a_growing_trace_is_timed_to_one_end);

@@ -652,6 +652,41 @@ START_TEST(evicted_prefetch_becomes_demand)
 }
 END_TEST
 
+/* Makes experts of layer 0 resident in a tier with no byte of them there, as after a demotion that
+ * was dropped. */
+static void decide_only(struct run *r, uint32_t tier, uint32_t first, uint32_t n)
+{
+    for (uint32_t id = first; id < first + n; id++) {
+        ck_assert_uint_eq(tier_decide_restore(r->tier->decide, tier, 0, &id, NULL, 1), 1);
+        tier_carry_out(r->tier, false, false);
+        tier_observe(r->tier, &(struct tier_event){ .kind = TIER_EVENT_RESTORE, .tier = tier,
+                                                    .count = 1, .ids = &id });
+    }
+}
+
+/* What the core has in dram and dram has not is read, not copied: that keeps to what prefetch may
+ * have under way. */
+START_TEST(a_lost_demotion_is_read_ahead_within_bounds)
+{
+    static struct run r;
+    struct tier_hint h[3];
+    defaults(&r);
+    set(&r, "tiers.hbm.capacity=50%");
+    set(&r, "tiers.dram.capacity=50%");
+    set(&r, "io.backend=sim");
+    set(&r, "io.sim_latency=20ms");
+    set(&r, "prefetch.governor=fixed");
+    set(&r, "prefetch.inflight=1");
+    open_run(&r);
+    for (uint32_t i = 0; i < 3; i++) h[i] = (struct tier_hint){ 0, i, 0.8f, 1 };
+    decide_only(&r, 1, 0, 3);
+    ck_assert_uint_eq(r.tier->cache.prefetch_open_max, 1);
+    ck_assert_uint_eq(tier_hint(r.tier, h, 3), 1);
+    ck_assert_uint_eq(r.tier->cache.prefetch_open, 1);
+    close_run(&r);
+}
+END_TEST
+
 /* Three tiers: what hbm drops is found in dram, and goes up again without a read. */
 START_TEST(hbm_over_dram)
 {
@@ -795,6 +830,7 @@ int main(void)
     tcase_add_test(rules, time_of_one_kind_is_in_that_of_all);
     tcase_add_test(rules, late_prefetch_becomes_demand);
     tcase_add_test(rules, evicted_prefetch_becomes_demand);
+    tcase_add_test(rules, a_lost_demotion_is_read_ahead_within_bounds);
     tcase_add_test(rules, hbm_over_dram);
     tcase_add_test(rules, bad_expert_is_quarantined_and_named);
     tcase_add_test(rules, counters_are_consistent_for_other_threads);
