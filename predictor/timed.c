@@ -463,7 +463,8 @@ static void count(struct pred_timed_counts *to, uint32_t lookups, uint32_t hits,
     to->misses += lookups - hits - late;
 }
 
-/* Prefetches for a layer that was acquired and that have not begun come too late to help. */
+/* Prefetches for a layer that got all it asked for and that have not begun come too late to help.
+ */
 static void layer_passed(struct pred_timed *t, uint32_t layer)
 {
     uint32_t key = t->prefetch.head;
@@ -547,7 +548,7 @@ uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t
     count(&t->stats.cells[cell_counted(t, before)], k, hits, resident - hits);
     count(&t->layer_stats[layer].counts, k, hits, resident - hits);
     t->hinted[layer] = 0;
-    layer_passed(t, layer);
+    if (k == n) layer_passed(t, layer);
     return k;
 }
 

@@ -196,7 +196,8 @@ void tier_cache_demand(struct tier_cache *cache, uint32_t key);
 void tier_cache_asked(struct tier_cache *cache, uint32_t key, uint64_t now_ns);
 /* For the mover and these: an expert may be readable from now on. */
 void tier_cache_answered(struct tier_cache *cache, uint32_t key);
-/* A layer was acquired: prefetches for it that have not begun come too late to help. */
+/* All that a layer asks for was acquired: prefetches for it that have not begun come too late to
+ * help. */
 void tier_cache_layer_passed(struct tier_cache *cache, uint32_t layer);
 /* Room for another prefetch within prefetch_inflight. */
 bool tier_cache_prefetch_room(const struct tier_cache *cache);

@@ -414,7 +414,8 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     t->resident_below += below;
     t->layer_hinted[layer] = 0;
     if (t->warm) tier_warm_used(t->warm, layer, ids, k);
-    if (cache->prefetch.head != TIER_NO_SLOT) tier_cache_layer_passed(cache, layer);
+    /* Those not granted are asked for again: until then what is read ahead of them is not late. */
+    if (k == n && cache->prefetch.head != TIER_NO_SLOT) tier_cache_layer_passed(cache, layer);
     tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_ACQUIRE, .phase = phase,
                                           .layer = layer, .count = n, .granted = k, .ids = ids });
     if (hits == k && k > 0 && t->hit_acquires++ % HIT_SAMPLE == 0) {

@@ -410,6 +410,39 @@ static void timed_leave(struct pred_timed *t, uint32_t layer, uint32_t id)
     pred_timed_release(t, layer, &id, 1);
 }
 
+/* The first wave of a layer leaves alone what is read ahead for its later ones; the last one
+ * cancels the rest. */
+START_TEST(waves_keep_their_prefetches)
+{
+    struct pred_machine m;
+    struct pred_timed_config config = {
+        .prefetch_inflight = 1000000, .prefetch_per_layer = 4,
+        .decide = { .layers = 1, .experts = 16, .top_k = 4, .tier_count = 1, .prefill_share = 0.25,
+                    .tiers = { { .slots = 8, .policy = "lru" } } },
+    };
+    struct pred_timed *t = two_at_a_time(&m, &config);
+    const struct pred_timed_stats *s = pred_timed_stats_get(t);
+    const uint32_t wave[] = { 8, 9, 10, 11, 1 };
+    for (uint32_t id = 3; id < 8; id++) {
+        timed_take(t, 0, id);
+        timed_leave(t, 0, id);
+    }
+    for (uint32_t id = 0; id < 3; id++) {
+        ck_assert(pred_timed_hint(t, &(struct tier_hint){ 0, id, 0.8f, 1 }, 1));
+    }
+    ck_assert_uint_eq(pred_timed_acquire(t, 0, wave, 5, TIER_PREFILL), 2);
+    ck_assert_uint_eq(s->prefetch_cancelled, 0);
+    for (int i = 0; i < 2; i++) {
+        while (!pred_timed_ready(t, 0, wave[i])) pred_timed_wait(t, 0, &wave[i], 1);
+    }
+    pred_timed_release(t, 0, wave, 2);
+    ck_assert_uint_eq(pred_timed_acquire(t, 0, wave + 2, 3, TIER_PREFILL), 3);
+    ck_assert_uint_eq(s->cells[TIER_CELL_PREFILL].late + s->cells[TIER_CELL_PREFILL].hits, 1);
+    ck_assert_uint_eq(s->prefetch_cancelled, 1);
+    pred_timed_destroy(t);
+}
+END_TEST
+
 /* A cancelled prefetch that hbm let go of since is in dram as far as the core knows: to bring it up
  * takes a read, within what prefetch may have under way. */
 START_TEST(what_was_cancelled_is_no_copy)
@@ -680,6 +713,7 @@ int main(void)
     tcase_add_loop_test(tcase, demand_agrees, 0, 6);
     tcase_add_loop_test(tcase, hints_agree, 0, 2);
     tcase_add_test(tcase, by_hand);
+    tcase_add_test(tcase, waves_keep_their_prefetches);
     tcase_add_test(tcase, what_was_cancelled_is_no_copy);
     tcase_add_loop_test(tcase, runs_add_up, 0, 3);
     tcase_add_loop_test(tcase, the_oracle_bounds_prediction, 0, 3);

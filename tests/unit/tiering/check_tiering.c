@@ -652,6 +652,46 @@ START_TEST(evicted_prefetch_becomes_demand)
 }
 END_TEST
 
+/* The first wave of a layer leaves alone what is read ahead for its later ones. */
+START_TEST(waves_keep_their_prefetches)
+{
+    static struct run r;
+    uint32_t wave[] = { 8, 9, 10, 11, 1, 2 }, n = 6, id = 0;
+    struct tier_lease leases[6];
+    struct tier_hint h[3];
+    defaults(&r);
+    set(&r, "policy.eviction=lru");
+    set(&r, "policy.prefill_share=25%");
+    set(&r, "tiers.dram.capacity=50%");
+    set(&r, "io.backend=sim");
+    set(&r, "io.sim_latency=2ms");
+    set(&r, "io.depth=2");
+    set(&r, "prefetch.governor=fixed");
+    open_run(&r);
+    const struct tier_cache *cache = &r.tier->cache;
+    /* 8 slots a layer: 5 that decode used, and 3 ahead, of which the disk takes one at a time. */
+    for (id = 3; id < 8; id++) {
+        ck_assert_uint_eq(tier_acquire(r.tier, 2, &id, 1, TIER_DECODE, leases), 1);
+        tier_wait(r.tier, leases, 1, TIER_WAIT_ALL, UINT64_MAX);
+        tier_release(r.tier, leases, 1);
+    }
+    for (uint32_t i = 0; i < 3; i++) h[i] = (struct tier_hint){ 2, i, 0.8f, 1 };
+    ck_assert_uint_eq(tier_hint(r.tier, h, 3), 3);
+    uint32_t k = tier_acquire(r.tier, 2, wave, n, TIER_PREFILL, leases);
+    ck_assert_uint_eq(k, 2);
+    ck_assert_uint_eq(cache->stats.prefetch_cancelled, 0);
+    for (id = 1; id < 3; id++) ck_assert(tier_cache_has(cache, 2 * EXPERTS + id));
+    tier_wait(r.tier, leases, k, TIER_WAIT_ALL, UINT64_MAX);
+    tier_release(r.tier, leases, k);
+    ck_assert_uint_eq(tier_acquire(r.tier, 2, wave + k, n - k, TIER_PREFILL, leases), n - k);
+    tier_wait(r.tier, leases, n - k, TIER_WAIT_ALL, UINT64_MAX);
+    for (uint32_t i = 0; i < n - k; i++) check_lease(&leases[i]);
+    tier_release(r.tier, leases, n - k);
+    ck_assert_uint_eq(cache->stats.prefetch_cancelled, 0);
+    close_run(&r);
+}
+END_TEST
+
 /* Makes experts of layer 0 resident in a tier with no byte of them there, as after a demotion that
  * was dropped. */
 static void decide_only(struct run *r, uint32_t tier, uint32_t first, uint32_t n)
@@ -830,6 +870,7 @@ int main(void)
     tcase_add_test(rules, time_of_one_kind_is_in_that_of_all);
     tcase_add_test(rules, late_prefetch_becomes_demand);
     tcase_add_test(rules, evicted_prefetch_becomes_demand);
+    tcase_add_test(rules, waves_keep_their_prefetches);
     tcase_add_test(rules, a_lost_demotion_is_read_ahead_within_bounds);
     tcase_add_test(rules, hbm_over_dram);
     tcase_add_test(rules, bad_expert_is_quarantined_and_named);
