@@ -479,6 +479,12 @@ static void layer_passed(struct pred_timed *t, uint32_t layer)
     }
 }
 
+/* Who waited in line may have got a slot. */
+static void send_seated(struct pred_timed *t)
+{
+    if (t->demand.head != NO_KEY) pump(t);
+}
+
 /* A hint's expert is looked up for the first time. */
 static void hint_used(struct pred_timed *t, uint32_t key, bool ready)
 {
@@ -549,6 +555,7 @@ uint32_t pred_timed_acquire(struct pred_timed *t, uint32_t layer, const uint32_t
     count(&t->layer_stats[layer].counts, k, hits, resident - hits);
     t->hinted[layer] = 0;
     if (k == n) layer_passed(t, layer);
+    send_seated(t);
     return k;
 }
 
@@ -593,6 +600,7 @@ void pred_timed_release(struct pred_timed *t, uint32_t layer, const uint32_t *id
 {
     tier_decide_release(t->decide, layer, ids, n);
     carry_out(t, true); /* what was used in place often enough moves up */
+    send_seated(t);
 }
 
 /* -- hints ------------------------------------------------------------------------------------ */

@@ -316,6 +316,12 @@ static inline void lease_begin(struct tier *t, struct tier_lease *lease, uint32_
     if (tier_cache_place(&t->cache, key) == TIER_PLACE_FAILED) lease->status = BASE_EQUARANTINE;
 }
 
+/* Who waited in line may have got a slot: its read goes out now, not when some other is back. */
+static void send_seated(struct tier *t)
+{
+    if (t->cache.demand.head != TIER_NO_SLOT) tier_cache_pump(&t->cache);
+}
+
 /* With very many experts the tables are in main memory: all entries that an acquire needs are asked
  * for together, else it would wait for one after the other. */
 static void fetch_entries(const struct tier *t, uint32_t layer, const uint32_t *ids, uint32_t n)
@@ -415,7 +421,10 @@ uint32_t tier_acquire(struct tier *t, uint32_t layer, const uint32_t *ids, uint3
     t->layer_hinted[layer] = 0;
     if (t->warm) tier_warm_used(t->warm, layer, ids, k);
     /* Those not granted are asked for again: until then what is read ahead of them is not late. */
-    if (k == n && cache->prefetch.head != TIER_NO_SLOT) tier_cache_layer_passed(cache, layer);
+    if (k == n && cache->prefetch.head != TIER_NO_SLOT) {
+        tier_cache_layer_passed(cache, layer);
+        send_seated(t);
+    }
     tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_ACQUIRE, .phase = phase,
                                           .layer = layer, .count = n, .granted = k, .ids = ids });
     if (hits == k && k > 0 && t->hit_acquires++ % HIT_SAMPLE == 0) {
@@ -465,6 +474,7 @@ void tier_release(struct tier *t, const struct tier_lease *leases, uint32_t n)
         t->ids[count++] = lease->expert;
     }
     if (count > 0) release_layer(t, leases[n - 1].layer, count);
+    send_seated(t);
 }
 
 /* -- waiting ---------------------------------------------------------------------------------- */

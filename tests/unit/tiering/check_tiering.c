@@ -692,6 +692,64 @@ START_TEST(waves_keep_their_prefetches)
 }
 END_TEST
 
+/* All slots are taken, and one that is asked for waits in line. Into the slot that it gets, when a
+ * prefetch is cancelled or when leases end that held more than their layer has, it is read at
+ * once. */
+START_TEST(who_gets_a_slot_is_read_at_once)
+{
+    static struct run r;
+    struct tier_lease held[2 * TOP_K], lease;
+    struct tier_record record;
+    struct base_err err = { 0 };
+    const uint32_t first = 0, waits = 9;
+    uint32_t spare[LAYERS * EXPERTS], spares = 0, n = 1;
+    defaults(&r);
+    /* The disk takes two at a time, one of them ahead. */
+    tier_store_record(store, 0, first, &record);
+    tier_settings_set(&r.config, &r.io, "io.depth=%u", (unsigned)(2 * record.extent_count));
+    set(&r, "policy.eviction=lru");
+    set(&r, "tiers.dram.capacity=50%");
+    set(&r, "io.backend=sim");
+    set(&r, "io.sim_latency=10ms");
+    set(&r, "prefetch.governor=fixed");
+    open_run(&r);
+    struct tier_cache *cache = &r.tier->cache;
+    if (_i == 0) {
+        for (uint32_t i = 0; i < 3; i++) {
+            struct tier_hint h = { 0, i, 0.8f, 1 };
+            ck_assert_uint_eq(tier_hint(r.tier, &h, 1), 1);
+        }
+    } else {
+        n = 2 * TOP_K;
+        for (uint32_t i = 0; i < n; i++) {
+            ck_assert_uint_eq(tier_acquire(r.tier, 0, &i, 1, TIER_DECODE, &held[i]), 1);
+            tier_wait(r.tier, &held[i], 1, TIER_WAIT_ALL, UINT64_MAX);
+        }
+        set(&r, "tiers.dram.capacity=25%");
+        ck_assert_int_eq(tier_reconfigure(r.tier, &r.config, &err), 0);
+    }
+    while (cache->dram.slots.free_count > 0) {
+        spare[spares++] = tier_slots_take(&cache->dram.slots, 0);
+    }
+    ck_assert_uint_eq(tier_acquire(r.tier, 1, &waits, 1, TIER_DECODE, &lease), 1);
+    ck_assert(cache->flags[EXPERTS + waits] & TIER_KEY_IN_LINE);
+    if (_i == 0) {
+        ck_assert_uint_eq(tier_acquire(r.tier, 0, &first, 1, TIER_DECODE, held), 1);
+        ck_assert_uint_gt(cache->stats.prefetch_cancelled, 0);
+    } else {
+        tier_release(r.tier, held, n);
+    }
+    uint32_t slot = cache->dram.slot_of[EXPERTS + waits];
+    ck_assert(slot != TIER_NO_SLOT && cache->dram.slots.at[slot].state == TIER_SLOT_READING);
+    while (spares > 0) tier_slots_give(&cache->dram.slots, spare[--spares]);
+    if (_i == 0) tier_release(r.tier, held, n);
+    tier_wait(r.tier, &lease, 1, TIER_WAIT_ALL, UINT64_MAX);
+    check_lease(&lease);
+    tier_release(r.tier, &lease, 1);
+    close_run(&r);
+}
+END_TEST
+
 /* Makes experts of layer 0 resident in a tier with no byte of them there, as after a demotion that
  * was dropped. */
 static void decide_only(struct run *r, uint32_t tier, uint32_t first, uint32_t n)
@@ -871,6 +929,7 @@ int main(void)
     tcase_add_test(rules, late_prefetch_becomes_demand);
     tcase_add_test(rules, evicted_prefetch_becomes_demand);
     tcase_add_test(rules, waves_keep_their_prefetches);
+    tcase_add_loop_test(rules, who_gets_a_slot_is_read_at_once, 0, 2);
     tcase_add_test(rules, a_lost_demotion_is_read_ahead_within_bounds);
     tcase_add_test(rules, hbm_over_dram);
     tcase_add_test(rules, bad_expert_is_quarantined_and_named);
