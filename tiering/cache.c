@@ -187,7 +187,7 @@ void tier_cache_demand(struct tier_cache *c, uint32_t key)
         tier_queue_remove(c, &c->prefetch, slot);
         tier_queue_push(c, &c->demand, slot);
     } else if (at->state == TIER_SLOT_READING && at->load != TIER_NO_LOAD) {
-        if (!(c->flags[key] & TIER_KEY_LATE)) c->stats.prefetch_late++;
+        c->stats.prefetch_late += !(c->flags[key] & TIER_KEY_LATE) && !at->restore;
         c->flags[key] |= TIER_KEY_LATE;
     }
     tier_cache_prefetch_close(c, at);

@@ -62,7 +62,7 @@ struct tier_cache_stats {
     uint64_t restore_reads, restore_bytes;
     uint64_t checksum_failures, read_errors, mirror_reads, quarantined, stuck_reads;
     uint64_t copies_up, copies_ahead, copies_down, copy_up_bytes, copy_down_bytes, copy_errors;
-    uint64_t demand_copy_bytes;     /* of the copies up, those that no hint brought on */
+    uint64_t demand_copy_bytes;     /* of the copies up, those that were asked for */
     uint64_t demotions_dropped;
     uint64_t copy_ns;           /* sum over copies, waiting in the queue included */
     struct base_hist read_latency, copy_latency;

@@ -225,7 +225,11 @@ static void load_end(struct tier_cache *c, struct tier_load *load)
     tier_cache_prefetch_close(c, at);
     tier_cache_asked_end(c, at, load->end_ns);
     at->state = TIER_SLOT_READY;
-    if (at->restore) at->prefetch = at->restore = false;    /* as if it had never left */
+    if (at->restore) {
+        /* As if it had never left: what goes on to hbm is no prefetch there either. */
+        at->prefetch = false;
+        at->restore = c->flags[key] & TIER_KEY_HBM;
+    }
     account(c, load);
     tier_load_free(c, load);
     tier_cache_settle(c, key);

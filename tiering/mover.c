@@ -50,10 +50,11 @@ void tier_mover_up(struct tier_cache *c, uint32_t key)
     at->bytes = low->bytes;
     tier_slots_touch(&c->hbm.slots, slot, c->hbm.slots.slot_bytes);
     /* Fetched for nobody: from now on that is this slot's affair. */
-    at->prefetch = at->ahead = !(c->flags[key] & TIER_KEY_DEMAND);
+    bool demand = c->flags[key] & TIER_KEY_DEMAND;
+    at->prefetch = at->ahead = !demand && !low->restore;
     c->copies_ahead += at->ahead;
-    if (!at->ahead) c->stats.demand_copy_bytes += low->bytes;
-    low->prefetch = false;
+    if (demand) c->stats.demand_copy_bytes += low->bytes;
+    low->prefetch = low->restore = false;
     const uint64_t *bytes = part_bytes(c, key);
     uint64_t offset = 0;
     for (int p = 0; p < TIER_PARTS; p++) {

@@ -43,7 +43,7 @@ struct tier_slot {
     uint8_t tries;              /* hbm: of that copy */
     bool ahead;                 /* hbm: that copy was begun for nobody */
     bool prefetch;              /* it was fetched for nobody, and nobody has asked since */
-    bool restore;               /* ... by a warm start: until it is there */
+    bool restore;               /* ... by a warm start: until it is there, or on its way to hbm */
     bool asked;                 /* a read of it is under way, and somebody waits for it */
 };
 

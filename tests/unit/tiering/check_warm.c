@@ -204,6 +204,10 @@ START_TEST(what_was_resident_is_resident_again)
     }
     serve(&l, &rng, 40);
     same_as_twin(&l);
+    /* What a warm start brings is not what hints do: the governor judges them by these. */
+    tier_snapshot(l.tier, &s);
+    NEED(s.io.prefetch_reads == 0 && s.io.copies_ahead == 0);
+    NEED(s.io.prefetch_useful == 0 && s.io.prefetch_late == 0 && s.io.prefetch_wasted_bytes == 0);
     end(&l);
 }
 END_TEST
