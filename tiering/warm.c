@@ -36,7 +36,7 @@ struct tier_warm {
     uint32_t *layer_tokens;     /* [layers] */
     float decay[DECAY_STEPS];   /* what is left of a use after so many tokens */
     float decay_end;            /* ... after more */
-    bool used;                  /* anything since the last save */
+    _Atomic bool used;          /* anything since the last save that came off */
     uint64_t save_every_ns, next_save_ns;
     struct tier_warm_set saved; /* until it is restored */
     int saved_rc;               /* of reading it; why_cold when below 0 */
@@ -75,6 +75,7 @@ static int save(struct tier_warm *w)
     tier_warm_file_encode(&w->set, w->bytes);
     int rc = tier_store_file_replace(w->path, w->bytes, tier_warm_file_bytes(w->set.count), &err);
     if (rc < 0) {
+        atomic_store(&w->used, true);
         atomic_fetch_add(&w->save_errors, 1);
         base_log(BASE_LOG_WARN, "warm", "the resident set was not saved: %s: %s", w->path,
                  base_err_name(rc));
@@ -119,13 +120,13 @@ static void collect(struct tier *t)
             .hbm = top && in & 1, .uses = quarters(use),
         };
     }
-    w->used = false;
+    atomic_store(&w->used, false);
 }
 
 uint32_t tier_warm_tick(struct tier *t, uint64_t now)
 {
     struct tier_warm *w = t->warm;
-    if (!w->used || w->save_every_ns == 0) return UINT32_MAX;
+    if (!atomic_load(&w->used) || w->save_every_ns == 0) return UINT32_MAX;
     if (now >= w->next_save_ns && !atomic_load(&w->busy)) {
         collect(t);
         w->next_save_ns = now + w->save_every_ns;
@@ -151,7 +152,7 @@ void tier_warm_save(struct tier *t)
     struct tier_warm *w = t->warm;
     if (!w) return;
     stop_thread(w);
-    if (!w->used) return;
+    if (!atomic_load(&w->used)) return;
     collect(t);
     if (save(w) == 0) {
         base_log(BASE_LOG_INFO, "warm", "resident set saved: %" PRIu32 " experts in %s",
@@ -164,7 +165,7 @@ void tier_warm_save(struct tier *t)
 void tier_warm_used(struct tier_warm *w, uint32_t layer, const uint32_t *ids, uint32_t n)
 {
     uint32_t now = ++w->layer_tokens[layer];
-    w->used = true;
+    atomic_store_explicit(&w->used, true, memory_order_relaxed);
     for (uint32_t i = 0; i < n; i++) {
         struct use *use = &w->uses[layer * w->experts + ids[i]];
         uint32_t age = now - use->last;

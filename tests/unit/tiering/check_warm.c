@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -304,6 +305,45 @@ START_TEST(it_is_saved_while_it_runs)
 }
 END_TEST
 
+/* A save that came to nothing is made up for, even if nothing is used any more. */
+START_TEST(a_failed_save_is_made_up_for)
+{
+    static struct life l;
+    static struct tier_snapshot s = { 0 };
+    struct tier_warm_set saved;
+    struct base_rng rng;
+    struct base_err err = { 0 };
+    base_rng_init(&rng, 1);
+    unlink(path);
+    defaults(&l);
+    SET(&l, "tiers.warm.save_every=%s", _i == 0 ? "1ms" : "300s");
+    begin(&l);
+    ck_assert_int_eq(mkdir(path, 0700), 0);
+    serve(&l, &rng, 20);
+    if (_i == 0) {
+        /* One may have been under way when the last expert was used; then it is tried again. */
+        tier_snapshot(l.tier, &s);
+        uint64_t errors = s.warm.save_errors + 2;
+        for (int i = 0; i < 2000 && s.warm.save_errors < errors; i++) {
+            usleep(1000);
+            tier_idle(l.tier);
+            tier_step_end(l.tier);
+            tier_snapshot(l.tier, &s);
+        }
+        ck_assert_uint_ge(s.warm.save_errors, errors);
+    } else {
+        tier_warm_save(l.tier);
+    }
+    ck_assert_int_eq(rmdir(path), 0);
+    tier_warm_save(l.tier);
+    int rc = tier_warm_file_load(&saved, path, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    ck_assert_uint_gt(saved.count, 0);
+    free(saved.rows);
+    end(&l);
+}
+END_TEST
+
 /* -- the file --------------------------------------------------------------------------------- */
 
 static struct tier_warm_set example(uint32_t count, uint32_t age)
@@ -506,6 +546,7 @@ int main(void)
     tcase_add_loop_test(tests, pinned_keeps_the_saved_set, 0, 10);
     tcase_add_loop_test(tests, another_size_keeps_the_hottest, 0, 2);
     tcase_add_test(tests, it_is_saved_while_it_runs);
+    tcase_add_loop_test(tests, a_failed_save_is_made_up_for, 0, 2);
     tcase_add_test(tests, any_changed_byte_is_noticed);
     tcase_add_test(tests, what_is_not_ours_is_not_overwritten);
     tcase_add_test(tests, a_set_that_was_cut_means_a_cold_start);
