@@ -43,14 +43,15 @@ struct eng_advice {
     struct eng_lookahead_room room;
     bool rests;                         /* in this step: there is nothing to gain */
     uint64_t predict_ns, learn_ns, step_ns, ahead_ns;
-    /* The saver: sleeps until `wanted`, and owns the predictor's state while `saving`. */
+    /* The saver: sleeps until `wanted`, and owns the predictor's state and `unsaved` while
+     * `saving`. */
     pthread_t saver;
     sem_t wanted;
     bool saver_runs;
     atomic_bool saving, ending;
     atomic_ullong saves, failed_saves;
     uint64_t saved_ns;
-    bool unsaved;                       /* learned since the last save */
+    bool unsaved;                       /* learned since the last save that came off */
     /* For other threads. */
     pthread_mutex_t published_lock;
     struct eng_advice_metrics published;
@@ -210,13 +211,13 @@ uint64_t eng_advice_footprint(const struct eng_advice_config *config, bool card,
 
 /* ------------------------------------------------------------------------------- save, load -- */
 
-static int save(struct eng_advice *a)
+static void save(struct eng_advice *a)
 {
     struct base_err err = { 0 };
     int rc = pred_predictor_save(a->predictor, a->config.path, &err);
     if (rc < 0) base_log(BASE_LOG_WARN, "predictor", "%s", err.text);
     atomic_fetch_add(rc < 0 ? &a->failed_saves : &a->saves, 1);
-    return rc;
+    a->unsaved = rc < 0;
 }
 
 static void *saver(void *context)
@@ -433,13 +434,12 @@ void eng_advice_end(struct eng_advice *a)
     bool still = atomic_load_explicit(&a->saving, memory_order_acquire);
     bool learn = a->config.learn && !still;
     pred_adviser_end(a->adviser, still ? PRED_STAND_STILL : learn ? PRED_LEARN : PRED_FOLLOW);
-    a->unsaved |= learn;
+    if (learn) a->unsaved = true;
     uint64_t now_ns = base_now_ns();
     a->predict_ns += a->step_ns;
     a->learn_ns += now_ns - begin_ns;
-    if (a->saver_runs && a->unsaved && !still && now_ns - a->saved_ns >= a->config.save_every) {
+    if (a->saver_runs && !still && a->unsaved && now_ns - a->saved_ns >= a->config.save_every) {
         a->saved_ns = now_ns;
-        a->unsaved = false;
         atomic_store_explicit(&a->saving, true, memory_order_release);
         sem_post(&a->wanted);
     }

@@ -3,6 +3,7 @@
  * hints are worth something. */
 #include <check.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -277,6 +278,76 @@ START_TEST(a_prompt_is_told_before_its_hints)
 }
 END_TEST
 
+/* A predictor beside the stack's tiers, whose steps are of one token each. */
+static struct eng_advice *advice_open(const struct eng_advice_config *config,
+                                      const struct eng_ranks *ranks)
+{
+    struct eng_advice *advice;
+    struct base_err err = { 0 };
+    int rc = eng_advice_open(&advice, config, false, &run.stack.shape, run.stack.store,
+                             run.stack.tier, ranks, &err);
+    ck_assert_msg(rc == 0, "%s", err.text);
+    return advice;
+}
+
+/* One token that takes the first experts of each layer. */
+static void advice_step(struct eng_advice *advice)
+{
+    uint32_t token = 7, top_k = run.stack.shape.top_k, ids[64];
+    uint64_t seq = 1;
+    uint8_t phase = TIER_DECODE;
+    struct eng_batch batch = { .count = 1, .decode_count = 1, .tokens = &token, .seqs = &seq,
+                               .phases = &phase };
+    ck_assert_uint_le(top_k, 64);
+    for (uint32_t k = 0; k < top_k; k++) ids[k] = k;
+    eng_advice_begin(advice, &batch);
+    for (uint32_t l = 0; l < tier_store_layers(run.stack.store); l++) {
+        eng_advice_routed(advice, l, ids);
+    }
+    eng_advice_end(advice);
+}
+
+static const char *const habit[] = { "predictor.kind=frequency", "tiers.dram.capacity=50%", NULL };
+
+static atomic_int refuse, refused;
+
+int __real_pred_predictor_save(struct pred_predictor *p, const char *path, struct base_err *err);
+int __wrap_pred_predictor_save(struct pred_predictor *p, const char *path, struct base_err *err);
+int __wrap_pred_predictor_save(struct pred_predictor *p, const char *path, struct base_err *err)
+{
+    if (!atomic_load(&refuse)) return __real_pred_predictor_save(p, path, err);
+    atomic_fetch_add(&refused, 1);
+    return base_err_set(err, -ENOSPC, "%s: refused by a test", path);
+}
+
+/* What was learned is saved at the end, too, when the thread that saves had no time to, or was
+ * refused, and nothing was learned since. */
+START_TEST(a_save_that_did_not_come_off_is_made_up_for)
+{
+    char path[] = "/tmp/expertier-advice-XXXXXX";
+    int fd = mkstemp(path);
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    unlink(path);
+    run_open(&run, run_pebble(), habit);
+    struct eng_advice_config config = run.stack.config.advice;
+    snprintf(config.path, sizeof config.path, "%s", path);
+    config.save_every = 0;
+    for (int turn = 0; turn < 20; turn++) {
+        struct eng_advice *advice = advice_open(&config, NULL);
+        atomic_store(&refuse, turn % 2);
+        atomic_store(&refused, 0);
+        advice_step(advice);
+        for (int ms = 0; ms < 5000 && atomic_load(&refused) < turn % 2; ms++) usleep(1000);
+        ck_assert_int_eq(atomic_load(&refused), turn % 2);
+        atomic_store(&refuse, 0);
+        eng_advice_close(advice);
+        ck_assert_msg(unlink(path) == 0, "nothing was saved in turn %d", turn);
+    }
+    run_close(&run);
+}
+END_TEST
+
 START_TEST(settings_without_effect_are_refused)
 {
     static const char *const cases[][3] = {
@@ -308,6 +379,7 @@ int main(void)
     tcase_add_test(t, what_was_learned_survives);
     tcase_add_test(t, gates_look_ahead);
     tcase_add_test(t, a_prompt_is_told_before_its_hints);
+    tcase_add_test(t, a_save_that_did_not_come_off_is_made_up_for);
     tcase_add_test(t, settings_without_effect_are_refused);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);
