@@ -37,6 +37,7 @@ struct eng_advice {
     struct tier *tier;
     const struct eng_placement *placement;      /* NULL: this rank holds every expert */
     uint32_t rank;
+    struct tier_hint *own;              /* [layers x hints_max]: of those given, this rank's */
     struct pred_predictor *predictor;
     struct pred_adviser *adviser;
     char note[400];
@@ -168,6 +169,14 @@ static int create(const struct eng_advice_config *config, bool card,
     return rc < 0 ? rc : pred_adviser_create(adviser, *predictor, &options);
 }
 
+/* Most hints that the adviser gives at once. */
+static size_t hints_most(const struct eng_advice_config *config, const struct model_shape *shape,
+                         uint32_t moe_layers)
+{
+    return (size_t)moe_layers *
+           (config->hints < shape->experts ? (size_t)config->hints : shape->experts);
+}
+
 static bool asks_gates(const struct eng_advice_config *config, bool card)
 {
     return eng_advice_ahead(config, card) > 0 || config->ahead_own;
@@ -202,7 +211,8 @@ uint64_t eng_advice_footprint(const struct eng_advice_config *config, bool card,
     if (config->kind == KIND_NONE) return 0;
     if (create(config, card, shape, moe_layers, 0, &predictor, &adviser) == 0) {
         bytes = pred_predictor_bytes(predictor) + pred_adviser_bytes(adviser) +
-                room_bytes(config, card, shape);
+                room_bytes(config, card, shape) +
+                hints_most(config, shape, moe_layers) * sizeof(struct tier_hint);
     }
     pred_adviser_destroy(adviser);
     pred_predictor_destroy(predictor);
@@ -284,6 +294,10 @@ int eng_advice_open(struct eng_advice **out, const struct eng_advice_config *con
     int rc = create(config, card, shape, tier_store_layers(store),
                     tier_store_weights_hash(store), &a->predictor, &a->adviser);
     if (rc == 0) rc = room_make(a, card, shape);
+    if (rc == 0 && a->placement) {
+        a->own = calloc(hints_most(config, shape, tier_store_layers(store)), sizeof a->own[0]);
+        if (!a->own) rc = -ENOMEM;
+    }
     if (rc < 0) {
         base_err_set(err, rc, "predictor.kind: %s: no memory for its tables "
                      "(predictor.tokens_max)", kind);
@@ -318,6 +332,7 @@ void eng_advice_close(struct eng_advice *a)
     }
     pred_adviser_destroy(a->adviser);
     pred_predictor_destroy(a->predictor);
+    free(a->own);
     free(a->room.normed);
     free(a->room.margins);
     pthread_mutex_destroy(&a->published_lock);
@@ -328,21 +343,20 @@ void eng_advice_close(struct eng_advice *a)
 
 /* ----------------------------------------------------------------------------------- steps -- */
 
-/* Other ranks see to theirs. */
+/* Other ranks see to theirs. All of this one's go together: the tiers hear of what is there before
+ * they let anything in. */
 static void give(struct eng_advice *a, const struct tier_hint *hints, uint32_t n)
 {
     if (!a->placement) {
         tier_hint(a->tier, hints, n);
         return;
     }
-    for (uint32_t i = 0, end; i < n; i = end) {
-        bool own = eng_placement_held(a->placement, hints[i].layer, hints[i].expert, a->rank);
-        for (end = i + 1; end < n; end++) {
-            if (eng_placement_held(a->placement, hints[end].layer, hints[end].expert, a->rank) !=
-                own) break;
-        }
-        if (own) tier_hint(a->tier, hints + i, end - i);
+    uint32_t own = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct tier_hint *h = &hints[i];
+        if (eng_placement_held(a->placement, h->layer, h->expert, a->rank)) a->own[own++] = *h;
     }
+    tier_hint(a->tier, a->own, own);
 }
 
 void eng_advice_begin(struct eng_advice *a, const struct eng_batch *batch)

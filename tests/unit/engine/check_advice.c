@@ -228,7 +228,9 @@ END_TEST
 static struct told {
     bool this_step, asked;
     unsigned prompts, answers, late, early;
+    unsigned calls, hints, strange, unordered;
 } told;
+static const struct eng_placement *placed;      /* hints for others than its rank 1 are strange */
 
 void __real_tier_step_prompt(struct tier *t);
 uint32_t __real_tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n);
@@ -245,6 +247,12 @@ void __wrap_tier_step_prompt(struct tier *t)
 uint32_t __wrap_tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
 {
     told.asked |= n > 0;
+    told.calls++;
+    told.hints += n;
+    for (uint32_t i = 0; placed && i < n; i++) {
+        told.strange += !eng_placement_held(placed, hints[i].layer, hints[i].expert, 1);
+        told.unordered += i > 0 && hints[i].probability > hints[i - 1].probability;
+    }
     return __real_tier_hint(t, hints, n);
 }
 
@@ -308,6 +316,31 @@ static void advice_step(struct eng_advice *advice)
 }
 
 static const char *const habit[] = { "predictor.kind=frequency", "tiers.dram.capacity=50%", NULL };
+
+/* The tiers of a rank hear of all its hints at once: what is there goes before what is to come. */
+START_TEST(a_rank_gives_its_hints_together)
+{
+    struct eng_placement placement;
+    struct eng_ranks ranks = { .rank = 1, .count = 2, .expert = 2, .placement = &placement };
+    run_open(&run, run_pebble(), habit);
+    uint32_t layers = tier_store_layers(run.stack.store);
+    ck_assert_int_eq(eng_placement_round_robin(&placement, layers, run.stack.shape.experts, 2), 0);
+    struct eng_advice *advice = advice_open(&run.stack.config.advice, &ranks);
+    for (int i = 0; i < 20; i++) advice_step(advice);
+    memset(&told, 0, sizeof told);
+    placed = &placement;
+    advice_step(advice);
+    placed = NULL;
+    /* Once as it begins and behind each layer's gate. */
+    ck_assert_uint_eq(told.calls, layers + 1);
+    ck_assert_uint_gt(told.hints, told.calls);
+    ck_assert_uint_eq(told.strange, 0);
+    ck_assert_uint_eq(told.unordered, 0);
+    eng_advice_close(advice);
+    eng_placement_fini(&placement);
+    run_close(&run);
+}
+END_TEST
 
 static atomic_int refuse, refused;
 
@@ -379,6 +412,7 @@ int main(void)
     tcase_add_test(t, what_was_learned_survives);
     tcase_add_test(t, gates_look_ahead);
     tcase_add_test(t, a_prompt_is_told_before_its_hints);
+    tcase_add_test(t, a_rank_gives_its_hints_together);
     tcase_add_test(t, a_save_that_did_not_come_off_is_made_up_for);
     tcase_add_test(t, settings_without_effect_are_refused);
     suite_add_tcase(suite, t);
