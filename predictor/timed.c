@@ -344,8 +344,7 @@ static void read_begin(struct pred_timed *t, uint32_t key)
     struct seat *at = &t->dram[key];
     uint64_t bytes = t->config.read_bytes[key / t->experts];
     at->state = SEAT_READING;
-    if (t->reads_in_flight == 0) t->busy_since_ns = t->now;
-    t->busy_bytes += bytes;
+    tier_span_begin(&t->busy, t->now);
     t->reads_in_flight += (uint32_t)t->machine->expert_reads;
     if (at->prefetch) {
         t->stats.prefetch_reads++;
@@ -377,7 +376,9 @@ static void read_end(struct pred_timed *t, uint32_t key, uint64_t arrival_ns)
     struct seat *at = &t->dram[key];
     asked_end(t, at, arrival_ns);
     t->reads_in_flight -= (uint32_t)t->machine->expert_reads;
-    if (t->reads_in_flight == 0) t->busy_ns += t->reads.free_ns - t->busy_since_ns;
+    t->busy_bytes += t->config.read_bytes[key / t->experts];
+    tier_span_seen(&t->busy, arrival_ns);
+    if (t->reads_in_flight == 0) tier_span_end(&t->busy);
     if (!needs_dram(t, key)) {
         dram_give(t, key);
         return;
@@ -608,8 +609,9 @@ void pred_timed_release(struct pred_timed *t, uint32_t layer, const uint32_t *id
 /* Credit grows with what reads have reached so far; before anything was measured it is full. */
 static void credit_earn(struct pred_timed *t)
 {
-    if (t->busy_ns > 0) {
-        double rate = (double)t->busy_bytes / (double)t->busy_ns;
+    uint64_t busy_ns = tier_span_ns(&t->busy);
+    if (busy_ns > 0) {
+        double rate = (double)t->busy_bytes / (double)busy_ns;
         tier_governor_earn(&t->governor, (uint64_t)(rate * (double)(t->now - t->earned_ns)));
     } else {
         tier_governor_earn(&t->governor, UINT64_MAX);
@@ -675,11 +677,11 @@ static void pace(struct pred_timed *t)
     const struct pred_timed_stats *s = &t->stats;
     if (t->step_acquires == 0) return;
     double acquires = (double)t->step_acquires, bytes = (double)t->config.governor.read_bytes;
-    double step = (double)(t->now - t->step_began_ns);
-    if (t->busy_ns > 0) {
+    double step = (double)(t->now - t->step_began_ns), busy = (double)tier_span_ns(&t->busy);
+    if (busy > 0) {
         struct tier_governor_pace reads = {
             .idle_ns = (step - (double)t->step_asked_ns) / acquires,
-            .fetch_ns = bytes * (double)t->busy_ns / (double)t->busy_bytes,
+            .fetch_ns = bytes * busy / (double)t->busy_bytes,
             .work_ns = (double)t->machine->nvme_take_in,
             .quiet = (double)t->step_quiet / acquires,
         };

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "predictor/timed.h"
+#include "tiering/span.h"
 
 enum { NO_KEY = UINT32_MAX };
 
@@ -79,7 +80,8 @@ struct pred_timed {
     uint64_t step_began_ns, step_asked_ns, step_wait_ns;
     uint64_t copies, copy_ns;   /* up, under transfer */
     uint64_t earned_ns;         /* when the governor's credit was last earned */
-    uint64_t busy_since_ns, busy_ns, busy_bytes;    /* while any read was under way */
+    struct tier_span busy;      /* any read under way */
+    uint64_t busy_bytes;        /* that came back meanwhile */
     struct pred_timed_stats marks;                  /* as of the last step's end */
     struct tier_found *found;
     struct pred_timed_stats stats;

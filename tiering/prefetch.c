@@ -86,9 +86,9 @@ bool tier_holds_all(const struct tier *t)
  * way. Before anything was measured it is full. */
 static void credit_earn(struct tier *t)
 {
-    uint64_t now = base_clock_now_ns(t->clock);
-    if (t->cache.reads.ns > 0) {
-        double rate = (double)t->cache.read_bytes / (double)t->cache.reads.ns;
+    uint64_t now = base_clock_now_ns(t->clock), read_ns = tier_span_ns(&t->cache.reads);
+    if (read_ns > 0) {
+        double rate = (double)t->cache.read_bytes / (double)read_ns;
         tier_governor_earn(&t->governor, (uint64_t)(rate * (double)(now - t->credit_ns)));
     } else {
         tier_governor_earn(&t->governor, UINT64_MAX);
@@ -172,13 +172,14 @@ static void pace(struct tier *t)
     const struct tier_cache *c = &t->cache;
     double acquires = (double)t->step_acquires, waited = 0;
     double step = (double)(base_clock_now_ns(t->clock) - t->step_began_ns);
+    uint64_t read_ns = tier_span_ns(&c->reads);
     if (t->step_acquires == 0) return;
     for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) waited += (double)t->step_waits_ns[w];
-    if (c->reads.ns > 0 && c->taken_in > 0) {
+    if (read_ns > 0 && c->taken_in > 0) {
         double asked = (double)(c->asked_ns - t->marks.asked_ns);
         struct tier_governor_pace reads = {
             .idle_ns = (step - asked) / acquires,
-            .fetch_ns = (double)t->expert_bytes * (double)c->reads.ns / (double)c->read_bytes,
+            .fetch_ns = (double)t->expert_bytes * (double)read_ns / (double)c->read_bytes,
             .work_ns = (double)c->take_in_ns / (double)c->taken_in,
             .quiet = (double)t->step_quiet / acquires,
         };

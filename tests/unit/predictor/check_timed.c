@@ -4,6 +4,7 @@
 
 #include "predictor/machine.h"
 #include "predictor/timed.h"
+#include "predictor/timed_priv.h"
 #include "predictor/timed_run.h"
 #include "tests/support/tier_settings.h"
 #include "tests/support/tiny_store.h"
@@ -410,6 +411,32 @@ static void timed_leave(struct pred_timed *t, uint32_t layer, uint32_t id)
     pred_timed_release(t, layer, &id, 1);
 }
 
+/* A stretch of reads that has not ended counts with what came back of it. */
+START_TEST(the_disk_is_measured_while_it_reads)
+{
+    struct pred_machine m;
+    struct pred_timed_config config = {
+        .prefetch_inflight = 1000000, .prefetch_per_layer = 4,
+        .decide = { .layers = 1, .experts = 16, .top_k = 4, .tier_count = 1, .prefill_share = 1,
+                    .tiers = { { .slots = 12, .policy = "lru" } } },
+    };
+    struct pred_timed *t = two_at_a_time(&m, &config);
+    const uint32_t ids[] = { 0, 1, 2, 3 };
+    ck_assert_uint_eq(pred_timed_acquire(t, 0, ids, 4, TIER_DECODE), 4);
+    pred_timed_wait(t, 0, ids, 4);
+    ck_assert(t->busy.open && t->busy.ns == 0);
+    /* 100 kB in 110 us. */
+    t->governor.credit = 0;
+    t->earned_ns = t->now;
+    pred_timed_compute(t, 0, 11000);
+    pred_timed_hint(t, NULL, 0);
+    ck_assert_double_eq_tol(t->governor.credit, 10000, 1);
+    pred_timed_step_end(t);
+    ck_assert_double_eq_tol(t->governor.pace[0].fetch_ns, 110000, 1);
+    pred_timed_destroy(t);
+}
+END_TEST
+
 /* The first wave of a layer leaves alone what is read ahead for its later ones; the last one
  * cancels the rest. */
 START_TEST(waves_keep_their_prefetches)
@@ -713,6 +740,7 @@ int main(void)
     tcase_add_loop_test(tcase, demand_agrees, 0, 6);
     tcase_add_loop_test(tcase, hints_agree, 0, 2);
     tcase_add_test(tcase, by_hand);
+    tcase_add_test(tcase, the_disk_is_measured_while_it_reads);
     tcase_add_test(tcase, waves_keep_their_prefetches);
     tcase_add_test(tcase, what_was_cancelled_is_no_copy);
     tcase_add_loop_test(tcase, runs_add_up, 0, 3);

@@ -52,6 +52,7 @@ struct run {
     struct tier_decide *twin;   /* fed with the observer's events: what a replay would do */
     uint64_t events, hits, late;
     bool changes;               /* settings change while it runs */
+    struct base_clock *clock;   /* NULL: the real one */
     struct tier_lease leases[8][EXPERTS];
     uint32_t counts[8], lease_sets;
 };
@@ -81,7 +82,7 @@ static void open_run(struct run *r)
 {
     struct tier_open_args args = {
         .config = &r->config, .io = &r->io, .store = store, .top_k = TOP_K,
-        .observer = { on_event, r },
+        .observer = { on_event, r }, .clock = r->clock,
     };
     struct base_err err = { 0 };
     int rc = tier_open(&r->tier, &args, &err);
@@ -750,6 +751,43 @@ START_TEST(who_gets_a_slot_is_read_at_once)
 }
 END_TEST
 
+/* A stretch of reads that has not ended counts with what came back of it: else the disk would look
+ * as fast as it likes. */
+START_TEST(the_disk_is_measured_while_it_reads)
+{
+    static struct run r;
+    struct base_clock_virtual clock;
+    uint32_t ids[TOP_K] = { 3, 1, 9, 12 };
+    struct tier_lease leases[TOP_K];
+    defaults(&r);
+    set(&r, "tiers.dram.capacity=50%");
+    set(&r, "io.backend=sim");
+    set(&r, "io.sim_bandwidth=1MiB");
+    set(&r, "prefetch.bandwidth_share=100%");
+    base_clock_virtual_init(&clock, 1000);
+    r.clock = &clock.clock;
+    open_run(&r);
+    const struct tier_cache *cache = &r.tier->cache;
+    struct tier_governor *g = &r.tier->governor;
+    ck_assert_uint_eq(tier_acquire(r.tier, 1, ids, TOP_K, TIER_DECODE, leases), TOP_K);
+    while (cache->taken_in == 0) tier_wait(r.tier, leases, TOP_K, TIER_WAIT_ANY, UINT64_MAX);
+    ck_assert(cache->reads.open && cache->reads.ns == 0);
+    double rate = (double)cache->read_bytes / (double)tier_span_ns(&cache->reads);
+    ck_assert_double_lt(rate * 1e9, 1.01 * (1 << 20));
+    /* Credit for the time that passed, not all there can be. */
+    r.tier->credit_ns = clock.time_ns;
+    g->credit = 0;
+    clock.time_ns += 100000;
+    tier_hint(r.tier, NULL, 0);
+    ck_assert_double_eq_tol(g->credit, rate * 100000, 1);
+    tier_step_end(r.tier);
+    ck_assert_double_eq_tol(g->pace[0].fetch_ns, (double)r.tier->expert_bytes / rate, 1);
+    tier_wait(r.tier, leases, TOP_K, TIER_WAIT_ALL, UINT64_MAX);
+    tier_release(r.tier, leases, TOP_K);
+    close_run(&r);
+}
+END_TEST
+
 /* Makes experts of layer 0 resident in a tier with no byte of them there, as after a demotion that
  * was dropped. */
 static void decide_only(struct run *r, uint32_t tier, uint32_t first, uint32_t n)
@@ -928,6 +966,7 @@ int main(void)
     tcase_add_test(rules, time_of_one_kind_is_in_that_of_all);
     tcase_add_test(rules, late_prefetch_becomes_demand);
     tcase_add_test(rules, evicted_prefetch_becomes_demand);
+    tcase_add_test(rules, the_disk_is_measured_while_it_reads);
     tcase_add_test(rules, waves_keep_their_prefetches);
     tcase_add_loop_test(rules, who_gets_a_slot_is_read_at_once, 0, 2);
     tcase_add_test(rules, a_lost_demotion_is_read_ahead_within_bounds);
