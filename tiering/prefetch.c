@@ -194,8 +194,25 @@ static void pace(struct tier *t)
         };
         tier_governor_pace(&t->copy_pace, &copies);
     }
-    t->step_acquires = t->step_quiet = t->step_still = 0;
-    t->governor.prompt = t->copy_pace.prompt = false;
+}
+
+static void govern(struct tier *t, const struct tier_account_marks *now)
+{
+    struct tier_governor_account account = {
+        .lookups = now->lookups - t->marks.lookups,
+        .stall_ns = t->hint_ns,
+        .demand_bytes = now->demand_bytes - t->marks.demand_bytes,
+        .useful_bytes = (now->useful - t->marks.useful) * t->expert_bytes,
+        .late_bytes = (now->late - t->marks.late) * t->expert_bytes,
+        .wasted_bytes = now->wasted_bytes - t->marks.wasted_bytes,
+    };
+    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) account.stall_ns += t->step_waits_ns[w];
+    pace(t);
+    if (tier_governor_step(&t->governor, &account)) {
+        char text[160];
+        tier_governor_text(&t->governor, text, sizeof text);
+        tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_SETTING, .text = text });
+    }
 }
 
 void tier_prefetch_account(struct tier *t)
@@ -206,25 +223,12 @@ void tier_prefetch_account(struct tier *t)
         .useful = s->prefetch_useful, .late = s->prefetch_late,
         .wasted_bytes = s->prefetch_wasted_bytes, .asked_ns = t->cache.asked_ns,
     };
-    if (!t->prefetch) return;
     for (int c = 0; c < TIER_CELL_COUNT; c++) {
         now.lookups += tier_decide_counts(t->decide, 0, c)->lookups;
     }
-    struct tier_governor_account account = {
-        .lookups = now.lookups - t->marks.lookups,
-        .stall_ns = t->hint_ns,
-        .demand_bytes = now.demand_bytes - t->marks.demand_bytes,
-        .useful_bytes = (now.useful - t->marks.useful) * t->expert_bytes,
-        .late_bytes = (now.late - t->marks.late) * t->expert_bytes,
-        .wasted_bytes = now.wasted_bytes - t->marks.wasted_bytes,
-    };
-    for (int w = 0; w < TIER_WAIT_CAUSE_COUNT; w++) account.stall_ns += t->step_waits_ns[w];
-    pace(t);
+    if (t->prefetch) govern(t, &now);
+    /* While it is off too: switched on, it begins with the next step. */
     t->marks = now;
-    t->hint_ns = 0;
-    if (tier_governor_step(&t->governor, &account)) {
-        char text[160];
-        tier_governor_text(&t->governor, text, sizeof text);
-        tier_observe(t, &(struct tier_event){ .kind = TIER_EVENT_SETTING, .text = text });
-    }
+    t->step_acquires = t->step_quiet = t->step_still = t->hint_ns = 0;
+    t->governor.prompt = t->copy_pace.prompt = false;
 }

@@ -788,6 +788,46 @@ START_TEST(the_disk_is_measured_while_it_reads)
 }
 END_TEST
 
+/* Prefetch that is switched on learns from the steps that follow, not from all those before it. */
+START_TEST(what_was_before_prefetch_is_not_its_pace)
+{
+    static struct run r;
+    struct base_clock_virtual clock;
+    struct base_err err = { 0 };
+    defaults(&r);
+    set(&r, "policy.eviction=lru");
+    set(&r, "tiers.dram.capacity=50%");
+    set(&r, "io.backend=sim");
+    set(&r, "io.sim_latency=100us");
+    set(&r, "prefetch.enabled=false");
+    base_clock_virtual_init(&clock, 1000);
+    r.clock = &clock.clock;
+    open_run(&r);
+    for (uint32_t step = 0; step < 20; step++) {
+        if (step == 19) {
+            set(&r, "prefetch.enabled=auto");
+            ck_assert_int_eq(tier_reconfigure(r.tier, &r.config, &err), 0);
+        }
+        for (uint32_t layer = 0; layer < LAYERS; layer++) {
+            struct tier_lease lease;
+            uint32_t id = step % EXPERTS;
+            ck_assert_uint_eq(tier_acquire(r.tier, layer, &id, 1, TIER_DECODE, &lease), 1);
+            tier_wait(r.tier, &lease, 1, TIER_WAIT_ALL, UINT64_MAX);
+            clock.time_ns += 1000;
+            tier_release(r.tier, &lease, 1);
+        }
+        tier_step_end(r.tier);
+        clock.time_ns += 1000000000;            /* nobody asks for anything */
+    }
+    const struct tier_governor *g = &r.tier->governor;
+    ck_assert_double_gt(g->pace[0].fetch_ns, 0);
+    ck_assert_msg(g->pace[0].idle_ns < 10000, "%.0f ns", g->pace[0].idle_ns);
+    ck_assert_uint_eq(g->window.lookups, 0);    /* the first steps of a window settle */
+    ck_assert_uint_eq(g->window.demand_bytes, LAYERS * r.tier->expert_bytes);
+    close_run(&r);
+}
+END_TEST
+
 /* Makes experts of layer 0 resident in a tier with no byte of them there, as after a demotion that
  * was dropped. */
 static void decide_only(struct run *r, uint32_t tier, uint32_t first, uint32_t n)
@@ -967,6 +1007,7 @@ int main(void)
     tcase_add_test(rules, late_prefetch_becomes_demand);
     tcase_add_test(rules, evicted_prefetch_becomes_demand);
     tcase_add_test(rules, the_disk_is_measured_while_it_reads);
+    tcase_add_test(rules, what_was_before_prefetch_is_not_its_pace);
     tcase_add_test(rules, waves_keep_their_prefetches);
     tcase_add_loop_test(rules, who_gets_a_slot_is_read_at_once, 0, 2);
     tcase_add_test(rules, a_lost_demotion_is_read_ahead_within_bounds);
