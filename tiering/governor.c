@@ -76,7 +76,8 @@ double tier_governor_worth(const struct tier_governor *g, uint32_t distance, uin
     if (g->options.fixed) return 0;
     if (p->fetch_ns <= 0) return 1;
     /* The acquires between want their own experts: what is on its way then is in their way. */
-    double room = p->idle_ns * (1 + (distance - 1) * p->quiet) - p->fetch_ns * ahead;
+    uint32_t between = distance > 1 ? distance - 1 : 0;
+    double room = p->idle_ns * (1 + between * p->quiet) - p->fetch_ns * ahead;
     double lost = room > p->fetch_ns ? 0 : room > 0 ? p->fetch_ns - room : p->fetch_ns;
     double worth = (lost + p->work_ns) / (p->fetch_ns + p->work_ns);
     if (may_be_sure(g) && worth > g->sure) worth = g->sure;

@@ -234,6 +234,8 @@ START_TEST(worth_follows_idle_time)
     ck_assert_double_eq(tier_governor_worth(&fixed, 1, 0), 0);
     pace(&g, 30, 100, 0, 0.5);
     ck_assert_double_eq_tol(tier_governor_worth(&g, 1, 0), 0.7, 1e-9);
+    /* An acquire that is about to come is not infinitely far. */
+    ck_assert_double_eq(tier_governor_worth(&g, 0, 0), tier_governor_worth(&g, 1, 0));
     /* Idle time before a nearer acquire is there half the time. */
     ck_assert_double_eq_tol(tier_governor_worth(&g, 2, 0), 0.55, 1e-9);
     ck_assert_double_eq(tier_governor_worth(&g, 7, 0), 0);      /* 120 ns for 100 */
