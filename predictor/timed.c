@@ -635,15 +635,29 @@ static bool may_fetch_ahead(struct pred_timed *t, const struct tier_hint *h, boo
            (double)h->probability >= t->governor.probability;
 }
 
-static bool hint_one(struct pred_timed *t, const struct tier_hint *h, bool top)
+/* Of an expert that the core has in the top tier. */
+static void hint_resident(struct pred_timed *t, const struct tier_hint *h)
+{
+    if (tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) return;
+    t->stats.hints++;
+    tier_decide_hint(t->decide, h->layer, h->expert, h->probability, h->distance);
+    carry_out(t, false);
+}
+
+/* Of one that is not there, or that the core has without a byte of it. */
+static bool hint_absent(struct pred_timed *t, const struct tier_hint *h, bool top)
 {
     uint32_t key = h->layer * t->experts + h->expert;
-    bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert) &&
-                 has(t, key);
-    if (top && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) return false;
-    t->stats.hints++;
-    if (!top && !may_fetch_ahead(t, h, below)) {
+    bool below = t->tiers == 2 && has(t, key) &&
+                 tier_decide_resident(t->decide, 1, h->layer, h->expert);
+    t->stats.hints += !top;
+    if (!may_fetch_ahead(t, h, below)) {
         t->stats.hints_refused++;
+        return false;
+    }
+    if (top) {
+        queue(t, key);
+        t->hinted[h->layer]++;
         return false;
     }
     bool taken = tier_decide_hint(t->decide, h->layer, h->expert, h->probability, h->distance);
@@ -661,13 +675,17 @@ uint32_t pred_timed_hint(struct pred_timed *t, const struct tier_hint *hints, ui
     uint32_t admitted = 0;
     if (t->config.decide.prefetch) credit_earn(t);
     /* Of what is there first: who would leave is known before anything comes. */
-    for (int there = 1; there >= 0; there--) {
+    for (int absent = 0; absent < 2; absent++) {
         for (uint32_t i = 0; i < n; i++) {
-            bool top = tier_decide_resident(t->decide, 0, hints[i].layer, hints[i].expert);
-            if (top == there) admitted += hint_one(t, &hints[i], top);
+            const struct tier_hint *h = &hints[i];
+            bool top = tier_decide_resident(t->decide, 0, h->layer, h->expert);
+            if (!absent && top) hint_resident(t, h);
+            if (absent && !(top && has(t, h->layer * t->experts + h->expert))) {
+                admitted += hint_absent(t, h, top);
+            }
         }
     }
-    if (admitted > 0) pump(t);
+    if (admitted > 0 || t->prefetch.head != NO_KEY) pump(t);
     return admitted;
 }
 

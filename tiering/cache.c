@@ -150,6 +150,12 @@ void tier_cache_move(struct tier_cache *c, uint32_t key, uint8_t in, uint8_t out
     }
 }
 
+void tier_cache_read_ahead(struct tier_cache *c, uint32_t key)
+{
+    MUST(tier_cache_needs_dram(c, key) && !tier_cache_has(c, key));
+    seat(c, key);
+}
+
 /* Somebody waits for a read that may have begun for nobody. */
 static void hurry(struct tier_cache *c, struct tier_slot *at)
 {

@@ -192,6 +192,8 @@ void tier_cache_move(struct tier_cache *cache, uint32_t key, uint8_t in, uint8_t
                      bool demand);
 /* Somebody waits for this wanted expert now. */
 void tier_cache_demand(struct tier_cache *cache, uint32_t key);
+/* Begins to read a wanted expert of which it has nothing, for nobody yet. */
+void tier_cache_read_ahead(struct tier_cache *cache, uint32_t key);
 /* A lookup found this expert and could not read it: when it can is noted. */
 void tier_cache_asked(struct tier_cache *cache, uint32_t key, uint64_t now_ns);
 /* For the mover and these: an expert may be readable from now on. */

@@ -149,8 +149,8 @@ struct tier_hint {
     uint32_t distance;          /* layers ahead */
 };
 /* Predictions, in order of worth; cheap, may be refused, never waits. A hint for a resident expert
- * moves its place in the policy; one for an absent expert may be read ahead, as far as the governor
- * allows (tiering/governor.h). Returns how many were admitted. */
+ * moves its place in the policy; one for an expert that is not there, or not there yet, may be read
+ * ahead, as far as the governor allows (tiering/governor.h). Returns how many were admitted. */
 uint32_t tier_hint(struct tier *tier, const struct tier_hint *hints, uint32_t n);
 
 /* Ends a step: closes its account of waits and publishes the counters. */

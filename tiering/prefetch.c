@@ -111,31 +111,52 @@ static bool may_fetch_ahead(struct tier *t, const struct tier_hint *h, bool belo
            (double)h->probability >= t->governor.probability;
 }
 
-/* True if the hint brought its expert in. */
-static bool hint_one(struct tier *t, const struct tier_hint *h, bool top, uint64_t now_ns)
+/* True if the core let the expert in. */
+static bool tell(struct tier *t, const struct tier_hint *h)
 {
-    uint32_t key = h->layer * t->experts + h->expert;
-    /* Where a demotion was dropped, or a prefetch cancelled, only a read brings it. */
-    bool below = t->tiers == 2 && tier_decide_resident(t->decide, 1, h->layer, h->expert) &&
-                 tier_cache_has(&t->cache, key);
-    /* The same again about an expert that is there tells nobody anything. */
-    if (top && tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) return false;
-    t->hint_count++;
-    t->layer_hints[h->layer]++;
-    if (!top && !may_fetch_ahead(t, h, below)) {
-        t->prefetch_refused += t->prefetch;
-        tier_story_hint(&t->story, now_ns, key, h->probability, "refused");
-        return false;
-    }
     bool taken = tier_decide_hint(t->decide, h->layer, h->expert, h->probability, h->distance);
-    tier_story_hint(&t->story, now_ns, key, h->probability,
-                    top ? "there" : taken ? NULL : "not taken");
     tier_carry_out(t, true, false);
     t->layer_hinted[h->layer] += taken;
     tier_observe(t, &(struct tier_event){
         .kind = TIER_EVENT_HINT, .layer = h->layer, .count = 1, .ids = &h->expert,
         .probability = h->probability, .distance = h->distance, .admitted = taken,
     });
+    return taken;
+}
+
+/* Of an expert that the core has in the top tier. */
+static void hint_resident(struct tier *t, const struct tier_hint *h, bool has, uint64_t now_ns)
+{
+    /* The same again tells nobody anything. */
+    if (tier_decide_hinted(t->decide, h->layer, h->expert) == h->probability) return;
+    t->hint_count++;
+    t->layer_hints[h->layer]++;
+    tell(t, h);
+    if (!has) return;
+    tier_story_hint(&t->story, now_ns, h->layer * t->experts + h->expert, h->probability, "there");
+}
+
+/* Of one that is not there, or that the core has without a byte of it: its prefetch was cancelled,
+ * or a warm start has not come to it. True if the core let it in. */
+static bool hint_absent(struct tier *t, const struct tier_hint *h, bool top, bool has,
+                        uint64_t now_ns)
+{
+    uint32_t key = h->layer * t->experts + h->expert;
+    /* Where a demotion was dropped, or a prefetch cancelled, only a read brings it. */
+    bool below = t->tiers == 2 && has && tier_decide_resident(t->decide, 1, h->layer, h->expert);
+    t->hint_count += !top;
+    t->layer_hints[h->layer] += !top;
+    if (!may_fetch_ahead(t, h, below)) {
+        t->prefetch_refused += t->prefetch;
+        tier_story_hint(&t->story, now_ns, key, h->probability, "refused");
+        return false;
+    }
+    bool taken = !top && tell(t, h);
+    tier_story_hint(&t->story, now_ns, key, h->probability, top || taken ? NULL : "not taken");
+    if (top) {
+        tier_cache_read_ahead(&t->cache, key);
+        t->layer_hinted[h->layer]++;
+    }
     return taken;
 }
 
@@ -152,15 +173,17 @@ uint32_t tier_hint(struct tier *t, const struct tier_hint *hints, uint32_t n)
     uint64_t begin_ns = base_clock_now_ns(t->clock);
     if (t->prefetch) credit_earn(t);
     /* Of what is there first: who would leave is known before anything comes. */
-    for (int there = 1; there >= 0; there--) {
+    for (int absent = 0; absent < 2; absent++) {
         for (uint32_t i = 0; i < n; i++) {
             const struct tier_hint *h = &hints[i];
             MUST(h->layer < t->layers && h->expert < t->experts);
             bool top = tier_decide_resident(t->decide, 0, h->layer, h->expert);
-            if (top == there) admitted += hint_one(t, h, top, begin_ns);
+            bool has = tier_cache_has(&t->cache, h->layer * t->experts + h->expert);
+            if (!absent && top) hint_resident(t, h, has, begin_ns);
+            if (absent && !(top && has)) admitted += hint_absent(t, h, top, has, begin_ns);
         }
     }
-    if (admitted > 0) tier_cache_pump(&t->cache);
+    if (admitted > 0 || t->cache.prefetch.head != TIER_NO_SLOT) tier_cache_pump(&t->cache);
     if (n > 0) t->hint_ns += base_clock_now_ns(t->clock) - begin_ns;
     return admitted;
 }

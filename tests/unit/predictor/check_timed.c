@@ -470,6 +470,33 @@ START_TEST(waves_keep_their_prefetches)
 }
 END_TEST
 
+/* What was cancelled is resident without a byte: the next hint for it reads it ahead. */
+START_TEST(a_cancelled_prefetch_is_read_again)
+{
+    struct pred_machine m;
+    struct pred_timed_config config = {
+        .prefetch_inflight = 1000000, .prefetch_per_layer = 2,
+        .decide = { .layers = 1, .experts = 16, .top_k = 4, .tier_count = 1, .prefill_share = 1,
+                    .tiers = { { .slots = 8, .policy = "lru" } } },
+    };
+    struct pred_timed *t = two_at_a_time(&m, &config);
+    const struct pred_timed_stats *s = pred_timed_stats_get(t);
+    const struct tier_hint h[] = { { 0, 0, 0.8f, 1 }, { 0, 1, 0.7f, 1 } };
+    ck_assert_uint_eq(pred_timed_hint(t, h, 2), 2);
+    timed_take(t, 0, 0);
+    ck_assert_uint_eq(s->prefetch_cancelled, 1);
+    timed_leave(t, 0, 0);
+    ck_assert_uint_eq(pred_timed_hint(t, &h[1], 1), 0);
+    pred_timed_compute(t, 0, 200000);
+    ck_assert(pred_timed_ready(t, 0, 1));
+    timed_take(t, 0, 1);
+    timed_leave(t, 0, 1);
+    ck_assert_uint_eq(s->prefetch_reads, 2);
+    ck_assert_uint_eq(s->demand_reads, 0);
+    pred_timed_destroy(t);
+}
+END_TEST
+
 /* A cancelled prefetch that hbm let go of since is in dram as far as the core knows: to bring it up
  * takes a read, within what prefetch may have under way. */
 START_TEST(what_was_cancelled_is_no_copy)
@@ -742,6 +769,7 @@ int main(void)
     tcase_add_test(tcase, by_hand);
     tcase_add_test(tcase, the_disk_is_measured_while_it_reads);
     tcase_add_test(tcase, waves_keep_their_prefetches);
+    tcase_add_test(tcase, a_cancelled_prefetch_is_read_again);
     tcase_add_test(tcase, what_was_cancelled_is_no_copy);
     tcase_add_loop_test(tcase, runs_add_up, 0, 3);
     tcase_add_loop_test(tcase, the_oracle_bounds_prediction, 0, 3);

@@ -863,6 +863,72 @@ START_TEST(a_lost_demotion_is_read_ahead_within_bounds)
 }
 END_TEST
 
+/* A prefetch that was cancelled before it began leaves its expert resident without a byte. The next
+ * hint for it is read ahead like any other. */
+START_TEST(a_cancelled_prefetch_is_read_again)
+{
+    static struct run r;
+    struct tier_lease lease;
+    uint32_t id = 0;
+    defaults(&r);
+    set(&r, "tiers.dram.capacity=50%");
+    set(&r, "io.backend=sim");
+    set(&r, "io.depth=4");
+    set(&r, "prefetch.governor=fixed");
+    if (_i == 1) set(&r, "tiers.hbm.capacity=50%");
+    open_run(&r);
+    const struct tier_cache *cache = &r.tier->cache;
+    struct tier_hint h[3];
+    for (uint32_t i = 0; i < 3; i++) h[i] = (struct tier_hint){ 0, i, 0.7f, 1 };
+    ck_assert_uint_eq(tier_hint(r.tier, h, 3), 3);
+    ck_assert_uint_eq(tier_acquire(r.tier, 0, &id, 1, TIER_DECODE, &lease), 1);
+    ck_assert_uint_gt(cache->stats.prefetch_cancelled, 0);
+    tier_wait(r.tier, &lease, 1, TIER_WAIT_ALL, UINT64_MAX);
+    tier_release(r.tier, &lease, 1);
+    id = 2;
+    ck_assert(tier_decide_resident(r.twin, 0, 0, id) && !tier_cache_has(cache, id));
+    ck_assert_uint_eq(tier_hint(r.tier, &h[id], 1), 0);     /* admitted it was before */
+    ck_assert(tier_cache_has(cache, id));
+    while (!tier_cache_ready(cache, id)) tier_poll(r.tier);
+    ck_assert_uint_eq(tier_acquire(r.tier, 0, &id, 1, TIER_DECODE, &lease), 1);
+    ck_assert_int_eq(lease.status, 0);
+    check_lease(&lease);
+    ck_assert_uint_eq(cache->stats.demand_reads, 0);
+    ck_assert_uint_gt(cache->stats.prefetch_useful, 0);
+    tier_release(r.tier, &lease, 1);
+    close_run(&r);
+}
+END_TEST
+
+/* The same of what a warm start has not come to, as far as prefetch may; the same hint again is
+ * taken up when it may. */
+START_TEST(what_is_not_restored_yet_is_read_ahead)
+{
+    static struct run r;
+    struct tier_hint h[2] = { { 0, 0, 0.6f, 1 }, { 0, 1, 0.7f, 1 } };
+    defaults(&r);
+    set(&r, "tiers.dram.capacity=50%");
+    set(&r, "io.backend=sim");
+    set(&r, "io.sim_latency=10ms");
+    set(&r, "prefetch.governor=fixed");
+    set(&r, "prefetch.inflight=1");
+    open_run(&r);
+    const struct tier_cache *cache = &r.tier->cache;
+    decide_only(&r, 0, 0, 1);
+    /* In order of worth, resident or not. */
+    ck_assert_uint_eq(tier_hint(r.tier, (struct tier_hint[]){ h[1], h[0] }, 2), 1);
+    ck_assert(tier_cache_has(cache, 1) && !tier_cache_has(cache, 0));
+    ck_assert_uint_eq(r.tier->prefetch_refused, 1);
+    while (!tier_cache_ready(cache, 1)) tier_poll(r.tier);
+    uint64_t events = r.events;
+    ck_assert_uint_eq(tier_hint(r.tier, h, 1), 0);
+    ck_assert(tier_cache_has(cache, 0));
+    ck_assert_uint_eq(r.events, events);
+    ck_assert_uint_eq(cache->prefetch_open, 1);
+    close_run(&r);
+}
+END_TEST
+
 /* Three tiers: what hbm drops is found in dram, and goes up again without a read. */
 START_TEST(hbm_over_dram)
 {
@@ -1011,6 +1077,8 @@ int main(void)
     tcase_add_test(rules, waves_keep_their_prefetches);
     tcase_add_loop_test(rules, who_gets_a_slot_is_read_at_once, 0, 2);
     tcase_add_test(rules, a_lost_demotion_is_read_ahead_within_bounds);
+    tcase_add_loop_test(rules, a_cancelled_prefetch_is_read_again, 0, 2);
+    tcase_add_test(rules, what_is_not_restored_yet_is_read_ahead);
     tcase_add_test(rules, hbm_over_dram);
     tcase_add_test(rules, bad_expert_is_quarantined_and_named);
     tcase_add_test(rules, counters_are_consistent_for_other_threads);
