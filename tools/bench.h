@@ -6,7 +6,7 @@
 
 extern const struct cli_command bench_cache_command, bench_decode_command, bench_io_command,
                                 bench_machine_command, bench_predict_command,
-                                bench_foresight_command,
+                                bench_foresight_command, bench_kernels_command,
                                 bench_prefill_command, bench_replay_command;
 
 #endif

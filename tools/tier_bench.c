@@ -7,6 +7,7 @@ int main(int argc, char **argv)
         bench_cache_command,
         bench_decode_command,
         bench_io_command,
+        bench_kernels_command,
         bench_machine_command,
         bench_predict_command,
         bench_foresight_command,

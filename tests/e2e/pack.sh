@@ -47,6 +47,11 @@ refuse 2 'stripe or mirror' "$bin/tier-pack" repack "$model" --to "$work/c" --mo
 refuse 2 '' "$bin/tier-pack" index
 refuse 1 'config.json' "$bin/tier-pack" info "$work"
 
+"$bin/tier-bench" kernels --only f16 --json --quiet >"$work/kernels" || fail 'tier-bench kernels'
+grep -Eq '^\{"ops":"[a-z0-9]+","batch":1,"kernels":\[\{"weights":"f16",.*"floor_bytes_per_second":[1-9].*"floor_fraction":[0-9.]+\}$' \
+    "$work/kernels" || fail "tier-bench kernels: $(cat "$work/kernels")"
+if "$bin/tier-bench" kernels --only f16 --quiet --at-least 100 >"$work/kernels"; then fail 'a hundred times what memory gives'; fi
+grep -q '^smallest share of reading' "$work/kernels" || fail "tier-bench kernels: $(cat "$work/kernels")"
 "$bin/tier-bench" io --json --quiet --no-fio --dir "$work" --bytes 16MiB --size 64KiB --depth 4 \
     --rounds 1 --time 20ms >"$work/bench.json"
 grep -q '"fio_skipped":"--no-fio"' "$work/bench.json" || fail "bench: $(cat "$work/bench.json")"
