@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/must.h"
 #include "base/str.h"
 #include "kernels/weave.h"
 #include "tools/bench.h"
@@ -61,6 +62,11 @@ static bool is_taken(const struct bench_product_type *t, const struct kern_ops *
     return t->dtype != KERN_FP8_WOVEN || kern_weave_pays(ops);
 }
 
+static bool is_wanted(const struct bench_product_type *t, const struct kern_ops *ops)
+{
+    return flags.only ? strcmp(flags.only, weights_name(t)) == 0 : is_taken(t, ops);
+}
+
 /* What bounds prefill. f32 activations of INT8 and INT4 go in as integers, and may pass the f32
  * peak that they are held against. */
 static enum bench_arithmetic arithmetic(const struct bench_product_type *t)
@@ -71,8 +77,8 @@ static enum bench_arithmetic arithmetic(const struct bench_product_type *t)
 
 static struct cell *cell_add(const struct bench_product *p, size_t t, unsigned threads, bool dram)
 {
-    struct cell *c = &cells[cell_count];
-    if (cell_count + 1 < CELLS_MAX) cell_count++;
+    MUST(cell_count < CELLS_MAX);
+    struct cell *c = &cells[cell_count++];
     *c = (struct cell){ .type = &bench_product_types[t], .threads = threads, .rows = p->w.rows,
                         .cols = p->w.cols, .m = p->m, .dram = dram };
     return c;
@@ -84,7 +90,7 @@ static void from_dram(const struct bench_products *b, const struct kern_ops *ops
     struct bench_product p = { .bench = b, .ops = ops, .m = (uint32_t)flags.batch };
     struct bench_timing times[2];
     bench_product_prepare(&p, t);
-    p.w.rows = BENCH_PRODUCT_ROWS * bench_crowd(threads);
+    bench_product_crowd(&p, BENCH_PRODUCT_ROWS, threads);
     bench_product_times(&p, threads, false, times);
     struct cell *c = cell_add(&p, t, threads, true);
     const double bytes = (double)bench_product_bytes(&p.w);
@@ -163,9 +169,7 @@ static int run(int count, char **arguments)
     }
     size_t chosen = 0;
     for (size_t t = 0; t < bench_product_type_count; t++) {
-        const struct bench_product_type *type = &bench_product_types[t];
-        if (flags.only && strcmp(flags.only, weights_name(type)) != 0) continue;
-        chosen++;
+        chosen += is_wanted(&bench_product_types[t], ops);
     }
     if (chosen == 0) {
         return cli_misuse("--only %s: fp8, \"fp8 woven\", int8, int4, bf16, f16 or f32",
@@ -177,10 +181,7 @@ static int run(int count, char **arguments)
         peaks[kind] = bench_peak_rate(1, (enum bench_arithmetic)kind);
     }
     for (size_t t = 0; t < bench_product_type_count; t++) {
-        const struct bench_product_type *type = &bench_product_types[t];
-        bool wanted = flags.only ? strcmp(flags.only, weights_name(type)) == 0
-                                 : is_taken(type, ops);
-        if (!wanted) continue;
+        if (!is_wanted(&bench_product_types[t], ops)) continue;
         cli_progress_share(&bar, "measuring", (double)t / (double)bench_product_type_count);
         for (unsigned threads = flags.threads ? (unsigned)flags.threads : 1; threads;
              threads = flags.threads ? 0 : bench_threads_after(threads)) {

@@ -22,6 +22,8 @@ enum { WORKS_MOST = 3, SAMPLES = 85, CHUNKS = 16 };
 #define READ_BYTES ((size_t)4 << 20)
 #define POOL_BYTES BENCH_POOL_BYTES
 #define HUGE_BYTES ((size_t)2 << 20)
+/* So that samples do not come back to what is still in a cache. */
+#define SAMPLE_BYTES_MAX (POOL_BYTES / 8)
 
 static int by_value(const void *a, const void *b)
 {
@@ -130,8 +132,8 @@ unsigned bench_threads_after(unsigned threads)
     return all > (long)threads ? (unsigned)all : 0;
 }
 
-/* Times as much work a sample where many threads share it, so that forking them does not count. */
-uint32_t bench_crowd(unsigned threads)
+/* Times as much work a sample where many threads share it. */
+static uint32_t crowd(unsigned threads)
 {
     return (threads + BENCH_THREADS_HELD - 1) / BENCH_THREADS_HELD;
 }
@@ -173,8 +175,9 @@ static struct bench_timing reading_turns(const struct read_job *reading, const s
 
 double bench_reading(const struct bench_products *b, unsigned threads)
 {
-    struct read_job job = { .pool = b->pool, .chunks = CHUNKS * bench_crowd(threads),
-                            .bytes = READ_BYTES * bench_crowd(threads) };
+    struct read_job job = { .pool = b->pool, .chunks = CHUNKS * crowd(threads),
+                            .bytes = READ_BYTES * crowd(threads) };
+    if (job.bytes > SAMPLE_BYTES_MAX) job.bytes = SAMPLE_BYTES_MAX;
     MUST(kern_par_create(&job.par, threads, NULL, NULL) == 0);
     const double best = reading_turns(&job, NULL, NULL).best;
     kern_par_destroy(job.par);
@@ -254,13 +257,26 @@ const struct bench_product_type bench_product_types[] = {
 };
 const size_t bench_product_type_count = sizeof bench_product_types / sizeof *bench_product_types;
 
+void bench_product_crowd(struct bench_product *job, uint32_t rows, unsigned threads)
+{
+    uint32_t times = crowd(threads);
+    for (job->w.rows = rows * times;
+         times > 1 && (bench_product_bytes(&job->w) > SAMPLE_BYTES_MAX ||
+                       (size_t)job->w.rows * job->m > BENCH_FLOATS);
+         job->w.rows = rows * times) times--;
+    /* A part for every thread, as long as parts stay whole. */
+    job->chunks = CHUNKS * times;
+    while (job->chunks < threads && job->w.rows % (2 * job->chunks) == 0) job->chunks *= 2;
+}
+
 /* Products in turns with reading as many bytes; cached: products alone. */
 void bench_product_times(struct bench_product *job, unsigned threads, bool cached,
                           struct bench_timing times[2])
 {
     const struct bench_products *b = job->bench;
     const size_t bytes = bench_product_bytes(&job->w);
-    job->chunks = CHUNKS * (cached ? 1 : bench_crowd(threads));
+    MUST(bytes <= SAMPLE_BYTES_MAX && (size_t)job->w.rows * job->m <= BENCH_FLOATS);
+    if (cached) job->chunks = CHUNKS;
     job->matrices = cached ? 1 : (uint32_t)(POOL_BYTES / bytes);
     MUST(kern_par_create(&job->par, threads, NULL, NULL) == 0);
     /* Half the pool away: what one reads the other finds in no cache. */
@@ -312,8 +328,8 @@ void bench_products_open(struct bench_products *b)
 {
     struct base_rng rng;
     *b = (struct bench_products){ .pool = aligned_alloc(HUGE_BYTES, POOL_BYTES),
-                         .x = aligned_alloc(64, sizeof(float) * 128 * 8192),
-                         .y = aligned_alloc(64, sizeof(float) * 128 * 8192) };
+                         .x = aligned_alloc(64, sizeof(float) * BENCH_FLOATS),
+                         .y = aligned_alloc(64, sizeof(float) * BENCH_FLOATS) };
     base_rng_init(&rng, 1);
     MUST(b->pool && b->x && b->y);
     (void)madvise(b->pool, POOL_BYTES, MADV_HUGEPAGE); /* as the slots of a cache are */
@@ -323,7 +339,7 @@ void bench_products_open(struct bench_products *b)
             (base_rng_u64(&rng) & UINT64_C(0xb737b737b737b737)) | UINT64_C(0x2808280828082808);
         memcpy(b->pool + i, &bits, sizeof bits);
     }
-    for (size_t i = 0; i < 128 * 8192; i++) {
+    for (size_t i = 0; i < BENCH_FLOATS; i++) {
         b->x[i] = (float)base_rng_normal(&rng);
         b->y[i] = 0;
     }

@@ -18,7 +18,8 @@
 #include "kernels/kern.h"
 
 #define BENCH_POOL_BYTES ((size_t)256 << 20)
-enum { BENCH_PRODUCT_ROWS = 1536, BENCH_PRODUCT_CACHED = 128, BENCH_THREADS_HELD = 2 };
+enum { BENCH_PRODUCT_ROWS = 1536, BENCH_PRODUCT_CACHED = 128, BENCH_THREADS_HELD = 2,
+       BENCH_FLOATS = 128 * 8192 };
 
 struct bench_timing {
     double best, median;        /* seconds */
@@ -30,12 +31,10 @@ struct bench_timing bench_timed(void (*run)(void *context, uint32_t sample), voi
 
 /* One thread, two, and all that the machine has; 0 after the last. */
 unsigned bench_threads_after(unsigned threads);
-/* Times as much work a sample where many threads share it, so that forking them does not count. */
-uint32_t bench_crowd(unsigned threads);
 
 struct bench_products {
     uint8_t *pool;              /* BENCH_POOL_BYTES of weights, in huge pages */
-    float *x, *y;               /* [128][8192] */
+    float *x, *y;               /* [BENCH_FLOATS] */
     double fma_rate;            /* operations/s of one thread, for who measures it */
 };
 
@@ -60,7 +59,7 @@ struct bench_product {
     const struct bench_products *bench;
     const struct kern_ops *ops;
     struct kern_par *par;
-    struct kern_matrix w;       /* .rows may be changed after prepare */
+    struct kern_matrix w;
     uint32_t matrices, m, sample, shift, chunks;
     const void *x8;             /* or NULL: f32 activations */
     uint32_t digits;
@@ -70,6 +69,9 @@ struct bench_product {
 /* Of a type, with .bench, .ops and .m set: what stays the same over row counts, of which it has
  * BENCH_PRODUCT_CACHED at first, and the activations. They are shared: one product at a time. */
 void bench_product_prepare(struct bench_product *product, size_t type);
+/* So many rows a sample, and as many times more as threads share them, so that forking these does
+ * not count; fewer where one matrix would be a good part of the pool, or its results too many. */
+void bench_product_crowd(struct bench_product *product, uint32_t rows, unsigned threads);
 /* What one reads: weights and, where they count, scales. */
 size_t bench_product_bytes(const struct kern_matrix *w);
 /* [0] of products in turns with [1], reading as many bytes; cached: products alone. */

@@ -97,7 +97,7 @@ static void product_bench(const struct bench_products *b, const struct kern_ops 
             if (reference)
                 continue;
             for (unsigned threads = 1; threads; threads = bench_threads_after(threads)) {
-                job.w.rows = (ms[i] < 32 ? ROWS : ROWS / 8) * bench_crowd(threads);
+                bench_product_crowd(&job, ms[i] < 32 ? ROWS : ROWS / 8, threads);
                 product_line(&job, bench_product_types[t].name, threads, false);
             }
         }
@@ -283,7 +283,7 @@ static double floor_shares(struct bench_product *job)
     double least = 1e9;
     for (unsigned threads = 1; threads; threads = bench_threads_after(threads)) {
         struct bench_timing times[2];
-        job->w.rows = ROWS * bench_crowd(threads);
+        bench_product_crowd(job, ROWS, threads);
         const double bytes = (double)bench_product_bytes(&job->w);
         bench_product_times(job, threads, false, times);
         const double share = times[1].median / times[0].median;

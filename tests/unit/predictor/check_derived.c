@@ -39,17 +39,9 @@ static void write_trace(const char *path, const char *source, struct pred_trace_
     ck_assert_msg(pred_trace_writer_close(writer, &err) == 0, "%s", err.text);
 }
 
-static struct pred_trace_reader *open_trace(const char *path)
-{
-    struct pred_trace_reader *r;
-    struct base_err err = { 0 };
-    ck_assert_msg(pred_trace_reader_open(&r, path, &err) == 0, "%s", err.text);
-    return r;
-}
-
 static void cut(const char *from, const char *to, const struct pred_selection *selection)
 {
-    struct pred_trace_reader *r = open_trace(from);
+    struct pred_trace_reader *r = support_open(from);
     struct pred_edit_stats stats;
     struct base_err err = { 0 };
     ck_assert_msg(pred_edit_select(r, to, selection, &stats, NULL, &err) == 0, "%s", err.text);
@@ -58,7 +50,7 @@ static void cut(const char *from, const char *to, const struct pred_selection *s
 
 static void merge(const char *a, const char *b, const char *to)
 {
-    struct pred_trace_reader *readers[] = { open_trace(a), open_trace(b) };
+    struct pred_trace_reader *readers[] = { support_open(a), support_open(b) };
     struct pred_edit_stats stats;
     struct base_err err = { 0 };
     ck_assert_msg(pred_edit_merge(readers, 2, to, &stats, NULL, &err) == 0, "%s", err.text);
@@ -76,7 +68,7 @@ struct content {
 
 static void look(const char *path, struct content *c)
 {
-    struct pred_trace_reader *r = open_trace(path);
+    struct pred_trace_reader *r = support_open(path);
     struct pred_trace_item item;
     struct base_err err = { 0 };
     int rc;
@@ -179,7 +171,7 @@ START_TEST(merged)
     ck_assert_uint_ge(all.gap_at, STEPS);
     ck_assert_str_eq(all.header.source, "merge of several");
 
-    struct pred_trace_reader *r = open_trace(to);
+    struct pred_trace_reader *r = support_open(to);
     int rc = pred_edit_export(r, support_path("x"), PRED_EXPORT_JSONL, &stats, NULL, &err);
     pred_trace_reader_close(r);
     ck_assert_msg(rc == 0, "%s", err.text);
@@ -205,7 +197,7 @@ START_TEST(composed_stays_composed)
     write_trace(from, "server", config, true, LOST);
     struct pred_compose_options options = { .arrivals = arrivals, .users = 1, .chunk = 4,
                                             .step_ns = 1000000000 };
-    struct pred_trace_reader *r = open_trace(from);
+    struct pred_trace_reader *r = support_open(from);
     ck_assert_msg(pred_compose(r, to, &options, &stats, &err) == 0, "%s", err.text);
     pred_trace_reader_close(r);
     look(to, &made);

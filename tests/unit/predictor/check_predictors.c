@@ -372,17 +372,9 @@ static void write_world(const char *path, uint64_t seed, unsigned steps)
     ck_assert_msg(pred_trace_writer_close(writer, &err) == 0, "%s", err.text);
 }
 
-static struct pred_trace_reader *open_trace(const char *path)
-{
-    struct pred_trace_reader *r;
-    struct base_err err = { 0 };
-    ck_assert_msg(pred_trace_reader_open(&r, path, &err) == 0, "%s", err.text);
-    return r;
-}
-
 static void expect_same_steps(const char *a_path, const char *b_path)
 {
-    struct pred_trace_reader *a = open_trace(a_path), *b = open_trace(b_path);
+    struct pred_trace_reader *a = support_open(a_path), *b = support_open(b_path);
     struct pred_trace_item x, y;
     struct base_err err = { 0 };
     unsigned steps = 0;
@@ -411,7 +403,7 @@ START_TEST(exported_and_imported_again)
     struct pred_import_stats imported;
     struct base_err err = { 0 };
     write_world(trace, 1, 200);
-    struct pred_trace_reader *r = open_trace(trace);
+    struct pred_trace_reader *r = support_open(trace);
     ck_assert_msg(pred_edit_export(r, text, PRED_EXPORT_JSONL, &stats, NULL, &err) == 0, "%s",
                   err.text);
     pred_trace_reader_close(r);
@@ -434,7 +426,7 @@ START_TEST(cut_and_merged)
     struct pred_trace_summary summary;
     struct base_err err = { 0 };
     write_world(trace, 2, 200);
-    struct pred_trace_reader *r = open_trace(trace);
+    struct pred_trace_reader *r = support_open(trace);
     ck_assert_int_eq(pred_edit_select(r, even, &s, &stats, NULL, &err), 0);
     ck_assert_uint_eq(stats.tokens, 100);
     s.rest = 1;
@@ -444,11 +436,11 @@ START_TEST(cut_and_merged)
     ck_assert_uint_eq(stats.tokens, 90);
     ck_assert_uint_eq(stats.tokens_left_out, 110);
     pred_trace_reader_close(r);
-    struct pred_trace_reader *parts[2] = { open_trace(even), open_trace(odd) };
+    struct pred_trace_reader *parts[2] = { support_open(even), support_open(odd) };
     ck_assert_msg(pred_edit_merge(parts, 2, both, &stats, NULL, &err) == 0, "%s", err.text);
     pred_trace_reader_close(parts[0]);
     pred_trace_reader_close(parts[1]);
-    r = open_trace(both);
+    r = support_open(both);
     ck_assert_int_eq(pred_trace_summarize(r, &summary, NULL, &err), 0);
     ck_assert_uint_eq(summary.steps, 190);
     ck_assert_uint_eq(summary.sequences, 4);
@@ -467,8 +459,8 @@ START_TEST(oracle_covers_all_and_none_nothing_special)
     struct base_err err = { 0 };
     write_world(support_path("train"), 3, 2000);
     write_world(support_path("test"), 4, 2000);
-    struct pred_trace_reader *train = open_trace(support_path("train")),
-                             *test = open_trace(support_path("test"));
+    struct pred_trace_reader *train = support_open(support_path("train")),
+                             *test = support_open(support_path("test"));
     struct pred_score_args args = { .train = train, .test = test, .names = names, .count = 3,
                                     .capacity = 0.25 };
     ck_assert_msg(pred_score_run(&args, scores, &total, &err) == 0, "%s", err.text);
@@ -499,14 +491,14 @@ START_TEST(covers_what_is_claimed)
     struct pred_selection s = {
         .modulo = 2, .seq_last = UINT64_MAX, .step_last = UINT64_MAX, .share = 1, .phase = -1
     };
-    struct pred_trace_reader *all = open_trace(support_path("all"));
+    struct pred_trace_reader *all = support_open(support_path("all"));
     ck_assert_int_eq(pred_edit_select(all, support_path("even"), &s, &stats, NULL, &err), 0);
     s.rest = 1;
     ck_assert_int_eq(pred_trace_reader_rewind(all, &err), 0);
     ck_assert_int_eq(pred_edit_select(all, support_path("odd"), &s, &stats, NULL, &err), 0);
     pred_trace_reader_close(all);
-    struct pred_trace_reader *train = open_trace(support_path("even")),
-                             *test = open_trace(support_path("odd"));
+    struct pred_trace_reader *train = support_open(support_path("even")),
+                             *test = support_open(support_path("odd"));
     struct pred_score_args args = { .train = train, .test = test, .names = names, .count = 3,
                                     .capacity = 0.25 };
     ck_assert_msg(pred_score_run(&args, scores, &total, &err) == 0, "%s", err.text);

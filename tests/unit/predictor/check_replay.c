@@ -22,14 +22,6 @@ static bool have_data(void)
     return access(data_dir, R_OK) == 0;
 }
 
-static struct pred_trace_reader *open_trace(const char *path)
-{
-    struct pred_trace_reader *r;
-    struct base_err err = { 0 };
-    ck_assert_msg(pred_trace_reader_open(&r, path, &err) == 0, "%s", err.text);
-    return r;
-}
-
 static struct pred_case make_case(const char *policy, uint64_t slots, uint64_t budget)
 {
     struct pred_case c = { .slots = slots, .budget_bytes = budget, .prefill_share = 1,
@@ -43,7 +35,7 @@ static void run_cases(const char *path, const struct pred_case *cases,
 {
     struct base_err err = { 0 };
     struct pred_replay_summary summary;
-    struct pred_trace_reader *r = open_trace(path);
+    struct pred_trace_reader *r = support_open(path);
     int rc = pred_replay_run(r, cases, results, count, &summary, NULL, &err);
     ck_assert_msg(rc == 0, "%s", err.text);
     pred_trace_reader_close(r);
@@ -236,7 +228,7 @@ START_TEST(a_growing_trace_is_replayed_to_one_end)
     write_steps(trace, 11, 2 * STEPS);
     support_growing_begin(&growing, trace);
     run_cases(trace, cases, cut, CASES);
-    struct pred_trace_reader *r = open_trace(trace);
+    struct pred_trace_reader *r = support_open(trace);
     int rc = pred_replay_run(r, cases, grown, CASES, &summary, &progress, &err);
     ck_assert_msg(rc == 0, "%s", err.text);
     pred_trace_reader_health(r, &health);
@@ -267,10 +259,10 @@ START_TEST(a_growing_trace_is_surveyed_to_one_end)
     struct base_err err = { 0 };
     write_steps(trace, 12, 5 * STEPS);
     support_growing_begin(&growing, trace);
-    struct pred_trace_reader *r = open_trace(trace);
+    struct pred_trace_reader *r = support_open(trace);
     ck_assert_int_eq(pred_survey_run(&cut, r, &c, 1, NULL, &err), 0);
     pred_trace_reader_close(r);
-    r = open_trace(trace);
+    r = support_open(trace);
     ck_assert_int_eq(pred_survey_run(&grown, r, &c, 1, &progress, &err), 0);
     pred_trace_reader_close(r);
     support_growing_end(&growing);
@@ -296,7 +288,7 @@ START_TEST(one_at_a_time_is_the_textbook)
     struct pred_feed *feed;
     struct base_err err = { 0 };
     write_routing(trace, 31);
-    struct pred_trace_reader *r = open_trace(trace);
+    struct pred_trace_reader *r = support_open(trace);
     ck_assert_int_eq(pred_feed_create(&feed, r, &err), 0);
     while (pred_feed_next(feed, &a, &err) == 1) {
         for (uint32_t i = 0; i < a.count; i++) {
@@ -434,7 +426,7 @@ START_TEST(recorded_run_replays_exactly)
     struct base_err err = { 0 };
     struct pred_exact exact;
     write_live(trace, policies[_i], 5, 0, 8 * LAYERS);
-    struct pred_trace_reader *r = open_trace(trace);
+    struct pred_trace_reader *r = support_open(trace);
     ck_assert_msg(pred_replay_exact(r, &exact, NULL, &err) == 0, "%s", err.text);
     ck_assert(exact.same);
     ck_assert_uint_eq(exact.checks, 4);
@@ -463,7 +455,7 @@ START_TEST(a_difference_is_found)
     struct base_err err = { 0 };
     struct pred_exact exact;
     write_live(trace, "lru", 5, 1, 8 * LAYERS); /* one miss too many in the live counts */
-    struct pred_trace_reader *r = open_trace(trace);
+    struct pred_trace_reader *r = support_open(trace);
     ck_assert_int_eq(pred_replay_exact(r, &exact, NULL, &err), 0);
     ck_assert(!exact.same);
     ck_assert_uint_eq(exact.differing, 1);
@@ -472,7 +464,7 @@ START_TEST(a_difference_is_found)
                       exact.replayed.cells[0][TIER_CELL_DECODE].misses + 1);
     pred_trace_reader_close(r);
     write_live(trace, "lru", 5, 0, 7 * LAYERS); /* another configuration than recorded */
-    r = open_trace(trace);
+    r = support_open(trace);
     int rc = pred_replay_exact(r, &exact, NULL, &err);
     ck_assert(rc == BASE_EMISMATCH || (rc == 0 && !exact.same));
     pred_trace_reader_close(r);
@@ -485,7 +477,7 @@ START_TEST(inexact_traces_are_refused)
     struct base_err err = { 0 };
     struct pred_exact exact;
     write_routing(trace, 3);
-    struct pred_trace_reader *r = open_trace(trace);
+    struct pred_trace_reader *r = support_open(trace);
     ck_assert_int_eq(pred_replay_exact(r, &exact, NULL, &err), BASE_ECONFIG);
     ck_assert_ptr_nonnull(strstr(err.text, "no events of a server's cache"));
     pred_trace_reader_close(r);
@@ -507,7 +499,7 @@ START_TEST(inexact_traces_are_refused)
     pred_trace_writer_event(w, &large);
     live_event(w, TIER_EVENT_ACQUIRE, 0, (const uint32_t[]){ 1, 2 }, 2, 2);
     ck_assert_int_eq(pred_trace_writer_close(w, &writer_err), -ENOBUFS);
-    r = open_trace(trace);
+    r = support_open(trace);
     ck_assert_int_eq(pred_replay_exact(r, &exact, NULL, &gap_err), BASE_ECONFIG);
     ck_assert_ptr_nonnull(strstr(gap_err.text, "gaps"));
     pred_trace_reader_close(r);

@@ -125,6 +125,14 @@ static inline void support_growing_end(struct support_growing *g)
     free(g->bytes);
 }
 
+static inline struct pred_trace_reader *support_open(const char *path)
+{
+    struct pred_trace_reader *r;
+    struct base_err err = { 0 };
+    ck_assert_msg(pred_trace_reader_open(&r, path, &err) == 0, "%s", err.text);
+    return r;
+}
+
 /* `count` different ids below `below`, in random order. */
 static inline void support_ids(struct base_rng *rng, uint32_t *ids, uint32_t count, uint32_t below)
 {

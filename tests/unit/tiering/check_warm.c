@@ -281,12 +281,19 @@ START_TEST(another_size_keeps_the_hottest)
 }
 END_TEST
 
+static void expect_saved(void)
+{
+    struct tier_warm_set saved;
+    struct base_err err = { 0 };
+    ck_assert_msg(tier_warm_file_load(&saved, path, &err) == 0, "%s", err.text);
+    ck_assert_uint_gt(saved.count, 0);
+    free(saved.rows);
+}
+
 START_TEST(it_is_saved_while_it_runs)
 {
     static struct life l;
-    struct tier_warm_set saved;
     struct base_rng rng;
-    struct base_err err = { 0 };
     base_rng_init(&rng, 1);
     unlink(path);
     defaults(&l);
@@ -297,10 +304,7 @@ START_TEST(it_is_saved_while_it_runs)
         usleep(1000);
         tier_idle(l.tier);
     }
-    int rc = tier_warm_file_load(&saved, path, &err);
-    ck_assert_msg(rc == 0, "%s", err.text);
-    ck_assert_uint_gt(saved.count, 0);
-    free(saved.rows);
+    expect_saved();
     end(&l);
 }
 END_TEST
@@ -310,9 +314,7 @@ START_TEST(a_failed_save_is_made_up_for)
 {
     static struct life l;
     static struct tier_snapshot s = { 0 };
-    struct tier_warm_set saved;
     struct base_rng rng;
-    struct base_err err = { 0 };
     base_rng_init(&rng, 1);
     unlink(path);
     defaults(&l);
@@ -336,10 +338,7 @@ START_TEST(a_failed_save_is_made_up_for)
     }
     ck_assert_int_eq(rmdir(path), 0);
     tier_warm_save(l.tier);
-    int rc = tier_warm_file_load(&saved, path, &err);
-    ck_assert_msg(rc == 0, "%s", err.text);
-    ck_assert_uint_gt(saved.count, 0);
-    free(saved.rows);
+    expect_saved();
     end(&l);
 }
 END_TEST
