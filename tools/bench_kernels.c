@@ -178,7 +178,7 @@ static int run(int count, char **arguments)
     cli_progress_begin(&bar, "measuring", flags.quiet);
     bench_products_open(&b);
     for (int kind = 0; kind < 3; kind++) {
-        peaks[kind] = bench_peak_rate(1, (enum bench_arithmetic)kind);
+        peaks[kind] = bench_peak(1, (enum bench_arithmetic)kind).best;
     }
     for (size_t t = 0; t < bench_product_type_count; t++) {
         if (!is_wanted(&bench_product_types[t], ops)) continue;

@@ -1,8 +1,9 @@
 /* tier-bench prefill: prompt tokens a second, and how much of the floor that is.
  *
  * The floor of a prompt is its multiply-adds at the peak of the cores (f32, and those with 8-bit
- * integers or bf16 at the peak of these), measured before each round, or its missed bytes at the
- * rate of the disk, whichever takes longer.
+ * integers or bf16 at the peak of these), or its missed bytes at the rate of the disk, whichever
+ * takes longer. The peak of a round is the best sample of those before and after it. Their medians
+ * tell what others left of the cores: of a core that two share each has little more than half.
  */
 #include <stdio.h>
 #include <string.h>
@@ -16,7 +17,9 @@ static uint64_t tokens = 512;
 
 struct result {
     double rate, spread, work, low_work, missed, waits;  /* low: of work, what is rounded */
-    double peak, peak_low, disk_rate, floor_rate, fraction, fraction_spread;
+    double peak, peak_low;
+    double usual;               /* share of the peak that samples beside the rounds have, medians */
+    double disk_rate, floor_rate, fraction, fraction_spread;
     bool floor;                 /* the CPU computes: its cores' peak is what bounds */
 };
 
@@ -78,27 +81,47 @@ static enum bench_arithmetic arithmetic(const struct bench_stack *b)
     }
 }
 
+/* Of the peaks before and after a round. */
+struct peaks {
+    struct bench_peak f32, low;
+};
+
+static struct peaks peaks_of(const struct bench_stack *b)
+{
+    const enum bench_arithmetic kind = arithmetic(b);
+    struct peaks p = { .f32 = bench_peak(b->threads, BENCH_F32) };
+    p.low = kind == BENCH_F32 ? p.f32 : bench_peak(b->threads, kind);
+    return p;
+}
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
 static int measure(struct bench_stack *b, struct result *r, struct base_err *err)
 {
     double rates[BENCH_ROUNDS_MAX], shares[BENCH_ROUNDS_MAX], peaks[BENCH_ROUNDS_MAX];
     double disks[BENCH_ROUNDS_MAX] = { 0 }, floors[BENCH_ROUNDS_MAX];
-    double peaks_low[BENCH_ROUNDS_MAX], missed = 0, waits = 0, times = 0, spread;
-    enum bench_arithmetic kind = arithmetic(b);
+    double peaks_low[BENCH_ROUNDS_MAX], usual[BENCH_ROUNDS_MAX];
+    double missed = 0, waits = 0, times = 0, spread;
+    struct peaks before = { 0 };
     int rc = bench_warm(b, err);
     r->floor = !b->stack.device;
     r->work = token_work(&b->stack.shape, (double)tokens / 2);
-    r->low_work = low_work(r, &b->stack.shape, kind);
+    r->low_work = low_work(r, &b->stack.shape, arithmetic(b));
     for (uint64_t round = 0; round < flags.rounds && rc == 0; round++) {
-        if (r->floor) {
-            peaks[round] = bench_peak_rate(b->threads, BENCH_F32);
-            peaks_low[round] = bench_peak_rate(b->threads, kind);
-        }
+        if (r->floor) before = peaks_of(b);
         bench_reset(b);
         uint64_t begin = base_now_ns();
         rc = bench_generate(b, 1, (uint32_t)tokens, 1, flags.seed + round * 100, err);
         if (rc < 0) break;
         rates[round] = (double)tokens * 1e9 / (double)(b->first_ns - begin);
         if (r->floor) {
+            const struct peaks after = peaks_of(b);
+            peaks[round] = larger(before.f32.best, after.f32.best);
+            peaks_low[round] = larger(before.low.best, after.low.best);
+            usual[round] = (before.f32.median + after.f32.median) / 2 / peaks[round];
             double seconds = floor_seconds(r, peaks[round], peaks_low[round]), disk = 0;
             if (b->counters.missed_bytes > 0) disks[round] = bench_disk_rate(b);
             if (disks[round] > 0) {
@@ -119,6 +142,7 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     if (!r->floor) return 0;
     r->peak = bench_median(peaks, flags.rounds, &spread);
     r->peak_low = bench_median(peaks_low, flags.rounds, &spread);
+    r->usual = bench_median(usual, flags.rounds, &spread);
     r->fraction = bench_median(shares, flags.rounds, &r->fraction_spread);
     r->floor_rate = bench_median(floors, flags.rounds, &spread);
     r->disk_rate = bench_median(disks, flags.rounds, &spread);
@@ -137,9 +161,11 @@ static void print_json(const struct bench_stack *b, const struct result *r)
            r->spread, r->work, r->low_work, r->missed, r->waits);
     if (r->floor) {
         printf("\"multiply_adds_per_second\":%.0f,\"low_multiply_adds_per_second\":%.0f,"
+               "\"usual_share_of_peak\":%.4f,"
                "\"disk_bytes_per_second\":%.0f,\"floor_tokens_per_second\":%.3f,"
                "\"floor_fraction\":%.4f,\"floor_fraction_spread\":%.4f,",
-               r->peak, r->peak_low, r->disk_rate, r->floor_rate, r->fraction, r->fraction_spread);
+               r->peak, r->peak_low, r->usual, r->disk_rate, r->floor_rate, r->fraction,
+               r->fraction_spread);
     } else {
         fputs("\"floor_tokens_per_second\":null,", stdout);
     }
@@ -169,6 +195,8 @@ static void print_text(const struct bench_stack *b, const struct result *r)
     }
     printf("\n  floor %.1f tokens/s: %.0f%% of it reached (median; spread %.0f%%)\n", r->floor_rate,
            100 * r->fraction, 100 * r->fraction_spread);
+    printf("  before and after the rounds the cores gave %.0f%% of their peak (median)%s\n",
+           100 * r->usual, r->usual < 0.9 ? ": others were at work on them" : "");
     bench_print_account(b, false);
 }
 
@@ -211,13 +239,16 @@ const struct cli_command bench_prefill_command = {
     .name = "prefill",
     .arguments = "",
     .text = "prompt tokens a second, against the machine's floor",
-    .details = "Opens the model as the server does, with all experts in DRAM unless a setting says "
-               "otherwise, warms\n"
-               "the cache, then computes random prompts. The floor is the longer of: multiply-adds "
-               "over the peak\n"
-               "of the cores (that of bf16 or of 8 bits for what is so multiplied), bytes missed "
-               "over the\n"
-               "measured rate of the disk. On a card there is none here: its peak is not measured.",
+    .details =
+        "Opens the model as the server does, with all experts in DRAM unless a setting says "
+        "otherwise, warms\n"
+        "the cache, then computes random prompts. The floor is the longer of: multiply-adds over "
+        "the peak\n"
+        "of the cores (that of bf16 or of 8 bits for what is so multiplied; the best of samples "
+        "before and\n"
+        "after each round), bytes missed over the measured rate of the disk. On a card there is "
+        "none here:\n"
+        "its peak is not measured.",
     .flags = prefill_flags,
     .run = run,
 };

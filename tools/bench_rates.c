@@ -253,22 +253,27 @@ static void (*spin_of(enum bench_arithmetic kind, unsigned choice))(struct crew_
 }
 #endif
 
-double bench_peak_rate(unsigned threads, enum bench_arithmetic kind)
+struct bench_peak bench_peak(unsigned threads, enum bench_arithmetic kind)
 {
-    double best = 0;
+    struct bench_peak peak = { 0 };
     struct crew_member *crew = calloc(threads, sizeof *crew);
     if (!crew) abort();
     for (unsigned choice = 0; choice < 2; choice++) {
         void (*spin)(struct crew_member *m) = spin_of(kind, choice);
-        for (int i = 0; spin && i < TRIES; i++) {
+        double rates[TRIES], spread;
+        if (!spin) continue;
+        for (int i = 0; i < TRIES; i++) {
             for (unsigned t = 0; t < threads; t++) crew[t] = (struct crew_member){ .work = spin };
-            double seconds = crew_run(crew, threads);
-            double rate = crew[0].operations * threads / seconds;
-            if (rate > best) best = rate;
+            const double seconds = crew_run(crew, threads);
+            rates[i] = crew[0].operations * threads / seconds;
+        }
+        const double median = bench_median(rates, TRIES, &spread);
+        if (rates[TRIES - 1] > peak.best) {
+            peak = (struct bench_peak){ .best = rates[TRIES - 1], .median = median };
         }
     }
     free(crew);
-    return best > 0 ? best : bench_peak_rate(threads, BENCH_F32);
+    return peak.best > 0 ? peak : bench_peak(threads, BENCH_F32);
 }
 
 static int ascending(const void *a, const void *b)

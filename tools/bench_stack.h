@@ -92,9 +92,13 @@ double bench_memory_rate(unsigned threads);
  * since a disk may have at hand what it was asked for lately. 0 when nothing was read. */
 double bench_disk_rate(struct bench_stack *bench);
 /* Multiply-adds a second that `threads` threads can do: f32, or bf16 or 8-bit integers where the
- * cores have instructions for them (else f32); the best of five. */
+ * cores have instructions for them (else f32). Of five samples the best, and the median: what the
+ * cores gave while they were measured, less where others were at work on them. */
 enum bench_arithmetic { BENCH_F32, BENCH_BF16, BENCH_INT8 };
-double bench_peak_rate(unsigned threads, enum bench_arithmetic kind);
+struct bench_peak {
+    double best, median;
+};
+struct bench_peak bench_peak(unsigned threads, enum bench_arithmetic kind);
 
 /* Median of the values, which get sorted; `*spread` = (highest - lowest) / median. */
 double bench_median(double *values, size_t count, double *spread);
