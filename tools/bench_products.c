@@ -18,7 +18,7 @@
 #include <immintrin.h>
 #endif
 
-enum { WORKS_MOST = 3, SAMPLES = 85, CHUNKS = 16 };
+enum { WORKS_MOST = 3, SAMPLES = 85 };
 #define READ_BYTES ((size_t)4 << 20)
 #define POOL_BYTES BENCH_POOL_BYTES
 #define HUGE_BYTES ((size_t)2 << 20)
@@ -138,6 +138,13 @@ static uint32_t crowd(unsigned threads)
     return (threads + BENCH_THREADS_HELD - 1) / BENCH_THREADS_HELD;
 }
 
+/* As the engine cuts a matrix (engine/work.c): on one thread it is a single range. */
+static uint32_t chunks_of(unsigned threads)
+{
+    enum { A_THREAD = 4 };
+    return threads == 1 ? 1 : A_THREAD * threads;
+}
+
 static void read_chunk(void *context, uint32_t chunk, unsigned thread)
 {
     struct read_job *job = context;
@@ -175,7 +182,7 @@ static struct bench_timing reading_turns(const struct read_job *reading, const s
 
 double bench_reading(const struct bench_products *b, unsigned threads)
 {
-    struct read_job job = { .pool = b->pool, .chunks = CHUNKS * crowd(threads),
+    struct read_job job = { .pool = b->pool, .chunks = chunks_of(threads),
                             .bytes = READ_BYTES * crowd(threads) };
     if (job.bytes > SAMPLE_BYTES_MAX) job.bytes = SAMPLE_BYTES_MAX;
     MUST(kern_par_create(&job.par, threads, NULL, NULL) == 0);
@@ -264,9 +271,7 @@ void bench_product_crowd(struct bench_product *job, uint32_t rows, unsigned thre
          times > 1 && (bench_product_bytes(&job->w) > SAMPLE_BYTES_MAX ||
                        (size_t)job->w.rows * job->m > BENCH_FLOATS);
          job->w.rows = rows * times) times--;
-    /* A part for every thread, as long as parts stay whole. */
-    job->chunks = CHUNKS * times;
-    while (job->chunks < threads && job->w.rows % (2 * job->chunks) == 0) job->chunks *= 2;
+    job->chunks = chunks_of(threads);
 }
 
 /* Products in turns with reading as many bytes; cached: products alone. */
@@ -276,7 +281,7 @@ void bench_product_times(struct bench_product *job, unsigned threads, bool cache
     const struct bench_products *b = job->bench;
     const size_t bytes = bench_product_bytes(&job->w);
     MUST(bytes <= SAMPLE_BYTES_MAX && (size_t)job->w.rows * job->m <= BENCH_FLOATS);
-    if (cached) job->chunks = CHUNKS;
+    if (cached) job->chunks = chunks_of(threads);
     job->matrices = cached ? 1 : (uint32_t)(POOL_BYTES / bytes);
     MUST(kern_par_create(&job->par, threads, NULL, NULL) == 0);
     /* Half the pool away: what one reads the other finds in no cache. */

@@ -44,6 +44,7 @@ void bench_products_close(struct bench_products *products);
 double bench_reading(const struct bench_products *products, unsigned threads);
 
 enum { BENCH_BF16_DIGITS = 16 };        /* of a type: activations are bf16 */
+enum { BENCH_PRODUCT_TYPES_MAX = 32 };
 struct bench_product_type {
     const char *name;
     enum kern_dtype dtype;
