@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "model/safetensors.h"
 #include "tools/bench.h"
 #include "tools/bench_stack.h"
 
@@ -16,8 +17,8 @@ static struct bench_flags flags = { .model = "models/pebble", .rounds = 5, .seed
 static uint64_t tokens = 512;
 
 struct result {
-    double rate, spread, work, low_work, missed, waits;  /* low: of work, what is rounded */
-    double peak, peak_low;
+    double rate, spread, missed, waits;
+    double work[BENCH_KINDS], peak[BENCH_KINDS];    /* multiply-adds a token; a second */
     double usual;               /* share of the peak that samples beside the rounds have, medians */
     double disk_rate, floor_rate, fraction, fraction_spread;
     bool floor;                 /* the CPU computes: its cores' peak is what bounds */
@@ -42,12 +43,6 @@ static double token_work(const struct model_shape *s, double seen)
     return sum;
 }
 
-/* Of these, what routed experts take. */
-static double routed_work(const struct model_shape *s)
-{
-    return (double)model_shape_moe_layers(s) * s->top_k * 3.0 * s->hidden * s->expert_width;
-}
-
 /* Of these, what attention takes and what carries queries into the latent space: f32 always. */
 static double attention_work(const struct model_shape *s, double seen)
 {
@@ -55,18 +50,13 @@ static double attention_work(const struct model_shape *s, double seen)
     return s->layers * heads * (s->qk_nope_dim * lora + seen * (2 * lora + s->qk_rope_dim));
 }
 
-/* What is multiplied in less than f32. With bf16 all products count as such: of F32 and F16
- * matrices, which are not, models that one measures have no large ones. */
-static double low_work(const struct result *r, const struct model_shape *s,
-                       enum bench_arithmetic kind)
+static double floor_seconds(const struct result *r, const double peak[BENCH_KINDS])
 {
-    if (kind == BENCH_F32) return 0;
-    return kind == BENCH_INT8 ? routed_work(s) : r->work - attention_work(s, (double)tokens / 2);
-}
-
-static double floor_seconds(const struct result *r, double peak, double peak_low)
-{
-    return (r->work - r->low_work) / peak + r->low_work / peak_low;
+    double seconds = 0;
+    for (int kind = 0; kind < BENCH_KINDS; kind++) {
+        if (r->work[kind] > 0) seconds += r->work[kind] / peak[kind];
+    }
+    return seconds;
 }
 
 static enum bench_arithmetic arithmetic(const struct bench_stack *b)
@@ -81,16 +71,47 @@ static enum bench_arithmetic arithmetic(const struct bench_stack *b)
     }
 }
 
-/* Of the peaks before and after a round. */
+/* Multiply-adds of a token with INT8 and INT4 matrices: of routed experts those that it goes to. */
+static double int8_work(const struct model_files *files, const struct model_shape *s)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < model_files_count(files); i++) {
+        const struct model_tensor *tensor = model_files_at(files, i);
+        const bool routed = strstr(tensor->name, ".mlp.experts.") != NULL;
+        const bool head = strncmp(tensor->name, "lm_head.", 8) == 0;    /* once a prompt */
+        const bool int4 = tensor->dtype == MODEL_U8;
+        if ((tensor->dtype != MODEL_I8 && !int4) || tensor->dims != 2 || head) continue;
+        const double codes = (double)tensor->shape[0] * (double)tensor->shape[1] * (int4 ? 2 : 1);
+        sum += routed ? codes * s->top_k / s->experts : codes;
+    }
+    return sum;
+}
+
+/* By what they are multiplied as. Fast modes round what goes into products to bf16, but 8-bit
+ * integers are made for INT8 and INT4 matrices with `int8`; of F32 and F16 matrices, whose inputs
+ * stay, models that one measures have no large ones. */
+static void work_by_kind(const struct bench_stack *b, double work[BENCH_KINDS])
+{
+    const struct model_shape *s = &b->stack.shape;
+    const enum bench_arithmetic kind = arithmetic(b);
+    const double seen = (double)tokens / 2, all = token_work(s, seen);
+    work[BENCH_F32] = kind == BENCH_F32 ? all : attention_work(s, seen);
+    work[BENCH_INT8] = kind == BENCH_INT8 ? int8_work(b->stack.files, s) : 0;
+    work[BENCH_BF16] = all - work[BENCH_F32] - work[BENCH_INT8];
+}
+
+/* The peaks before or after a round. */
 struct peaks {
-    struct bench_peak f32, low;
+    struct bench_peak of[BENCH_KINDS];
 };
 
-static struct peaks peaks_of(const struct bench_stack *b)
+static struct peaks peaks_of(const struct bench_stack *b, const struct result *r)
 {
-    const enum bench_arithmetic kind = arithmetic(b);
-    struct peaks p = { .f32 = bench_peak(b->threads, BENCH_F32) };
-    p.low = kind == BENCH_F32 ? p.f32 : bench_peak(b->threads, kind);
+    struct peaks p = { 0 };
+    for (int kind = 0; kind < BENCH_KINDS; kind++) {
+        if (kind == BENCH_F32 || r->work[kind] > 0)
+            p.of[kind] = bench_peak(b->threads, (enum bench_arithmetic)kind);
+    }
     return p;
 }
 
@@ -101,28 +122,32 @@ static double larger(double a, double b)
 
 static int measure(struct bench_stack *b, struct result *r, struct base_err *err)
 {
-    double rates[BENCH_ROUNDS_MAX], shares[BENCH_ROUNDS_MAX], peaks[BENCH_ROUNDS_MAX];
+    double rates[BENCH_ROUNDS_MAX], shares[BENCH_ROUNDS_MAX];
+    double peaks[BENCH_KINDS][BENCH_ROUNDS_MAX];
     double disks[BENCH_ROUNDS_MAX] = { 0 }, floors[BENCH_ROUNDS_MAX];
-    double peaks_low[BENCH_ROUNDS_MAX], usual[BENCH_ROUNDS_MAX];
+    double usual[BENCH_ROUNDS_MAX];
     double missed = 0, waits = 0, times = 0, spread;
     struct peaks before = { 0 };
     int rc = bench_warm(b, err);
     r->floor = !b->stack.device;
-    r->work = token_work(&b->stack.shape, (double)tokens / 2);
-    r->low_work = low_work(r, &b->stack.shape, arithmetic(b));
+    work_by_kind(b, r->work);
     for (uint64_t round = 0; round < flags.rounds && rc == 0; round++) {
-        if (r->floor) before = peaks_of(b);
+        if (r->floor) before = peaks_of(b, r);
         bench_reset(b);
         uint64_t begin = base_now_ns();
         rc = bench_generate(b, 1, (uint32_t)tokens, 1, flags.seed + round * 100, err);
         if (rc < 0) break;
         rates[round] = (double)tokens * 1e9 / (double)(b->first_ns - begin);
         if (r->floor) {
-            const struct peaks after = peaks_of(b);
-            peaks[round] = larger(before.f32.best, after.f32.best);
-            peaks_low[round] = larger(before.low.best, after.low.best);
-            usual[round] = (before.f32.median + after.f32.median) / 2 / peaks[round];
-            double seconds = floor_seconds(r, peaks[round], peaks_low[round]), disk = 0;
+            const struct peaks after = peaks_of(b, r);
+            double peak[BENCH_KINDS], disk = 0;
+            for (int kind = 0; kind < BENCH_KINDS; kind++) {
+                peak[kind] = larger(before.of[kind].best, after.of[kind].best);
+                peaks[kind][round] = peak[kind];
+            }
+            usual[round] = (before.of[BENCH_F32].median + after.of[BENCH_F32].median) / 2 /
+                           peak[BENCH_F32];
+            double seconds = floor_seconds(r, peak);
             if (b->counters.missed_bytes > 0) disks[round] = bench_disk_rate(b);
             if (disks[round] > 0) {
                 disk = (double)b->counters.missed_bytes / disks[round] / (double)tokens;
@@ -140,13 +165,18 @@ static int measure(struct bench_stack *b, struct result *r, struct base_err *err
     r->missed = missed / (double)(flags.rounds * tokens);
     r->waits = waits / times;
     if (!r->floor) return 0;
-    r->peak = bench_median(peaks, flags.rounds, &spread);
-    r->peak_low = bench_median(peaks_low, flags.rounds, &spread);
+    for (int kind = 0; kind < BENCH_KINDS; kind++)
+        r->peak[kind] = bench_median(peaks[kind], flags.rounds, &spread);
     r->usual = bench_median(usual, flags.rounds, &spread);
     r->fraction = bench_median(shares, flags.rounds, &r->fraction_spread);
     r->floor_rate = bench_median(floors, flags.rounds, &spread);
     r->disk_rate = bench_median(disks, flags.rounds, &spread);
     return 0;
+}
+
+static double all_work(const struct result *r)
+{
+    return r->work[BENCH_F32] + r->work[BENCH_BF16] + r->work[BENCH_INT8];
 }
 
 static void print_json(const struct bench_stack *b, const struct result *r)
@@ -155,17 +185,17 @@ static void print_json(const struct bench_stack *b, const struct result *r)
     bench_print_model(b);
     printf(",\"threads\":%u,\"tokens\":%llu,\"rounds\":%llu,"
            "\"tokens_per_second\":%.3f,\"spread\":%.4f,\"multiply_adds_per_token\":%.0f,"
-           "\"low_multiply_adds_per_token\":%.0f,\"missed_bytes_per_token\":%.0f,"
-           "\"wait_share\":%.4f,",
+           "\"bf16_multiply_adds_per_token\":%.0f,\"int8_multiply_adds_per_token\":%.0f,"
+           "\"missed_bytes_per_token\":%.0f,\"wait_share\":%.4f,",
            b->threads, (unsigned long long)tokens, (unsigned long long)flags.rounds, r->rate,
-           r->spread, r->work, r->low_work, r->missed, r->waits);
+           r->spread, all_work(r), r->work[BENCH_BF16], r->work[BENCH_INT8], r->missed, r->waits);
     if (r->floor) {
-        printf("\"multiply_adds_per_second\":%.0f,\"low_multiply_adds_per_second\":%.0f,"
-               "\"usual_share_of_peak\":%.4f,"
+        printf("\"multiply_adds_per_second\":%.0f,\"bf16_multiply_adds_per_second\":%.0f,"
+               "\"int8_multiply_adds_per_second\":%.0f,\"usual_share_of_peak\":%.4f,"
                "\"disk_bytes_per_second\":%.0f,\"floor_tokens_per_second\":%.3f,"
                "\"floor_fraction\":%.4f,\"floor_fraction_spread\":%.4f,",
-               r->peak, r->peak_low, r->usual, r->disk_rate, r->floor_rate, r->fraction,
-               r->fraction_spread);
+               r->peak[BENCH_F32], r->peak[BENCH_BF16], r->peak[BENCH_INT8], r->usual,
+               r->disk_rate, r->floor_rate, r->fraction, r->fraction_spread);
     } else {
         fputs("\"floor_tokens_per_second\":null,", stdout);
     }
@@ -175,20 +205,26 @@ static void print_json(const struct bench_stack *b, const struct result *r)
 
 static void print_text(const struct bench_stack *b, const struct result *r)
 {
+    static const char *const names[BENCH_KINDS] = { "f32", "bf16", "8 bits" };
+    const char *before = " (";
     printf(
         "%s, %u threads, a prompt of %llu tokens: %.1f tokens/s, median of %llu (spread %.0f%%)\n",
         b->stack.shape.name, b->threads, (unsigned long long)tokens, r->rate,
         (unsigned long long)flags.rounds, 100 * r->spread);
-    printf("  %.1f M multiply-adds a token", r->work / 1e6);
+    printf("  %.1f M multiply-adds a token", all_work(r) / 1e6);
     if (!r->floor) {
         printf(", %.1f MB missed, %.0f%% of the time waiting\n  floor: none: a card computes, "
                "whose peak is not measured here\n", r->missed / 1e6, 100 * r->waits);
         bench_print_account(b, false);
         return;
     }
-    printf(" (%.1f M of them in %s), the cores can do %.1f G a second (%.1f G)",
-           r->low_work / 1e6, arithmetic(b) == BENCH_BF16 ? "bf16" : "8 bits", r->peak / 1e9,
-           r->peak_low / 1e9);
+    for (int kind = 0; kind < BENCH_KINDS; kind++) {
+        if (r->work[kind] <= 0) continue;
+        printf("%s%.1f M in %s: the cores can do %.1f G a second", before, r->work[kind] / 1e6,
+               names[kind], r->peak[kind] / 1e9);
+        before = "; ";
+    }
+    putchar(')');
     if (r->missed > 0) {
         printf("; %.1f MB missed a token, the disk reads %.2f GB/s; %.0f%% of the time waiting",
                r->missed / 1e6, r->disk_rate / 1e9, 100 * r->waits);

@@ -95,6 +95,7 @@ double bench_disk_rate(struct bench_stack *bench);
  * cores have instructions for them (else f32). Of five samples the best, and the median: what the
  * cores gave while they were measured, less where others were at work on them. */
 enum bench_arithmetic { BENCH_F32, BENCH_BF16, BENCH_INT8 };
+enum { BENCH_KINDS = BENCH_INT8 + 1 };
 struct bench_peak {
     double best, median;
 };
