@@ -17,6 +17,7 @@ enum {
     SHARE = 128 << 20,          /* a thread's part of what is read: more than any cache */
     SPIN_ROUNDS = 2000000,
     CHAINS = 12,                /* sums at once: more than an addition takes cycles */
+    FEW = 8,                    /* of integers, and room for operands in 16 registers */
 };
 
 static struct base_mem_tag pool_tag = { .name = "bench pool" };
@@ -146,15 +147,20 @@ double bench_memory_rate(unsigned threads)
 /* -- arithmetic ------------------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
+/* Unrolled everywhere, or sums are an array in memory and what is measured is that. */
+#define EACH_CHAIN(j, first) \
+    _Pragma("GCC unroll 12") for (int j = first; j < CHAINS; j++)
+#define EACH_FEW(j, first) \
+    _Pragma("GCC unroll 12") for (int j = first; j < FEW; j++)
+
 __attribute__((target("avx2,fma"))) static void spin_f32_avx2(struct crew_member *m)
 {
     __m256 sum[CHAINS], a = _mm256_set1_ps(0.999f), b = _mm256_set1_ps(0.001f);
-    for (int j = 0; j < CHAINS; j++) sum[j] = _mm256_set1_ps((float)j);
+    EACH_CHAIN(j, 0) sum[j] = _mm256_set1_ps((float)j);
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-#pragma GCC unroll 12
-        for (int j = 0; j < CHAINS; j++) sum[j] = _mm256_fmadd_ps(sum[j], a, b);
+        EACH_CHAIN(j, 0) sum[j] = _mm256_fmadd_ps(sum[j], a, b);
     }
-    for (int j = 1; j < CHAINS; j++) sum[0] = _mm256_add_ps(sum[0], sum[j]);
+    EACH_CHAIN(j, 1) sum[0] = _mm256_add_ps(sum[0], sum[j]);
     m->sink = _mm256_cvtss_f32(sum[0]);
     m->operations = (double)SPIN_ROUNDS * CHAINS * 8;
 }
@@ -162,12 +168,11 @@ __attribute__((target("avx2,fma"))) static void spin_f32_avx2(struct crew_member
 __attribute__((target("avx512f"))) static void spin_f32_avx512(struct crew_member *m)
 {
     __m512 sum[CHAINS], a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(0.001f);
-    for (int j = 0; j < CHAINS; j++) sum[j] = _mm512_set1_ps((float)j);
+    EACH_CHAIN(j, 0) sum[j] = _mm512_set1_ps((float)j);
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-#pragma GCC unroll 12
-        for (int j = 0; j < CHAINS; j++) sum[j] = _mm512_fmadd_ps(sum[j], a, b);
+        EACH_CHAIN(j, 0) sum[j] = _mm512_fmadd_ps(sum[j], a, b);
     }
-    for (int j = 1; j < CHAINS; j++) sum[0] = _mm512_add_ps(sum[0], sum[j]);
+    EACH_CHAIN(j, 1) sum[0] = _mm512_add_ps(sum[0], sum[j]);
     m->sink = _mm512_cvtss_f32(sum[0]);
     m->operations = (double)SPIN_ROUNDS * CHAINS * 16;
 }
@@ -175,35 +180,33 @@ __attribute__((target("avx512f"))) static void spin_f32_avx512(struct crew_membe
 __attribute__((target("avx512f,avx512vnni"))) static void spin_int8_avx512(struct crew_member *m)
 {
     __m512i sum[CHAINS], a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-2);
-    for (int j = 0; j < CHAINS; j++) sum[j] = _mm512_set1_epi32(j);
+    EACH_CHAIN(j, 0) sum[j] = _mm512_set1_epi32(j);
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-#pragma GCC unroll 12
-        for (int j = 0; j < CHAINS; j++) {
+        EACH_CHAIN(j, 0) {
             sum[j] = _mm512_dpbusd_epi32(sum[j], a, b);
             __asm__("" : "+v"(sum[j]));     /* else it is seen to be a multiplication */
         }
     }
-    for (int j = 1; j < CHAINS; j++) sum[0] = _mm512_add_epi32(sum[0], sum[j]);
+    EACH_CHAIN(j, 1) sum[0] = _mm512_add_epi32(sum[0], sum[j]);
     m->sink = (float)_mm512_cvtsi512_si32(sum[0]);
     m->operations = (double)SPIN_ROUNDS * CHAINS * 64;
 }
 
 __attribute__((target("avx2"))) static void spin_int8_avx2(struct crew_member *m)
 {
-    __m256i sum[CHAINS], a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-2);
+    __m256i sum[FEW], a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-2);
     __m256i ones = _mm256_set1_epi16(1);
-    for (int j = 0; j < CHAINS; j++) sum[j] = _mm256_set1_epi32(j);
+    EACH_FEW(j, 0) sum[j] = _mm256_set1_epi32(j);
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-#pragma GCC unroll 12
-        for (int j = 0; j < CHAINS; j++) {
+        EACH_FEW(j, 0) {
             __asm__("" : "+x"(a));
             sum[j] = _mm256_add_epi32(sum[j],
                                       _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
         }
     }
-    for (int j = 1; j < CHAINS; j++) sum[0] = _mm256_add_epi32(sum[0], sum[j]);
+    EACH_FEW(j, 1) sum[0] = _mm256_add_epi32(sum[0], sum[j]);
     m->sink = (float)_mm256_extract_epi32(sum[0], 0);
-    m->operations = (double)SPIN_ROUNDS * CHAINS * 32;
+    m->operations = (double)SPIN_ROUNDS * FEW * 32;
 }
 
 __attribute__((target("avx512f,avx512bw,avx512bf16"))) static void spin_bf16_avx512(
@@ -211,14 +214,13 @@ __attribute__((target("avx512f,avx512bw,avx512bf16"))) static void spin_bf16_avx
 {
     __m512i a = _mm512_set1_epi16(0x3f80), b = _mm512_set1_epi16(0x3c00);
     __m512 sum[CHAINS];
-    for (int j = 0; j < CHAINS; j++) sum[j] = _mm512_set1_ps((float)j);
+    EACH_CHAIN(j, 0) sum[j] = _mm512_set1_ps((float)j);
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-#pragma GCC unroll 12
-        for (int j = 0; j < CHAINS; j++) {
+        EACH_CHAIN(j, 0) {
             sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)a, (__m512bh)b);
         }
     }
-    for (int j = 1; j < CHAINS; j++) sum[0] = _mm512_add_ps(sum[0], sum[j]);
+    EACH_CHAIN(j, 1) sum[0] = _mm512_add_ps(sum[0], sum[j]);
     m->sink = _mm512_cvtss_f32(sum[0]);
     m->operations = (double)SPIN_ROUNDS * CHAINS * 32;
 }
