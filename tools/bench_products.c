@@ -18,7 +18,7 @@
 #include <immintrin.h>
 #endif
 
-enum { WORKS_MOST = 3, SAMPLES = 85 };
+enum { WORKS_MOST = 3, SAMPLES = 85, UNIT = 8 };
 #define READ_BYTES ((size_t)4 << 20)
 #define POOL_BYTES BENCH_POOL_BYTES
 #define HUGE_BYTES ((size_t)2 << 20)
@@ -225,12 +225,13 @@ static void product_chunk(void *context, uint32_t chunk, unsigned thread)
     (void)thread;
     void (*const product)(const struct kern_matmul *, uint32_t, uint32_t) =
         job->x16 ? job->ops->matmul_x16 : job->x8 ? job->ops->matmul_x8 : job->ops->matmul;
-    uint32_t unit = w.tiled ? kern_tile_rows(w.dtype) : w.rows / job->chunks;
     /* As many as the engine gives out at once, or copying their operands shows. */
-    const uint32_t woven_unit = job->m > 4 ? 4 * KERN_WOVEN_ROWS : KERN_WOVEN_ROWS;
-    if (w.dtype == KERN_FP8_WOVEN && unit < woven_unit) unit = woven_unit;
-    const uint32_t units = w.rows / unit;
-    product(&args, units * chunk / job->chunks * unit, units * (chunk + 1) / job->chunks * unit);
+    uint32_t unit = w.tiled ? kern_tile_rows(w.dtype) : UNIT;
+    if (w.dtype == KERN_FP8_WOVEN) unit = job->m > 4 ? 4 * KERN_WOVEN_ROWS : KERN_WOVEN_ROWS;
+    const uint32_t units = (w.rows + unit - 1) / unit;
+    const uint32_t begin = units * chunk / job->chunks * unit;
+    const uint32_t end = units * (chunk + 1) / job->chunks * unit;
+    product(&args, begin, end < w.rows ? end : w.rows);
 }
 
 static void product_run(void *context, uint32_t sample)
@@ -272,6 +273,7 @@ void bench_product_crowd(struct bench_product *job, uint32_t rows, unsigned thre
                        (size_t)job->w.rows * job->m > BENCH_FLOATS);
          job->w.rows = rows * times) times--;
     job->chunks = chunks_of(threads);
+    if (job->chunks > job->w.rows / UNIT) job->chunks = job->w.rows / UNIT;
 }
 
 /* Products in turns with reading as many bytes; cached: products alone. */

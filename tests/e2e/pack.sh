@@ -74,7 +74,7 @@ done
 # Interrupted, it takes its folder along. A script's children begin deaf to SIGINT, not to SIGTERM.
 "$bin/tier-bench" cache --dir "$work" --lookups 100000000 >"$work/out" 2>&1 & bench=$!
 for _ in $(seq 200); do
-    [ -n "$(find "$work" -name 'expertier.index' -path '*tier-bench-cache*')" ] && break
+    [ -n "$(find "$work" -name zeros -path '*tier-bench-cache*')" ] && break
     sleep 0.02
 done
 kill -TERM "$bench"
