@@ -148,19 +148,17 @@ double bench_memory_rate(unsigned threads)
 
 #if defined(__x86_64__)
 /* Unrolled everywhere, or sums are an array in memory and what is measured is that. */
-#define EACH_CHAIN(j, first) \
-    _Pragma("GCC unroll 12") for (int j = first; j < CHAINS; j++)
-#define EACH_FEW(j, first) \
-    _Pragma("GCC unroll 12") for (int j = first; j < FEW; j++)
+#define EACH_SUM(j, first, count) \
+    _Pragma("GCC unroll 12") for (int j = first; j < count; j++)
 
 __attribute__((target("avx2,fma"))) static void spin_f32_avx2(struct crew_member *m)
 {
     __m256 sum[CHAINS], a = _mm256_set1_ps(0.999f), b = _mm256_set1_ps(0.001f);
-    EACH_CHAIN(j, 0) sum[j] = _mm256_set1_ps((float)j);
+    EACH_SUM(j, 0, CHAINS) sum[j] = _mm256_set1_ps((float)j);
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        EACH_CHAIN(j, 0) sum[j] = _mm256_fmadd_ps(sum[j], a, b);
+        EACH_SUM(j, 0, CHAINS) sum[j] = _mm256_fmadd_ps(sum[j], a, b);
     }
-    EACH_CHAIN(j, 1) sum[0] = _mm256_add_ps(sum[0], sum[j]);
+    EACH_SUM(j, 1, CHAINS) sum[0] = _mm256_add_ps(sum[0], sum[j]);
     m->sink = _mm256_cvtss_f32(sum[0]);
     m->operations = (double)SPIN_ROUNDS * CHAINS * 8;
 }
@@ -168,11 +166,11 @@ __attribute__((target("avx2,fma"))) static void spin_f32_avx2(struct crew_member
 __attribute__((target("avx512f"))) static void spin_f32_avx512(struct crew_member *m)
 {
     __m512 sum[CHAINS], a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(0.001f);
-    EACH_CHAIN(j, 0) sum[j] = _mm512_set1_ps((float)j);
+    EACH_SUM(j, 0, CHAINS) sum[j] = _mm512_set1_ps((float)j);
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        EACH_CHAIN(j, 0) sum[j] = _mm512_fmadd_ps(sum[j], a, b);
+        EACH_SUM(j, 0, CHAINS) sum[j] = _mm512_fmadd_ps(sum[j], a, b);
     }
-    EACH_CHAIN(j, 1) sum[0] = _mm512_add_ps(sum[0], sum[j]);
+    EACH_SUM(j, 1, CHAINS) sum[0] = _mm512_add_ps(sum[0], sum[j]);
     m->sink = _mm512_cvtss_f32(sum[0]);
     m->operations = (double)SPIN_ROUNDS * CHAINS * 16;
 }
@@ -180,14 +178,14 @@ __attribute__((target("avx512f"))) static void spin_f32_avx512(struct crew_membe
 __attribute__((target("avx512f,avx512vnni"))) static void spin_int8_avx512(struct crew_member *m)
 {
     __m512i sum[CHAINS], a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(-2);
-    EACH_CHAIN(j, 0) sum[j] = _mm512_set1_epi32(j);
+    EACH_SUM(j, 0, CHAINS) sum[j] = _mm512_set1_epi32(j);
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        EACH_CHAIN(j, 0) {
+        EACH_SUM(j, 0, CHAINS) {
             sum[j] = _mm512_dpbusd_epi32(sum[j], a, b);
             __asm__("" : "+v"(sum[j]));     /* else it is seen to be a multiplication */
         }
     }
-    EACH_CHAIN(j, 1) sum[0] = _mm512_add_epi32(sum[0], sum[j]);
+    EACH_SUM(j, 1, CHAINS) sum[0] = _mm512_add_epi32(sum[0], sum[j]);
     m->sink = (float)_mm512_cvtsi512_si32(sum[0]);
     m->operations = (double)SPIN_ROUNDS * CHAINS * 64;
 }
@@ -196,15 +194,15 @@ __attribute__((target("avx2"))) static void spin_int8_avx2(struct crew_member *m
 {
     __m256i sum[FEW], a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(-2);
     __m256i ones = _mm256_set1_epi16(1);
-    EACH_FEW(j, 0) sum[j] = _mm256_set1_epi32(j);
+    EACH_SUM(j, 0, FEW) sum[j] = _mm256_set1_epi32(j);
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        EACH_FEW(j, 0) {
+        EACH_SUM(j, 0, FEW) {
             __asm__("" : "+x"(a));
             sum[j] = _mm256_add_epi32(sum[j],
                                       _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
         }
     }
-    EACH_FEW(j, 1) sum[0] = _mm256_add_epi32(sum[0], sum[j]);
+    EACH_SUM(j, 1, FEW) sum[0] = _mm256_add_epi32(sum[0], sum[j]);
     m->sink = (float)_mm256_extract_epi32(sum[0], 0);
     m->operations = (double)SPIN_ROUNDS * FEW * 32;
 }
@@ -214,13 +212,13 @@ __attribute__((target("avx512f,avx512bw,avx512bf16"))) static void spin_bf16_avx
 {
     __m512i a = _mm512_set1_epi16(0x3f80), b = _mm512_set1_epi16(0x3c00);
     __m512 sum[CHAINS];
-    EACH_CHAIN(j, 0) sum[j] = _mm512_set1_ps((float)j);
+    EACH_SUM(j, 0, CHAINS) sum[j] = _mm512_set1_ps((float)j);
     for (int i = 0; i < SPIN_ROUNDS; i++) {
-        EACH_CHAIN(j, 0) {
+        EACH_SUM(j, 0, CHAINS) {
             sum[j] = _mm512_dpbf16_ps(sum[j], (__m512bh)a, (__m512bh)b);
         }
     }
-    EACH_CHAIN(j, 1) sum[0] = _mm512_add_ps(sum[0], sum[j]);
+    EACH_SUM(j, 1, CHAINS) sum[0] = _mm512_add_ps(sum[0], sum[j]);
     m->sink = _mm512_cvtss_f32(sum[0]);
     m->operations = (double)SPIN_ROUNDS * CHAINS * 32;
 }

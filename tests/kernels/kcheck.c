@@ -321,8 +321,8 @@ static bool check_weave(struct kcase *c)
                  m, got[at], wanted[at]);
         return false;
     }
-    if (far) c->set->matmul(&args, 0, rows);
-    if (!same_floats(wanted, got, y_count, &at)) {
+    if (far) c->set->matmul(&args, 0, rows); /* parts of them seldom begin with a group */
+    if (far && !same_floats(wanted, got, y_count, &at)) {
         snprintf(c->what, sizeof c->what, "rows=%u cols=%u scale_rows=%u: row %zu %a, not %a", rows,
                  cols, w.scale_rows, at, got[at], wanted[at]);
         return false;
