@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "server/cors.h"
 #include "server/hub.h"
 #include "server/route.h"
 #include "server/srv.h"
@@ -60,6 +61,54 @@ static void add_header(struct MHD_Response *response, const char *name, const ch
     MHD_add_response_header(response, name, value);
 }
 
+static const char *header(const struct exchange *x, const char *name)
+{
+    return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, name);
+}
+
+/* Lets a page of another origin read the response. Errors too: else its script sees no reason. */
+static void add_origin(struct exchange *x, struct MHD_Response *response)
+{
+    const char *list = x->srv->config.cors_origins;
+    const char *allowed = srv_cors_allows(list, header(x, "Origin"));
+    if (allowed) {
+        add_header(response, "Access-Control-Allow-Origin", allowed);
+        add_header(response, "Access-Control-Expose-Headers", "Retry-After");
+    }
+    /* With a list the response hangs on who asks, and caches are to know. */
+    if (list[0]) {
+        add_header(response, "Vary", "Origin");
+    }
+}
+
+/* A browser asks before it sends another page's request: is the origin allowed? */
+static bool is_preflight(const struct exchange *x, const char *method)
+{
+    return strcmp(method, MHD_HTTP_METHOD_OPTIONS) == 0 &&
+           header(x, "Access-Control-Request-Method") &&
+           srv_cors_allows(x->srv->config.cors_origins, header(x, "Origin"));
+}
+
+static enum MHD_Result send_preflight(struct exchange *x)
+{
+    struct MHD_Response *response =
+        MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT);
+    if (!response) {
+        return MHD_NO;
+    }
+    add_origin(x, response);
+    add_header(response, "Access-Control-Allow-Methods", "GET, HEAD, POST");
+    const char *headers = header(x, "Access-Control-Request-Headers");
+    if (headers) {
+        add_header(response, "Access-Control-Allow-Headers", headers);
+    }
+    add_header(response, "Access-Control-Max-Age", "600");
+    x->status = MHD_HTTP_NO_CONTENT;
+    enum MHD_Result queued = MHD_queue_response(x->connection, MHD_HTTP_NO_CONTENT, response);
+    MHD_destroy_response(response);
+    return queued;
+}
+
 /* Sends a whole reply and ends its buffer. */
 static enum MHD_Result send_reply(struct exchange *x, struct srv_reply *reply)
 {
@@ -82,6 +131,7 @@ static enum MHD_Result send_reply(struct exchange *x, struct srv_reply *reply)
     if (reply->retry) {
         add_header(response, "Retry-After", "1");
     }
+    add_origin(x, response);
     x->status = reply->status;
     enum MHD_Result queued =
         MHD_queue_response(x->connection, (unsigned)reply->status, response);
@@ -117,6 +167,7 @@ static enum MHD_Result send_stream(struct exchange *x)
     add_header(response, "Content-Type", "text/event-stream; charset=utf-8");
     add_header(response, "Cache-Control", "no-cache");
     add_header(response, "X-Accel-Buffering", "no");
+    add_origin(x, response);
     x->status = MHD_HTTP_OK;
     srv_hub_stream(&x->srv->hub, x->session);
     enum MHD_Result queued = MHD_queue_response(x->connection, MHD_HTTP_OK, response);
@@ -190,6 +241,11 @@ static enum MHD_Result answer(struct exchange *x, const char *method, const char
     struct srv_reply reply = { .type = "application/json" };
     base_buf_init(&reply.body);
     keep_path(x, path);
+    if (is_preflight(x, method)) {
+        base_buf_fini(&reply.body);
+        free_body(x);
+        return send_preflight(x);
+    }
     if (x->too_large) {
         srv_reply_too_large(x->srv, &reply);
     } else if (x->crowded) {

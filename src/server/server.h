@@ -32,6 +32,9 @@
       "unix socket for /tier/config: a path, off, or auto = PORT.sock in the runtime folder")     \
     O(model_name, TEXTLINE, "server.model_name", "", "", "",                                      \
       "name of the model in the API; empty = the model folder's name")                            \
+    O(cors_origins, TEXTLINE, "server.cors_origins", "", "", "",                                  \
+      "web pages that may call the API: origins like http://localhost:3000 with commas between "  \
+      "them, * = any; empty = none")                                                              \
     O(http_threads, UINT, "server.http_threads", "2", "1..64", "threads",                         \
       "threads that read requests and write answers")                                             \
     O(connections_max, UINT, "server.connections_max", "256", "8..65536", "connections",          \

@@ -12,8 +12,8 @@ ask() { # STATUS PATH [curl argument...]
     body=$(tr -d '\0' <"$work/body")
     [ "$got" = "$want" ] || fail "$path $*: status $got, not $want: $body"
 }
-post() { # STATUS PATH JSON
-    ask "$1" "$2" -H 'Content-Type: application/json' --data-binary "$3"
+post() { # STATUS PATH JSON [curl argument...]
+    ask "$1" "$2" -H 'Content-Type: application/json' --data-binary "$3" "${@:4}"
 }
 has() { # TEXT...
     local t
@@ -22,7 +22,8 @@ has() { # TEXT...
     done
 }
 
-start_server --set server.body_max=64KiB --set server.requests_max=4
+start_server --set server.body_max=64KiB --set server.requests_max=4 \
+    --set server.cors_origins=http://localhost:3000,https://chat.example
 grep -q 'dense' "$work/server.log" || fail 'no memory table at start'
 for feature in io.backend io.direct tiers.verify tiers.dram.pin tiers.dram.numa bits engine.cpu_mask; do
     grep -Eq "^  (active|degraded|refused) +$feature: " "$work/server.log" || fail "no $feature in the report at start"
@@ -107,6 +108,35 @@ ask 404 /nothing; has '/v1/chat/completions'
 ask 400 '/tier/stats?by=rows'; has "'by' must name"
 code=$(curl -sS -o /dev/null -w '%{http_code}' -H "X-Long: $(head -c 60000 /dev/zero | tr '\0' 'a')" "$url/health" || true)
 case $code in 4*) ;; *) fail "a header of 60 kB got status $code" ;; esac
+
+echo '== pages of other origins'
+page='http://localhost:3000'
+asks() { # STATUS ORIGIN: what a browser asks before it posts JSON; headers in $work/head
+    ask "$1" /v1/chat/completions -X OPTIONS -D "$work/head" -H "Origin: $2" -H 'Access-Control-Request-Method: POST' \
+        -H 'Access-Control-Request-Headers: authorization,content-type'
+}
+named() { # TEXT: an allowed origin or list of headers is told
+    grep -qi "^$1"$'\r'"*\$" "$work/head" || fail "no '$1' in: $(cat "$work/head")"
+}
+asks 204 "$page"
+named "access-control-allow-origin: $page"
+named 'access-control-allow-methods: GET, HEAD, POST'
+named 'access-control-allow-headers: authorization,content-type'
+asks 405 'http://localhost:3001'
+for stream in true false; do
+    post 200 /v1/completions "{\"prompt\":\"a\",\"max_tokens\":2,\"stream\":$stream}" -H "Origin: $page" -D "$work/head"
+    named "access-control-allow-origin: $page"
+done
+post 400 /v1/completions '{' -H "Origin: $page" -D "$work/head"
+named "access-control-allow-origin: $page"
+for other in 'Origin: http://localhost:3001' 'X-Nothing: x'; do
+    ask 200 /v1/models -H "$other" -D "$work/head"
+    if grep -qi '^access-control' "$work/head"; then fail "'$other' is allowed: $(cat "$work/head")"; fi
+done
+if "$bin/tier-server" --model "$model" --port 0 --set server.cors_origins=localhost:3000 >"$work/out" 2>&1; then
+    fail 'localhost:3000 was taken for an origin'
+fi
+grep -q "server.cors_origins: 'localhost:3000' is no origin" "$work/out" || fail "no reason: $(cat "$work/out")"
 
 echo '== one request too many'
 long_ask='{"prompt":"In the beginning","max_tokens":1500,"ignore_eos":true,"temperature":1}'
