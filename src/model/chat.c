@@ -351,6 +351,22 @@ static int file_template(const char *dir, char **out, struct base_err *err)
     return rc;
 }
 
+/* The config's template: a string, or the one named "default" of a list of named ones. NULL if
+ * there is none. */
+static const char *config_template(const struct port_json *root)
+{
+    const struct port_json *value = port_json_get(root, "chat_template");
+    if (port_json_type(value) != PORT_JSON_ARRAY) return port_json_text(value, NULL);
+    for (size_t i = 0; i < port_json_count(value); i++) {
+        const struct port_json *named = port_json_at(value, i);
+        const char *name = port_json_text(port_json_get(named, "name"), NULL);
+        if (name && strcmp(name, "default") == 0) {
+            return port_json_text(port_json_get(named, "template"), NULL);
+        }
+    }
+    return NULL;
+}
+
 /* Which template it is, by what only it says. */
 static void template_known(struct model_chat *chat, const char *text, const char *path)
 {
@@ -390,8 +406,7 @@ static int config_read(struct model_chat *chat, const char *dir, const struct po
     char *of_file = NULL;
     rc = file_template(dir, &of_file, err);
     if (rc < 0 && rc != -ENOENT) return rc;
-    const char *template = port_json_text(port_json_get(root, "chat_template"), NULL);
-    if (of_file) template = of_file;
+    const char *template = of_file ? of_file : config_template(root);
     if (template) template_known(chat, template, path);
     free(of_file);
     return 0;

@@ -1,7 +1,7 @@
 /* Chat template: messages -> prompt ids.
  *
- * Three templates, told apart by the `chat_template` of tokenizer_config.json (or the file
- * chat_template.jinja):
+ * Three templates, told apart by the `chat_template` of tokenizer_config.json (the one named
+ * "default" where it is a list), or the file chat_template.jinja:
  *   deepseek     BOS, system text, <｜User｜>..., <｜Assistant｜>..., end of sentence after answers
  *                (source: DeepSeek-V3's), where both role tokens are there. With what DeepSeek-R1's
  *                adds, if it is R1's: earlier answers without what they thought, and <think> and a

@@ -351,6 +351,37 @@ START_TEST(raw_prompts_may_have_control_tokens)
 }
 END_TEST
 
+/* Of several the one named "default" counts; without it there is none. */
+START_TEST(templates_may_be_a_list)
+{
+    static const struct {
+        const char *template;
+        bool as_model;
+    } cases[] = {
+        { "[{\"name\":\"tool_use\",\"template\":\"x\"},"
+          "{\"name\":\"default\",\"template\":\"{{'</think>'}}\"}]", false },
+        { "[{\"name\":\"default\",\"template\":\"x\"},"
+          "{\"name\":\"tool_use\",\"template\":\"{{'</think>'}}\"}]", true },
+        { "[{\"name\":\"tool_use\",\"template\":\"{{'</think>'}}\"}]", true },
+        { "[1,{},{\"name\":2},{\"name\":\"default\"}]", true },
+        { "[]", true },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct model_chat *loaded;
+        struct base_err err = { 0 };
+        struct base_buf config;
+        base_buf_init(&config);
+        base_buf_printf(&config, "{\"bos_token\":\"<｜begin▁of▁sentence｜>\",\"chat_template\":%s}",
+                        cases[i].template);
+        config_write(config.data);
+        base_buf_fini(&config);
+        ck_assert_msg(model_chat_load(&loaded, dir, tokenizer, &err) == 0, "%s", err.text);
+        ck_assert_msg(model_chat_as_model(loaded) == cases[i].as_model, "%s", cases[i].template);
+        model_chat_free(loaded);
+    }
+}
+END_TEST
+
 /* The template in its own file comes before the config's. */
 START_TEST(a_template_may_have_a_file)
 {
@@ -452,6 +483,7 @@ int main(void)
     tcase_add_test(small, deepseek_v2_is_text);
     tcase_add_test(small, deepseek_r1_thinks);
     tcase_add_test(small, raw_prompts_may_have_control_tokens);
+    tcase_add_test(small, templates_may_be_a_list);
     tcase_add_test(small, a_template_may_have_a_file);
     tcase_add_test(small, broken_configs_get_one_sentence);
     suite_add_tcase(suite, small);
