@@ -464,6 +464,8 @@ static void show_head(const struct port_json *now, const struct port_json *befor
     fputc('\n', to);
     fprintf(to, "tokens:   %.0f prompt, %.0f generated", number(engine, "prompt_tokens"),
             number(engine, "generated_tokens"));
+    if (number(engine, "reused_tokens") > 0)
+        fprintf(to, ", %.0f not computed again", number(engine, "reused_tokens"));
     show_rate(to, "prompt tok/s", rate(now, before, "engine", "prompt_tokens"));
     show_rate(to, "generated tok/s", rate(now, before, "engine", "generated_tokens"));
     fputs("\n\n", to);

@@ -78,6 +78,9 @@ int eng_footprint(const struct eng_config *config, const struct model_shape *sha
     if (!on_device) eng_coding_choose(&limits.plan, config, shape, store, need.grouped > 0);
     out->kv_bytes = limits.kv_bytes;
     out->activation_bytes = eng_plan_layout(&plan, shape, &limits.plan, NULL);
+    if (limits.kv_shares) {
+        out->activation_bytes += eng_prefix_bytes(limits.kv_blocks, limits.kv_block_tokens);
+    }
     if (!on_device) {
         out->activation_bytes += eng_landing_bytes(store, shape, config);
         return 0;
@@ -221,6 +224,9 @@ static int make_room(struct eng *eng, struct base_err *err)
         core->work.x8_digits = l->plan.dense_digits;
         rc = make_blocks(eng, err);
     }
+    const bool schedules = !core->ranks.comm || core->ranks.comm->rank == 0;
+    /* A card computes prompts with other products than generated tokens. */
+    if (rc == 0 && l->kv_shares && schedules) rc = eng_kv_share(&core->kv, core->device != NULL);
     if (rc == 0) rc = eng_scheduler_init(&eng->scheduler, &l->scheduler, &core->kv);
     if (rc == 0) {
         rc = eng_lead_init(&core->lead, core->ranks.comm, l->plan.rows, l->plan.decode_rows + 1,
@@ -289,6 +295,10 @@ int eng_open(struct eng **out, const struct eng_open_args *args, struct base_err
     pthread_mutex_init(&eng->published_lock, NULL);
     eng->lock_made = true;
     int rc = eng_limits_of(&eng->limits, args->config, args->shape, err);
+    if (rc == 0 && eng->limits.kv_shares && args->hooks.route) {
+        rc = base_err_set(err, BASE_ECONFIG, "scheduler.enable_prefix_caching: true cannot take "
+                          "effect: experts are imposed here, so that equal texts differ in KV");
+    }
     eng->core_first = args->core_first;
     take_ranks(eng, args->ranks);
     eng->limits.plan.on_device = args->device != NULL;
@@ -706,6 +716,11 @@ int eng_step(struct eng *eng)
             batch->members[batch->row_member[row]]->computed++;
         }
         sample_batch(eng, batch);
+        for (uint32_t m = 0; m < batch->member_count; m++) {
+            if (batch->members[m]->error.code == 0) {
+                eng_seq_make_known(batch->members[m], &eng->core.kv);
+            }
+        }
         end_step(eng, batch, start_ns);
         eng_lead_end(&eng->core.lead);
         eng->in_step = false;
@@ -738,7 +753,9 @@ static void publish(struct eng *eng)
     m->running_requests = eng->scheduler.running_count;
     m->waiting_requests = eng->scheduler.waiting_count;
     m->preempted_requests = eng->scheduler.preempted;
-    m->kv_used_blocks = eng->limits.kv_blocks - eng->core.kv.free_count;
+    m->reused_tokens = eng->scheduler.reused;
+    m->kv_used_blocks = eng->limits.kv_blocks - eng_kv_room(&eng->core.kv);
+    m->kv_idle_blocks = eng_kv_room(&eng->core.kv) - eng->core.kv.free_count;
     m->kv_touched_bytes = eng_kv_touched_bytes(&eng->core.kv);
     if (pthread_mutex_trylock(&eng->published_lock) != 0) return;
     eng->published = *m;

@@ -55,7 +55,8 @@ struct eng_ranks;
     O(scheduling, ENUM, "scheduler.policy", "fcfs", "fcfs", "", \
       "order in which requests are let in: first come, first served") \
     O(prefix_caching, BOOL, "scheduler.enable_prefix_caching", "false", "", "", \
-      "share KV blocks of equal beginnings; not built yet, only the default is accepted") \
+      "a request takes KV blocks of earlier ones that began alike instead of computing them; " \
+      "the same bits") \
     O(batch_wait, TIME, "scheduler.batch_wait_timeout", "0", "", "", \
       "wait this long for company; not built yet: a request joins at the next step") \
     O(max_model_len, UINT, "scheduler.max_model_len", "0", "", "tokens", \
@@ -85,6 +86,7 @@ struct eng_piece {
     int64_t token;              /* -1 when only the end is told */
     const char *text; /* whole UTF-8 characters; held back while a stop string may begin */
     size_t size;
+    uint32_t reused;            /* prompt tokens that need not be computed: their KV was there */
     float logprob;              /* of the token; may be 0 where the request did not ask for it */
     enum eng_finish finish;
     const char *error;          /* ENG_FAILED: the sentence */
@@ -191,6 +193,7 @@ uint32_t eng_tokens_max(const struct eng *eng);
 #define ENG_METRICS(M)                                                                            \
     M(steps, COUNTER, "", "forward passes")                                                       \
     M(prompt_tokens, COUNTER, "tokens", "prompt tokens computed")                                 \
+    M(reused_tokens, COUNTER, "tokens", "tokens not computed, since their KV blocks were known")   \
     M(generated_tokens, COUNTER, "tokens", "tokens generated")                                    \
     M(running_requests, GAUGE, "requests", "requests in the batch")                               \
     M(waiting_requests, GAUGE, "requests", "requests that wait for a place")                      \
@@ -201,6 +204,7 @@ uint32_t eng_tokens_max(const struct eng *eng);
     M(cancelled_requests, COUNTER, "requests", "requests whose client left")                      \
     M(kv_blocks, GAUGE, "blocks", "KV blocks")                                                    \
     M(kv_used_blocks, GAUGE, "blocks", "KV blocks in use")                                        \
+    M(kv_idle_blocks, GAUGE, "blocks", "KV blocks not in use, kept for requests that begin alike") \
     M(kv_touched_bytes, GAUGE, "bytes", "memory of KV blocks that were ever in use")              \
     M(compute_seconds, REAL, "seconds", "time of steps without the waits for experts")            \
     M(collective_seconds, REAL, "seconds", "time of steps in collectives, waiting for other "     \

@@ -42,8 +42,17 @@ int eng_kv_init(struct eng_kv *kv, uint32_t layers, uint32_t width, uint32_t blo
     return kv->memory ? 0 : -ENOMEM;
 }
 
+int eng_kv_share(struct eng_kv *kv, bool prompts_only)
+{
+    kv->prompts_only = prompts_only;
+    int rc = eng_prefix_init(&kv->prefix, kv->blocks, kv->block_tokens);
+    kv->shares = rc == 0;
+    return rc;
+}
+
 void eng_kv_fini(struct eng_kv *kv)
 {
+    eng_prefix_fini(&kv->prefix);
     if (!kv->borrowed) {
         base_mem_free(&kv_tag, kv->memory, kv->layer_bytes * kv->layers * kv->blocks);
     }
@@ -53,7 +62,10 @@ void eng_kv_fini(struct eng_kv *kv)
 
 int64_t eng_kv_take(struct eng_kv *kv)
 {
-    if (kv->free_count == 0) return -1;
+    if (kv->free_count == 0) {
+        uint32_t dropped = kv->shares ? eng_prefix_drop(&kv->prefix) : ENG_PREFIX_NONE;
+        return dropped == ENG_PREFIX_NONE ? -1 : (int64_t)dropped;
+    }
     uint32_t id = kv->free_ids[--kv->free_count];
     if (id >= kv->used_max) kv->used_max = id + 1;
     return id;

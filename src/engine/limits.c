@@ -62,6 +62,7 @@ static int kv_blocks(struct eng_limits *limits, const struct eng_config *config,
     limits->kv_width = shape->kv_lora_rank + shape->qk_rope_dim;
     limits->kv_block_tokens = (uint32_t)config->kv_block_tokens;
     limits->kv_bf16 = config->kv_dtype == 1;
+    limits->kv_shares = config->prefix_caching;
     limits->kv_blocks_per_seq =
         (limits->tokens_max + limits->kv_block_tokens - 1) / limits->kv_block_tokens;
     uint64_t block = eng_kv_block_bytes(shape->layers, limits->kv_width, limits->kv_block_tokens,

@@ -14,7 +14,7 @@ struct eng_limits {
     struct eng_scheduler_config scheduler;
     uint32_t tokens_max;        /* of one sequence; kv.capacity holds as many */
     uint32_t kv_width, kv_block_tokens, kv_blocks, kv_blocks_per_seq;
-    bool kv_bf16;
+    bool kv_bf16, kv_shares;
     uint64_t kv_bytes;
 };
 

@@ -97,6 +97,19 @@ static void report_arithmetic(struct tier_report *report, const struct eng_confi
     tier_report_note(row, TIER_ACTIVE, "%s", config->kv_dtype ? "latent KV is rounded" : "exact");
 }
 
+static void report_prefixes(struct tier_report *report, struct eng *engine, bool wanted)
+{
+    struct tier_report_row *row = tier_report_add(report, "scheduler.enable_prefix_caching",
+                                                  wanted ? "true" : "false");
+    struct eng_metrics m;
+    eng_snapshot(engine, &m);
+    tier_report_note(row, wanted ? TIER_ACTIVE : TIER_OFF, "%s", wanted ?
+                     "beginnings that were computed before are not computed again" :
+                     "every prompt is computed whole");
+    row->counter = "reused_tokens";
+    row->count = m.reused_tokens;
+}
+
 static void report_length(struct tier_report *report, const struct eng_stack *stack)
 {
     const uint64_t asked = stack->config.engine.max_model_len;
@@ -146,6 +159,7 @@ void eng_report(struct tier_report *report, struct eng_stack *stack,
     if (stack->trace) pred_trace_writer_snapshot(stack->trace, &trace);
     eng_report_trace(report, &stack->config.trace, &trace, stack->trace != NULL);
     report_arithmetic(report, &config->engine);
+    report_prefixes(report, stack->engine, config->engine.prefix_caching);
     report_length(report, stack);
     report_chat(report, stack->chat);
     report_ranks(report, &stack->ranks);

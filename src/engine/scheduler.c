@@ -110,9 +110,17 @@ static void admit(struct eng_scheduler *scheduler)
     for (const struct eng_seq *other = scheduler->running; other; other = other->next) {
         if (other->state == ENG_SEQ_PROMPT) return;
     }
-    uint32_t need = eng_kv_blocks_for(scheduler->kv, seq->token_count);
+    /* Held first: what is idle and known to begin this text is no room for the rest of it. */
+    eng_seq_take_known(seq, scheduler->kv);
+    uint32_t need = eng_kv_blocks_for(scheduler->kv, seq->token_count) - seq->block_count;
     uint32_t spare = scheduler->running ? scheduler->config.watermark_blocks : 0;
-    if (scheduler->kv->free_count < (uint64_t)need + spare) return;
+    if (eng_kv_room(scheduler->kv) < (uint64_t)need + spare) {
+        eng_seq_drop_blocks(seq, scheduler->kv);
+        return;
+    }
+    if (!seq->let_in) seq->reused = seq->computed;
+    seq->let_in = true;
+    scheduler->reused += seq->computed;
     scheduler->waiting = seq->next;
     scheduler->waiting_count--;
     append(&scheduler->running, seq);

@@ -4,7 +4,8 @@
  * one prompt is computed, a chunk a step. A waiting sequence is let in when no prompt is under way,
  * a place is free and its prompt fits the KV cache with the watermark left over. When a generating
  * sequence finds no block, the one let in last gives its blocks back and waits at the head of
- * the queue (its tokens are computed again, to the same bits).
+ * the queue (its tokens are computed again, to the same bits). Where the cache shares, a sequence
+ * begins behind the blocks of its text that are known.
  *
  * Engine thread only; allocates in create alone.
  */
@@ -42,6 +43,7 @@ struct eng_scheduler {
     struct eng_seq *running;    /* in order of admission */
     uint32_t waiting_count, running_count;
     uint64_t preempted;
+    uint64_t reused;            /* tokens not computed, since their blocks were known */
     struct eng_batch batch;
 };
 

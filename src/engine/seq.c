@@ -77,9 +77,59 @@ bool eng_seq_reserve(struct eng_seq *seq, struct eng_kv *kv, uint32_t tokens)
 
 void eng_seq_drop_blocks(struct eng_seq *seq, struct eng_kv *kv)
 {
-    eng_kv_give(kv, seq->blocks, seq->block_count);
+    eng_kv_give(kv, seq->blocks + seq->known, seq->block_count - seq->known);
+    while (seq->known > 0) {
+        eng_prefix_release(&kv->prefix, seq->blocks[--seq->known]);     /* the last first */
+    }
     seq->block_count = 0;
     seq->computed = 0;
+}
+
+/* The known block before the next one to become known. */
+static uint32_t last_known(const struct eng_seq *seq)
+{
+    return seq->known > 0 ? seq->blocks[seq->known - 1] : ENG_PREFIX_NONE;
+}
+
+/* Whether its next block, of so many tokens, may be known. */
+static bool may_be_known(const struct eng_seq *seq, const struct eng_kv *kv, uint32_t tokens)
+{
+    const uint32_t most = kv->prompts_only && seq->prompt_count < tokens ? seq->prompt_count
+                                                                         : tokens;
+    return kv->shares && (seq->known + 1) * kv->block_tokens <= most;
+}
+
+void eng_seq_take_known(struct eng_seq *seq, struct eng_kv *kv)
+{
+    MUST(seq->block_count == 0);
+    /* Whoever wants the logits of the whole prompt has it computed. */
+    if (seq->prompt_logits) return;
+    while (may_be_known(seq, kv, seq->token_count - 1)) {
+        uint32_t id = eng_prefix_find(&kv->prefix, last_known(seq),
+                                      seq->tokens + seq->known * kv->block_tokens);
+        if (id == ENG_PREFIX_NONE) break;
+        eng_prefix_hold(&kv->prefix, id);
+        seq->blocks[seq->known++] = id;
+    }
+    seq->block_count = seq->known;
+    seq->computed = seq->known * kv->block_tokens;
+}
+
+void eng_seq_make_known(struct eng_seq *seq, struct eng_kv *kv)
+{
+    while (may_be_known(seq, kv, seq->computed)) {
+        const uint32_t *tokens = seq->tokens + seq->known * kv->block_tokens;
+        uint32_t *own = &seq->blocks[seq->known], before = last_known(seq);
+        uint32_t theirs = eng_prefix_find(&kv->prefix, before, tokens);
+        if (theirs == ENG_PREFIX_NONE) {
+            eng_prefix_add(&kv->prefix, *own, before, tokens);
+        } else {
+            eng_prefix_hold(&kv->prefix, theirs);
+            eng_kv_give(kv, own, 1);
+            *own = theirs;
+        }
+        seq->known++;
+    }
 }
 
 /* Where the earliest stop string begins in the held text, or its size when there is none. */
@@ -114,7 +164,7 @@ static void tell(struct eng_seq *seq, int64_t token, size_t size, float logprob,
                  enum eng_finish finish)
 {
     struct eng_piece piece = { .request = seq->id, .token = token, .text = seq->text, .size = size,
-                               .logprob = logprob, .finish = finish };
+                               .logprob = logprob, .finish = finish, .reused = seq->reused };
     if (seq->on_piece) seq->on_piece(seq->context, &piece);
     memmove(seq->text, seq->text + size, seq->text_size - size);
     seq->text_size -= size;

@@ -32,6 +32,9 @@ struct eng_seq {
     uint32_t computed;          /* tokens whose KV is in the cache */
     uint32_t *blocks;
     uint32_t block_count;
+    uint32_t known;             /* leading blocks that are known by their text: held, not owned */
+    uint32_t reused;            /* tokens that others had computed when it was let in */
+    bool let_in;                /* at least once */
     struct eng_sampling sampling;
     struct base_rng rng;
     bool ignore_eos;
@@ -63,6 +66,12 @@ void eng_seq_destroy(struct eng_seq *seq);
  * taken stays taken). */
 bool eng_seq_reserve(struct eng_seq *seq, struct eng_kv *kv, uint32_t tokens);
 void eng_seq_drop_blocks(struct eng_seq *seq, struct eng_kv *kv);
+/* Where the cache shares. take_known, of a sequence without blocks: holds those known blocks that
+ * its text begins with; their tokens count as computed. At least its last token does not, for
+ * whose logits it is there. make_known: so do the blocks that were filled since; one that somebody
+ * else filled meanwhile is given back for theirs. */
+void eng_seq_take_known(struct eng_seq *seq, struct eng_kv *kv);
+void eng_seq_make_known(struct eng_seq *seq, struct eng_kv *kv);
 
 /* Adds a generated token, and tells the client what can be told. Returns why the answer ended, or
  * ENG_RUNNING. `eos` says that the token ends answers. */

@@ -7,7 +7,6 @@
 static const struct {
     const char *key, *initial, *why;
 } unbuilt[] = {
-    { "scheduler.enable_prefix_caching", "false", "KV blocks are not shared between requests yet" },
     { "scheduler.batch_wait_timeout", "0", "requests join the batch at the next step: none waits "
                                            "for company" },
 };

@@ -112,10 +112,11 @@ static void put_head(struct base_buf *to, const struct srv_answer *answer, const
 static void put_usage(struct base_buf *to, const struct srv_answer *answer)
 {
     base_buf_printf(to, ",\"usage\":{\"prompt_tokens\":%llu,\"completion_tokens\":%llu,"
-                    "\"total_tokens\":%llu}",
+                    "\"total_tokens\":%llu,\"prompt_tokens_details\":{\"cached_tokens\":%llu}}",
                     (unsigned long long)answer->prompt_tokens,
                     (unsigned long long)answer->answer_tokens,
-                    (unsigned long long)(answer->prompt_tokens + answer->answer_tokens));
+                    (unsigned long long)(answer->prompt_tokens + answer->answer_tokens),
+                    (unsigned long long)answer->cached_tokens);
 }
 
 static void put_finish(struct base_buf *to, const char *finish)

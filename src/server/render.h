@@ -23,6 +23,7 @@ struct srv_answer {
     const char *model;
     int64_t created;            /* Unix seconds */
     uint64_t prompt_tokens;
+    uint64_t cached_tokens;     /* of those: not computed, an earlier request had them */
     uint64_t answer_tokens;
     bool include_usage;         /* streams: every chunk has a "usage" key */
     const struct model_tokenizer *tokenizer;    /* spells the tokens of logprobs */

@@ -24,7 +24,7 @@ struct srv_record {
     int64_t token;
     uint64_t time_ns;
     float logprob;
-    uint32_t unused;
+    uint32_t reused;            /* prompt tokens that need not be computed */
 };
 
 struct srv_ring {

@@ -82,6 +82,7 @@ bool srv_session_put_piece(struct srv_session *s, const struct eng_piece *piece)
         .text_bytes = (uint32_t)piece->size,
         .token = piece->token,
         .logprob = piece->logprob,
+        .reused = piece->reused,
         .time_ns = base_now_ns(),
     };
     return srv_ring_put(&s->ring, &record, piece->text, false);
@@ -115,6 +116,7 @@ static struct srv_answer answer_of(const struct srv_session *s)
         .model = s->model->name,
         .created = s->created,
         .prompt_tokens = s->ask.id_count,
+        .cached_tokens = s->cached_tokens,
         .answer_tokens = s->tokens,
         .include_usage = s->ask.include_usage,
         .tokenizer = s->model->tokenizer,
@@ -207,6 +209,7 @@ static void take_piece(struct srv_session *s, const struct srv_record *record)
 {
     bool logprobs = s->ask.logprobs && record->token >= 0;
     s->tokens += record->token >= 0;
+    s->cached_tokens = record->reused;
     if (!s->ask.stream) {
         if (logprobs) {
             keep_logprob(s, record);
@@ -373,8 +376,9 @@ void srv_session_log(const struct srv_session *s, int status)
         snprintf(first, sizeof first, "%.1f", (double)(s->first_token_ns - s->begun_ns) / 1e6);
     }
     base_log(BASE_LOG_INFO, "request", "%s id=%s status=%d finish=%s prompt_tokens=%zu "
-             "answer_tokens=%llu first_token_ms=%s total_ms=%.1f",
+             "cached_tokens=%llu answer_tokens=%llu first_token_ms=%s total_ms=%.1f",
              s->ask.endpoint == SRV_CHAT ? "/v1/chat/completions" : "/v1/completions", s->id,
-             status, outcome(s), s->ask.id_count, (unsigned long long)s->tokens, first,
+             status, outcome(s), s->ask.id_count, (unsigned long long)s->cached_tokens,
+             (unsigned long long)s->tokens, first,
              (double)(base_now_ns() - s->begun_ns) / 1e6);
 }

@@ -65,6 +65,7 @@ struct srv_session {
     struct srv_logprob *logprobs;
     size_t logprob_count, logprob_capacity;
     uint64_t tokens;
+    uint64_t cached_tokens;     /* of the prompt: not computed, an earlier request had them */
     uint64_t text_offset;       /* characters of the tokens so far; with logprobs only */
     uint64_t first_token_ns, last_token_ns;
     bool accepted;

@@ -276,6 +276,61 @@ START_TEST(any_company_and_cache_give_the_same_bits)
 }
 END_TEST
 
+/* Conversations: the second prompt begins with the first and its answer. The third asks for nothing
+ * new. Sampled and without logits of the prompt, so that what is known need not be computed. */
+static void converse(uint64_t bits[ASKED], const char *sharing, uint64_t seed, uint64_t *reused)
+{
+    struct tiny_run t;
+    struct eng_metrics metrics;
+    char setting[64];
+    uint32_t count, *ids;
+    draw(&t, seed);
+    snprintf(setting, sizeof setting, "scheduler.enable_prefix_caching=%s", sharing);
+    t.settings[t.count] = setting;
+    t.settings[t.count + 1] = NULL;
+    cudahost_seed(seed);
+    run_open(&run, tiny, t.settings);
+    ids = run_encode(&run, "In the", &count);
+    ids = realloc(ids, (count + TINY_ANSWER) * sizeof *ids);
+    for (int i = 0; i < ASKED; i++) {
+        struct eng_request request = { .prompt = ids, .prompt_tokens = count,
+                                       .max_tokens = TINY_ANSWER, .ignore_eos = true,
+                                       .sampling = { .temperature = 0.8f, .top_p = 1, .seed = 3 } };
+        const struct run_answer *answer = run_submit(&run, &request);
+        ck_assert_int_eq(finish(), 0);
+        ck_assert_msg(answer->finish == ENG_LENGTH, "%s", answer->error);
+        bits[i] = answer->rows_hash;
+        if (i == 0) {
+            memcpy(ids + count, answer->tokens, TINY_ANSWER * sizeof *ids);
+            count += TINY_ANSWER;
+        }
+    }
+    free(ids);
+    eng_snapshot(run.stack.engine, &metrics);
+    *reused = metrics.reused_tokens;
+    run_close(&run);
+    check_machine(seed);
+}
+
+START_TEST(beginnings_that_were_there_do_not_show)
+{
+    uint64_t want[ASKED], have[ASKED], reused, total = 0;
+    converse(want, "false", 2, &reused);
+    ck_assert_uint_eq(reused, 0);
+    for (uint64_t seed = 1; seed <= seeds / 2; seed++) {
+        converse(have, "true", seed, &reused);
+        for (int i = 0; i < ASKED; i++) {
+            ck_assert_msg(have[i] == want[i], "seed %llu, request %d: other bits",
+                          (unsigned long long)seed, i);
+        }
+        /* In the second only what was a prompt: the card computes answers in another way. */
+        ck_assert_uint_gt(reused, 0);
+        total += reused;
+    }
+    printf("%llu tokens were there from before: the same bits\n", (unsigned long long)total);
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------ faults -- */
 
 /* The n-th call from when the engine is open gives `code`. Returns how many calls there were, or
@@ -398,6 +453,7 @@ int main(int argc, char **argv)
     TCase *tests = tcase_create("small");
     tcase_add_unchecked_fixture(tests, make_tiny, NULL);
     tcase_add_test(tests, any_company_and_cache_give_the_same_bits);
+    tcase_add_test(tests, beginnings_that_were_there_do_not_show);
     tcase_add_test(tests, a_failed_call_fails_its_requests);
     tcase_add_test(tests, every_event_and_wait_is_needed);
     tcase_set_timeout(tests, 0);

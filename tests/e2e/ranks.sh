@@ -48,6 +48,11 @@ tight='tiers.hbm.capacity=40% tiers.dram.capacity=20% tiers.hbm.sim_bandwidth=0'
         diff "$work/want.bf16" "$work/have" || fail "$n ranks give other bits than one in bf16"
     done
     grep -q 'wide, .*all_to_all [1-9]' "$work/err" || fail "no sums by blocks: $(cat "$work/err")"
+    echo '== beginnings that were computed before'
+    RANK_BITS_TWICE=1 RANK_BITS_NUMBERS=1 ranks 2 "$bits" $small tiers.dram.capacity=100% kv.block_tokens=4 \
+        scheduler.enable_prefix_caching=true $models >"$work/have" 2>"$work/err" || fail "$(cat "$work/err")"
+    diff "$work/want" "$work/have" || fail 'what was there from before gives other bits'
+    [ "$(grep -c 'rank 0: .* reused 72,' "$work/err")" = 11 ] || fail "tokens reused: $(cat "$work/err")"
     echo '== what is shared'
     for set in parallel.tensor=1 parallel.expert=1; do
         RANK_BITS_NUMBERS=1 ranks 2 "$bits" $small tiers.dram.capacity=100% $set "$work/wide" "$model" >"$work/have" \

@@ -196,7 +196,7 @@ logged() { # REGEX
     for _ in $(seq 100); do if grep -Eq "$1" "$work/server.log"; then return; fi; sleep 0.05; done
     fail "no log line $1"
 }
-logged "info +request +/v1/completions id=$id status=200 finish=length prompt_tokens=[1-9][0-9]* answer_tokens=12 first_token_ms=[0-9.]+ total_ms=[0-9.]+\$"
+logged "info +request +/v1/completions id=$id status=200 finish=length prompt_tokens=[1-9][0-9]* cached_tokens=0 answer_tokens=12 first_token_ms=[0-9.]+ total_ms=[0-9.]+\$"
 logged 'info +request +/v1/chat/completions id=chatcmpl-[0-9a-f]+ status=200 finish=length .* answer_tokens=5 '
 logged 'info +request +/v1/completions id=.* status=(0|200) finish=client_left '
 stop_server

@@ -79,13 +79,14 @@ static void show_ranks(const struct run *run)
     exchanges = stats[COMM_ALL_TO_ALL].calls;
     fprintf(stderr,
             "  rank %u: %s, experts of a layer %u of %u, slots %llu, dense %.3f MB, "
-            "received %.3f MB, all_to_all %llu, %.0f%% of %.3f s in collectives\n",
+            "received %.3f MB, all_to_all %llu, reused %llu, %.0f%% of %.3f s in collectives\n",
             comm->rank, run->stack.shape.name,
             tier_store_held(run->stack.store), run->stack.shape.experts,
             (unsigned long long)tier->tiers[0].slots,
             (double)run->stack.ledger.rows[BASE_LEDGER_DENSE].planned / 1e6,
             (double)(received - received_before) / 1e6,
             (unsigned long long)(exchanges - exchanges_before),
+            (unsigned long long)m.reused_tokens,
             100 * m.collective_seconds / (m.step_latency.sum / 1e9), m.step_latency.sum / 1e9);
     exchanges_before = exchanges;
     received_before = received;

@@ -1,5 +1,7 @@
-/* KV blocks and the scheduler: no block has two owners, requests come in by arrival with the
- * watermark left over, the last one in gives way, and in the end everything is free again. */
+/* KV blocks and the scheduler: no block that can be written has two owners, requests come in by
+ * arrival with the watermark left over, the last one in gives way, and in the end everything is
+ * free again. The same with blocks that are shared: then every token finds before it what its own
+ * text puts there. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +35,7 @@ struct game {
     uint32_t last_admitted;     /* id of the youngest request that was ever let in */
     bool let_in[SEQS + 1];
     uint32_t answered[SEQS + 1], wanted[SEQS + 1];
+    uint64_t kept[BLOCKS_MAX][BLOCK_TOKENS];    /* instead of KV: the text up to there, as a hash */
 };
 
 static void load(void)
@@ -98,8 +101,13 @@ END_TEST
 
 static void add_request(struct game *g)
 {
-    static const uint32_t prompt[200];
+    static uint32_t prompt[200];
     uint32_t id = ++g->added;
+    /* Texts that begin alike, where blocks are shared; they go on like answers do. */
+    const uint32_t fork = (uint32_t)base_rng_below(&g->rng, 60);
+    for (uint32_t i = 0; g->kv.shares && i < 200; i++) {
+        prompt[i] = i < fork ? 300 : 301 + (uint32_t)base_rng_below(&g->rng, 2);
+    }
     uint32_t most = g->limits.tokens_max;
     uint32_t prompt_tokens = 1 + (uint32_t)base_rng_below(&g->rng, most - 1);
     struct eng_request request = { .prompt = prompt, .prompt_tokens = prompt_tokens,
@@ -111,24 +119,36 @@ static void add_request(struct game *g)
     eng_scheduler_add(&g->scheduler, seq);
 }
 
+/* Those that they alone have. */
 static uint32_t count_blocks(const struct eng_seq *seq, bool *owned)
 {
     uint32_t count = 0;
     for (; seq; seq = seq->next) {
-        for (uint32_t i = 0; i < seq->block_count; i++) {
+        for (uint32_t i = seq->known; i < seq->block_count; i++) {
             HOLDS(!owned[seq->blocks[i]]);
             owned[seq->blocks[i]] = true;
         }
-        count += seq->block_count;
+        count += seq->block_count - seq->known;
     }
     return count;
+}
+
+static uint32_t known_blocks(const struct eng_kv *kv)
+{
+    return kv->shares ? kv->prefix.known_count : 0;
 }
 
 static void check_blocks(const struct game *g)
 {
     bool owned[BLOCKS_MAX] = { false };
     uint32_t used = count_blocks(g->scheduler.running, owned);
-    HOLDS_MSG(used + g->kv.free_count == g->kv.blocks, "seed %u: blocks were lost", g->seed);
+    HOLDS_MSG(used + known_blocks(&g->kv) + g->kv.free_count == g->kv.blocks,
+              "seed %u: blocks were lost", g->seed);
+    for (const struct eng_seq *seq = g->scheduler.running; seq; seq = seq->next) {
+        for (uint32_t i = 0; i < seq->known; i++) {
+            HOLDS(!owned[seq->blocks[i]]);
+        }
+    }
     HOLDS(count_blocks(g->scheduler.waiting, owned) == 0);
     for (const struct eng_seq *seq = g->scheduler.waiting; seq; seq = seq->next) {
         HOLDS(seq->state == ENG_SEQ_WAITING);
@@ -146,11 +166,11 @@ static void check_admission(struct game *g, uint32_t free_before, uint32_t runni
         HOLDS_MSG(id > g->last_admitted, "seed %u: request %u overtook", g->seed, id);
         HOLDS(!seq->next);
         if (running_before > 0 && g->scheduler.preempted == 0) {
-            ck_assert_msg(g->kv.free_count >= g->scheduler.config.watermark_blocks,
-                          "seed %u: %u blocks left, the watermark is %u", g->seed, g->kv.free_count,
-                          g->scheduler.config.watermark_blocks);
+            ck_assert_msg(eng_kv_room(&g->kv) >= g->scheduler.config.watermark_blocks,
+                          "seed %u: %u blocks left, the watermark is %u", g->seed,
+                          eng_kv_room(&g->kv), g->scheduler.config.watermark_blocks);
         }
-        HOLDS(g->kv.free_count <= free_before);
+        HOLDS(eng_kv_room(&g->kv) <= free_before);
         g->last_admitted = id;
         g->let_in[id] = true;
     }
@@ -185,10 +205,34 @@ static void check_batch(const struct game *g, const struct eng_batch *batch)
     HOLDS(row == batch->count);
 }
 
+static uint64_t longer(uint64_t text, uint32_t token)
+{
+    return (text + token + 1) * UINT64_C(0x9e3779b97f4a7c15) + 1;
+}
+
+/* Every row looks at all that is kept before it, and keeps what its own text comes to. */
+static void attend(struct game *g, const struct eng_seq *seq, uint32_t position)
+{
+    uint64_t text = 0;
+    for (uint32_t at = 0; at <= position; at++) {
+        uint64_t *kept = &g->kept[seq->blocks[at / BLOCK_TOKENS]][at % BLOCK_TOKENS];
+        /* On a card a generated token has bits of its own. */
+        const bool own = g->kv.prompts_only && at >= seq->prompt_count;
+        text = longer(text, seq->tokens[at] + (own ? 1000 : 0));
+        if (at == position) {
+            HOLDS(at / BLOCK_TOKENS >= seq->known);
+            *kept = text;
+        }
+        HOLDS_MSG(*kept == text, "seed %u: request %llu finds other text at %u before its %u",
+                  g->seed, (unsigned long long)seq->id, at, position);
+    }
+}
+
 /* What the engine does with a batch, without the arithmetic. */
 static void compute(struct game *g, const struct eng_batch *batch)
 {
     for (uint32_t row = 0; row < batch->count; row++) {
+        attend(g, batch->members[batch->row_member[row]], batch->positions[row]);
         batch->members[batch->row_member[row]]->computed++;
     }
     for (uint32_t m = 0; m < batch->member_count; m++) {
@@ -202,6 +246,9 @@ static void compute(struct game *g, const struct eng_batch *batch)
             g->over++;
         }
     }
+    for (uint32_t m = 0; m < batch->member_count; m++) {
+        eng_seq_make_known(batch->members[m], &g->kv);
+    }
 }
 
 static void cancel_one(struct game *g)
@@ -213,7 +260,9 @@ static void cancel_one(struct game *g)
     g->cancelled++;
 }
 
-static void play(struct game *g)
+enum sharing { ALONE, SHARED, PROMPTS_SHARED, SHARINGS };
+
+static void play(struct game *g, enum sharing sharing)
 {
     uint32_t blocks = 8 + (uint32_t)base_rng_below(&g->rng, BLOCKS_MAX - 8);
     struct eng_scheduler_config config = {
@@ -226,6 +275,7 @@ static void play(struct game *g)
                                          .token_bytes_max = 64 };
     if (g->limits.tokens_max > 150) g->limits.tokens_max = 150;
     HOLDS(eng_kv_init(&g->kv, 1, 4, BLOCK_TOKENS, false, blocks, blocks) == 0);
+    if (sharing) HOLDS(eng_kv_share(&g->kv, sharing == PROMPTS_SHARED) == 0);
     HOLDS(eng_scheduler_init(&g->scheduler, &config, &g->kv) == 0);
     uint32_t idle = 0;
     for (uint32_t step = 0; g->over < SEQS; step++) {
@@ -233,7 +283,7 @@ static void play(struct game *g)
         while (g->added < SEQS && base_rng_below(&g->rng, 3) == 0) {
             add_request(g);
         }
-        uint32_t free_before = g->kv.free_count, running = g->scheduler.running_count;
+        uint32_t free_before = eng_kv_room(&g->kv), running = g->scheduler.running_count;
         uint64_t preempted = g->scheduler.preempted;
         g->scheduler.preempted = 0;
         const struct eng_batch *batch = eng_scheduler_next(&g->scheduler);
@@ -248,7 +298,7 @@ static void play(struct game *g)
         if (base_rng_below(&g->rng, 50) == 0) cancel_one(g);
         eng_scheduler_sweep(&g->scheduler);
     }
-    HOLDS(g->kv.free_count == g->kv.blocks);
+    HOLDS(eng_kv_room(&g->kv) == g->kv.blocks);
     HOLDS(!g->scheduler.running);
     HOLDS(!g->scheduler.waiting);
     HOLDS(g->scheduler.running_count + g->scheduler.waiting_count == 0);
@@ -256,14 +306,15 @@ static void play(struct game *g)
 
 START_TEST(every_request_gets_its_answer)
 {
-    uint64_t preempted = 0;
+    uint64_t preempted = 0, reused = 0;
     uint32_t cancelled = 0;
     for (uint32_t seed = 1; seed <= 100; seed++) {
         static struct game game;
         game = (struct game){ .seed = seed };
         base_rng_init(&game.rng, seed);
-        play(&game);
+        play(&game, (enum sharing)_i);
         preempted += game.scheduler.preempted;
+        reused += game.scheduler.reused;
         cancelled += game.cancelled;
         eng_scheduler_fini(&game.scheduler);
         eng_kv_fini(&game.kv);
@@ -271,6 +322,8 @@ START_TEST(every_request_gets_its_answer)
     /* The seeds do come to what they are for. */
     ck_assert_uint_gt(preempted, 100);
     ck_assert_uint_gt(cancelled, 50);
+    ck_assert_msg(_i ? reused > 10000 : reused == 0, "%llu tokens were there from before",
+                  (unsigned long long)reused);
 }
 END_TEST
 
@@ -302,7 +355,7 @@ int main(void)
     TCase *tests = tcase_create("scheduler");
     tcase_add_checked_fixture(tests, load, unload);
     tcase_add_test(tests, blocks_are_lent_once);
-    tcase_add_test(tests, every_request_gets_its_answer);
+    tcase_add_loop_test(tests, every_request_gets_its_answer, 0, SHARINGS);
     tcase_add_test(tests, the_end_frees_what_is_left);
     tcase_set_timeout(tests, 60);
     suite_add_tcase(suite, tests);

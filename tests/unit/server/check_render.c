@@ -17,7 +17,8 @@ static void setup(void)
     base_buf_init(&out);
     json = NULL;
     answer = (struct srv_answer){ .endpoint = SRV_CHAT, .id = "chatcmpl-1", .model = "m\"x",
-                                  .created = 12, .prompt_tokens = 3, .answer_tokens = 4 };
+                                  .created = 12, .prompt_tokens = 3, .cached_tokens = 2,
+                                  .answer_tokens = 4 };
 }
 
 static void teardown(void)
@@ -72,6 +73,8 @@ START_TEST(a_chat_answer)
     ck_assert_str_eq(text_at(choice, "finish_reason"), "length");
     const struct port_json *usage = port_json_get(reply, "usage");
     ck_assert_int_eq(port_json_as_i64(port_json_get(usage, "total_tokens")), 7);
+    const struct port_json *details = port_json_get(usage, "prompt_tokens_details");
+    ck_assert_int_eq(port_json_as_i64(port_json_get(details, "cached_tokens")), 2);
 }
 END_TEST
 
