@@ -482,6 +482,16 @@ static struct eng_seq *owner_of(const struct eng_batch *batch, uint32_t row)
     return batch->members[batch->row_member[row]];
 }
 
+/* Behind the last row of the sequence that this row is of. */
+static uint32_t end_of(const struct eng_batch *batch, uint32_t row)
+{
+    const uint32_t member = batch->row_member[row];
+    while (row < batch->count && batch->row_member[row] == member) {
+        row++;
+    }
+    return row;
+}
+
 /* Chunk = one row of logits. Sequences have their own random numbers, so any thread may draw. */
 static void row_draw(void *context, uint32_t chunk, unsigned thread)
 {
@@ -532,11 +542,12 @@ static void show_logits(struct eng *eng, const struct eng_batch *batch, const ui
     }
 }
 
-/* The rows of the chunk before its last one, when somebody asked to see them. */
-static void show_prompt_logits(struct eng *eng, const struct eng_batch *batch, uint32_t end)
+/* A prompt's rows before its last one, when somebody asked to see them. */
+static void show_prompt_logits(struct eng *eng, const struct eng_batch *batch, uint32_t begin,
+                               uint32_t end)
 {
     uint32_t *rows = eng->core.plan.head_rows, most = eng->limits.plan.decode_rows + 1;
-    for (uint32_t row = batch->decode_count; row < end;) {
+    for (uint32_t row = begin; row < end;) {
         uint32_t count = 0;
         while (count < most && row < end) {
             eng->core.plan.head_whole[count] = true;
@@ -564,20 +575,18 @@ static uint32_t choose_whole(struct eng *eng, const struct eng_batch *batch, con
 static void sample_batch(struct eng *eng, const struct eng_batch *batch)
 {
     uint32_t *rows = eng->core.plan.head_rows, count = 0;
-    uint32_t chunk = batch->count - batch->decode_count;
-    if (chunk > 0) {
-        const struct eng_seq *seq = batch->members[batch->member_count - 1];
-        bool last = seq->computed == seq->token_count;
+    for (uint32_t row = batch->decode_count, end; row < batch->count; row = end) {
+        const struct eng_seq *seq = owner_of(batch, row);
+        end = end_of(batch, row);
         if (eng->hooks.logits && seq->prompt_logits && seq->error.code == 0) {
-            show_prompt_logits(eng, batch, batch->count - last);
+            show_prompt_logits(eng, batch, row, end - (seq->computed == seq->token_count));
         }
-        for (uint32_t row = 0; row < batch->decode_count + last; row++) {
-            rows[count++] = row < batch->decode_count ? row : batch->count - 1;
-        }
-    } else {
-        for (; count < batch->decode_count; count++) {
-            rows[count] = count;
-        }
+    }
+    /* The last row of each sequence whose tokens are all computed. */
+    for (uint32_t row = 0, end; row < batch->count; row = end) {
+        const struct eng_seq *seq = owner_of(batch, row);
+        end = end_of(batch, row);
+        if (seq->computed == seq->token_count) rows[count++] = end - 1;
     }
     /* Rows of sequences that failed have no logits. */
     uint32_t kept = 0;

@@ -57,8 +57,9 @@ struct eng_ranks;
     O(prefix_caching, BOOL, "scheduler.enable_prefix_caching", "false", "", "", \
       "a request takes KV blocks of earlier ones that began alike instead of computing them; " \
       "the same bits") \
-    O(batch_wait, TIME, "scheduler.batch_wait_timeout", "0", "", "", \
-      "wait this long for company; not built yet: a request joins at the next step") \
+    O(batch_wait, TIME, "scheduler.batch_wait_timeout", "0", "0..10s", "", \
+      "how long a server with nothing to do lets a request wait for company before its prompt is " \
+      "computed: prompts of one step read the experts that they share once") \
     O(max_model_len, UINT, "scheduler.max_model_len", "0", "", "tokens", \
       "longest sequence; 0 = what the model allows, at most 4096")
 
@@ -175,7 +176,7 @@ int64_t eng_submit(struct eng *eng, const struct eng_request *request, struct ba
 /* Ends a request without calling its on_piece again; unknown ids are ignored. */
 void eng_cancel(struct eng *eng, uint64_t request);
 
-/* Runs one step: a batch of generated tokens and at most one prompt chunk. Returns the number of
+/* Runs one step: a batch of generated tokens and a chunk of prompts. Returns the number of
  * requests still alive (0 = idle), or a negative code that no request can survive: all of them have
  * been told, eng_failure says why, and the process has to end. */
 int eng_step(struct eng *eng);

@@ -103,20 +103,18 @@ void eng_scheduler_sweep(struct eng_scheduler *scheduler)
     sweep_list(scheduler, &scheduler->running, &scheduler->running_count);
 }
 
-static void admit(struct eng_scheduler *scheduler)
+/* Lets the sequence in that has waited longest; NULL if there is none, or no room for it. */
+static struct eng_seq *admit(struct eng_scheduler *scheduler)
 {
     struct eng_seq *seq = scheduler->waiting;
-    if (!seq || scheduler->running_count >= scheduler->config.seqs_max) return;
-    for (const struct eng_seq *other = scheduler->running; other; other = other->next) {
-        if (other->state == ENG_SEQ_PROMPT) return;
-    }
+    if (!seq || scheduler->running_count >= scheduler->config.seqs_max) return NULL;
     /* Held first: what is idle and known to begin this text is no room for the rest of it. */
     eng_seq_take_known(seq, scheduler->kv);
     uint32_t need = eng_kv_blocks_for(scheduler->kv, seq->token_count) - seq->block_count;
     uint32_t spare = scheduler->running ? scheduler->config.watermark_blocks : 0;
     if (eng_kv_room(scheduler->kv) < (uint64_t)need + spare) {
         eng_seq_drop_blocks(seq, scheduler->kv);
-        return;
+        return NULL;
     }
     if (!seq->let_in) seq->reused = seq->computed;
     seq->let_in = true;
@@ -129,6 +127,7 @@ static void admit(struct eng_scheduler *scheduler)
     /* Taken now, so that what was promised to this prompt does not go to others meanwhile. */
     bool reserved = eng_seq_reserve(seq, scheduler->kv, seq->token_count);
     MUST(reserved);
+    return seq;
 }
 
 /* Sends the sequence that was let in last back to the head of the queue. */
@@ -180,24 +179,35 @@ static void add_rows(struct eng_batch *batch, struct eng_seq *seq, uint32_t coun
     }
 }
 
+/* As much of a prompt as there is room for in the chunk; the room that is left. */
+static uint32_t add_prompt(struct eng_batch *batch, struct eng_seq *seq, uint32_t room)
+{
+    uint32_t left = seq->token_count - seq->computed;
+    uint32_t count = left < room ? left : room;
+    add_rows(batch, seq, count, TIER_PREFILL);
+    /* What it generated before it was sent back stands behind all prompts. */
+    return seq->token_count > seq->prompt_count ? 0 : room - count;
+}
+
 const struct eng_batch *eng_scheduler_next(struct eng_scheduler *scheduler)
 {
+    const struct eng_scheduler_config *config = &scheduler->config;
     struct eng_batch *batch = &scheduler->batch;
     batch->count = batch->decode_count = batch->member_count = 0;
     reserve_next_tokens(scheduler);
-    admit(scheduler);
-    struct eng_seq *prompt = NULL;
     for (struct eng_seq *seq = scheduler->running; seq; seq = seq->next) {
         if (seq->state == ENG_SEQ_GENERATING) add_rows(batch, seq, 1, TIER_DECODE);
-        else if (!prompt) prompt = seq;
     }
     batch->decode_count = batch->count;
-    if (prompt) {
-        uint32_t chunk = prompt->token_count - prompt->computed;
-        uint32_t room = scheduler->config.batch_tokens_max - batch->count;
-        if (chunk > scheduler->config.chunk_tokens_max) chunk = scheduler->config.chunk_tokens_max;
-        if (chunk > room) chunk = room;
-        add_rows(batch, prompt, chunk, TIER_PREFILL);
+    uint32_t room = config->batch_tokens_max - batch->count;
+    if (room > config->chunk_tokens_max) room = config->chunk_tokens_max;
+    for (struct eng_seq *seq = scheduler->running; seq && room > 0; seq = seq->next) {
+        if (seq->state == ENG_SEQ_PROMPT) room = add_prompt(batch, seq, room);
+    }
+    while (room > 0) {
+        struct eng_seq *seq = admit(scheduler);
+        if (!seq) break;
+        room = add_prompt(batch, seq, room);
     }
     return batch;
 }

@@ -1,8 +1,9 @@
 /* Continuous batching: which sequences and which tokens one step computes.
  *
- * First come, first served. Every generating sequence gets one token a step; beside them at most
- * one prompt is computed, a chunk a step. A waiting sequence is let in when no prompt is under way,
- * a place is free and its prompt fits the KV cache with the watermark left over. When a generating
+ * First come, first served. Every generating sequence gets one token a step; beside them prompts
+ * share a chunk, each after the one before it is whole: experts that they have in common are read
+ * once. A waiting sequence is let in when the chunk has room, a place is free and its prompt fits
+ * the KV cache with the watermark left over. When a generating
  * sequence finds no block, the one let in last gives its blocks back and waits at the head of
  * the queue (its tokens are computed again, to the same bits). Where the cache shares, a sequence
  * begins behind the blocks of its text that are known.
@@ -19,11 +20,12 @@
 #include "engine/seq.h"
 #include "tiering/event.h"
 
-/* Rows of one step: those of generating sequences first, then one prompt's chunk. */
+/* Rows of one step: those of generating sequences first, then prompts, one after the other. Tokens
+ * that were generated before their sequence was sent back come last of all. */
 struct eng_batch {
     uint32_t count, decode_count;
     uint32_t member_count;
-    struct eng_seq **members;   /* member i < decode_count owns row i; the last may own the chunk */
+    struct eng_seq **members;   /* member i < decode_count owns row i; the others are prompts */
     uint32_t *row_member;
     uint32_t *tokens, *positions;
     uint64_t *seqs;

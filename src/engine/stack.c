@@ -94,8 +94,7 @@ int eng_stack_check(const struct eng_stack_config *config, struct base_err *err)
     struct eng_stack_config copy = *config;
     struct base_option_group groups[ENG_STACK_GROUPS];
     size_t count = eng_stack_groups(&copy, groups);
-    int rc = eng_unbuilt_check(groups, count, err);
-    if (rc == 0) rc = check_device(&copy.tier, err);
+    int rc = check_device(&copy.tier, err);
     if (rc == 0) rc = eng_ranks_check(&copy.ranks, err);
     if (rc == 0 && copy.comm.kind == COMM_NCCL && !on_card(&copy)) {
         return base_err_set(err, BASE_ECONFIG,

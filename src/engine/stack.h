@@ -13,7 +13,6 @@
 #include "engine/landing.h"
 #include "engine/peers.h"
 #include "engine/ranks.h"
-#include "engine/unbuilt.h"
 #include "model/chat.h"
 #include "predictor/trace.h"
 
@@ -32,8 +31,8 @@ struct eng_stack_config {
 enum { ENG_STACK_GROUPS = 8 };
 size_t eng_stack_groups(struct eng_stack_config *config, struct base_option_group *groups);
 
-/* Refuses what no build of these parts can do (engine/unbuilt.h): BASE_ECONFIG with the key and the
- * reason. eng_stack_open asks too. */
+/* Refuses settings that could not take effect: BASE_ECONFIG with the key and the reason.
+ * eng_stack_open asks too. */
 int eng_stack_check(const struct eng_stack_config *config, struct base_err *err);
 
 struct eng_stack {

@@ -164,28 +164,56 @@ static void run_job(struct srv_drive *d)
     sem_post(&job->done);       /* last: it is the waiter's memory */
 }
 
+static void take_pokes(struct srv_drive *d)
+{
+    uint64_t count;
+    while (read(d->wake_fd, &count, sizeof count) < 0) {
+        MUST(errno == EINTR);
+    }
+}
+
+/* The first request after a rest: whoever comes within company_ns begins with it. */
+static void await_company(struct srv_drive *d)
+{
+    const uint64_t until_ns = base_now_ns() + d->company_ns;
+    struct pollfd wake = { .fd = d->wake_fd, .events = POLLIN };
+    while (!atomic_load(&d->stop) && d->active_count > 0 && d->active_count < d->company_max) {
+        const uint64_t now_ns = base_now_ns();
+        if (now_ns >= until_ns) return;
+        const uint64_t idle_ns = eng_idle(d->engine) * UINT64_C(1000000);
+        const uint64_t left_ns = until_ns - now_ns < idle_ns ? until_ns - now_ns : idle_ns;
+        struct timespec left = { .tv_sec = (time_t)(left_ns / 1000000000),
+                                 .tv_nsec = (long)(left_ns % 1000000000) };
+        if (ppoll(&wake, 1, &left, NULL) <= 0) continue;
+        take_pokes(d);
+        run_job(d);
+        submit_waiting(d);
+        if (atomic_exchange(&d->cancels, false)) sweep(d);
+    }
+}
+
 /* Lets the tiers use the time, then sleeps until there is something to do for them or others. */
 static void idle(struct srv_drive *d)
 {
     uint32_t ms = eng_idle(d->engine);
     struct pollfd wake = { .fd = d->wake_fd, .events = POLLIN };
-    uint64_t count;
     if (d->idle && d->idle(d->idle_context) && ms > IDLE_MS) ms = IDLE_MS;
     if (ms < UINT32_MAX && poll(&wake, 1, (int)ms) <= 0) return;
-    while (read(d->wake_fd, &count, sizeof count) < 0) {
-        MUST(errno == EINTR);
-    }
+    take_pokes(d);
 }
 
 static void *drive(void *context)
 {
     struct srv_drive *d = context;
     while (!atomic_load(&d->stop)) {
+        const bool rested = d->active_count == 0;
         run_job(d);
         submit_waiting(d);
         if (atomic_exchange(&d->cancels, false)) {
             sweep(d);
         }
+        if (rested && d->company_ns > 0) await_company(d);
+        if (atomic_load(&d->stop)) break;
         int alive = 0;
         if (d->active_count > 0) {
             alive = eng_step(d->engine);
@@ -203,7 +231,8 @@ static void *drive(void *context)
             d->news = false;
             srv_hub_news(d->hub);
         }
-        if (d->active_count == 0 && !d->waiting) {
+        /* Whoever stops it may have poked while it awaited company. */
+        if (d->active_count == 0 && !d->waiting && !atomic_load(&d->stop)) {
             idle(d);
         }
     }
@@ -221,7 +250,8 @@ int srv_drive_open(struct srv_drive *d, struct eng *engine, struct srv_hub *hub,
                    struct base_err *err)
 {
     *d = (struct srv_drive){ .engine = engine, .hub = hub, .held_max = held_max, .wake_fd = -1,
-                             .idle = d->idle, .idle_context = d->idle_context };
+                             .idle = d->idle, .idle_context = d->idle_context,
+                             .company_ns = d->company_ns, .company_max = d->company_max };
     d->waiting_end = &d->waiting;
     d->active = calloc(held_max, sizeof *d->active);
     uint32_t places = 2;

@@ -2,6 +2,9 @@
  *
  *     loop: take a job, submissions and cancellations, run one step, tell the hub; sleep when idle
  *
+ * A request that finds it idle may wait a little for company (company_ns): prompts of one step read
+ * the experts that they share once.
+ *
  * Between steps it may allocate (the engine copies a prompt); inside a step it only puts records
  * into rings. It never waits for a client.
  */
@@ -29,6 +32,8 @@ struct srv_drive {
     /* Set before open. Called when there is nothing to do: true = again soon, unasked. */
     bool (*idle)(void *context);
     void *idle_context;
+    uint64_t company_ns;        /* how long the first request waits for others */
+    unsigned company_max;       /* with so many there is nobody left to wait for */
     _Atomic(struct srv_drive_job *) job;
     atomic_bool over;           /* the thread takes no jobs any more */
     struct srv_hub *hub;

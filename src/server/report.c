@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/str.h"
 #include "engine/report.h"
 #include "server/change.h"
 #include "server/srv.h"
@@ -38,6 +39,17 @@ static void report_admin(struct tier_report *report, const struct srv *srv)
                                   : "no socket could be made; the log says why");
 }
 
+static void report_company(struct tier_report *report, uint64_t wait_ns)
+{
+    char text[16];
+    struct tier_report_row *row =
+        tier_report_add(report, "scheduler.batch_wait_timeout",
+                        wait_ns ? base_str_duration(text, sizeof text, wait_ns) : "0");
+    tier_report_note(row, wait_ns ? TIER_ACTIVE : TIER_OFF, "%s", wait_ns ?
+                     "a request that finds nothing running waits for company" :
+                     "a request that finds nothing running begins at once");
+}
+
 void srv_report_json(struct base_buf *to, struct srv *srv, const struct tier_snapshot *tier)
 {
     /* Both are too large for a worker's stack. */
@@ -48,6 +60,7 @@ void srv_report_json(struct base_buf *to, struct srv *srv, const struct tier_sna
         srv_change_current(srv, now);
         eng_report(report, srv->stack, &now->stack, tier);
         report_admin(report, srv);
+        report_company(report, now->stack.engine.batch_wait);
         for (uint32_t i = 0; i < report->count; i++) {
             base_buf_puts(to, i ? "," : "");
             put_row(to, &report->rows[i]);

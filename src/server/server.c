@@ -160,6 +160,8 @@ int srv_open(struct srv **out, const struct srv_open_args *args, struct base_err
     srv->hub.cancelled_context = &srv->drive;
     srv->drive.idle = srv_change_idle;
     srv->drive.idle_context = srv;
+    srv->drive.company_ns = args->settings->stack.engine.batch_wait;
+    srv->drive.company_max = (unsigned)args->settings->stack.engine.max_num_seqs;
     rc = srv_drive_open(&srv->drive, args->stack->engine, &srv->hub,
                         (unsigned)srv->config.requests_max, err);
     if (rc < 0) goto fail;

@@ -94,7 +94,7 @@ static void absorb(struct eng_cuda *cuda, const struct eng_layer *layer)
     eng_cuda_keep(cuda, kern_cuda_absorb(&args, cuda->stream), "carrying queries into the latent");
 }
 
-/* Generated tokens row by row, the chunk in tiles of one sequence: the same bits either way. */
+/* Generated tokens row by row, prompts in tiles of one sequence: the same bits either way. */
 static void attend(struct eng_cuda *cuda, uint32_t layer_index)
 {
     const struct eng_core *core = cuda->core;

@@ -44,7 +44,7 @@ static uint64_t step_bytes(const struct eng_limits *l, const struct model_shape 
     const uint64_t rows = l->plan.rows, members = (uint64_t)l->plan.decode_rows + 1;
     return rows * (3 * sizeof(uint32_t) + s->qk_rope_dim * sizeof(float)) +
            members * l->kv_blocks_per_seq * sizeof(uint32_t) +
-           (rows / KERN_CUDA_QUERIES + 1 + ENG_SPANS) * sizeof(struct kern_cuda_run) + 1024;
+           (rows / KERN_CUDA_QUERIES + members + ENG_SPANS) * sizeof(struct kern_cuda_run) + 1024;
 }
 
 /* What a layer's experts need, for both kinds of rows together: pairs, a row's pairs, and for each

@@ -24,16 +24,16 @@ static void put_floats(struct eng_cuda *cuda, const float *from, size_t count, c
     *device = at;
 }
 
-/* Tokens of the prompt in the batch's chunk; those behind them were generated, before the sequence
+/* Tokens of prompts in the batch's chunk; those behind them were generated, before their sequence
  * had to give its blocks back. */
 static uint32_t prompt_rows(const struct eng_batch *batch)
 {
-    const uint32_t chunk = batch->count - batch->decode_count;
-    if (chunk == 0) return 0;
-    const struct eng_seq *seq = batch->members[batch->member_count - 1];
-    const uint32_t first = batch->positions[batch->decode_count];
-    if (first >= seq->prompt_count) return 0;
-    return seq->prompt_count - first < chunk ? seq->prompt_count - first : chunk;
+    uint32_t row = batch->decode_count;
+    while (row < batch->count &&
+           batch->positions[row] < batch->members[batch->row_member[row]]->prompt_count) {
+        row++;
+    }
+    return row - batch->decode_count;
 }
 
 static void put_spans(struct eng_cuda *cuda)
@@ -54,20 +54,25 @@ static void put_spans(struct eng_cuda *cuda)
     }
 }
 
-/* The chunk's rows, so many at once as attention takes together. */
+/* The chunk's rows, so many of one sequence at once as attention takes together. */
 static void put_tiles(struct eng_cuda *cuda)
 {
     const struct eng_batch *batch = cuda->step.batch;
-    const uint32_t chunk = batch->count - batch->decode_count;
-    const uint32_t count = (chunk + KERN_CUDA_QUERIES - 1) / KERN_CUDA_QUERIES;
+    const uint32_t prompts = batch->member_count - batch->decode_count;
+    const uint32_t most = (batch->count - batch->decode_count) / KERN_CUDA_QUERIES + prompts;
     const void *at;
-    struct kern_cuda_run *tiles = eng_wire_take(&cuda->step_wire, count * sizeof *tiles, &at);
-    for (uint32_t i = 0; i < count; i++) {
-        const uint32_t done = i * KERN_CUDA_QUERIES, left = chunk - done;
-        tiles[i].expert = 0;
-        tiles[i].first = batch->decode_count + done;
-        tiles[i].count = left < KERN_CUDA_QUERIES ? left : (uint32_t)KERN_CUDA_QUERIES;
+    struct kern_cuda_run *tiles = eng_wire_take(&cuda->step_wire, most * sizeof *tiles, &at);
+    uint32_t count = 0;
+    for (uint32_t row = batch->decode_count; row < batch->count; row++) {
+        struct kern_cuda_run *tile = &tiles[count ? count - 1 : 0];
+        if (count > 0 && tile->count < KERN_CUDA_QUERIES &&
+            batch->row_member[tile->first] == batch->row_member[row]) {
+            tile->count++;
+        } else {
+            tiles[count++] = (struct kern_cuda_run){ .first = row, .count = 1 };
+        }
     }
+    MUST(count <= most);
     cuda->step.tiles = at;
     cuda->step.tile_count = count;
 }

@@ -164,7 +164,6 @@ static void check_admission(struct game *g, uint32_t free_before, uint32_t runni
         uint32_t id = (uint32_t)seq->id;
         if (g->let_in[id]) continue;
         HOLDS_MSG(id > g->last_admitted, "seed %u: request %u overtook", g->seed, id);
-        HOLDS(!seq->next);
         if (running_before > 0 && g->scheduler.preempted == 0) {
             ck_assert_msg(eng_kv_room(&g->kv) >= g->scheduler.config.watermark_blocks,
                           "seed %u: %u blocks left, the watermark is %u", g->seed,
@@ -176,16 +175,30 @@ static void check_admission(struct game *g, uint32_t free_before, uint32_t runni
     }
 }
 
+/* Who waits though the chunk has room does so for want of a place or of blocks. */
+static void check_fullness(const struct game *g, const struct eng_batch *batch)
+{
+    const struct eng_scheduler_config *config = &g->scheduler.config;
+    const struct eng_seq *seq = g->scheduler.waiting;
+    const struct eng_seq *last = batch->count > 0 ? batch->members[batch->member_count - 1] : NULL;
+    if (!seq || g->kv.shares || g->scheduler.running_count == config->seqs_max) return;
+    if (batch->count == config->batch_tokens_max) return;
+    if (batch->count - batch->decode_count == config->chunk_tokens_max) return;
+    if (last && last->state == ENG_SEQ_PROMPT && last->token_count > last->prompt_count) return;
+    HOLDS_MSG(eng_kv_room(&g->kv) <
+                  eng_kv_blocks_for(&g->kv, seq->token_count) + config->watermark_blocks,
+              "seed %u: request %llu could have come in", g->seed, (unsigned long long)seq->id);
+}
+
 static void check_batch(const struct game *g, const struct eng_batch *batch)
 {
     const struct eng_scheduler_config *config = &g->scheduler.config;
-    uint32_t prompts = 0, generating = 0, row = 0;
+    uint32_t prompts = 0, generating = 0, unfinished = 0, row = 0;
     HOLDS(batch->count <= eng_scheduler_rows_max(config));
     for (const struct eng_seq *seq = g->scheduler.running; seq; seq = seq->next) {
         prompts += seq->state == ENG_SEQ_PROMPT;
         generating += seq->state == ENG_SEQ_GENERATING;
     }
-    HOLDS(prompts <= 1);
     HOLDS(prompts + generating <= config->seqs_max);
     HOLDS(batch->decode_count == generating);
     HOLDS(batch->member_count == generating + prompts);
@@ -200,9 +213,15 @@ static void check_batch(const struct game *g, const struct eng_batch *batch)
             HOLDS(batch->phases[row] == (row < batch->decode_count ? TIER_DECODE : TIER_PREFILL));
             HOLDS(at < seq->token_count);
             HOLDS(at / BLOCK_TOKENS < seq->block_count);
+            /* Behind tokens that were generated before stands no prompt. */
+            HOLDS(row < batch->decode_count || at < seq->prompt_count ||
+                  m == batch->member_count - 1);
         }
+        unfinished += row > 0 && batch->positions[row - 1] + 1 < seq->token_count;
     }
     HOLDS(row == batch->count);
+    HOLDS(unfinished <= 1);
+    check_fullness(g, batch);
 }
 
 static uint64_t longer(uint64_t text, uint32_t token)

@@ -1,5 +1,6 @@
 /* The engine thread stops while HTTP threads still hand over requests and jobs: each is answered or
- * refused, none is lost. The engine is a fake one, linked in place of the real. */
+ * refused, none is lost; a request that finds it idle waits for company, as long as others can
+ * come. The engine is a fake one, linked in place of the real. */
 #include <check.h>
 #include <errno.h>
 #include <sched.h>
@@ -16,6 +17,7 @@ enum { HELD_MAX = 8, THREADS = 4, ROUNDS = 40, HANGS_MS = 20000 };
 
 static struct eng_request taken[HELD_MAX];
 static unsigned taken_count;
+static atomic_uint steps, together;     /* requests of the step that had most */
 
 int64_t eng_submit(struct eng *eng, const struct eng_request *request, struct base_err *err)
 {
@@ -28,6 +30,8 @@ int64_t eng_submit(struct eng *eng, const struct eng_request *request, struct ba
 int eng_step(struct eng *eng)
 {
     (void)eng;
+    atomic_fetch_add(&steps, 1);
+    if (taken_count > atomic_load(&together)) atomic_store(&together, taken_count);
     while (taken_count > 0) {
         struct eng_piece piece = { .token = 1, .text = "x", .size = 1, .finish = ENG_LENGTH };
         struct eng_request *request = &taken[--taken_count];
@@ -151,12 +155,99 @@ START_TEST(requests_that_come_as_it_stops_are_answered_or_refused)
 }
 END_TEST
 
+/* ----------------------------------------------------------------------------------- company -- */
+
+enum { COMPANY = 4 };
+
+static struct srv_session *submitted(void)
+{
+    struct srv_ask request = { .stream = true };
+    struct srv_session *session = srv_session_create(&hub, &request, &model, 8192);
+    ck_assert_ptr_nonnull(session);
+    ck_assert_int_eq(srv_drive_submit(&drive, session), 0);
+    return session;
+}
+
+static void open_waiting(uint64_t company_ns)
+{
+    struct base_err err = { 0 };
+    ck_assert_int_eq(srv_hub_open(&hub, 1000000000, &err), 0);
+    hub.cancelled = on_cancelled;
+    hub.cancelled_context = &drive;
+    drive = (struct srv_drive){ .company_ns = company_ns, .company_max = COMPANY };
+    ck_assert_int_eq(srv_drive_open(&drive, NULL, &hub, HELD_MAX, &err), 0);
+    atomic_store(&steps, 0);
+    atomic_store(&together, 0);
+}
+
+static void close_waiting(void)
+{
+    srv_drive_stop(&drive);
+    srv_hub_close(&hub);
+    srv_drive_close(&drive);
+}
+
+/* Longer than any test: what ends the wait is that nobody else can come, or that nobody is left. */
+static const uint64_t FOREVER_NS = UINT64_C(3600000000000);
+
+START_TEST(a_request_waits_for_company)
+{
+    struct srv_session *sessions[COMPANY];
+    open_waiting(FOREVER_NS);
+    for (int round = 1; round <= 3; round++) {
+        for (int i = 0; i < COMPANY; i++) {
+            sessions[i] = submitted();
+            nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL);
+            if (i < COMPANY - 1) ck_assert(!atomic_load(&sessions[0]->ended));
+        }
+        for (int i = 0; i < COMPANY; i++) {
+            ck_assert(ends(sessions[i]));
+            ck_assert_int_eq(sessions[i]->end_finish, ENG_LENGTH);
+            srv_session_unref(sessions[i]);
+        }
+        ck_assert_uint_eq(atomic_load(&steps), round);
+        ck_assert_uint_eq(atomic_load(&together), COMPANY);
+    }
+    close_waiting();
+}
+END_TEST
+
+START_TEST(waiting_for_company_ends_with_who_waits)
+{
+    open_waiting(FOREVER_NS);
+    struct srv_session *session = submitted();
+    atomic_store(&session->cancelled, true);
+    srv_drive_cancelled(&drive);
+    ck_assert_msg(ends(session), "a client that left is waited for");
+    ck_assert_int_eq(session->end_finish, ENG_FAILED);
+    srv_session_unref(session);
+    /* Jobs are run meanwhile, and the drive stops. */
+    session = submitted();
+    struct srv_drive_job job = { .run = run_job };
+    ck_assert_int_eq(srv_drive_run(&drive, &job), 0);
+    close_waiting();
+    ck_assert(atomic_load(&session->ended));
+    srv_session_unref(session);
+    ck_assert_uint_eq(atomic_load(&together), 0);
+    /* Nobody comes: it begins alone. */
+    open_waiting(1000000);
+    session = submitted();
+    ck_assert(ends(session));
+    ck_assert_int_eq(session->end_finish, ENG_LENGTH);
+    srv_session_unref(session);
+    close_waiting();
+    ck_assert_uint_eq(atomic_load(&together), 1);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("drive");
     TCase *cases = tcase_create("drive");
     tcase_set_timeout(cases, 100);
     tcase_add_test(cases, requests_that_come_as_it_stops_are_answered_or_refused);
+    tcase_add_test(cases, a_request_waits_for_company);
+    tcase_add_test(cases, waiting_for_company_ends_with_who_waits);
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
