@@ -5,7 +5,8 @@
 #include "predictor/import.h"
 #include "tests/unit/predictor/support.h"
 
-enum { LAYERS = 2, EXPERTS = 16, TOP_K = 2, STEPS = 30, SEQUENCES = 10, GAP = 12, LOST = 7 };
+/* Each writer draws anew which sequences are in its share: of so many neither all nor none. */
+enum { LAYERS = 2, EXPERTS = 16, TOP_K = 2, STEPS = 60, SEQUENCES = 60, GAP = 12, LOST = 7 };
 
 static const struct pred_selection everything = {
     .seq_last = UINT64_MAX, .step_last = UINT64_MAX, .share = 1, .phase = -1,
