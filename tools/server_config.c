@@ -8,6 +8,7 @@
 #include "engine/limits.h"
 #include "port/yaml.h"
 #include "server/admin_socket.h"
+#include "server/cors.h"
 #include "tools/fetch.h"
 
 /* configs/cpu-only.yaml, made into a string by the build. */
@@ -84,6 +85,7 @@ int cli_server_config_read(struct srv_settings *to, const struct cli_server_sour
         to->server.port = before.port;
         memcpy(to->server.admin_listen, before.admin_listen, sizeof before.admin_listen);
     }
+    if (rc >= 0) rc = srv_cors_check(to->server.cors_origins, err);
     if (rc >= 0 && !from->schema_only) rc = eng_stack_check(&to->stack, err);
     return rc < 0 ? rc : 0;
 }

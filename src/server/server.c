@@ -15,7 +15,6 @@
 #include "engine/limits.h"
 #include "server/admin_config.h"
 #include "server/change.h"
-#include "server/cors.h"
 #include "server/http.h"
 #include "server/route.h"
 #include "server/srv.h"
@@ -72,10 +71,8 @@ int srv_bind(struct srv_socket *to, const struct srv_config *config, struct base
     struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE };
     struct addrinfo *found;
     to->fd = -1;
-    int rc = srv_cors_check(config->cors_origins, err);
-    if (rc < 0) return rc;
     snprintf(port, sizeof port, "%llu", (unsigned long long)config->port);
-    rc = getaddrinfo(config->listen[0] ? config->listen : NULL, port, &hints, &found);
+    int rc = getaddrinfo(config->listen[0] ? config->listen : NULL, port, &hints, &found);
     if (rc != 0) {
         return base_err_set(err, -EINVAL,
                             "server.listen: '%s' is no address of this machine (%s); try 127.0.0.1 "

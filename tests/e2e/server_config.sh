@@ -35,6 +35,10 @@ for pair in prefetch.enabled=true prefetch.bandwidth_share=50% prefetch.experts_
 done
 yaml 'predictor:\n  kind: none\nprefetch:\n  enabled: true\n'
 refuse 'prefetch.enabled: true cannot take effect' --config "$work/x.yaml" --model "$model"
+for check in '--model' '--check-config --model' '--check-config --schema-only --model'; do
+    # shellcheck disable=SC2086
+    refuse "server.cors_origins: 'localhost:3000' is no origin" --set server.cors_origins=http://a,localhost:3000 $check "$model"
+done
 refuse 'server.prot' --set server.prot=1 --model "$model"
 refuse '--port' --port 70000 --model "$model"
 refuse '--model DIR is missing'

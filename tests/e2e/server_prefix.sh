@@ -39,9 +39,15 @@ stop_server
 if grep -q 'enable_prefix_caching' "$work/server.log"; then fail 'the report has what was not asked for'; fi
 awk '$2 != 0 { exit 1 }' "$work/plain" || fail "cached tokens where nothing is kept: $(cat "$work/plain")"
 
+# Where experts are imposed a text alone does not say what its KV holds.
+if "$bin/tier-bench" decode --model "$model" --routing uniform --rounds 1 --tokens 2 --quiet \
+    --set scheduler.enable_prefix_caching=true >"$work/out" 2>&1; then fail 'blocks are shared though experts are imposed'; fi
+grep -q 'enable_prefix_caching: true cannot take effect' "$work/out" || fail "no reason: $(cat "$work/out")"
+
 for room in auto 400KiB; do
     rm -f "$work/trace"
-    start_server --set scheduler.enable_prefix_caching=true --set kv.capacity=$room --trace "$work/trace"
+    start_server --set scheduler.enable_prefix_caching=true --set kv.capacity=$room --trace "$work/trace" \
+        --set scheduler.batch_wait_timeout=5ms
     grep -Eq '^  active +scheduler.enable_prefix_caching: true' "$work/server.log" || fail 'not in the report'
     converse "$work/kept"
     cut -d' ' -f1,3- "$work/plain" >"$work/a"
@@ -67,6 +73,8 @@ for room in auto 400KiB; do
     for i in 1 2 3 4; do grep -q '"finish_reason"' "$work/at-once-$i" || fail "$(cat "$work/at-once-$i")"; done
     "$bin/tier-stats" --once --url "$url" >"$work/stats"
     grep -q 'not computed again' "$work/stats" || fail "tier-stats: $(cat "$work/stats")"
+    "$bin/tier-stats" --once --url "$url" --by report >"$work/stats"
+    grep -Eq 'active +scheduler.batch_wait_timeout' "$work/stats" || fail "no wait for company: $(cat "$work/stats")"
     stop_server
     "$bin/tier-replay" run "$work/trace" --as-recorded >"$work/replay" 2>&1 || fail "replay differs: $(cat "$work/replay")"
     echo "kv.capacity $room: $total of $(awk '{ n += $1 } END { print n }' "$work/kept") prompt tokens were there already"
